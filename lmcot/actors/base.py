@@ -1,0 +1,73 @@
+"""What all actors share: how they are called, and how their errors come back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lmcot.errors import UserError
+
+_USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteError:
+    """An error inside an actor, returned instead of raised.
+
+    RLlib's actor manager retires an actor on any task error; one that merely refused its work is
+    healthy.
+    """
+
+    message: str
+    details: str
+    users: bool
+    """Whether it is the user's to mend."""
+
+    def to_exception(self, actor: str) -> Exception:
+        """The error as the driver raises it."""
+        if self.users:
+            return UserError(self.message)
+        return RuntimeError(f"the {actor} failed: {self.message}\n{self.details}")
+
+
+class ActorBase:
+    """Answers RLlib's actor manager: `ping` and `apply`."""
+
+    def ping(self) -> str:
+        """Health probe."""
+        return "pong"
+
+    def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Runs ``func(self, ...)``; what it raises is returned as a `RemoteError`."""
+        try:
+            return func(self, *args, **kwargs)
+        except UserError as error:
+            return RemoteError(str(error), "", users=True)
+        except OSError as error:
+            users = error.errno in _USERS_TO_MEND
+            return RemoteError(str(error), traceback.format_exc(), users)
+        except Exception as error:  # the boundary of the process: it is raised again in the driver
+            message = f"{type(error).__name__}: {error}"
+            return RemoteError(message, traceback.format_exc(), users=False)
+
+
+def prepare_process(threads: int) -> None:
+    """Fixes the number of threads of this process and quietens the libraries.
+
+    Results to the bit depend on the number of threads. Ray sets OMP_NUM_THREADS to the actor's
+    CPUs, which torch would otherwise take up.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import torch
+    import transformers
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    torch.set_num_threads(threads)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

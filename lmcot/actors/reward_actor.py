@@ -1,0 +1,50 @@
+"""Judges rationales: with the frozen LM, or by the toy task's rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lmcot.actors.base import ActorBase, prepare_process
+from lmcot.actors.frozen_actor import RemoteFrozenLM
+from lmcot.actors.units import JudgeUnit
+from lmcot.config import Config
+from lmcot.data.prompts import load_templates
+from lmcot.records import Judgement
+from lmcot.rewards.combine import judge_increasing
+from lmcot.rewards.judge import RewardModel
+
+
+class RewardActor(ActorBase):
+    """A client of the frozen-LM fleet; holds no model itself."""
+
+    def __init__(self, config: Config) -> None:
+        prepare_process(config.actors.reward.threads)
+        self._config = config
+
+    def setup(self, frozen_handles: list[Any]) -> None:
+        """Connects to the frozen LM's actors, where the rewards need them.
+
+        Not in the constructor: Ray could not restart an actor whose arguments went out of scope.
+        """
+        config = self._config
+        if config.rewards.kind != "guidance" or config.frozen is None:
+            return
+        frozen = RemoteFrozenLM(
+            frozen_handles,
+            identity="remote",
+            parameters=None,
+            timeout_s=config.actors.unit_timeout_s,
+        )
+        self._model = RewardModel(
+            config.rewards,
+            frozen,
+            load_templates(config.prompts.templates),
+            config.prompts.demonstrations,
+            config.frozen.max_answer_tokens,
+        )
+
+    def judge(self, unit: JudgeUnit) -> list[Judgement]:
+        """One judgement for each rollout of the unit."""
+        if self._config.rewards.kind == "increasing":
+            return judge_increasing(unit.rollouts, self._config.rewards)
+        return self._model.judge(unit.examples, unit.rollouts)

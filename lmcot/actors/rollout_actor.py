@@ -1,0 +1,89 @@
+"""Samples rationales from the small policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lmcot.actors.base import ActorBase, prepare_process
+from lmcot.actors.units import RolloutUnit
+from lmcot.actors.weights import Weights, checksum, load_weights
+from lmcot.config import PolicySettings
+from lmcot.models.generation import generate_unit
+from lmcot.models.sources import eos_ids, load_model
+from lmcot.records import Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class RolloutActor(ActorBase):
+    """Holds one copy of the policy, of the version that it was last told."""
+
+    def __init__(self, policy: PolicySettings, source: str, threads: int) -> None:
+        prepare_process(threads)
+        self._settings = policy
+        self._source = source
+        self._version = 0
+        self._model: PreTrainedModel
+        self._tokenizer: PreTrainedTokenizerBase
+
+    def setup(self) -> None:
+        """Loads the model that the fleet starts from."""
+        self.use_source(self._source)
+
+    def use_source(self, source: str) -> None:
+        """Takes its weights from a model source, as version 0."""
+        self._model, self._tokenizer = load_model(source, self._settings.dtype)
+        self._version = 0
+
+    def use_weights(self, weights: list[Any]) -> None:
+        """Takes up a version that the learner published.
+
+        Args:
+            weights: one object reference, in a list so that Ray does not resolve it on the way.
+        """
+        import ray
+
+        fetched: Weights = ray.get(weights[0])
+        load_weights(self._model, fetched)
+        self._version = fetched.version
+
+    def checksum(self) -> int:
+        """Checksum of the weights that it samples with."""
+        return checksum(self._model)
+
+    def sample(self, unit: RolloutUnit) -> list[Rollout]:
+        """All samples of a unit: question by question, K each.
+
+        Raises:
+            RuntimeError: if the unit asks for another version than the actor holds.
+        """
+        if unit.policy_version != self._version:
+            raise RuntimeError(
+                f"unit {unit.unit_id} wants policy version {unit.policy_version}, but this actor "
+                f"holds version {self._version}"
+            )
+        rows = [(prompt, k) for prompt in unit.prompts for k in range(unit.samples)]
+        generated = generate_unit(
+            self._model,
+            [prompt.prompt_ids for prompt, _ in rows],
+            seeds=[unit.sample_seed(prompt.example_id, k) for prompt, k in rows],
+            max_new_tokens=unit.max_new_tokens,
+            temperature=unit.temperature,
+            eos_ids=eos_ids(self._model, self._tokenizer),
+            pad_id=self._tokenizer.pad_token_id,
+        )
+        return [
+            Rollout(
+                unit_id=unit.unit_id,
+                example_id=prompt.example_id,
+                sample=k,
+                prompt_ids=prompt.prompt_ids,
+                response_ids=one.response_ids,
+                logprobs=one.logprobs,
+                finish_reason="eos" if one.finish_reason == "eos" else "length",
+                text=self._tokenizer.decode(one.response_ids, skip_special_tokens=True).strip(),
+                policy_version=unit.policy_version,
+            )
+            for (prompt, k), one in zip(rows, generated, strict=True)
+        ]

@@ -1,0 +1,116 @@
+"""The `lmcot` command: one subcommand a stage.
+
+Heavy imports happen inside the commands: `lmcot --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmcot import __version__
+from lmcot.errors import Interrupted, UserError
+
+if TYPE_CHECKING:
+    from lmcot.config import Config
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+_STAGES = {
+    "train": "run all stages: annotate, distill, refine, evaluate",
+    "annotate": "gather the teacher's rationales for the training questions",
+    "distill": "train the small LM on the kept rationales",
+    "refine": "refine the small LM by PPO on the frozen LM's rewards",
+    "evaluate": "measure the frozen LM with and without guidance, and write the report",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code (0 done, 2 for the user to mend, 130 interrupted)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except UserError as error:
+        print(f"lmcot: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except Interrupted:
+        print("lmcot: interrupted; the same command goes on from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" (writing {error.filename})" if error.filename else ""
+        print(
+            f"lmcot: no space left on the disk{where}: free some and run the same command again",
+            file=sys.stderr,
+        )
+        return EXIT_USER_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lmcot",
+        description="LM-guided chain of thought: a small language model is distilled and refined "
+        "by PPO to write rationales that help a frozen large one to answer.",
+    )
+    parser.add_argument("--version", action="version", version=f"lmcot {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in _STAGES.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        _add_config(command)
+        command.add_argument(
+            "--run-dir",
+            required=True,
+            type=Path,
+            metavar="DIR",
+            help="where the run leaves everything; the same DIR again goes on with it",
+        )
+        _add_overrides(command)
+    show = commands.add_parser("config", help="check settings and print them as resolved")
+    _add_config(show)
+    _add_overrides(show)
+    return parser
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--config", required=True, metavar="FILE", help="settings, a YAML file (see configs/)"
+    )
+
+
+def _add_overrides(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="settings that replace the file's"
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    from lmcot.config import dump_config, load_config
+
+    config = load_config(options.config, options.overrides)
+    if options.command == "config":
+        print(dump_config(config), end="")
+        return 0
+    return _run_stage(options.command, config, options.run_dir)
+
+
+def _run_stage(command: str, config: Config, run_dir: Path) -> int:
+    from importlib import import_module
+
+    from lmcot.actors.base import prepare_process
+    from lmcot.stages.run import open_run
+
+    prepare_process(threads=1)
+    stage = getattr(import_module(f"lmcot.stages.{command}"), command)
+    with open_run(config, run_dir) as run:
+        stage(run)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Settings: typed, documented, and checked before anything starts.
+
+Variants (frozen backend, teacher, rewards, KL controller, data source) are discriminated unions:
+a wrong combination cannot be written. Every error is one sentence that names the key.
+"""
+
+from lmcot.config.base import Aspect, Dtype, Row
+from lmcot.config.data import (
+    ContextSettings,
+    CountingData,
+    DataSettings,
+    DataSource,
+    FileData,
+    HubData,
+    PromptSettings,
+    SampleData,
+)
+from lmcot.config.load import (
+    check_files,
+    dump_config,
+    fixed_differences,
+    load_config,
+    parse_config,
+    read_yaml_mapping,
+)
+from lmcot.config.models import (
+    AspectSettings,
+    FrozenTeacher,
+    GuidanceRewards,
+    IncreasingRewards,
+    OpenAIFrozen,
+    PolicySettings,
+    SupportingFactsTeacher,
+    TransformersFrozen,
+)
+from lmcot.config.root import RESUME_MAY_CHANGE, Config
+from lmcot.config.runtime import (
+    ActorsSettings,
+    CheckpointSettings,
+    EvaluateSettings,
+    LearnerRole,
+    RoleSettings,
+)
+from lmcot.config.training import (
+    AdaptiveKl,
+    DistillSettings,
+    FixedKl,
+    LearnerSettings,
+    OptimiserSettings,
+    RefineSettings,
+)
+
+__all__ = [
+    "RESUME_MAY_CHANGE",
+    "ActorsSettings",
+    "AdaptiveKl",
+    "Aspect",
+    "AspectSettings",
+    "CheckpointSettings",
+    "Config",
+    "ContextSettings",
+    "CountingData",
+    "DataSettings",
+    "DataSource",
+    "DistillSettings",
+    "Dtype",
+    "EvaluateSettings",
+    "FileData",
+    "FixedKl",
+    "FrozenTeacher",
+    "GuidanceRewards",
+    "HubData",
+    "IncreasingRewards",
+    "LearnerRole",
+    "LearnerSettings",
+    "OpenAIFrozen",
+    "OptimiserSettings",
+    "PolicySettings",
+    "PromptSettings",
+    "RefineSettings",
+    "RoleSettings",
+    "Row",
+    "SampleData",
+    "SupportingFactsTeacher",
+    "TransformersFrozen",
+    "check_files",
+    "dump_config",
+    "fixed_differences",
+    "load_config",
+    "parse_config",
+    "read_yaml_mapping",
+]

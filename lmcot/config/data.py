@@ -1,0 +1,90 @@
+"""Settings of data and prompts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lmcot.config.base import NonNegativeInt, PositiveInt, Settings
+
+
+class SampleData(Settings):
+    """The small HotpotQA sample that comes with lmcot."""
+
+    kind: Literal["sample"]
+    split: Literal["train", "validation"]
+    """Which of the two sample files."""
+
+
+class FileData(Settings):
+    """A file of questions on disk, plain or gzipped."""
+
+    kind: Literal["file"]
+    path: str
+    """Path of the file."""
+    format: Literal["auto", "jsonl", "hotpotqa", "2wikimultihopqa", "musique"] = "auto"
+    """``auto`` tells the official JSON files and lmcot's JSON lines apart by their content."""
+
+
+class HubData(Settings):
+    """A data set of the Hugging Face hub, read through ``datasets``."""
+
+    kind: Literal["hub"]
+    name: str
+    """The data set's id, for example ``hotpotqa/hotpot_qa``."""
+    config: str | None = None
+    """The data set's configuration, for example ``distractor``."""
+    split: str
+    """The split, for example ``validation``."""
+    revision: str | None = None
+    """A commit or tag; the newest if unset."""
+
+
+class CountingData(Settings):
+    """The toy task's prompts: each asks for increasing numbers."""
+
+    kind: Literal["counting"]
+    examples: PositiveInt = 64
+    """How many prompts there are."""
+
+
+DataSource = Annotated[SampleData | FileData | HubData | CountingData, Field(discriminator="kind")]
+
+
+class ContextSettings(Settings):
+    """Which paragraphs the models see."""
+
+    distractors: NonNegativeInt | Literal["all"] = "all"
+    """Paragraphs shown beside the gold ones: a number (0: gold only), or ``all``."""
+    max_tokens: PositiveInt = 1024
+    """Budget of the context in tokens of the small LM; whole sentences are left out from the
+    ends of the paragraphs until it fits. The question is never cut."""
+
+
+class DataSettings(Settings):
+    """Questions to learn from and to measure on."""
+
+    train: DataSource
+    """Questions for annotation, distillation and refinement."""
+    validation: DataSource
+    """Questions for evaluation."""
+    max_train: PositiveInt | None = None
+    """Use only the first so many training questions."""
+    max_validation: PositiveInt | None = None
+    """Use only the first so many validation questions."""
+    on_bad_record: Literal["refuse", "skip"] = "refuse"
+    """A malformed record ends the run with its file and line, or is skipped and counted."""
+    context: ContextSettings = ContextSettings()
+    """Which paragraphs the models see."""
+
+
+class PromptSettings(Settings):
+    """What the models are asked."""
+
+    templates: str = "default"
+    """Name of a template file that comes with lmcot, or the path of one's own YAML file."""
+    demonstrations: NonNegativeInt = 2
+    """Worked examples shown to the frozen LM before the question."""
+    chat: Literal["auto", "never"] = "auto"
+    """``auto`` uses the tokenizer's chat template where it has one."""

@@ -1,0 +1,195 @@
+"""Reading settings: YAML files, ``key.sub=value`` overrides, and errors of one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lmcot.config.data import FileData
+from lmcot.config.root import RESUME_MAY_CHANGE, Config
+from lmcot.errors import UserError
+
+_NOT_A_MAPPING = ("model_type", "model_attributes_type", "dict_type")
+"""Types of pydantic's errors."""
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Settings from a YAML file, with overrides of the form ``key.sub=value`` on top.
+
+    Raises:
+        UserError: naming the key that is wrong, and what would be right.
+    """
+    values = read_yaml_mapping(path)
+    for override in overrides or []:
+        _apply_override(values, override)
+    config = parse_config(values)
+    check_files(config)
+    return config
+
+
+def parse_config(values: dict[str, Any]) -> Config:
+    """Settings from plain values.
+
+    Raises:
+        UserError: one sentence about the first key that is wrong.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_sentence(error)) from None
+
+
+def read_yaml_mapping(path: str | Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        UserError: if the file cannot be read, is not YAML, or holds something else.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"the file '{path}' does not exist: check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the file '{path}' cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise UserError(f"the file '{path}' is not valid YAML: {problem}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"the file '{path}' must hold a mapping of keys to values")
+    return values
+
+
+def dump_config(config: Config) -> str:
+    """The resolved settings as YAML, every default included."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def check_files(config: Config) -> None:
+    """Checks that the files that the settings name are there.
+
+    Raises:
+        UserError: naming the key and the file.
+    """
+    for key, source in (("train", config.data.train), ("validation", config.data.validation)):
+        if isinstance(source, FileData) and not Path(source.path).is_file():
+            raise UserError(f"data.{key}.path names '{source.path}', which is not a file")
+    templates = config.prompts.templates
+    if templates.endswith((".yaml", ".yml")) and not Path(templates).is_file():
+        raise UserError(f"prompts.templates names '{templates}', which is not a file")
+
+
+def fixed_differences(old: Config, new: Config) -> list[str]:
+    """Keys that differ between two configs and that a resume cannot change, dotted, sorted."""
+    before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    return sorted(
+        key
+        for key in changed
+        if not any(key == free or key.startswith(free + ".") for free in RESUME_MAY_CHANGE)
+    )
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.split(".")
+    if not separator or not all(parts):
+        raise UserError(f"the override '{override}' is not of the form key.sub=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"the override '{override}' does not hold a valid YAML value") from None
+    node = values
+    for part in parts[:-1]:
+        child = node.setdefault(part, {})
+        if child is None:
+            child = node[part] = {}
+        if not isinstance(child, dict):
+            raise UserError(
+                f"the override '{override}' goes below '{part}', which is a plain value"
+            )
+        node = child
+    node[parts[-1]] = value
+
+
+def _sentence(error: ValidationError) -> str:
+    # An unknown key explains more than the errors that follow from it.
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problem = problems[0]
+    kind, context = problem["type"], problem.get("ctx", {})
+    path, model = _locate(problem["loc"])
+    key = ".".join(path)
+    if kind == "extra_forbidden":
+        return _unknown_key(path, sorted(model.model_fields) if model else [])
+    if "[key]" in problem["loc"]:
+        return _unknown_key(path, re.findall(r"'(\w+)'", context["expected"]))
+    if kind == "missing":
+        return f"the key '{key}' is missing: add it"
+    if kind == "union_tag_not_found":
+        return f"'{key}' needs the key {context['discriminator']} to say which variant it is"
+    if kind == "union_tag_invalid":
+        tag_key = context["discriminator"].strip("'")
+        return f"'{key}.{tag_key}' is '{context['tag']}': choose one of {context['expected_tags']}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{key}: {message}" if key else message
+    if kind in _NOT_A_MAPPING:
+        return f"'{key}' is {problem['input']!r}: it should be a mapping of keys to values"
+    # A key of several types has one problem for each.
+    wishes = [str(p["msg"]) for p in problems if _locate(p["loc"])[0] == path]
+    wish = ", or ".join(wishes).replace("Input should", "it should")
+    return f"'{key}' is {problem['input']!r}: {wish}"
+
+
+def _unknown_key(path: list[str], known: list[str]) -> str:
+    close = difflib.get_close_matches(path[-1], known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"known keys there: {', '.join(known)}"
+    return f"unknown key '{'.'.join(path)}': {hint}"
+
+
+def _locate(loc: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel] | None]:
+    """The dotted path as the user wrote it (pydantic adds union tags), and the model it is in."""
+    path: list[str] = []
+    model: type[BaseModel] | None = Config
+    candidates: list[type[BaseModel]] = []
+    for part in map(str, loc):
+        tagged = [c for c in candidates if _has_tag(c, part)]
+        if tagged:
+            model, candidates = tagged[0], []
+            continue
+        if len(candidates) == 1:
+            model = candidates[0]
+        if part.startswith(("[", "constrained-", "literal[")) or part in ("int", "str", "float"):
+            continue  # pydantic's names for the arms of a union and for dictionary keys
+        path.append(part)
+        info = model.model_fields.get(part) if model else None
+        candidates = _models_in(info.annotation) if info else candidates
+    return path, model
+
+
+def _has_tag(model: type[BaseModel], tag: str) -> bool:
+    return any(
+        tag in get_args(model.model_fields[name].annotation)
+        for name in ("kind", "backend")
+        if name in model.model_fields
+    )
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]

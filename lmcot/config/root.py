@@ -1,0 +1,98 @@
+"""All settings of a run, and what a resumed run may change."""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from lmcot.config.base import NonNegativeInt, Settings
+from lmcot.config.data import DataSettings, PromptSettings
+from lmcot.config.models import (
+    AspectSettings,
+    Frozen,
+    GuidanceRewards,
+    OpenAIFrozen,
+    PolicySettings,
+    Rewards,
+    Teacher,
+)
+from lmcot.config.runtime import ActorsSettings, CheckpointSettings, EvaluateSettings
+from lmcot.config.training import DistillSettings, LearnerSettings, RefineSettings
+
+
+class Config(Settings):
+    """All settings of a run."""
+
+    seed: NonNegativeInt = 0
+    """Seed of everything random."""
+    data: DataSettings
+    """Questions to learn from and to measure on."""
+    prompts: PromptSettings = PromptSettings()
+    """What the models are asked."""
+    policy: PolicySettings
+    """The small LM."""
+    frozen: Frozen | None = None
+    """The frozen large LM; only the toy task goes without."""
+    teacher: Teacher | None = None
+    """Where the rationales for distillation come from; unset: no distillation."""
+    rewards: Rewards = GuidanceRewards()
+    """What PPO maximises."""
+    distill: DistillSettings = DistillSettings()
+    """Supervised training on the teacher's rationales."""
+    refine: RefineSettings = RefineSettings()
+    """PPO."""
+    learner: LearnerSettings = LearnerSettings()
+    """The DeepSpeed engine."""
+    evaluate: EvaluateSettings = EvaluateSettings()
+    """What is measured at the end."""
+    actors: ActorsSettings = ActorsSettings()
+    """The Ray side."""
+    checkpoints: CheckpointSettings = CheckpointSettings()
+    """How often the state is saved."""
+
+    @model_validator(mode="after")
+    def _variants_fit(self) -> Config:
+        if self.frozen is None and self.rewards.kind == "guidance":
+            raise ValueError(
+                "frozen is not set, but rewards.kind 'guidance' needs a frozen LM to judge with: "
+                "add a 'frozen' section with 'backend' and its model"
+            )
+        if self.teacher is None and self.refine.start_from == "distilled":
+            raise ValueError(
+                "refine.start_from is 'distilled', but there is no 'teacher' to distil from: "
+                "add a 'teacher' section, or set refine.start_from to 'base'"
+            )
+        if self.teacher is not None and self.teacher.kind == "frozen" and self.frozen is None:
+            raise ValueError("teacher.kind is 'frozen', but there is no 'frozen' section: add one")
+        return self
+
+    @model_validator(mode="after")
+    def _endpoint_has_no_fluency_metric(self) -> Config:
+        """An endpoint gives no log-likelihoods; by default, fluency is off there."""
+        if not isinstance(self.frozen, OpenAIFrozen) or not isinstance(
+            self.rewards, GuidanceRewards
+        ):
+            return self
+        fluency = self.rewards.aspects.get("fluency")
+        if fluency is None or fluency.source != "metric":
+            return self
+        if "aspects" in self.rewards.model_fields_set:
+            raise ValueError(
+                "rewards.aspects.fluency.source is 'metric', but frozen.backend 'openai' gives "
+                "no log-likelihoods to measure it by: set it to 'judge' or 'off'"
+            )
+        aspects = {**self.rewards.aspects, "fluency": AspectSettings(source="off")}
+        rewards = self.rewards.model_copy(update={"aspects": aspects})
+        object.__setattr__(self, "rewards", rewards)  # not frozen yet: this is its construction
+        return self
+
+
+RESUME_MAY_CHANGE = (
+    "actors",
+    "checkpoints",
+    "evaluate",
+    "refine.steps",
+    "refine.min_judged_share",
+    "learner.micro_batch_size",
+    "learner.gradient_checkpointing",
+)
+"""Keys that a resumed run may change: they do not alter what was already done."""

@@ -1,0 +1,85 @@
+"""Settings of evaluation, actors and checkpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lmcot.config.base import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Row,
+    Settings,
+)
+
+
+class EvaluateSettings(Settings):
+    """What is measured at the end."""
+
+    rows: tuple[Row, ...] = (
+        "standard",
+        "cot",
+        "guided_base",
+        "guided_distilled",
+        "guided_refined",
+        "small_alone",
+    )
+    """Rows of the report."""
+    bootstrap_samples: PositiveInt = 2000
+    """Resamples behind the confidence intervals."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Level of the confidence intervals."""
+
+
+class RoleSettings(Settings):
+    """A fleet of actors of one role, and what one of them takes."""
+
+    count: PositiveInt = 1
+    """Actors in the fleet."""
+    cpus: NonNegativeFloat = 1.0
+    """Ray CPUs reserved for one actor."""
+    gpus: NonNegativeFloat = 0.0
+    """Ray GPUs reserved for one actor."""
+    threads: PositiveInt = 1
+    """Threads that one actor computes with; fixed, since results to the bit depend on it."""
+
+
+class LearnerRole(RoleSettings):
+    """The learner's actor."""
+
+    count: Literal[1] = 1
+    """One learner."""
+
+
+class ActorsSettings(Settings):
+    """The Ray side: fleets, work units and time limits."""
+
+    address: str | None = None
+    """A running Ray cluster (``auto`` or ``ray://...``); unset: RAY_ADDRESS, else a local one."""
+    rollout: RoleSettings = RoleSettings()
+    """Actors that sample rationales from the small policy."""
+    reward: RoleSettings = RoleSettings()
+    """Actors that judge rationales."""
+    frozen: RoleSettings = RoleSettings()
+    """Actors that run, or call, the frozen LM."""
+    learner: LearnerRole = LearnerRole()
+    """The actor that trains."""
+    prompts_per_unit: PositiveInt = 4
+    """Questions in one work unit: a fixed micro-batch, whoever runs it."""
+    max_attempts: PositiveInt = 3
+    """How often a unit is tried before the run stops."""
+    unit_timeout_s: PositiveFloat = 600.0
+    """An actor that takes longer over one unit is restarted and the unit done elsewhere."""
+    start_timeout_s: PositiveFloat = 300.0
+    """Time limit for actors to start and load their models."""
+
+
+class CheckpointSettings(Settings):
+    """How often the state is saved, and how much is kept."""
+
+    every: PositiveInt = 10
+    """Steps between two checkpoints."""
+    keep: PositiveInt = 2
+    """Newest checkpoints that are kept, for each stage."""

@@ -1,0 +1,127 @@
+"""Questions from the shipped sample, a file or the Hugging Face hub become `Example` records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from lmcot.config import CountingData, DataSource, FileData, HubData, SampleData
+from lmcot.data.files import Layout, Located, describe_record, read_records
+from lmcot.data.formats import BadRecord, parse_record
+from lmcot.errors import UserError
+from lmcot.records import Example
+
+_LAYOUTS: dict[str, Layout | None] = {
+    "auto": None,
+    "jsonl": "lines",
+    "musique": "lines",
+    "hotpotqa": "array",
+    "2wikimultihopqa": "array",
+}
+_PROBLEMS_KEPT = 5
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedExamples:
+    """Examples in the order of their source, and what was skipped."""
+
+    examples: list[Example] = field(default_factory=list)
+    skipped: int = 0
+    problems: list[str] = field(default_factory=list)
+    """What was wrong with the first few skipped records, one sentence each."""
+
+
+def load_examples(
+    source: DataSource,
+    *,
+    limit: int | None = None,
+    on_bad: Literal["refuse", "skip"] = "refuse",
+) -> LoadedExamples:
+    """The first ``limit`` good examples of a source; all of them if unset.
+
+    Raises:
+        UserError: if the source cannot be read or holds no question; at the first bad record,
+            naming its file and line (or its place and id), unless ``on_bad`` is ``skip``.
+    """
+    if isinstance(source, CountingData):
+        return LoadedExamples(_counting(source.examples)[:limit])
+    if isinstance(source, HubData):
+        name, label, records = f"{source.name} ({source.split})", source.name, _hub(source)
+    elif isinstance(source, FileData):
+        name, label = source.path, "" if source.format in ("auto", "jsonl") else source.format
+        records = read_records(Path(source.path), _LAYOUTS[source.format])
+    else:
+        name, label, records = f"sample ({source.split})", "hotpotqa", _sample(source)
+    loaded = _collect(records, label, limit, on_bad)
+    if not loaded.examples and loaded.skipped:
+        raise UserError(f"{name} holds bad records only; the first: {loaded.problems[0]}")
+    if not loaded.examples:
+        raise UserError(f"{name} holds no questions: check that it is the right file or split")
+    return loaded
+
+
+def _collect(
+    records: Iterator[Located], label: str, limit: int | None, on_bad: Literal["refuse", "skip"]
+) -> LoadedExamples:
+    examples: dict[str, Example] = {}
+    skipped = 0
+    problems: list[str] = []
+    for where, record in records:
+        try:
+            example = _parse(record, label, examples)
+        except BadRecord as problem:
+            if on_bad == "refuse":
+                raise UserError(
+                    f"{where}: {problem}; mend the record, or set data.on_bad_record to 'skip'"
+                ) from None
+            skipped += 1
+            if len(problems) < _PROBLEMS_KEPT:
+                problems.append(f"{where}: {problem}")
+            continue
+        examples[example.id] = example
+        if len(examples) == limit:
+            break
+    return LoadedExamples(list(examples.values()), skipped, problems)
+
+
+def _parse(record: object, label: str, known: dict[str, Example]) -> Example:
+    if isinstance(record, BadRecord):
+        raise record
+    example = parse_record(record, label)
+    if example.id in known:
+        raise BadRecord(f"the id '{example.id}' occurs a second time")
+    return example
+
+
+def _counting(count: int) -> list[Example]:
+    return [
+        Example(f"counting-{n}", f"Write increasing numbers from {n}.", "", (), dataset="counting")
+        for n in range(1, count + 1)
+    ]
+
+
+def _sample(source: SampleData) -> Iterator[Located]:
+    samples = resources.files("lmcot.data") / "samples"
+    with resources.as_file(samples / f"hotpotqa-sample-{source.split}.jsonl.gz") as path:
+        yield from read_records(path, "lines")
+
+
+def _hub(source: HubData) -> Iterator[Located]:
+    import datasets  # heavy, and needed for this source only
+
+    # The library reports unknown names, splits and unreachable hubs by errors of many types.
+    try:
+        rows = datasets.load_dataset(
+            source.name, source.config, split=source.split, revision=source.revision
+        )
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the data set '{source.name}' (split '{source.split}') cannot be loaded from the hub "
+            f"({type(error).__name__}: {reason}): check name, config, split and connection"
+        ) from None
+    for number, row in enumerate(rows, 1):
+        yield f"{source.name} ({source.split}): {describe_record(number, row)}", row

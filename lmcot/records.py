@@ -1,0 +1,204 @@
+"""What flows between rooms: plain, picklable, cheap records.
+
+Token ids are the truth. What the sampler emitted is what the learner trains on; text is kept for
+people and for the frozen LM, and is never tokenised again for training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Paragraph:
+    """One passage of a context: a title and its sentences."""
+
+    title: str
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SupportingFact:
+    """Points at one sentence of the context: paragraph title and sentence index (from 0)."""
+
+    title: str
+    sent_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question with its context and gold answer, as every loader gives it."""
+
+    id: str
+    question: str
+    answer: str
+    context: tuple[Paragraph, ...]
+    supporting_facts: tuple[SupportingFact, ...] = ()
+    type: str = ""
+    level: str = ""
+    dataset: str = ""
+
+    def gold_sentences(self) -> tuple[str, ...]:
+        """The sentences that the supporting facts point at, in the order of the context.
+
+        Facts that point outside the context are left out (2WikiMultiHopQA has a few).
+        """
+        wanted = {(fact.title, fact.sent_id) for fact in self.supporting_facts}
+        return tuple(
+            sentence.strip()
+            for paragraph in self.context
+            for index, sentence in enumerate(paragraph.sentences)
+            if (paragraph.title, index) in wanted
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a prompt. A prompt is a tuple of these; its backend renders it."""
+
+    role: Role
+    content: str
+
+
+Prompt = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the frozen LM generates: greedy at temperature 0, else seeded sampling."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    """The text ends before the first of these strings."""
+
+
+class FailureKind(StrEnum):
+    """Whether asking again may help."""
+
+    TRANSIENT = "transient"
+    PERMANENT = "permanent"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A typed failure, returned in place of a result: never a reward of zero."""
+
+    kind: FailureKind
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What the frozen LM wrote for one prompt. ``tokens_in``/``tokens_out`` are counted by it."""
+
+    text: str
+    tokens_in: int
+    tokens_out: int
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The frozen LM's probabilities of some short options; they sum to 1 over the options."""
+
+    probabilities: dict[str, float]
+    tokens_in: int
+    tokens_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Log-likelihood (natural log) of a continuation, summed over its ``tokens``."""
+
+    logprob: float
+    tokens: int
+    tokens_in: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The frozen LM's answer: as it wrote it, and as the answer was read out of that."""
+
+    text: str
+    extracted: str
+    tokens_in: int
+    tokens_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """A teacher's rationale for a training question: one line of ``rationales.jsonl``."""
+
+    example_id: str
+    teacher: str
+    rationale: str
+    answer: str
+    """The answer that the teacher came to; empty if it came to none."""
+    kept: bool
+    reason: str
+    """Why it was kept or rejected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One rationale that the small policy sampled."""
+
+    unit_id: str
+    example_id: str
+    sample: int
+    """Which of the question's K samples this is."""
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    """With the EOS token if the policy ended; without, if it was cut."""
+    logprobs: tuple[float, ...]
+    """Of each response token, under the distribution that it was sampled from."""
+    finish_reason: Literal["eos", "length"]
+    text: str
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the reward side says of one rollout: components by name, or a failure instead."""
+
+    components: dict[str, float] = field(default_factory=dict)
+    answer: Answer | None = None
+    contains_gold: bool | None = None
+    """Whether the rationale holds the gold answer: expected of a good one, not a fault."""
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRollout:
+    """A rollout with its judgement and the one scalar that PPO maximises."""
+
+    rollout: Rollout
+    judgement: Judgement
+    reward: float
+
+
+@dataclass(slots=True)
+class RunState:
+    """All that a resume needs beside the engine's own state; owned by the checkpoints."""
+
+    stage: Literal["distill", "refine"]
+    step: int = 0
+    """Optimiser batches done."""
+    sampler: dict[str, int] = field(default_factory=dict)
+    units_in_flight: list[str] = field(default_factory=list)
+    kl_controller: dict[str, float] = field(default_factory=dict)
+    reward_statistics: dict[str, float] = field(default_factory=dict)
+    seeds: dict[str, int] = field(default_factory=dict)
+    policy_version: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def to_json(record: Any) -> dict[str, Any]:
+    """A record as plain JSON types."""
+    return asdict(record)

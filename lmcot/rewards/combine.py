@@ -1,0 +1,56 @@
+"""From the components of a judgement to the one scalar that PPO maximises."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from itertools import pairwise
+
+from lmcot.config import GuidanceRewards, IncreasingRewards
+from lmcot.records import Judgement, Rollout
+from lmcot.rewards.aspects import aspect_component
+
+_INTEGER = re.compile(r"(?:(?<!\w)-)?\d+", re.ASCII)
+
+
+def scalar_reward(judgement: Judgement, rewards: GuidanceRewards | IncreasingRewards) -> float:
+    """The weighted sum of a judgement's components (the toy task has one, of weight 1).
+
+    Raises:
+        ValueError: for a failed judgement: a failure is never a reward of zero.
+    """
+    if judgement.failure is not None:
+        raise ValueError(f"a failed judgement has no reward: {judgement.failure.reason}")
+    weights = component_weights(rewards)
+    return math.fsum(
+        weight * judgement.components[name] for name, weight in weights.items() if weight
+    )
+
+
+def component_weights(rewards: GuidanceRewards | IncreasingRewards) -> dict[str, float]:
+    """What each component of a judgement weighs, by its name."""
+    if rewards.kind == "increasing":
+        return {"increasing": 1.0}
+    aspects = {aspect_component(name): one.weight for name, one in rewards.aspects.items()}
+    return {"em": rewards.em_weight, "f1": rewards.f1_weight, **aspects}
+
+
+def judge_increasing(rollouts: Sequence[Rollout], settings: IncreasingRewards) -> list[Judgement]:
+    """The toy task's judgements: the component ``increasing`` of each rollout."""
+    return [
+        Judgement({"increasing": increasing_reward(rollout.text, settings.length)})
+        for rollout in rollouts
+    ]
+
+
+def increasing_reward(text: str, length: int) -> float:
+    """The share of increases between neighbours among the first ``length`` integers of a text.
+
+    ``#{i < length : n_i < n_(i+1)} / (length - 1)``: a missing number is no increase, and
+    ``length`` (at least 2) increasing numbers are the optimum, exactly 1.
+    """
+    # Decimal, since int() refuses digits by the thousand.
+    numbers = [Decimal(digits) for digits in _INTEGER.findall(text)[:length]]
+    return sum(one < next_one for one, next_one in pairwise(numbers)) / (length - 1)

@@ -1,0 +1,109 @@
+"""What the reward side says of rationales: the frozen LM's answers and the aspects of quality."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from lmcot.config import GuidanceRewards
+from lmcot.data.prompts import PromptTemplates
+from lmcot.frozen.protocol import FrozenLM
+from lmcot.records import (
+    Answer,
+    Example,
+    Failure,
+    FailureKind,
+    Judgement,
+    Prompt,
+    Rollout,
+    Sampling,
+)
+from lmcot.rewards.answers import contains_gold, exact_match, extract_answer, f1, inclusion
+from lmcot.rewards.aspects import Measured, measure_aspects
+
+
+class RewardModel:
+    """Judges rationales with the frozen LM.
+
+    Components of a judgement: ``em``, ``f1`` and ``inclusion`` of the frozen LM's answer given
+    the rationale, and ``aspect/NAME`` for each aspect that is not off; each in [0, 1].
+    """
+
+    def __init__(
+        self,
+        rewards: GuidanceRewards,
+        frozen: FrozenLM,
+        templates: PromptTemplates,
+        demonstrations: int,
+        max_answer_tokens: int,
+    ) -> None:
+        self._rewards = rewards
+        self._frozen = frozen
+        self._templates = templates
+        self._demonstrations = demonstrations
+        self._max_answer_tokens = max_answer_tokens
+
+    def judge(self, examples: Sequence[Example], rollouts: Sequence[Rollout]) -> list[Judgement]:
+        """One judgement for each rollout and the example it belongs to, in order.
+
+        If any call that a judgement needs fails, or a component is no finite number, the
+        judgement is that failure and holds no components.
+        """
+        rationales = [rollout.text for rollout in rollouts]
+        prompts = [
+            self._templates.guided(example, rationale, self._demonstrations)
+            for example, rationale in zip(examples, rationales, strict=True)
+        ]
+        answers = answer_prompts(self._frozen, prompts, self._max_answer_tokens)
+        aspects = measure_aspects(
+            examples,
+            rationales,
+            rewards=self._rewards,
+            frozen=self._frozen,
+            templates=self._templates,
+        )
+        return [
+            _judgement(answer, example.answer, rationale, measured)
+            for answer, example, rationale, measured in zip(
+                answers, examples, rationales, aspects, strict=True
+            )
+        ]
+
+
+def answer_prompts(
+    frozen: FrozenLM, prompts: Sequence[Prompt], max_answer_tokens: int
+) -> list[Answer | Failure]:
+    """The frozen LM's greedy answer to each prompt, as written and as read out of that."""
+    # Without a chat template a blank line ends the reply (`lmcot.data.render`).
+    sampling = Sampling(max_new_tokens=max_answer_tokens, stop=("\n\n",))
+    return [
+        completion
+        if isinstance(completion, Failure)
+        else Answer(
+            text=completion.text,
+            extracted=extract_answer(completion.text),
+            tokens_in=completion.tokens_in,
+            tokens_out=completion.tokens_out,
+        )
+        for completion in frozen.generate(prompts, sampling)
+    ]
+
+
+def _judgement(
+    answer: Answer | Failure, gold: str, rationale: str, aspects: dict[str, Measured]
+) -> Judgement:
+    if isinstance(answer, Failure):
+        return Judgement(failure=answer)
+    components = {
+        "em": exact_match(answer.extracted, gold),
+        "f1": f1(answer.extracted, gold),
+        "inclusion": inclusion(answer.extracted, gold),
+    }
+    for name, value in aspects.items():
+        if isinstance(value, Failure):
+            return Judgement(failure=value)
+        if not math.isfinite(value):
+            reason = f"the reward component '{name}' is {value}, not a finite number"
+            return Judgement(failure=Failure(FailureKind.PERMANENT, reason))
+        components[name] = value
+    return Judgement(components, answer, contains_gold(rationale, gold))

@@ -1,0 +1,46 @@
+"""Where sentences end: enough for Wikipedia prose and for what language models write."""
+
+from __future__ import annotations
+
+import re
+
+_END = re.compile(r"[.!?][\"'\u201d\u2019)\]]*\s+(?=\S)")
+_ABBREVIATION_LIST = """
+mr mrs ms dr st jr sr vs v inc ltd co corp vol mt ft gen lt col capt sgt maj cmdr prof rev hon
+gov sen rep pres fr bros dept univ est al ca c b d e.g i.e feat ed pp op
+jan feb mar apr jun jul aug sept sep oct nov dec
+"""
+_ABBREVIATIONS = frozenset(_ABBREVIATION_LIST.split())
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text, stripped; line breaks end a sentence too.
+
+    A full stop after an initial ("J. R. R."), a dotted abbreviation ("U.S. ") or a known one
+    ("St. ") ends none.
+    """
+    return [
+        sentence
+        for line in text.splitlines()
+        for sentence in (piece.strip() for piece in _split_line(line))
+        if sentence
+    ]
+
+
+def _split_line(line: str) -> list[str]:
+    pieces, start = [], 0
+    for end in _END.finditer(line):
+        if line[end.start()] == "." and _abbreviates(line[start : end.start()], line[end.end()]):
+            continue
+        pieces.append(line[start : end.end()])
+        start = end.end()
+    return [*pieces, line[start:]]
+
+
+def _abbreviates(before: str, next_character: str) -> bool:
+    """Whether the full stop after this text belongs to its last word."""
+    word = before.split()[-1].lstrip("\"'\u201c\u2018([*") if before.split() else ""
+    initial = len(word) == 1 and word.isalpha() and word.isupper() and word != "I"
+    dotted = re.fullmatch(r"(?:[A-Za-z]\.)+[A-Za-z]", word) is not None
+    number = word.lower() in ("no", "nos") and next_character.isdigit()
+    return initial or dotted or number or word.lower() in _ABBREVIATIONS

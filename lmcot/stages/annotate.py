@@ -1,0 +1,148 @@
+"""Annotation: rationales for the training questions, kept or rejected with a reason."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from lmcot.actors.cluster import check_room
+from lmcot.actors.units import PromptUnit
+from lmcot.config import FrozenTeacher
+from lmcot.errors import UserError
+from lmcot.files import write_atomically
+from lmcot.models.generation import sample_seed
+from lmcot.monitor.progress import progress
+from lmcot.records import Annotation, Completion, Failure, Sampling, to_json
+from lmcot.rewards.answers import concluded_answer, f1
+from lmcot.stages.run import Question, Run, in_units, say
+
+
+def annotate(run: Run) -> list[Annotation]:
+    """Writes ``rationales.jsonl``, or reads it if it is there already.
+
+    Raises:
+        UserError: if no rationale was kept.
+    """
+    if run.directory.rationales.exists():
+        say("annotate: done already")
+        return read_annotations(run.directory.rationales)
+    teacher = run.config.teacher
+    if teacher is None:
+        raise UserError("annotate needs a 'teacher' section in the settings")
+    if isinstance(teacher, FrozenTeacher):
+        annotations = _ask_frozen(run, teacher)
+    else:
+        annotations = [_from_facts(run, question) for question in run.train]
+    lines = [json.dumps(to_json(a), ensure_ascii=False) + "\n" for a in annotations]
+    write_atomically(run.directory.rationales, "".join(lines))
+    kept = sum(a.kept for a in annotations)
+    rejected = Counter(a.reason for a in annotations if not a.kept)
+    say(
+        f"annotate: {kept} of {len(annotations)} rationales kept"
+        + "".join(f"; {count} rejected: {reason}" for reason, count in rejected.most_common())
+    )
+    if not kept:
+        raise UserError(
+            "no rationale was kept: see the reasons in "
+            f"'{run.directory.rationales}', mend the settings and begin with another --run-dir"
+        )
+    return annotations
+
+
+def read_annotations(path: Path) -> list[Annotation]:
+    """The lines of a ``rationales.jsonl``."""
+    with path.open(encoding="utf-8") as lines:
+        return [Annotation(**json.loads(line)) for line in lines]
+
+
+def _from_facts(run: Run, question: Question) -> Annotation:
+    """The data set's own supporting facts as a rationale."""
+    example = question.example
+    facts = " ".join(example.gold_sentences())
+    rationale = f"{facts} So the answer is {example.answer}."
+    reason = "supporting facts"
+    if not facts:
+        reason = "the question has no supporting facts"
+    elif question.facts_cut:
+        reason = "a supporting fact is outside the context's token budget"
+    elif too_long := _too_long(run, rationale):
+        reason = too_long
+    kept = reason == "supporting facts"
+    return Annotation(example.id, "supporting_facts", rationale, example.answer, kept, reason)
+
+
+def _too_long(run: Run, rationale: str) -> str:
+    # One token is EOS's.
+    length = len(run.tokenizer.encode(rationale, add_special_tokens=False)) + 1
+    return "longer than policy.max_new_tokens" if length > run.config.policy.max_new_tokens else ""
+
+
+def _ask_frozen(run: Run, teacher: FrozenTeacher) -> list[Annotation]:
+    """The frozen LM's own rationales; what was asked before an interruption is not asked again."""
+    partial = run.directory.path / "rationales.partial.jsonl"
+    known = {a.example_id: a for a in _read_partial(partial)}
+    open_rows = [row for row, q in enumerate(run.train) if q.example.id not in known]
+    groups = in_units(open_rows, run.config.actors.prompts_per_unit)
+    units = [_unit(run, rows) for rows in groups]
+    check_room({"frozen": run.config.actors.frozen})
+    with (
+        run.frozen_fleet() as fleet,
+        progress("annotate", total=len(run.train), unit="question", done=len(known)) as bar,
+        partial.open("a", encoding="utf-8") as file,
+    ):
+        fleet.wait_ready()
+
+        def keep(index: int, results: list[Completion | Failure]) -> None:
+            for row, result in zip(groups[index], results, strict=True):
+                annotation = _judge(run, teacher, run.train[row], result)
+                known[annotation.example_id] = annotation
+                file.write(json.dumps(to_json(annotation), ensure_ascii=False) + "\n")
+            file.flush()
+            bar.update(len(results), kept=float(sum(a.kept for a in known.values())))
+
+        fleet.map("complete", units, on_result=keep)
+    annotations = [known[question.example.id] for question in run.train]
+    partial.unlink()
+    return annotations
+
+
+def _unit(run: Run, rows: list[int]) -> PromptUnit:
+    config = run.config
+    assert config.frozen is not None  # the settings were checked
+    prompts = [
+        run.templates.cot(run.train[row].example, config.prompts.demonstrations) for row in rows
+    ]
+    sampling = Sampling(
+        config.frozen.max_rationale_tokens, seed=sample_seed(config.seed, "annotate", rows[0])
+    )
+    return PromptUnit(f"annotate/{rows[0]}", tuple(prompts), sampling)
+
+
+def _judge(
+    run: Run, teacher: FrozenTeacher, question: Question, result: Completion | Failure
+) -> Annotation:
+    """Keeps a rationale only where the frozen LM's own prediction is right."""
+    example = question.example
+    if isinstance(result, Failure):
+        return Annotation(example.id, "frozen", "", "", False, f"failed: {result.reason}")
+    rationale = result.text.strip()
+    answer = concluded_answer(rationale)
+    if not answer:
+        reason = "the teacher came to no answer"
+    elif f1(answer, example.answer) < teacher.min_f1:
+        reason = "the teacher's answer is wrong"
+    else:
+        reason = _too_long(run, rationale) or "right answer"
+    return Annotation(example.id, "frozen", rationale, answer, reason == "right answer", reason)
+
+
+def _read_partial(path: Path) -> list[Annotation]:
+    """Whole lines of an interrupted annotation; a last line that was cut is taken off the file."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        write_atomically(path, whole)
+    return [Annotation(**json.loads(line)) for line in whole.splitlines()]

@@ -1,0 +1,173 @@
+"""What every stage works with: settings, directory, questions, prompts, the cluster."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmcot.actors.cluster import ray_cluster
+from lmcot.actors.fleet import Fleet
+from lmcot.actors.frozen_actor import FrozenActor
+from lmcot.actors.learner_actor import LearnerActor, LearnerPlan
+from lmcot.actors.reward_actor import RewardActor
+from lmcot.actors.rollout_actor import RolloutActor
+from lmcot.config import Config, DataSource
+from lmcot.data.context import apply_context
+from lmcot.data.loaders import load_examples
+from lmcot.data.prompts import PromptTemplates, load_templates
+from lmcot.data.render import encode
+from lmcot.errors import UserError
+from lmcot.frozen.open import check_frozen_lm
+from lmcot.models.sources import load_tokenizer
+from lmcot.monitor.metrics import Monitor
+from lmcot.records import Example
+from lmcot.stages.interruption import Interruption
+from lmcot.stages.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def say(text: str) -> None:
+    """One line about what is being done, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(slots=True)
+class Question:
+    """An example as the models see it."""
+
+    example: Example
+    """With the reduced context."""
+    facts_cut: bool
+    """Whether the token budget took a supporting fact away."""
+
+
+@dataclass
+class Run:
+    """One run: opened once, passed to each stage."""
+
+    config: Config
+    directory: RunDirectory
+    monitor: Monitor
+    interruption: Interruption
+    templates: PromptTemplates = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.templates = load_templates(self.config.prompts.templates)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The small LM's tokenizer."""
+        return load_tokenizer(self.config.policy.source)
+
+    @cached_property
+    def train(self) -> list[Question]:
+        """Training questions, contexts reduced."""
+        return self._questions(self.config.data.train, self.config.data.max_train)
+
+    @cached_property
+    def validation(self) -> list[Question]:
+        """Validation questions, contexts reduced."""
+        return self._questions(self.config.data.validation, self.config.data.max_validation)
+
+    def check_inputs(self) -> None:
+        """Reads the data and the tokenizers: a mistake must not cost the start of a cluster.
+
+        Raises:
+            UserError: if data, small LM or frozen LM are not what they should be.
+        """
+        if self.config.frozen is not None:
+            check_frozen_lm(self.config.frozen)
+        for questions, key in ((self.train, "data.train"), (self.validation, "data.validation")):
+            say(f"{key}: {len(questions)} questions")
+
+    def rationale_prompt(self, example: Example) -> tuple[int, ...]:
+        """Token ids of the prompt that the small LM answers with a rationale."""
+        prompt = self.templates.rationale(example)
+        return tuple(encode(prompt, self.tokenizer, self.config.prompts.chat))
+
+    def _questions(self, source: DataSource, limit: int | None) -> list[Question]:
+        data = self.config.data
+        loaded = load_examples(source, limit=limit, on_bad=data.on_bad_record)
+        if loaded.skipped:
+            say(f"skipped {loaded.skipped} bad records, the first: {loaded.problems[0]}")
+        tokenizer = self.tokenizer
+        reduced = apply_context(
+            loaded.examples,
+            data.context,
+            lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
+        )
+        return [
+            Question(after, len(after.gold_sentences()) < len(before.gold_sentences()))
+            for before, after in zip(loaded.examples, reduced, strict=True)
+        ]
+
+    def frozen_fleet(self) -> Fleet:
+        """The frozen LM's actors."""
+        config = self.config
+        if config.frozen is None:
+            raise UserError("this stage asks the frozen LM, but there is no 'frozen' section")
+        role = config.actors.frozen
+        return Fleet(
+            "frozen-LM", FrozenActor, role, config.actors,
+            arguments={
+                "settings": config.frozen, "prompts": config.prompts, "threads": role.threads,
+            },
+            check=self.interruption.check,
+        )  # fmt: skip
+
+    def rollout_fleet(self, source: str) -> Fleet:
+        """Actors that sample from the small LM, which starts from ``source``."""
+        role = self.config.actors.rollout
+        return Fleet(
+            "rollout", RolloutActor, role, self.config.actors,
+            arguments={
+                "policy": self.config.policy, "source": source, "threads": role.threads,
+            },
+            check=self.interruption.check,
+        )  # fmt: skip
+
+    def reward_fleet(self) -> Fleet:
+        """Actors that judge rationales; they are set up with the frozen LM's handles."""
+        return Fleet(
+            "reward", RewardActor, self.config.actors.reward, self.config.actors,
+            arguments={"config": self.config},
+            check=self.interruption.check,
+        )  # fmt: skip
+
+    def learner_fleet(self, plan: LearnerPlan) -> Fleet:
+        """The learner. Its calls are not abandoned half-way: no check for an interruption."""
+        return Fleet(
+            "learner", LearnerActor, self.config.actors.learner, self.config.actors,
+            arguments={"config": self.config, "plan": plan},
+        )  # fmt: skip
+
+
+@contextmanager
+def open_run(config: Config, path: Path) -> Iterator[Run]:
+    """Opens a run directory, checks the settings against it, and joins or starts the cluster.
+
+    Raises:
+        UserError: before anything starts, if settings, data, model or directory are wrong.
+    """
+    with ExitStack() as stack:
+        directory = stack.enter_context(RunDirectory(path))
+        directory.check_config(config)
+        monitor = stack.enter_context(Monitor(path))
+        interruption = stack.enter_context(Interruption())
+        run = Run(config, directory, monitor, interruption)
+        run.check_inputs()
+        directory.write_config(config)
+        stack.enter_context(ray_cluster(config.actors))
+        yield run
+
+
+def in_units(items: Sequence[int], size: int) -> list[list[int]]:
+    """Consecutive groups of at most ``size``."""
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]

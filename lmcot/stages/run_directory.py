@@ -1,0 +1,118 @@
+"""A run's directory: where everything lies, whose settings it has, and who is writing to it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lmcot.config import Config, dump_config, fixed_differences, parse_config, read_yaml_mapping
+from lmcot.errors import UserError
+from lmcot.files import write_atomically
+from lmcot.stages.environment import versions
+
+_LEAST_FREE_BYTES = 256 * 2**20
+
+
+class RunDirectory:
+    """Paths of a run, its settings on disk and the record of finished stages.
+
+    Use as a context manager: one process at a time owns the directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.rationales = path / "rationales.jsonl"
+        self.distilled = path / "distilled"
+        self.refined = path / "refined"
+        self.checkpoints = path / "checkpoints"
+        self.predictions = path / "predictions"
+        self._stages = path / "stages.json"
+        self._lock: Any = None
+
+    def __enter__(self) -> RunDirectory:
+        """Makes the directory if need be, and locks it.
+
+        Raises:
+            UserError: if it cannot be written to, is full, or another process owns it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+            stats = os.statvfs(self.path)
+        except OSError as error:
+            raise UserError(
+                f"the run directory '{self.path}' cannot be written ({error.strerror}): choose "
+                "another with --run-dir"
+            ) from None
+        if stats.f_bavail * stats.f_frsize < _LEAST_FREE_BYTES:
+            self._lock.close()
+            raise UserError(
+                f"the disk of the run directory '{self.path}' is full: free some space, or choose "
+                "another with --run-dir"
+            )
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise UserError(
+                f"another lmcot process is writing to the run directory '{self.path}': wait for "
+                "it, or choose another with --run-dir"
+            ) from None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.close()
+
+    def check_config(self, config: Config) -> None:
+        """Compares the settings with those that the run began with, if it did.
+
+        Raises:
+            UserError: naming the keys that a resumed run cannot change.
+        """
+        if not self.config_file.exists():
+            return
+        values = read_yaml_mapping(self.config_file)
+        try:
+            before = parse_config(values)
+        except UserError as error:
+            raise UserError(
+                f"the run directory '{self.path}' began with settings that this version of lmcot "
+                f"does not know ({error}): begin anew with another --run-dir"
+            ) from None
+        changed = fixed_differences(before, config)
+        if changed:
+            raise UserError(
+                f"the run directory '{self.path}' began with another value of "
+                f"{', '.join(changed)}: set it back, or begin anew with another --run-dir"
+            )
+
+    def write_config(self, config: Config) -> None:
+        """Writes the settings, and what they were run with."""
+        lines = [f"# {name}: {version}" for name, version in versions().items()]
+        text = "\n".join(["# Settings as resolved; made with", *lines, dump_config(config)])
+        write_atomically(self.config_file, text)
+
+    def finished(self, stage: str) -> dict[str, Any] | None:
+        """What was recorded when the stage finished; None if it did not."""
+        return self._read_stages().get(stage)
+
+    def finish(self, stage: str, **facts: Any) -> None:
+        """Records that a stage is done."""
+        stages = {**self._read_stages(), stage: facts}
+        write_atomically(self._stages, json.dumps(stages, indent=1) + "\n")
+
+    def _read_stages(self) -> dict[str, Any]:
+        if not self._stages.exists():
+            return {}
+        stages: dict[str, Any] = json.loads(self._stages.read_text(encoding="utf-8"))
+        return stages

@@ -1,0 +1,41 @@
+"""What a PPO step's rationales and judgements add up to."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+
+from lmcot.records import Judgement, Rollout, ScoredRollout
+
+
+def step_metrics(
+    rollouts: Sequence[Rollout],
+    judgements: Sequence[Judgement],
+    scored: Sequence[ScoredRollout],
+) -> dict[str, float]:
+    """Metrics from the ordered records, so that they do not depend on who did the work.
+
+    Means over the judged rationales: ``reward/mean``, ``reward/std``, ``component/NAME``,
+    ``contains_gold``; over all: lengths in tokens, the shares that were cut and judged.
+    """
+    rewards = [s.reward for s in scored]
+    names = scored[0].judgement.components if scored else {}
+    components = {
+        f"component/{name}": _mean(s.judgement.components[name] for s in scored) for name in names
+    }
+    gold = [s.judgement.contains_gold for s in scored if s.judgement.contains_gold is not None]
+    return {
+        "reward/mean": _mean(rewards),
+        "reward/std": statistics.pstdev(rewards) if rewards else 0.0,
+        **components,
+        **({"contains_gold": _mean(map(float, gold))} if gold else {}),
+        "response_length": _mean(float(len(r.response_ids)) for r in rollouts),
+        "cut_share": _mean(float(r.finish_reason == "length") for r in rollouts),
+        "judged_share": len(scored) / len(rollouts),
+        "failures": float(sum(j.failure is not None for j in judgements)),
+    }
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return statistics.fmean(listed) if listed else 0.0

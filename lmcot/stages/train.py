@@ -1,0 +1,19 @@
+"""All stages of a run, one after the other; each skips what is done."""
+
+from __future__ import annotations
+
+from lmcot.stages.annotate import annotate
+from lmcot.stages.distill import distill
+from lmcot.stages.evaluate import evaluate
+from lmcot.stages.refine import refine
+from lmcot.stages.run import Run
+
+
+def train(run: Run) -> None:
+    """Annotates, distils, refines and evaluates."""
+    if run.config.teacher is not None:
+        annotate(run)
+        distill(run)
+    refine(run)
+    if run.config.frozen is not None:
+        evaluate(run)

@@ -1,0 +1,45 @@
+"""What the tests share: a cache of their own, tiny models, one thread."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TinyModel = Callable[[str], tuple[Any, Any]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of converted and random models: the caller's if set, else the session's own."""
+    given = os.environ.get("LMCOT_CACHE")
+    if given:
+        yield Path(given)
+        return
+    own = tmp_path_factory.mktemp("lmcot-cache")
+    os.environ["LMCOT_CACHE"] = str(own)
+    yield own
+    del os.environ["LMCOT_CACHE"]
+
+
+@pytest.fixture(scope="session")
+def tiny(model_cache: Path) -> TinyModel:
+    """Loads ``random:KIND`` in float32, once a session: copy it before you change it."""
+    from lmcot.models.sources import load_model
+
+    return functools.cache(lambda kind: load_model(f"random:{kind}", "float32"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Several threads only get into each other's way in models this small."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,181 @@
+"""Comparison of answers, and how they are read out of text."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmcot.rewards.answers import (
+    concluded_answer,
+    contains_gold,
+    exact_match,
+    extract_answer,
+    f1,
+    inclusion,
+    normalize_answer,
+)
+from lmcot.rewards.sentences import split_sentences
+
+WORDS = st.lists(
+    st.sampled_from(["the", "a", "yes", "no", "noanswer", "Paris", "paris.", "U.S.", "12", "red"]),
+    max_size=6,
+).map(" ".join)
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The Beatles", "beatles"),
+        ("  A   band, an  act ", "band act"),
+        ("U.S.A.", "usa"),
+        ("1,234", "1234"),
+        ("rock-and-roll", "rockandroll"),
+        ("the", ""),
+        ("Theatre", "theatre"),
+        ("São Paulo", "são paulo"),
+    ],
+)
+def test_normalize_answer(text: str, normal: str) -> None:
+    assert normalize_answer(text) == normal
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "em", "f1_score", "included"),
+    [
+        ("The Beatles.", "Beatles", 1, 1, 1),
+        ("Humboldt River in Nevada", "the Humboldt River", 0, 2 * 0.5 * 1 / 1.5, 1),
+        ("River Humboldt", "Humboldt River", 0, 1, 0),
+        ("yes", "Yes", 1, 1, 1),
+        ("yes, both are", "yes", 0, 0, 1),
+        ("no", "no one", 0, 0, 0),
+        ("noanswer", "Paris", 0, 0, 0),
+        ("", "Paris", 0, 0, 0),
+        ("1987", "1987 1988", 0, 2 * 1 * 0.5 / 1.5, 0),
+        ("red red red", "red", 0, 2 * (1 / 3) / (4 / 3), 1),
+        ("Rome", "Romeo", 0, 0, 0),
+        ("Romeo", "Rome", 0, 0, 0),
+    ],
+)
+def test_comparison(
+    prediction: str, gold: str, em: float, f1_score: float, included: float
+) -> None:
+    assert exact_match(prediction, gold) == em
+    assert f1(prediction, gold) == pytest.approx(f1_score)
+    assert inclusion(prediction, gold) == included
+
+
+@given(WORDS, WORDS)
+def test_properties_of_the_comparison(one: str, other: str) -> None:
+    assert 0 <= f1(one, other) <= 1
+    assert f1(one, other) == pytest.approx(f1(other, one))
+    assert exact_match(one, other) == exact_match(other, one)
+    assert normalize_answer(normalize_answer(one)) == normalize_answer(one)
+    if exact_match(one, other) and normalize_answer(one):
+        assert f1(one, other) == pytest.approx(1)
+        assert inclusion(one, other) == 1
+    if f1(one, other) == 0 and normalize_answer(one):
+        assert exact_match(one, other) == 0
+
+
+@given(st.text(max_size=60))
+def test_reading_answers_never_fails(text: str) -> None:
+    assert extract_answer(text) == extract_answer(text).strip()
+    assert "\n" not in extract_answer(text)
+    assert concluded_answer(text) == concluded_answer(text).strip()
+    assert exact_match(text, text) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Paris", "Paris"),
+        (" Paris\n\nQuestion: Who is it?\nAnswer: Someone", "Paris"),
+        ("\n\nParis\nQuestion: Who is it?", "Paris"),
+        ("Paris.", "Paris"),
+        ('"Walls and Bridges"', "Walls and Bridges"),
+        ("\u201cWalls and Bridges.\u201d", "Walls and Bridges"),
+        ("**Paris**", "Paris"),
+        ("**Answer:** Paris", "Paris"),
+        ("Answer: Paris", "Paris"),
+        ("A: Paris", "Paris"),
+        ("Answer:\nParis", "Paris"),
+        ("Final answer: Paris.", "Paris"),
+        ("The answer is Paris.", "Paris"),
+        ("The answer is: **Paris**.", "Paris"),
+        ("The correct answer to the question is 'Paris'.", "Paris"),
+        ("Based on the context, the answer would be Paris.", "Paris"),
+        ("The answer is Paris because it is the capital of France.", "Paris"),
+        ("The answer is Paris. It is the capital of France.", "Paris"),
+        ("Paris. It is the capital of France.", "Paris"),
+        ("<answer>Paris</answer>", "Paris"),
+        ("The final answer is \\boxed{Paris}.", "Paris"),
+        ("Yes, both are American.", "Yes"),
+        ("No, Lake Orvane is in Norland.", "No"),
+        ("No. They are in different countries.", "No"),
+        ("yes", "yes"),
+        ("The answer is no, they are not.", "no"),
+        ("No, No, Nanette", "No, No, Nanette"),
+        ("Because of Winn-Dixie", "Because of Winn-Dixie"),
+        ("J. R. R. Tolkien", "J. R. R. Tolkien"),
+        ("The answer is J. R. R. Tolkien. He wrote it.", "J. R. R. Tolkien"),
+        ("St. Louis, Missouri", "St. Louis, Missouri"),
+        ("No. 1 Squadron", "No. 1 Squadron"),
+        ("Dec. 10, 1817", "Dec. 10, 1817"),
+        ("the U.S. Army", "the U.S. Army"),
+        ("Paris (France)", "Paris (France)"),
+        ("3,677 seated", "3,677 seated"),
+        ("Answering machine", "Answering machine"),
+        ("", ""),
+        ("\n \n", ""),
+        ("...", ""),
+    ],
+)
+def test_extract_answer(text: str, answer: str) -> None:
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("rationale", "answer"),
+    [
+        ("Go is a game. So the answer is a board game.", "a board game"),
+        ("So the answer is: Walls and Bridges.", "Walls and Bridges"),
+        ("The answer is Rome. No: the answer is Paris.", "Paris"),
+        ("So the answer is Paris. So the answer is", "Paris"),
+        ("Both are films. Therefore, the answer is yes.", "yes"),
+        ("So the answer is Paris.\n\nQuestion: And? So the answer is Rome.", "Paris"),
+        ("Answer: Paris\nThat is all.", "Paris"),
+        ("The final answer is **Washington, D.C.**", "Washington, D.C"),
+        ("Go is a game. Genjo played it.", ""),
+        ("", ""),
+        ("The answer is", ""),
+    ],
+)
+def test_concluded_answer(rationale: str, answer: str) -> None:
+    assert concluded_answer(rationale) == answer
+
+
+@pytest.mark.parametrize(
+    ("rationale", "gold", "held"),
+    [
+        ("The Humboldt River runs through Elko.", "humboldt river", True),
+        ("The river is the Humboldt.", "Humboldt River", False),
+        ("There is no doubt. So the answer is yes.", "no", False),
+        ("They differ. So the answer is no.", "no", True),
+        ("", "Paris", False),
+        ("Anything", "", False),
+    ],
+)
+def test_contains_gold(rationale: str, gold: str, held: bool) -> None:
+    assert contains_gold(rationale, gold) is held
+
+
+def test_sentences() -> None:
+    text = 'Mr. J. Smith moved to the U.S. Army. "Did he?" Yes! See No. 5 there.\nA new line'
+    assert split_sentences(text) == [
+        "Mr. J. Smith moved to the U.S. Army.",
+        '"Did he?"',
+        "Yes!",
+        "See No. 5 there.",
+        "A new line",
+    ]

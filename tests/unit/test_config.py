@@ -1,0 +1,327 @@
+"""Settings: every mistake is one sentence that names the key; what is right survives a dump."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from lmcot.config import (
+    RESUME_MAY_CHANGE,
+    AdaptiveKl,
+    Aspect,
+    AspectSettings,
+    Config,
+    GuidanceRewards,
+    dump_config,
+    fixed_differences,
+    load_config,
+    parse_config,
+)
+from lmcot.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+LEAST: dict[str, Any] = {
+    "data": {"train": {"kind": "counting"}, "validation": {"kind": "counting", "examples": 8}},
+    "policy": {"source": "random:llama"},
+    "frozen": {"backend": "transformers", "source": "random:llama"},
+    "teacher": {"kind": "supporting_facts"},
+}
+ENDPOINT = {"backend": "openai", "base_url": "http://localhost:8000/v1", "model": "m"}
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    """The least settings with one dotted key set; the value ``...`` takes it away."""
+    values = copy.deepcopy(LEAST)
+    *above, last = key.split(".")
+    node = values
+    for part in above:
+        node = node.setdefault(part, {})
+    if value is ...:
+        del node[last]
+    else:
+        node[last] = value
+    return values
+
+
+def aspects(**settings: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": "guidance", "aspects": settings}
+
+
+def refusal(values: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_config(values)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    return sentence
+
+
+MISTAKES: list[tuple[str, Any, str]] = [
+    ("polcy", {}, "unknown key 'polcy': did you mean 'policy'?"),
+    ("refine.stps", 1, "unknown key 'refine.stps': did you mean 'steps'?"),
+    ("refine.optimiser", {"learning_rate": 1, "momentum": 0}, "unknown key 'refine.optimiser.mom"),
+    ("teacher.min_f1", 1, "unknown key 'teacher.min_f1': known keys there: kind"),
+    ("data.train.exmples", 1, "unknown key 'data.train.exmples': did you mean 'examples'?"),
+    ("frozen.sorce", "x", "unknown key 'frozen.sorce': did you mean 'source'?"),
+    ("policy.source", ..., "the key 'policy.source' is missing: add it"),
+    ("data.train", {"kind": "file"}, "the key 'data.train.path' is missing: add it"),
+    ("refine.kl", {"kind": "x"}, "'refine.kl.kind' is 'x': choose one of 'fixed', 'adaptive'"),
+    ("frozen.backend", "vllm", "'frozen.backend' is 'vllm': choose one of 'transformers', 'open"),
+    ("teacher", {}, "'teacher' needs the key 'kind' to say which variant it is"),
+    ("frozen", {"source": "x"}, "'frozen' needs the key 'backend' to say which variant it is"),
+    ("refine.steps", 0, "'refine.steps' is 0: it should be greater than 0"),
+    ("refine.steps", "ten", "'refine.steps' is 'ten': it should be a valid integer, unable to "),
+    ("refine.gamma", 1.5, "'refine.gamma' is 1.5: it should be less than or equal to 1"),
+    ("refine.clip", float("nan"), "'refine.clip' is nan: it should be a finite number"),
+    ("policy.dtype", "float16", "'policy.dtype' is 'float16': it should be 'auto', 'float32' or"),
+    ("evaluate.rows", ["cot", "x"], "'evaluate.rows.1' is 'x': it should be 'standard', 'cot',"),
+    ("data.context.distractors", "few", "'data.context.distractors' is 'few': it should be a valid "
+     "integer, unable to parse string as an integer, or it should be 'all'"),
+    ("data", [], "'data' is []: it should be a mapping of keys to values"),
+    ("refine.kl", 3, "'refine.kl' is 3: it should be a mapping of keys to values"),
+    ("policy.top_k", 50, "policy: 'top_k' is not offered: it would bias PPO's ratio, since the "
+     "learner scores the full distribution; use 'temperature'"),
+    ("policy.top_p", 0.9, "policy: 'top_p' is not offered"),
+    ("frozen", ..., "frozen is not set, but rewards.kind 'guidance' needs a frozen LM to judge "
+     "with: add a 'frozen' section with 'backend' and its model"),
+    ("teacher", ..., "refine.start_from is 'distilled', but there is no 'teacher' to distil from: "
+     "add a 'teacher' section, or set refine.start_from to 'base'"),
+    ("rewards", aspects(fluncy={"source": "judge"}),
+     "unknown key 'rewards.aspects.fluncy': did you mean 'fluency'?"),
+    ("rewards", aspects(fluency={"source": "judge", "wieght": 1}),
+     "unknown key 'rewards.aspects.fluency.wieght': did you mean 'weight'?"),
+    ("rewards", aspects(fluency={"source": "off", "weight": 1}),
+     "rewards.aspects.fluency: an aspect that is 'off' cannot have a weight: set weight to 0"),
+    ("rewards", aspects(logicality={"source": "metric"}),
+     "rewards: aspects.logicality.source is 'metric', but there is no honest metric of "
+     "logicality: set it to 'judge' or 'off'"),
+    ("rewards", aspects(consistency={"source": "metric"}),
+     "rewards: aspects.consistency.source is 'metric', but there is no honest metric of "),
+    ("rewards", {"kind": "guidance", "em_weight": 0, "f1_weight": 0},
+     "rewards: all weights are 0: give em_weight, f1_weight or an aspect a weight"),
+    ("refine", {"minibatches": 9, "prompts_per_step": 4, "samples_per_prompt": 2},
+     "refine: minibatches is 9, but a step has only 8 rationales (prompts_per_step x "
+     "samples_per_prompt): lower it"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value", "sentence"), MISTAKES)
+def test_a_mistake_is_one_sentence_that_names_the_key(key: str, value: Any, sentence: str) -> None:
+    assert refusal(changed(key, value)).startswith(sentence)
+
+
+def test_a_frozen_teacher_needs_a_frozen_lm() -> None:
+    values = {**LEAST, "teacher": {"kind": "frozen"}, "rewards": {"kind": "increasing"}}
+    del values["frozen"]
+    assert refusal(values) == "teacher.kind is 'frozen', but there is no 'frozen' section: add one"
+
+
+def test_a_key_that_is_no_text_is_refused() -> None:
+    assert refusal({**LEAST, 1: 2}).startswith("'1' is 1: Keys should be strings")  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"a: [1", "the file '{}' is not valid YAML: "),
+        (b"a: *b", "the file '{}' is not valid YAML: "),
+        (b"- 1", "the file '{}' must hold a mapping of keys to values"),
+        (b"", "the file '{}' must hold a mapping of keys to values"),
+        (b"a: \xff", "the file '{}' cannot be read ("),
+        (None, "the file '{}' does not exist: check the path"),
+    ],
+)
+def test_a_file_that_holds_no_settings(
+    tmp_path: Path, content: bytes | None, sentence: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(sentence.format(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_no_file_of_settings(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        load_config(tmp_path)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(LEAST), encoding="utf-8")
+    return path
+
+
+def test_overrides_replace_nested_values_and_keep_their_types(file: Path) -> None:
+    overrides = [
+        "seed=7",
+        "refine.optimiser.learning_rate=1e-5",
+        "refine.kl={kind: adaptive, target: 3}",
+        "refine.kl.horizon=100",
+        "evaluate.rows=[cot, standard]",
+        "learner.gradient_checkpointing=true",
+        "actors.address=ray://head:10001",
+        "data.max_train=null",
+        "policy.source=a=b",
+    ]
+    config = load_config(file, overrides)
+    assert config.seed == 7
+    assert config.refine.optimiser.learning_rate == 1e-5
+    assert config.refine.kl == AdaptiveKl(kind="adaptive", target=3.0, horizon=100.0)
+    assert config.evaluate.rows == ("cot", "standard")
+    assert config.learner.gradient_checkpointing is True
+    assert config.actors.address == "ray://head:10001"
+    assert config.data.max_train is None
+    assert config.policy.source == "a=b"
+    assert config.data.validation == load_config(file).data.validation
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("seed", "the override 'seed' is not of the form key.sub=value"),
+        ("=1", "the override '=1' is not of the form key.sub=value"),
+        ("refine..steps=1", "the override 'refine..steps=1' is not of the form key.sub=value"),
+        ("seed=[", "the override 'seed=[' does not hold a valid YAML value"),
+        ("policy.source.name=x", "the override 'policy.source.name=x' goes below 'source', which "
+         "is a plain value"),
+        ("refine.stps=1", "unknown key 'refine.stps': did you mean 'steps'?"),
+        ("data.train={kind: file, path: none.jsonl}", "data.train.path names 'none.jsonl', which "
+         "is not a file"),
+        ("data.validation={kind: file, path: /}", "data.validation.path names '/', which is not "
+         "a file"),
+        ("prompts.templates=mine.yaml", "prompts.templates names 'mine.yaml', which is not a file"),
+    ],
+)  # fmt: skip
+def test_a_wrong_override(file: Path, override: str, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(file, [override])
+    assert str(caught.value) == sentence
+
+
+def every_settings_class() -> list[type[BaseModel]]:
+    found: dict[type[BaseModel], None] = {}
+
+    def walk(annotation: Any) -> None:
+        is_settings = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        if is_settings and annotation not in found:
+            found[annotation] = None
+            for info in annotation.model_fields.values():
+                walk(info.annotation)
+        for argument in get_args(annotation):
+            walk(argument)
+
+    walk(Config)
+    return list(found)
+
+
+@pytest.mark.parametrize("settings", every_settings_class())
+def test_every_setting_is_documented(settings: type[BaseModel]) -> None:
+    assert settings.__doc__
+    tags = {"kind", "backend"}  # what a tag means, the class says
+    bare = [n for n, info in settings.model_fields.items() if not info.description]
+    assert not set(bare) - tags
+
+
+def test_the_walk_finds_nested_and_tagged_settings() -> None:
+    names = {settings.__name__ for settings in every_settings_class()}
+    assert {"Config", "HubData", "AspectSettings", "AdaptiveKl", "LearnerRole"} <= names
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_configs_that_come_with_lmcot_load_and_survive_a_dump(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(path)
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
+
+
+def test_a_dump_holds_every_default() -> None:
+    config = parse_config(LEAST)
+    dumped = yaml.safe_load(dump_config(config))
+    assert dumped["refine"]["optimiser"]["eps"] == 1e-5
+    assert set(dumped["rewards"]["aspects"]) == set(get_args(Aspect))
+    assert parse_config(dumped) == config
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse_config(LEAST).seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "names"),
+    [
+        ("seed", 1, ["seed"]),
+        ("policy.max_new_tokens", 7, ["policy.max_new_tokens"]),
+        ("data.validation.examples", 9, ["data.validation.examples"]),
+        ("rewards", aspects(), [f"rewards.aspects.{a}." for a in sorted(get_args(Aspect))]),
+        ("refine.kl", {"kind": "adaptive"}, ["refine.kl.horizon", "kind", "refine.kl.target"]),
+        ("refine.steps", 7, []),
+        ("actors.rollout.count", 7, []),
+        ("checkpoints", {"every": 1, "keep": 9}, []),
+        ("evaluate.rows", ["cot"], []),
+        ("learner.micro_batch_size", 1, []),
+        ("learner.zero_stage", 1, ["learner.zero_stage"]),
+    ],
+)
+def test_what_a_resumed_run_may_not_change_is_named(key: str, value: Any, names: list[str]) -> None:
+    before, after = parse_config(LEAST), parse_config(changed(key, value))
+    found = fixed_differences(before, after)
+    assert found == fixed_differences(after, before) == sorted(found)
+    if not names:
+        assert found == []
+    assert all(any(name in key for key in found) for name in names)
+    assert all(any(name in key for name in names) for key in found)
+
+
+def test_the_keys_that_a_resume_may_change_exist() -> None:
+    dumped = parse_config(LEAST).model_dump()
+    for key in RESUME_MAY_CHANGE:
+        node: Any = dumped
+        for part in key.split("."):
+            node = node[part]
+
+
+def test_an_endpoint_measures_no_fluency_unless_asked_to() -> None:
+    config = parse_config({**LEAST, "frozen": ENDPOINT})
+    assert isinstance(config.rewards, GuidanceRewards)
+    local = parse_config(LEAST).rewards
+    assert isinstance(local, GuidanceRewards)
+    off = AspectSettings(source="off")
+    assert config.rewards.aspects == {**local.aspects, "fluency": off}
+    assert local.aspects["fluency"].source == "metric"
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
+
+
+def test_an_endpoint_keeps_the_other_rewards() -> None:
+    config = parse_config(
+        {**LEAST, "frozen": ENDPOINT, "rewards": {"kind": "guidance", "em_weight": 2.0}}
+    )
+    assert isinstance(config.rewards, GuidanceRewards)
+    assert config.rewards.em_weight == 2.0
+    assert config.rewards.aspects["fluency"].source == "off"
+
+
+def test_an_endpoint_cannot_measure_fluency() -> None:
+    rewards = aspects(fluency={"source": "metric"})
+    assert refusal({**LEAST, "frozen": ENDPOINT, "rewards": rewards}) == (
+        "rewards.aspects.fluency.source is 'metric', but frozen.backend 'openai' gives no "
+        "log-likelihoods to measure it by: set it to 'judge' or 'off'"
+    )
+
+
+@pytest.mark.parametrize("source", ["judge", "off"])
+def test_an_endpoint_judges_fluency_or_leaves_it(source: str) -> None:
+    rewards = aspects(fluency={"source": source})
+    config = parse_config({**LEAST, "frozen": ENDPOINT, "rewards": rewards})
+    assert isinstance(config.rewards, GuidanceRewards)
+    assert config.rewards.aspects == {"fluency": AspectSettings(source=source)}  # type: ignore[arg-type]

@@ -1,0 +1,348 @@
+"""The sampler: its log-probabilities are the learner's, its draws the model's and nobody else's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lmcot.config import parse_config
+from lmcot.errors import UserError
+from lmcot.learner.maths import token_logprobs
+from lmcot.models.generation import Generated, generate_unit, sample_seed
+from lmcot.models.policy import SequenceBatch, make_batch, response_logits
+from lmcot.models.sources import eos_ids, load_model, resolve_source
+from tests.conftest import TinyModel
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+BOTH = pytest.mark.parametrize("kind", ["llama", "t5"])
+TEXTS = [
+    "Which city was the country born in?",
+    "The film.",
+    "Question: who was the band of the album, and what year was it first?",
+    "answer by step",
+]
+
+
+def _prompts(tokenizer: Any) -> list[list[int]]:
+    return [tokenizer(text).input_ids for text in TEXTS]
+
+
+def _sample(
+    loaded: tuple[Any, Any], prompts: Sequence[Sequence[int]], **changes: Any
+) -> list[Generated]:
+    model, tokenizer = loaded
+    settings = {
+        "seeds": [sample_seed(0, row) for row in range(len(prompts))],
+        "max_new_tokens": 12,
+        "temperature": 1.0,
+        "eos_ids": eos_ids(model, tokenizer),
+        "pad_id": tokenizer.pad_token_id,
+    }
+    return generate_unit(model, prompts, **{**settings, **changes})
+
+
+@torch.no_grad()
+def _scored(
+    loaded: tuple[Any, Any],
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    temperature: float = 1.0,
+) -> Tensor:
+    """The learner's log-probabilities, 0 at padding."""
+    model, tokenizer = loaded
+    batch = make_batch(
+        prompts,
+        responses,
+        pad_id=tokenizer.pad_token_id,
+        encoder_decoder=model.config.is_encoder_decoder,
+    )
+    return _scored_batch(model, batch, temperature)
+
+
+@torch.no_grad()
+def _scored_batch(model: Any, batch: SequenceBatch, temperature: float = 1.0) -> Tensor:
+    logits, _ = response_logits(model, batch)
+    return token_logprobs(logits, batch.response_ids, temperature) * batch.response_mask
+
+
+@torch.no_grad()
+def _hand_loop(
+    model: Any, prompt: Sequence[int], response: Sequence[int], temperature: float
+) -> list[float]:
+    """One forward pass for each token, nothing padded, nothing cached."""
+    result = []
+    for t, token in enumerate(response):
+        before = list(response[:t])
+        if model.config.is_encoder_decoder:
+            start = model.config.decoder_start_token_id
+            logits = model(
+                input_ids=torch.tensor([prompt]),
+                decoder_input_ids=torch.tensor([[start, *before]]),
+            ).logits
+        else:
+            logits = model(input_ids=torch.tensor([[*prompt, *before]])).logits
+        result.append(float(torch.log_softmax(logits[0, -1] / temperature, -1)[token]))
+    return result
+
+
+@BOTH
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampler_learner_and_hand_loop_agree(
+    tiny: TinyModel, kind: str, temperature: float
+) -> None:
+    """[1] [2] the sampler's log-probs equal the learner's re-scored ones and a hand loop's."""
+    loaded = tiny(kind)
+    prompts = _prompts(loaded[1])
+    generated = _sample(loaded, prompts, temperature=temperature)
+    responses = [one.response_ids for one in generated]
+    scored = _scored(loaded, prompts, responses, temperature)
+    for row, one in enumerate(generated):
+        ours = torch.tensor(one.logprobs)
+        assert len(one.logprobs) == len(one.response_ids)
+        by_hand = torch.tensor(
+            _hand_loop(loaded[0], prompts[row], one.response_ids, temperature)
+        )
+        torch.testing.assert_close(ours, scored[row, : len(ours)], atol=1e-5, rtol=0)
+        torch.testing.assert_close(ours, by_hand, atol=1e-5, rtol=0)
+    other = _scored(loaded, prompts, responses, 1.3)
+    assert float((other - scored).abs().max()) > 0.01, "the temperature must make a difference"
+
+
+def _with_generation_config(source: str, folder: Path, **values: Any) -> str:
+    shutil.copytree(resolve_source(source), folder)
+    (folder / "generation_config.json").write_text(json.dumps(values), encoding="utf-8")
+    return str(folder)
+
+
+@BOTH
+def test_the_models_own_generation_config_changes_nothing(
+    tiny: TinyModel, tmp_path: Path, kind: str
+) -> None:
+    """[3] top-k and repetition penalty in generation_config.json do not reach the sampler."""
+    source = _with_generation_config(
+        f"random:{kind}",
+        tmp_path / "model",
+        top_k=1,
+        do_sample=True,
+        repetition_penalty=5.0,
+        temperature=0.1,
+        eos_token_id=[1, 7],
+    )
+    model, tokenizer = loaded = load_model(source, "float32")
+    assert model.generation_config.top_k != 1
+    assert model.generation_config.repetition_penalty in (None, 1.0)
+    assert eos_ids(model, tokenizer) == {1, 7}, "its own EOS tokens are kept"
+    prompts = _prompts(tokenizer)[:1] * 8
+    generated = _sample(loaded, prompts)
+    assert len({one.response_ids[0] for one in generated}) > 1
+    scored = _scored(tiny(kind), prompts, [one.response_ids for one in generated])
+    for row, one in enumerate(generated):
+        ratio = (scored[row, : len(one.logprobs)] - torch.tensor(one.logprobs)).exp()
+        torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("key", ["top_k", "top_p", "repetition_penalty"])
+def test_the_config_refuses_truncated_sampling(key: str) -> None:
+    """[3] no top-k, top-p or repetition penalty in training rollouts: the config refuses them."""
+    with pytest.raises(UserError, match=key):
+        parse_config(
+            {
+                "data": {"train": {"kind": "counting"}, "validation": {"kind": "counting"}},
+                "policy": {"source": "random:counting-llama", key: 1},
+                "rewards": {"kind": "increasing"},
+                "refine": {"start_from": "base"},
+            }
+        )
+
+
+def test_pad_that_is_also_eos(tmp_path: Path) -> None:
+    """[4] pad == EOS: the first EOS stays in the response and in the mask, the rest is out."""
+    folder = tmp_path / "model"
+    shutil.copytree(resolve_source("random:llama"), folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    del settings["pad_token"]
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    model, tokenizer = loaded = load_model(str(folder), "float32")
+    eos = tokenizer.eos_token_id
+    assert tokenizer.pad_token_id == eos
+
+    # Many tokens end the response, so that the rows end at different places.
+    prompts = _prompts(tokenizer)
+    ends = frozenset(range(eos, 120))
+    generated = _sample(loaded, prompts * 4, eos_ids=ends, max_new_tokens=6)
+    for one in generated:
+        inside = [token in ends for token in one.response_ids]
+        assert inside == [False] * (len(inside) - 1) + [one.finish_reason == "eos"]
+    assert len({len(one.response_ids) for one in generated}) > 2
+
+    responses = [[5, 6, eos], [9, eos], [8, 9, 10, 11]]
+    batch = make_batch(prompts[:3], responses, pad_id=eos, encoder_decoder=False)
+    assert batch.response_ids.tolist() == [[5, 6, eos, eos], [9, eos, eos, eos], [8, 9, 10, 11]]
+    assert batch.response_mask.tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
+    together = _scored_batch(model, batch)
+    for row, response in enumerate(responses):
+        alone = torch.tensor(_hand_loop(model, prompts[row], response, 1.0))
+        torch.testing.assert_close(together[row, : len(response)], alone, atol=1e-5, rtol=0)
+
+
+@BOTH
+def test_padding_does_not_change_logprobs(tiny: TinyModel, kind: str) -> None:
+    """[5] log-probs stay when the batch is padded further, and from batch 1 to a row of 4."""
+    model, tokenizer = loaded = tiny(kind)
+    prompts = _prompts(tokenizer)
+    responses = [[30, 40, 1], [50], [60, 70, 80, 90, 100, 1], [3, 1]]
+    together = _scored(loaded, prompts, responses)
+    for row in range(4):
+        alone = _scored(loaded, prompts[row : row + 1], responses[row : row + 1])
+        torch.testing.assert_close(
+            alone[0], together[row, : len(responses[row])], atol=1e-5, rtol=0
+        )
+
+    # A longer prompt and a longer response in a fifth row pad the other four further.
+    further = _scored(loaded, [*prompts, prompts[2] * 3], [*responses, [44] * 20])
+    torch.testing.assert_close(further[:4, : together.shape[1]], together, atol=1e-5, rtol=0)
+    assert float(further[:4, together.shape[1] :].abs().max()) == 0
+
+
+def test_t5_begins_with_the_decoder_start_token(tiny: TinyModel) -> None:
+    """[5] the decoder's inputs are the start token (pad) and the response shifted by one."""
+    model, tokenizer = loaded = tiny("t5")
+    seen: list[list[int]] = []
+
+    def spy(module: Any, args: Any, kwargs: Any) -> None:
+        seen.append(kwargs["input_ids"].tolist())
+
+    handle = model.decoder.register_forward_pre_hook(spy, with_kwargs=True)
+    try:
+        _scored(loaded, [[5, 1], [6, 7, 1]], [[30, 40, 1], [50, 1]])
+        start, pad = model.config.decoder_start_token_id, tokenizer.pad_token_id
+        assert start == pad
+        assert seen == [[[start, 30, 40], [start, 50, 1]]]
+        seen.clear()
+        one = _sample(loaded, [[5, 1]], max_new_tokens=3, eos_ids=frozenset())[0]
+        assert seen == [[[start]], [[one.response_ids[0]]], [[one.response_ids[1]]]]
+    finally:
+        handle.remove()
+
+
+@BOTH
+def test_greedy_equals_generate(tiny: TinyModel, kind: str) -> None:
+    """Greedy decoding is transformers' `generate(do_sample=False)`, padded prompts and all."""
+    model, tokenizer = loaded = tiny(kind)
+    prompts = _prompts(tokenizer)
+    # One EOS that greedy decoding does reach, so that rows end at different places.
+    free = _sample(loaded, prompts, temperature=0.0, eos_ids=frozenset())
+    ends = frozenset({free[0].response_ids[3]})
+    ours = _sample(loaded, prompts, temperature=0.0, eos_ids=ends)
+    batch = make_batch(
+        prompts, [[]] * 4, pad_id=tokenizer.pad_token_id, encoder_decoder=kind == "t5"
+    )
+    theirs = model.generate(
+        input_ids=batch.prompt_ids,
+        attention_mask=batch.prompt_mask,
+        do_sample=False,
+        max_new_tokens=12,
+        eos_token_id=sorted(ends),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    new = theirs[:, 1:] if kind == "t5" else theirs[:, batch.prompt_ids.shape[1] :]
+    assert ours[0].finish_reason == "eos"
+    assert ours[0].response_ids == free[0].response_ids[: len(ours[0].response_ids)]
+    for row, one in enumerate(ours):
+        length = len(one.response_ids)
+        assert new[row, :length].tolist() == list(one.response_ids)
+        assert set(new[row, length:].tolist()) <= {tokenizer.pad_token_id}
+        by_hand = torch.tensor(_hand_loop(model, prompts[row], one.response_ids, 1.0))
+        torch.testing.assert_close(torch.tensor(one.logprobs), by_hand, atol=1e-5, rtol=0)
+
+
+@BOTH
+def test_a_sample_does_not_depend_on_who_shares_its_batch(tiny: TinyModel, kind: str) -> None:
+    loaded = tiny(kind)
+    prompts = _prompts(loaded[1])
+    seeds = [sample_seed(7, row) for row in range(4)]
+    together = _sample(loaded, prompts, seeds=seeds)
+    turned = _sample(loaded, prompts[::-1], seeds=seeds[::-1])[::-1]
+    longer = _sample(loaded, prompts, seeds=seeds, max_new_tokens=16)
+    for row, one in enumerate(together):
+        alone = _sample(loaded, prompts[row : row + 1], seeds=seeds[row : row + 1])[0]
+        assert alone.response_ids == turned[row].response_ids == one.response_ids
+        assert longer[row].response_ids[: len(one.response_ids)] == one.response_ids
+    other = _sample(loaded, prompts, seeds=[sample_seed(8, row) for row in range(4)])
+    assert [one.response_ids for one in other] != [one.response_ids for one in together]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_frequencies_are_the_models_distribution(tiny: TinyModel, temperature: float) -> None:
+    """Chi-square of 4,000 first tokens against the model's softmax."""
+    model, tokenizer = loaded = tiny("counting-llama")
+    prompt = tokenizer("write increasing numbers from 3").input_ids
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
+    probabilities = (logits.double() / temperature).softmax(-1)
+    draws = 4000
+    generated = _sample(
+        loaded,
+        [prompt] * draws,
+        seeds=[sample_seed(0, "chi-square", k) for k in range(draws)],
+        max_new_tokens=1,
+        temperature=temperature,
+    )
+    counts = torch.bincount(
+        torch.tensor([one.response_ids[0] for one in generated]), minlength=len(probabilities)
+    )
+    expected = probabilities * draws
+    assert float(expected.min()) > 5, "else the chi-square distribution is no approximation"
+    statistic = float(((counts - expected).square() / expected).sum())
+    assert len(probabilities) == 18
+    assert statistic < 40.79, "the 99.9% point at 17 degrees of freedom"
+
+
+def test_stop_and_length_end_a_sequence(tiny: TinyModel) -> None:
+    """[7] what was cut at the limit, or stopped, is told apart from what ended by itself."""
+    loaded = tiny("counting-llama")
+    prompts = [loaded[1]("write numbers from 1").input_ids] * 64
+    cut = _sample(loaded, prompts, max_new_tokens=5)
+    assert {one.finish_reason for one in cut} == {"eos", "length"}
+    for one in cut:
+        ended = one.response_ids[-1] == loaded[1].eos_token_id
+        assert one.finish_reason == ("eos" if ended else "length")
+        assert ended or len(one.response_ids) == 5
+    stopped = _sample(loaded, prompts, eos_ids=frozenset(), stop=lambda ids: len(ids) == 2)
+    assert {(one.finish_reason, len(one.response_ids)) for one in stopped} == {("stop", 2)}
+    assert _sample(loaded, []) == []
+
+
+def test_sample_seed_is_a_stable_function_of_its_parts() -> None:
+    """The first 63 bits of a SHA-256: the same on every machine and in every process."""
+    assert sample_seed(0, 3, "question", 1) == SEED
+    assert sample_seed(0, 3, "question", 2) != SEED
+    assert 0 <= sample_seed("x") < 2**63
+
+
+SEED = 0x16C86EB090F5BC54 >> 1
+"""``printf 0/3/question/1 | sha256sum``, the first 16 digits halved."""
+
+
+@BOTH
+def test_ids_whose_text_tokenises_differently_are_kept(tiny: TinyModel, kind: str) -> None:
+    """[32] token in, token out: a batch holds the ids, also where the text gives others."""
+    model, tokenizer = tiny(kind)
+    ids = tokenizer("the country", add_special_tokens=False).input_ids
+    letters = [tokenizer.convert_tokens_to_ids(c) for c in ["t", "h", "e", "Ġ", *"country"]]
+    assert tokenizer.decode(letters) == tokenizer.decode(ids) == "the country"
+    assert tokenizer(tokenizer.decode(letters), add_special_tokens=False).input_ids != letters
+    batch = make_batch(
+        [[5], [6]], [letters, ids], pad_id=0, encoder_decoder=model.config.is_encoder_decoder
+    )
+    assert batch.response_ids[0].tolist() == letters
+    assert batch.response_ids[1, : len(ids)].tolist() == ids

@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from lmcot.config import Aspect, SampleData
+from lmcot.data import encode, load_examples, load_templates, render, render_context
+from lmcot.errors import UserError
+from lmcot.records import Example, Message, Paragraph, Prompt
+
+DEFAULT = load_templates("default")
+EXAMPLE = Example(
+    "x", "Who wrote {answer}?", "Ann", (Paragraph("Title {0}", ("Ann wrote {rationale}.",)),)
+)
+CONTEXT = "Title {0}: Ann wrote {rationale}."
+ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
+
+
+def test_rationale_prompt() -> None:
+    system, user = DEFAULT.rationale(EXAMPLE)
+    assert system.role == "system"
+    assert "So the answer is" in system.content
+    assert user == Message("user", f"{CONTEXT}\n\nQuestion: Who wrote {{answer}}?\nReasoning:")
+
+
+def test_standard_prompt_without_demonstrations() -> None:
+    _, user = DEFAULT.standard(EXAMPLE, 0)
+    assert user.content == f"{CONTEXT}\n\nQuestion: Who wrote {{answer}}?\nAnswer:"
+
+
+def test_guided_prompt_does_not_read_the_rationale_as_a_template() -> None:
+    rationale = "{question} {0} {} {context} {{x}} \\1 \\g<0> %s $x"
+    user = DEFAULT.guided(EXAMPLE, rationale, 1)[-1]
+    assert user.content == (
+        f"{CONTEXT}\n\nQuestion: Who wrote {{answer}}?\nReasoning: {rationale}\nAnswer:"
+    )
+
+
+def test_demonstrations_alternate_and_come_before_the_question() -> None:
+    for prompt in (
+        DEFAULT.standard(EXAMPLE, 2),
+        DEFAULT.cot(EXAMPLE, 2),
+        DEFAULT.guided(EXAMPLE, "Because.", 2),
+    ):
+        assert [m.role for m in prompt] == [
+            "system", "user", "assistant", "user", "assistant", "user",
+        ]  # fmt: skip
+    first = DEFAULT.file.demonstrations[0]
+    assert DEFAULT.standard(EXAMPLE, 1)[2].content == first.answer
+    assert DEFAULT.cot(EXAMPLE, 1)[2].content == first.rationale
+    guided = DEFAULT.guided(EXAMPLE, "Because.", 1)
+    assert first.rationale in guided[1].content
+    assert guided[2].content == first.answer
+
+
+def test_more_demonstrations_than_there_are() -> None:
+    with pytest.raises(UserError, match=r"prompts.demonstrations is 5, but .*'default' hold 4"):
+        DEFAULT.standard(EXAMPLE, 5)
+
+
+@pytest.mark.parametrize("aspect", ASPECTS)
+def test_every_aspect_has_its_own_question(aspect: Aspect) -> None:
+    system, user = DEFAULT.judge(EXAMPLE, "Because {criterion}.", aspect)
+    assert "yes or no" in system.content
+    assert user.content.endswith(f"Because {{criterion}}.\n\n{DEFAULT.file.judge.aspects[aspect]}")
+    assert user.content.endswith("?")
+    assert len(set(DEFAULT.file.judge.aspects.values())) == len(ASPECTS)
+
+
+def test_the_default_demonstrations() -> None:
+    demonstrations = DEFAULT.file.demonstrations
+    assert 3 <= len(demonstrations) <= 4
+    assert any(d.answer in ("yes", "no") for d in demonstrations)
+    for d in demonstrations:
+        assert d.rationale.endswith(f" So the answer is {d.answer}.")
+        facts = d.rationale.removesuffix(f" So the answer is {d.answer}.")
+        assert facts == " ".join(s for p in d.context for s in p.sentences)
+        assert len(d.fields()["context"].split()) <= 30
+
+
+def test_the_default_wording_is_short() -> None:
+    for kind in ("rationale", "standard", "cot", "guided", "judge"):
+        assert len(getattr(DEFAULT.file, kind).system.split()) <= 16
+
+
+def test_no_context_leaves_no_gap() -> None:
+    toy = Example("counting-1", "Write increasing numbers from 1.", "", ())
+    assert DEFAULT.rationale(toy)[1].content.startswith("Question: Write")
+
+
+@given(st.text(), st.text(), st.sampled_from(ASPECTS))
+def test_any_text_goes_in_as_it_is(question: str, rationale: str, aspect: Aspect) -> None:
+    example = Example("x", question, "a", (Paragraph("T", ("s.",)),))
+    criterion = DEFAULT.file.judge.aspects[aspect]
+    assert DEFAULT.judge(example, rationale, aspect)[1].content == (
+        f"T: s.\n\nQuestion: {question}\nReasoning: {rationale}\n\n{criterion}"
+    )
+
+
+def test_shipped_questions_all_make_prompts() -> None:
+    for example in load_examples(SampleData(kind="sample", split="validation")).examples:
+        user = DEFAULT.guided(example, "Because.", 2)[-1].content
+        assert user.startswith(render_context(example.context))
+        assert example.question.strip() in user
+
+
+def test_templates_travel_to_actors() -> None:
+    assert pickle.loads(pickle.dumps(DEFAULT)) == DEFAULT
+
+
+# Files of one's own
+
+
+@pytest.fixture
+def values() -> dict[str, Any]:
+    return copy.deepcopy(DEFAULT.file.model_dump(mode="json"))
+
+
+def written(folder: Path, values: object) -> str:
+    path = folder / "own.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return str(path)
+
+
+def test_a_file_of_ones_own(tmp_path: Path, values: dict[str, Any]) -> None:
+    values["standard"] = {"user": 'JSON {"q": 1} {} {question}', "assistant": "{answer}"}
+    own = load_templates(written(tmp_path, values))
+    assert own.standard(EXAMPLE, 0) == (Message("user", 'JSON {"q": 1} {} Who wrote {answer}?'),)
+
+
+CHANGES: list[tuple[str, Any, str]] = [
+    ("guided.user", None, "the key 'guided.user' is missing: add it"),
+    ("judge", None, "the key 'judge' is missing: add it"),
+    ("cot.asistant", "x", "unknown key 'cot.asistant': remove it"),
+    ("rationale.assistant", "x", "unknown key 'rationale.assistant': remove it"),
+    ("guided.user", "{question}", "'guided.user' lacks the field {rationale}: add it"),
+    ("judge.user", "{question} {rationale}", "'judge.user' lacks the field {criterion}: add it"),
+    (
+        "standard.user",
+        "{question} {answer}",
+        "'standard.user' has the field {answer}, but it may hold {context}, {question}",
+    ),
+    (
+        "cot.assistant",
+        "{criterion}",
+        "'cot.assistant' has the field {criterion}, but it may hold {answer}, {rationale}",
+    ),
+    (
+        "cot.system",
+        "{question}",
+        "'cot.system' has the field {question}, but it may hold no fields",
+    ),
+    ("judge.aspects.fluency", None, "the key 'judge.aspects.fluency' is missing: add it"),
+    ("demonstrations.1.answer", None, "the key 'demonstrations.1.answer' is missing: add it"),
+    ("demonstrations.0.context.0.sentences", [], "'demonstrations.0.context.0.sentences' is wrong"),
+    ("standard.user", 3, "'standard.user' is wrong: input should be a valid string"),
+    ("judge.aspects.beauty", "x?", "'judge.aspects.beauty' is wrong: input should be 'factuality'"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "sentence"), CHANGES)
+def test_a_wrong_file_is_named_with_its_key(
+    tmp_path: Path, values: dict[str, Any], key: str, value: Any, sentence: str
+) -> None:
+    *parents, last = key.split(".")
+    node: Any = values
+    for parent in parents:
+        node = node[int(parent) if parent.isdigit() else parent]
+    if value is None:
+        del node[last]
+    else:
+        node[last] = value
+    path = written(tmp_path, values)
+    with pytest.raises(UserError) as caught:
+        load_templates(path)
+    assert str(caught.value).startswith(f"the templates file '{path}': {sentence}")
+
+
+def test_files_that_are_no_templates(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        load_templates(str(tmp_path / "none.yaml"))
+    with pytest.raises(UserError, match="must hold a mapping"):
+        load_templates(written(tmp_path, ["x"]))
+    with pytest.raises(UserError, match="no templates named 'defualt': use one of default, or"):
+        load_templates("defualt")
+
+
+# Rendering
+
+PROMPT: Prompt = (
+    Message("system", "be brief"),
+    Message("user", "q1"),
+    Message("assistant", "a1"),
+    Message("user", "q2"),
+)
+PLAIN = "be brief\n\nq1\na1\n\nq2\n"
+CHATML = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m.role == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}[{{ m.content }}]{% endfor %}"
+)
+
+
+def tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
+    names = ["<s>", "</s>", "<unk>", "<system>", "<user>", "<assistant>"]
+    vocabulary = {word: i for i, word in enumerate([*names, "be", "brief", "q1", "a1", "q2"])}
+    raw = RawTokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = WhitespaceSplit()
+    raw.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens=["<system>", "<user>", "<assistant>"],
+        chat_template=template,
+    )
+
+
+def test_plain_text_without_a_chat_template() -> None:
+    assert render(PROMPT, tokenizer(), "auto") == PLAIN
+    assert render(PROMPT, tokenizer(CHATML), "never") == PLAIN
+
+
+def test_plain_text_takes_the_tokenizers_own_special_tokens() -> None:
+    expected = [0, 6, 7, 8, 9, 10, 1]
+    assert encode(PROMPT, tokenizer(), "auto") == expected
+    assert encode(PROMPT, tokenizer(CHATML), "never") == expected
+
+
+def test_the_chat_template_is_used_and_opens_the_reply() -> None:
+    assert render(PROMPT, tokenizer(CHATML), "auto") == (
+        "<s><system> be brief <user> q1 <assistant> a1 <user> q2 <assistant>"
+    )
+
+
+def test_special_tokens_come_once() -> None:
+    ids = encode(PROMPT, tokenizer(CHATML), "auto")
+    assert ids == [0, 3, 6, 7, 4, 8, 5, 9, 4, 10, 5]
+
+
+def test_a_template_without_system_role_gets_the_line_with_the_question() -> None:
+    assert render(PROMPT, tokenizer(NO_SYSTEM), "auto") == "[be brief\n\nq1][a1][q2]"
+
+
+def test_a_template_that_refuses_everything() -> None:
+    with pytest.raises(UserError, match=r"refuses the prompt \(no\): set prompts.chat to 'never'"):
+        render(PROMPT, tokenizer("{{ raise_exception('no') }}"), "auto")
+
+
+def test_hidden_thinking_is_switched_off() -> None:
+    template = "{% if enable_thinking is false %}quiet{% else %}<think>{% endif %}"
+    assert render(PROMPT, tokenizer(template), "auto") == "quiet"

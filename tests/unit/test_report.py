@@ -1,0 +1,126 @@
+"""The report: hand-computed numbers, intervals, and the three files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmcot.monitor.report import RowResult, write_report
+from lmcot.monitor.statistics import bootstrap_intervals
+
+
+def row(name: str, em: list[float], f1: list[float] | None = None) -> RowResult:
+    return RowResult(
+        name=name,
+        label=f"label of {name}",
+        em=em,
+        f1=f1 if f1 is not None else em,
+        inclusion=[1.0] * len(em),
+        large_lm_tokens_in=12345,
+        large_lm_tokens_out=67,
+        small_lm_tokens_in=0,
+        small_lm_tokens_out=0,
+        requests=4,
+        flops=None,
+        seconds=1.5,
+    )
+
+
+def report(run_dir: Path, rows: dict[str, RowResult], **changes: Any) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "settings": {"seed": 0},
+        "bootstrap_samples": 500,
+        "confidence": 0.95,
+        "seed": 0,
+        "notes": ["a note"],
+    }
+    return write_report(run_dir, rows, **(options | changes))
+
+
+def test_two_values_have_intervals_that_can_be_worked_out_by_hand() -> None:
+    # The mean of two draws from {0, 1} is 0, 1/2, 1 with chances 1/4, 1/2, 1/4: the 10% and
+    # 90% points are 0 and 1, the 40% and 60% points both 1/2.
+    values = {"em": [0.0, 1.0]}
+    wide = bootstrap_intervals(values, samples=4000, confidence=0.8, seed=1)
+    narrow = bootstrap_intervals(values, samples=4000, confidence=0.2, seed=1)
+    assert wide == {"em": (0.0, 1.0)}
+    assert narrow == {"em": (0.5, 0.5)}
+
+
+def test_the_interval_is_the_normal_one_for_many_questions() -> None:
+    # 100 of 400: standard error sqrt(0.25 * 0.75 / 400) = 0.02165, times 1.96 = 0.04244.
+    values = {"em": [1.0] * 100 + [0.0] * 300}
+    (low, high) = bootstrap_intervals(values, samples=4000, confidence=0.95, seed=2)["em"]
+    assert low == pytest.approx(0.25 - 0.0424, abs=0.004)
+    assert high == pytest.approx(0.25 + 0.0424, abs=0.004)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.integers(0, 1000))
+def test_intervals_stay_inside_the_values_and_repeat_with_the_seed(
+    values: list[float], seed: int
+) -> None:
+    first = bootstrap_intervals({"f1": values}, samples=50, confidence=0.9, seed=seed)
+    again = bootstrap_intervals({"f1": values}, samples=50, confidence=0.9, seed=seed)
+    assert first == again
+    low, high = first["f1"]
+    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
+
+
+@pytest.mark.parametrize("metrics", [{}, {"em": []}, {"em": [1.0], "f1": [1.0, 0.0]}])
+def test_metrics_without_values_or_of_unequal_length_are_refused(
+    metrics: dict[str, list[float]],
+) -> None:
+    with pytest.raises(ValueError, match="value"):
+        bootstrap_intervals(metrics, samples=10, confidence=0.9, seed=0)
+
+
+def test_the_json_holds_percentages_totals_and_intervals(tmp_path: Path) -> None:
+    given_back = report(tmp_path, {"cot": row("cot", [1.0, 0.0, 0.0, 0.0], [1.0, 0.5, 0.5, 0.0])})
+    stored = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert stored == given_back
+    cot = stored["rows"]["cot"]
+    assert (cot["em"], cot["f1"], cot["inclusion"], cot["n"]) == (25.0, 50.0, 100.0, 4)
+    assert cot["ci"]["inclusion"] == [100.0, 100.0]
+    assert cot["ci"]["em"][0] < 25.0 < cot["ci"]["em"][1]
+    totals = ("large_lm_tokens_in", "large_lm_tokens_out", "requests", "flops", "seconds")
+    assert [cot[key] for key in totals] == [12345, 67, 4, None, 1.5]
+    assert stored["bootstrap"] == {"samples": 500, "confidence": 0.95, "seed": 0}
+    assert (stored["settings"], stored["notes"]) == ({"seed": 0}, ["a note"])
+
+
+def test_a_rows_interval_does_not_depend_on_the_other_rows(tmp_path: Path) -> None:
+    cot = row("cot", [1.0, 0.0, 1.0, 0.0, 0.0])
+    alone = report(tmp_path, {"cot": cot})
+    beside = report(tmp_path, {"standard": row("standard", [1.0, 0.0]), "cot": cot})
+    assert alone["rows"]["cot"] == beside["rows"]["cot"]
+
+
+def test_the_markdown_reads_well(tmp_path: Path) -> None:
+    report(tmp_path, {"standard": row("standard", [1.0, 1.0])}, confidence=0.9)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    expected = (
+        "| `standard` | label of standard | 100.0 [100.0, 100.0] | 100.0 [100.0, 100.0] "
+        "| 100.0 [100.0, 100.0] | 2 | 12,345 / 67 | 1.5 |"
+    )
+    assert expected in text
+    assert "the 90% interval of the mean in percent, from 500 bootstrap resamples" in text
+    assert "- a note" in text
+
+
+def test_the_picture_is_there_and_no_partial_files_are(tmp_path: Path) -> None:
+    rows = {name: row(name, [0.0, 0.0]) for name in ("standard", "guided_refined", "small_alone")}
+    report(tmp_path, rows)
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["report.json", "report.md", "report.png"]
+
+
+def test_a_report_without_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="row"):
+        report(tmp_path, {})

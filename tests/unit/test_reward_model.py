@@ -1,0 +1,221 @@
+"""Judgements of rationales, with a frozen LM whose answers are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmcot.config import Aspect, AspectSettings, GuidanceRewards, IncreasingRewards
+from lmcot.data import load_templates
+from lmcot.records import (
+    Choice,
+    Completion,
+    Example,
+    Failure,
+    FailureKind,
+    Judgement,
+    Paragraph,
+    Prompt,
+    Rollout,
+    Sampling,
+    Score,
+)
+from lmcot.rewards.combine import increasing_reward, judge_increasing, scalar_reward
+from lmcot.rewards.judge import RewardModel, answer_prompts
+
+ASPECTS: tuple[Aspect, ...] = (
+    "factuality",
+    "relevance",
+    "logicality",
+    "consistency",
+    "coherence",
+    "fluency",
+    "naturalness",
+    "readability",
+)
+EXAMPLE = Example(
+    id="1",
+    question="Which river does Elko straddle?",
+    answer="Humboldt River",
+    context=(Paragraph("Elko", ("The city straddles the Humboldt River.",)),),
+)
+RIGHT = "Elko straddles the Humboldt River. So the answer is Humboldt River."
+WRONG = "Elko straddles the Colorado River. So the answer is Colorado River."
+
+
+class KnownLM:
+    """Concludes as the rationale in its prompt does; fails where it is told to."""
+
+    identity = "known"
+    parameters = None
+
+    def __init__(self, yes: float = 0.75, logprob: float = -6.0, broken: str = "never") -> None:
+        self.yes, self.logprob, self.broken = yes, logprob, broken
+        self.asked: list[tuple[str, Prompt]] = []
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion | Failure]:
+        assert sampling.temperature == 0
+        return [self._answer(prompt) for prompt in prompts]
+
+    def _answer(self, prompt: Prompt) -> Completion | Failure:
+        failure = self._failure("generate", prompt)
+        right = "Humboldt" in prompt[-1].content.split("Reasoning:")[1]
+        text = " The answer is Humboldt River." if right else " Colorado River"
+        return failure or Completion(text, 50, 4, "stop")
+
+    def choose(self, prompts: Sequence[Prompt], options: Sequence[str]) -> list[Choice | Failure]:
+        probabilities = dict(zip(options, (self.yes, 1 - self.yes), strict=True))
+        return [self._failure("choose", p) or Choice(probabilities, 50, 0) for p in prompts]
+
+    def score(
+        self, prompts: Sequence[Prompt], continuations: Sequence[str]
+    ) -> list[Score | Failure]:
+        assert len(prompts) == len(continuations)
+        return [self._failure("score", p) or Score(self.logprob, 12, 60) for p in prompts]
+
+    def _failure(self, call: str, prompt: Prompt) -> Failure | None:
+        self.asked.append((call, prompt))
+        broken = self.broken == call
+        return Failure(FailureKind.TRANSIENT, f"{call} timed out") if broken else None
+
+
+def _rollout(text: str) -> Rollout:
+    return Rollout("u", "1", 0, (1,), (2,), (-0.5,), "eos", text, 0)
+
+
+def _model(frozen: KnownLM, rewards: GuidanceRewards | None = None) -> RewardModel:
+    return RewardModel(
+        rewards or GuidanceRewards(),
+        frozen,
+        load_templates("default"),
+        demonstrations=1,
+        max_answer_tokens=24,
+    )
+
+
+def _judge(frozen: KnownLM, *texts: str, rewards: GuidanceRewards | None = None) -> list[Judgement]:
+    rollouts = [_rollout(text) for text in texts]
+    return _model(frozen, rewards).judge([EXAMPLE] * len(texts), rollouts)
+
+
+def test_components_of_a_right_and_a_wrong_rationale() -> None:
+    right, wrong = _judge(KnownLM(), RIGHT, WRONG)
+    assert right.failure is None
+    assert list(right.components) == ["em", "f1", "inclusion", *(f"aspect/{a}" for a in ASPECTS)]
+    assert [right.components[name] for name in ("em", "f1", "inclusion")] == [1, 1, 1]
+    assert [wrong.components[name] for name in ("em", "f1", "inclusion")] == [0, 0.5, 0]
+    assert (right.contains_gold, wrong.contains_gold) == (True, False)
+    assert right.answer is not None
+    assert right.answer.text == " The answer is Humboldt River."
+    assert right.answer.extracted == "Humboldt River"
+    assert (right.answer.tokens_in, right.answer.tokens_out) == (50, 4)
+    assert right.components["aspect/factuality"] == 1 > wrong.components["aspect/factuality"]
+    assert right.components["aspect/logicality"] == 0.75
+    assert right.components["aspect/fluency"] == pytest.approx(math.exp(-6 / 12))
+
+
+def test_every_aspect_can_be_judged() -> None:
+    judge = AspectSettings(source="judge")
+    rewards = GuidanceRewards(aspects=dict.fromkeys(ASPECTS, judge))
+    frozen = KnownLM(yes=0.9)
+    [judgement] = _judge(frozen, RIGHT, rewards=rewards)
+    assert {judgement.components[f"aspect/{aspect}"] for aspect in ASPECTS} == {0.9}
+    assert len({prompt for call, prompt in frozen.asked if call == "choose"}) == len(ASPECTS)
+    assert all(RIGHT in prompt[-1].content for _, prompt in frozen.asked)
+
+
+def test_an_aspect_that_is_off_is_not_asked_for() -> None:
+    rewards = GuidanceRewards(aspects={"logicality": AspectSettings(source="off")})
+    frozen = KnownLM()
+    [judgement] = _judge(frozen, RIGHT, rewards=rewards)
+    assert set(judgement.components) == {"em", "f1", "inclusion"}
+    assert [call for call, _ in frozen.asked] == ["generate"]
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_rationale_has_nothing_of_any_aspect_and_is_not_judged(text: str) -> None:
+    frozen = KnownLM()
+    [judgement] = _judge(frozen, text)
+    assert {judgement.components[f"aspect/{aspect}"] for aspect in ASPECTS} == {0}
+    assert {call for call, _ in frozen.asked} == {"generate"}
+
+
+@pytest.mark.parametrize("call", ["generate", "choose", "score"])
+def test_a_failed_call_fails_the_judgement(call: str) -> None:
+    """[16] A failure is never a reward of zero."""
+    [judgement] = _judge(KnownLM(broken=call), RIGHT)
+    assert judgement == Judgement(failure=Failure(FailureKind.TRANSIENT, f"{call} timed out"))
+    with pytest.raises(ValueError, match="no reward"):
+        scalar_reward(judgement, GuidanceRewards())
+
+
+@pytest.mark.parametrize(
+    "frozen", [KnownLM(yes=math.nan), KnownLM(yes=math.inf), KnownLM(logprob=math.nan)]
+)
+def test_a_component_that_is_no_number_fails_the_judgement(frozen: KnownLM) -> None:
+    """[16] A NaN never enters a batch."""
+    [judgement] = _judge(frozen, RIGHT)
+    assert judgement.failure is not None
+    assert judgement.failure.kind is FailureKind.PERMANENT
+    assert "aspect/" in judgement.failure.reason
+    assert not judgement.components
+
+
+def test_the_scalar_reward_is_the_weighted_sum() -> None:
+    rewards = GuidanceRewards(
+        em_weight=1.0,
+        f1_weight=0.5,
+        aspects={
+            "factuality": AspectSettings(source="metric", weight=0.25),
+            "logicality": AspectSettings(source="judge", weight=2.0),
+            "fluency": AspectSettings(source="metric"),
+        },
+    )
+    [judgement] = _judge(KnownLM(yes=0.5), WRONG, rewards=rewards)
+    # em 0, f1 0.5; factual: straddles, river and elko of elko, straddles, colorado, river.
+    assert scalar_reward(judgement, rewards) == pytest.approx(0.5 * 0.5 + 0.25 * 0.75 + 2 * 0.5)
+
+
+def test_answers_are_read_out_of_completions() -> None:
+    prompts = [load_templates("default").guided(EXAMPLE, RIGHT, 0)]
+    [answer] = answer_prompts(KnownLM(), prompts, 8)
+    assert not isinstance(answer, Failure)
+    assert answer.extracted == "Humboldt River"
+    assert isinstance(answer_prompts(KnownLM(broken="generate"), prompts, 8)[0], Failure)
+
+
+@pytest.mark.parametrize(
+    ("text", "length", "reward"),
+    [
+        ("1 2 3 4", 4, 1),
+        ("1 2 3 4 0 0", 4, 1),
+        ("3 2 1 4", 4, 1 / 3),
+        ("1 2", 4, 1 / 3),
+        ("1 1 2 2", 4, 1 / 3),
+        ("-5, 0; 12 and 13.", 4, 1),
+        ("1-2-3", 3, 1),
+        ("one two", 4, 0),
+        ("7", 2, 0),
+        ("", 2, 0),
+        ("1 " + "9" * 6000, 2, 1),
+    ],
+)
+def test_increasing_reward(text: str, length: int, reward: float) -> None:
+    """[30] The toy task's optimum is exactly 1."""
+    assert increasing_reward(text, length) == pytest.approx(reward)
+
+
+@given(st.text(alphabet="0123456789 -,a", max_size=60), st.integers(2, 9))
+def test_the_increasing_reward_stays_in_the_unit_interval(text: str, length: int) -> None:
+    assert 0 <= increasing_reward(text, length) <= 1
+
+
+def test_the_toy_task_has_one_component() -> None:
+    settings = IncreasingRewards(kind="increasing", length=3)
+    [judgement] = judge_increasing([_rollout("1 2 1")], settings)
+    assert judgement == Judgement({"increasing": 0.5})
+    assert scalar_reward(judgement, settings) == 0.5
