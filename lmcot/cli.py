@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"lmcot: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):
         print("lmcot: interrupted; the same command goes on from here", file=sys.stderr)
         return EXIT_INTERRUPTED
     except OSError as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,20 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ["LMCOT_CACHE"] = str(own)
     yield own
     del os.environ["LMCOT_CACHE"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ray_folder() -> Iterator[None]:
+    """Ray's logs and sockets go into a folder that is gone at the end."""
+    # Not below pytest's: the path of a Unix socket has room for 107 characters.
+    folder = tempfile.mkdtemp(prefix="lmcot-ray-")
+    before = os.environ.get("RAY_TMPDIR")
+    os.environ["RAY_TMPDIR"] = folder
+    yield
+    shutil.rmtree(folder, ignore_errors=True)
+    os.environ.pop("RAY_TMPDIR")
+    if before is not None:
+        os.environ["RAY_TMPDIR"] = before
 
 
 @pytest.fixture(scope="session")

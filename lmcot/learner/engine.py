@@ -137,6 +137,10 @@ def _deepspeed_config(
                 "betas": list(optimiser.betas),
                 "eps": optimiser.eps,
                 "weight_decay": optimiser.weight_decay,
+                # DeepSpeed's own Adam multiplies up its bias correction on the CPU but computes
+                # it anew after a resume: equal to some 1e-7 only, where torch's is to the bit.
+                "torch_adam": True,
+                "fused": True,
             },
         },
         "zero_optimization": {"stage": learner.zero_stage, "overlap_comm": False},

@@ -176,7 +176,7 @@ class PPO:
         settings = self._settings
         batch = self._batch([experience.rollouts[row] for row in rows])
         width = batch.response_ids.shape[1]
-        logits, values = self._engine.engine(batch, values=True)
+        logits, values = self._engine.engine(batch, values=True, head_only=warming)
         ids = batch.response_ids.to(logits.device)
 
         def rows_of(tensor: Tensor) -> Tensor:

@@ -66,11 +66,16 @@ class Policy(nn.Module):
         """Whether the model has an encoder of its own for the prompt."""
         return bool(self.lm.config.is_encoder_decoder)
 
-    def forward(self, batch: SequenceBatch, *, values: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, batch: SequenceBatch, *, values: bool, head_only: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Logits and, if asked for, values at each response position.
 
         Position t holds the logits that predict response token t, and the value of the state
         before that token.
+
+        Args:
+            head_only: the values' gradient ends at the value head, and does not reach the trunk.
 
         Returns:
             logits [rows, response, vocabulary] in the model's dtype, values [rows, response] in
@@ -79,6 +84,8 @@ class Policy(nn.Module):
         logits, hidden = response_logits(self.lm, batch, hidden=values)
         if hidden is None:
             return logits, None
+        if head_only:
+            hidden = hidden.detach()
         return logits, self.value_head(hidden).squeeze(-1).float()
 
 

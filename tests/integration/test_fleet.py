@@ -113,9 +113,9 @@ def test_an_actor_that_hangs_is_ended_and_its_unit_done_elsewhere(tmp_path: Path
 
 def test_a_unit_that_kills_every_actor_ends_the_run_with_its_name(tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"max_attempts": 1})
-    with start(tmp_path, settings) as fleet:
-        with pytest.raises(RuntimeError, match="unit 0 of 'once' was lost 1 times on test actors"):
-            fleet.map("once", [{"index": 0, "die": True}])
+    lost = "unit 0 of 'once' was lost 1 times on test actors"
+    with start(tmp_path, settings) as fleet, pytest.raises(RuntimeError, match=lost):
+        fleet.map("once", [{"index": 0, "die": True}])
 
 
 def test_errors_inside_an_actor_reach_the_driver_and_leave_it_healthy(tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
     rationales = lines(finished / "rationales.jsonl")
     assert len(rationales) == 12
     kept = [r for r in rationales if r["kept"]]
-    assert kept and all(r["rationale"].endswith(f"So the answer is {r['answer']}.") for r in kept)
+    assert kept
+    assert all(r["rationale"].endswith(f"So the answer is {r['answer']}.") for r in kept)
     assert all(r["reason"] for r in rationales)
     metrics = read_metrics(finished / "metrics.jsonl")
     assert [m["step"] for m in metrics if m["stage"] == "refine"] == [1, 2]
@@ -82,7 +83,9 @@ def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
     events.Reload()
     assert "refine/reward/mean" in events.Tags()["scalars"]
     text = (finished / "config.yaml").read_text(encoding="utf-8")
-    assert "# torch: 2." in text and "# commit: " in text and "random:t5" in text
+    assert "# torch: 2." in text
+    assert "# commit: " in text
+    assert "random:t5" in text
     assert (finished / "refine.png").stat().st_size > 1000
 
 
@@ -101,7 +104,8 @@ def test_the_report_has_every_row(finished: Path) -> None:
         assert row["requests"] == (4 if asked else 0)
         assert (row["large_lm_tokens_in"] > 0) == asked
         assert (row["small_lm_tokens_out"] > 0) == (name not in ("standard", "cot"))
-        assert row["flops"] > 0 and row["seconds"] >= 0
+        assert row["flops"] > 0
+        assert row["seconds"] >= 0
         assert len(lines(finished / "predictions" / f"{name}.jsonl")) == 4
     assert "refined" in rows["small_alone"]["label"]
     assert (finished / "report.png").stat().st_size > 1000
@@ -124,7 +128,8 @@ def test_the_same_command_again_does_nothing(finished: Path) -> None:
     done = run("train", finished)
     assert done.returncode == 0, done.stderr
     for stage in ("annotate", "distill", "refine", "evaluate"):
-        assert f"{stage}: " in done.stderr and "done already" in done.stderr
+        assert f"{stage}: " in done.stderr
+        assert "done already" in done.stderr
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")} == before
     assert (finished / "metrics.jsonl").read_bytes() == metrics
 

@@ -107,9 +107,7 @@ def test_sampler_learner_and_hand_loop_agree(
     for row, one in enumerate(generated):
         ours = torch.tensor(one.logprobs)
         assert len(one.logprobs) == len(one.response_ids)
-        by_hand = torch.tensor(
-            _hand_loop(loaded[0], prompts[row], one.response_ids, temperature)
-        )
+        by_hand = torch.tensor(_hand_loop(loaded[0], prompts[row], one.response_ids, temperature))
         torch.testing.assert_close(ours, scored[row, : len(ours)], atol=1e-5, rtol=0)
         torch.testing.assert_close(ours, by_hand, atol=1e-5, rtol=0)
     other = _scored(loaded, prompts, responses, 1.3)
@@ -197,8 +195,8 @@ def test_pad_that_is_also_eos(tmp_path: Path) -> None:
 @BOTH
 def test_padding_does_not_change_logprobs(tiny: TinyModel, kind: str) -> None:
     """[5] log-probs stay when the batch is padded further, and from batch 1 to a row of 4."""
-    model, tokenizer = loaded = tiny(kind)
-    prompts = _prompts(tokenizer)
+    loaded = tiny(kind)
+    prompts = _prompts(loaded[1])
     responses = [[30, 40, 1], [50], [60, 70, 80, 90, 100, 1], [3, 1]]
     together = _scored(loaded, prompts, responses)
     for row in range(4):
@@ -216,7 +214,7 @@ def test_padding_does_not_change_logprobs(tiny: TinyModel, kind: str) -> None:
 def test_t5_begins_with_the_decoder_start_token(tiny: TinyModel) -> None:
     """[5] the decoder's inputs are the start token (pad) and the response shifted by one."""
     model, tokenizer = loaded = tiny("t5")
-    seen: list[list[int]] = []
+    seen: list[Any] = []
 
     def spy(module: Any, args: Any, kwargs: Any) -> None:
         seen.append(kwargs["input_ids"].tolist())

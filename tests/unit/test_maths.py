@@ -39,9 +39,8 @@ def test_token_logprobs_are_float32_whatever_the_logits_are() -> None:
 
 
 def test_entropy_of_known_distributions() -> None:
-    logits = torch.tensor(
-        [[[0.0, 0.0, 0.0, 0.0], [50.0, 0.0, 0.0, 0.0], [0.0, 0.0, -80.0, -80.0]]]
-    )
+    uniform, sure, two = [0.0, 0.0, 0.0, 0.0], [50.0, 0.0, 0.0, 0.0], [0.0, 0.0, -80.0, -80.0]
+    logits = torch.tensor([[uniform, sure, two]])
     entropy = maths.token_entropy(logits)
     torch.testing.assert_close(entropy, torch.tensor([[math.log(4), 0.0, math.log(2)]]))
     biased = torch.tensor([[[math.log(0.9), math.log(0.1)]]])
@@ -286,7 +285,9 @@ def test_extreme_log_ratios_stay_finite() -> None:
     proximal = torch.tensor([[-1e4, 0.0, 0.0, -1e30]])
     for sign in (1.0, -1.0):
         for dual_clip in (None, 3.0):
-            loss, _ = maths.policy_loss(logprobs, proximal, torch.full((1, 4), sign), 0.2, dual_clip)
+            loss, _ = maths.policy_loss(
+                logprobs, proximal, torch.full((1, 4), sign), 0.2, dual_clip
+            )
             total = loss.sum() + maths.kl_k3(logprobs, proximal).sum()
             total = total + maths.kl_k3(proximal, logprobs).sum()
             (gradient,) = torch.autograd.grad(total, logprobs)

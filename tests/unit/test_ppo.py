@@ -181,11 +181,15 @@ def _gradients(policy: Any, loss: Tensor) -> dict[str, Tensor]:
 @BOTH
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_first_minibatch_has_ratio_one(kind: str, temperature: float) -> None:
-    """[8] [2] first minibatch of the first epoch: approx KL 0, clip fraction 0, ratio 1."""
+    """[8] [2] first minibatch of the first epoch: approx KL 0, clip fraction 0, ratio 1.
+
+    Not to the bit, for torch multiplies by another kernel where it keeps what a gradient needs:
+    log-probabilities differ by up to 1e-7, whose k3 is below 1e-12.
+    """
     session = _session(_config(kind, policy__temperature=temperature, learner__micro_batch_size=2))
     scored = _rollouts(session.policy.lm, temperature=temperature)
     metrics = session.ppo.step(scored, 0)
-    assert metrics["approx_kl"] == 0
+    assert 0 <= metrics["approx_kl"] < 1e-12
     assert metrics["clip_fraction"] == 0
     assert metrics["sampler_gap"] < 1e-5
     assert metrics["importance_weight"] == pytest.approx(1, abs=1e-5)
@@ -210,9 +214,7 @@ def test_reference_is_the_first_policy_for_ever(kind: str) -> None:
     session = _session(_config(kind, {"learning_rate": 1e-2}))
     reference: Any = session._reference
     before = {name: p.detach().clone() for name, p in reference.named_parameters()}
-    assert all(
-        torch.equal(p, session.policy.lm.get_parameter(name)) for name, p in before.items()
-    )
+    assert all(torch.equal(p, session.policy.lm.get_parameter(name)) for name, p in before.items())
     assert not any(p.requires_grad for p in reference.parameters())
     kls = []
     for step in range(3):
@@ -271,7 +273,8 @@ def _fixed_kl(coefficient: float) -> dict[str, Any]:
 
 def test_negative_kl_is_warned_of() -> None:
     """[15] a negative mean KL is a sign of a bug: here the reference sampled, not the policy."""
-    session = _session(_config("counting-llama"))
+    # Above stage 0 the engine's own copy of the parameters would undo the disturbance.
+    session = _session(_config("counting-llama", learner__zero_stage=0))
     reference = copy.deepcopy(session.policy.lm)
     _disturb(session.policy.lm, 0.3)
     right = session.ppo.step(_rollouts(session.policy.lm, lengths=[8] * 24), 0)
@@ -350,9 +353,7 @@ def test_ppo_gradient_does_not_depend_on_the_micro_batch_size(kind: str) -> None
     """[22] token mean over the whole optimiser step: micro-batches of 1, 2, 4, shuffled rows."""
     results = []
     for size, order in ((1, 0), (2, 1), (4, 2), (5, 3)):
-        config = _config(
-            kind, STATELESS, learner__micro_batch_size=size, entropy_coefficient=0.01
-        )
+        config = _config(kind, STATELESS, learner__micro_batch_size=size, entropy_coefficient=0.01)
         session = _session(config)
         scored = _rollouts(session.policy.lm)
         random.Random(order).shuffle(scored)
@@ -413,9 +414,7 @@ def test_one_distillation_step_by_hand(kind: str, stage: int, max_grad_norm: flo
         loss = loss - _forward(policy, one)[0].sum()
     loss = loss / sum(LENGTHS)
     gradients = _gradients(policy, loss)
-    gradients |= {
-        name: torch.zeros_like(p) for name, p in before.items() if name not in gradients
-    }
+    gradients |= {name: torch.zeros_like(p) for name, p in before.items() if name not in gradients}
     norm = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt().item()
     assert norm > 0.1
 
@@ -559,15 +558,22 @@ def test_learning_rate_is_a_function_of_the_step(
     assert resumed == rates[3:]
 
 
-@BOTH
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize(
+    ("kind", "stage", "dtype"),
+    [
+        ("counting-llama", 0, "float32"),
+        ("counting-llama", 2, "bfloat16"),
+        ("counting-t5", 2, "float32"),
+    ],
+)
 def test_a_resumed_refinement_is_the_same_to_the_bit(
-    tmp_path: Path, kind: str, stage: int
+    tmp_path: Path, kind: str, stage: int, dtype: str
 ) -> None:
     """[29] [14] N + M steps equal N steps, a checkpoint, a new session, M steps."""
     config = _config(
         kind,
         {"learning_rate": 1e-2, "warmup_steps": 6},
+        policy__dtype=dtype,
         learner__zero_stage=stage,
         learner__micro_batch_size=2,
         minibatches=2,
