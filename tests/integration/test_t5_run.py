@@ -150,18 +150,27 @@ def children_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
+FOUR_STEPS = ("refine.start_from=base", "refine.steps=4")
+
+
+@pytest.fixture(scope="module")
+def in_one_go(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four PPO steps without an interruption."""
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    done = run("refine", run_dir, *FOUR_STEPS)
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_ends_where_one_in_one_go_ends(
-    finished: Path, tmp_path: Path, how: signal.Signals
+    in_one_go: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     """[29] N + M steps in one go equal N steps, an interruption, M steps."""
-    overrides = ["refine.start_from=base", "refine.steps=4"]
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    done = run("refine", whole, *overrides)
-    assert done.returncode == 0, done.stderr
+    broken = tmp_path / "broken"
     process = subprocess.Popen(
-        command("refine", broken, *overrides), cwd=ROOT, stderr=subprocess.PIPE, text=True
+        command("refine", broken, *FOUR_STEPS), cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     wait_for_step(broken, 2, process)
     family = children_of(process)
@@ -178,10 +187,10 @@ def test_an_interrupted_run_ends_where_one_in_one_go_ends(
             survivor.kill()
         alive = psutil.wait_procs(family, timeout=10)[1]
     assert not alive, f"left running: {alive}"
-    done = run("refine", broken, *overrides)
+    done = run("refine", broken, *FOUR_STEPS)
     assert done.returncode == 0, done.stderr
     assert "refine: goes on after step" in done.stderr
-    assert comparable(broken) == comparable(whole)
+    assert comparable(broken) == comparable(in_one_go)
     for step in range(1, 5):
         name = f"step-{step:06d}.jsonl"
-        assert lines(broken / "rollouts" / name) == lines(whole / "rollouts" / name)
+        assert lines(broken / "rollouts" / name) == lines(in_one_go / "rollouts" / name)
