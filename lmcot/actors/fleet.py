@@ -19,9 +19,29 @@ from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from lmcot.actors.base import ActorBase, RemoteError
 from lmcot.config import ActorsSettings, RoleSettings
 
-_POLL_S = 0.01
+_SHORTEST_PAUSE_S = 0.002
+_LONGEST_PAUSE_S = 0.25
 _PROBE_EVERY_S = 2.0
 _PROBE_TIMEOUT_S = 1.0
+
+
+class _Pauses:
+    """Pauses between looks for results: short at first, then longer and longer.
+
+    A driver that looks all the time takes CPU from the actors that compute on the same machine.
+    """
+
+    def __init__(self) -> None:
+        self._pause = _SHORTEST_PAUSE_S
+
+    def reset(self) -> None:
+        """Something came: the next may follow at once."""
+        self._pause = _SHORTEST_PAUSE_S
+
+    def sleep(self) -> None:
+        """Sleeps, and will sleep longer the next time."""
+        time.sleep(self._pause)
+        self._pause = min(self._pause * 1.3, _LONGEST_PAUSE_S)
 
 
 @dataclass(slots=True)
@@ -111,6 +131,7 @@ class Fleet:
         sent = self._manager.foreach_actor_async(method, tag=method, kwargs=kwargs)
         results: dict[int, Any] = {}
         deadline = time.monotonic() + limit
+        pauses = _Pauses()
         while len(results) < sent:
             self._check()
             for result in self._manager.fetch_ready_async_reqs(tags=method):
@@ -125,7 +146,7 @@ class Fleet:
                     f"{self._manager.num_actors()} {self.role} actor(s): check that the cluster "
                     "has the resources that 'actors' asks for, or raise the time limit there"
                 )
-            time.sleep(_POLL_S)
+            pauses.sleep()
         return [results[actor_id] for actor_id in sorted(results)]
 
     def map(
@@ -150,11 +171,13 @@ class Fleet:
         attempts = [0] * len(units)
         waiting = deque(range(len(units)))
         underway: dict[str, _Underway] = {}
+        pauses = _Pauses()
         while len(results) < len(units):
             self._check()
             self._restore()
             self._send(method, units, waiting, underway)
             for tag, result in self._finished(underway):
+                pauses.reset()
                 unit = underway.pop(tag)
                 if result is not None:
                     value = self._unwrap(result.get())
@@ -168,7 +191,7 @@ class Fleet:
                         f"on {self.role} actors: see Ray's logs for why they die"
                     )
                 waiting.append(unit.index)
-            time.sleep(_POLL_S)
+            pauses.sleep()
         return [results[index] for index in range(len(units))]
 
     def _send(

@@ -70,12 +70,18 @@ class RewardModel:
         ]
 
 
+def reply_sampling(max_new_tokens: int) -> Sampling:
+    """How the frozen LM replies, to rewards, annotation and evaluation alike: greedy.
+
+    Without a chat template a blank line ends the reply (`lmcot.data.render`).
+    """
+    return Sampling(max_new_tokens=max_new_tokens, stop=("\n\n",))
+
+
 def answer_prompts(
     frozen: FrozenLM, prompts: Sequence[Prompt], max_answer_tokens: int
 ) -> list[Answer | Failure]:
     """The frozen LM's greedy answer to each prompt, as written and as read out of that."""
-    # Without a chat template a blank line ends the reply (`lmcot.data.render`).
-    sampling = Sampling(max_new_tokens=max_answer_tokens, stop=("\n\n",))
     return [
         completion
         if isinstance(completion, Failure)
@@ -85,7 +91,7 @@ def answer_prompts(
             tokens_in=completion.tokens_in,
             tokens_out=completion.tokens_out,
         )
-        for completion in frozen.generate(prompts, sampling)
+        for completion in frozen.generate(prompts, reply_sampling(max_answer_tokens))
     ]
 
 

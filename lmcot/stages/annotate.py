@@ -11,10 +11,10 @@ from lmcot.actors.units import PromptUnit
 from lmcot.config import FrozenTeacher
 from lmcot.errors import UserError
 from lmcot.files import write_atomically
-from lmcot.models.generation import sample_seed
 from lmcot.monitor.progress import progress
-from lmcot.records import Annotation, Completion, Failure, Sampling, to_json
+from lmcot.records import Annotation, Completion, Failure, to_json
 from lmcot.rewards.answers import concluded_answer, f1
+from lmcot.rewards.judge import reply_sampling
 from lmcot.stages.run import Question, Run, in_units, say
 
 
@@ -113,9 +113,7 @@ def _unit(run: Run, rows: list[int]) -> PromptUnit:
     prompts = [
         run.templates.cot(run.train[row].example, config.prompts.demonstrations) for row in rows
     ]
-    sampling = Sampling(
-        config.frozen.max_rationale_tokens, seed=sample_seed(config.seed, "annotate", rows[0])
-    )
+    sampling = reply_sampling(config.frozen.max_rationale_tokens)
     return PromptUnit(f"annotate/{rows[0]}", tuple(prompts), sampling)
 
 

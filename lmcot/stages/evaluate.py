@@ -18,8 +18,9 @@ from lmcot.errors import UserError
 from lmcot.models.sources import parameters_of
 from lmcot.monitor.progress import Progress, progress
 from lmcot.monitor.report import RowResult, write_report
-from lmcot.records import Completion, Example, Failure, Prompt, Rollout, Sampling
+from lmcot.records import Completion, Example, Failure, Prompt, Rollout
 from lmcot.rewards.answers import concluded_answer, extract_answer
+from lmcot.rewards.judge import reply_sampling
 from lmcot.stages.predictions import (
     Prediction,
     predict,
@@ -188,7 +189,7 @@ class _Evaluation:
         ]
         length = frozen.max_rationale_tokens if row == "cot" else frozen.max_answer_tokens
         units = [
-            PromptUnit(f"{row}/{rows[0]}", tuple(prompts[i] for i in rows), Sampling(length))
+            PromptUnit(f"{row}/{rows[0]}", tuple(prompts[i] for i in rows), reply_sampling(length))
             for rows in in_units(range(len(prompts)), self._run.config.actors.prompts_per_unit)
         ]
         return [answer for unit in self._frozen.map("complete", units) for answer in unit]

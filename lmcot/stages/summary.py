@@ -15,7 +15,7 @@ def step_metrics(
 ) -> dict[str, float]:
     """Metrics from the ordered records, so that they do not depend on who did the work.
 
-    Means over the judged rationales: ``reward/mean``, ``reward/std``, ``component/NAME``,
+    Means over the judged rationales: ``reward/mean``, ``reward_std``, ``component/NAME``,
     ``contains_gold``; over all: lengths in tokens, the shares that were cut and judged.
     """
     rewards = [s.reward for s in scored]
@@ -26,7 +26,7 @@ def step_metrics(
     gold = [s.judgement.contains_gold for s in scored if s.judgement.contains_gold is not None]
     return {
         "reward/mean": _mean(rewards),
-        "reward/std": statistics.pstdev(rewards) if rewards else 0.0,
+        "reward_std": statistics.pstdev(rewards) if rewards else 0.0,
         **components,
         **({"contains_gold": _mean(map(float, gold))} if gold else {}),
         "response_length": _mean(float(len(r.response_ids)) for r in rollouts),

@@ -194,3 +194,15 @@ def test_an_interrupted_run_ends_where_one_in_one_go_ends(
     for step in range(1, 5):
         name = f"step-{step:06d}.jsonl"
         assert lines(broken / "rollouts" / name) == lines(in_one_go / "rollouts" / name)
+
+
+@pytest.mark.e2e
+def test_a_frozen_teacher_that_is_never_right_is_told_in_one_sentence(tmp_path: Path) -> None:
+    run_dir = tmp_path / "frozen"
+    done = run("annotate", run_dir, "teacher={kind: frozen}", "data.max_train=3")
+    assert done.returncode == 2, done.stderr
+    assert "lmcot: no rationale was kept" in done.stderr
+    assert "Traceback" not in done.stderr
+    rationales = lines(run_dir / "rationales.jsonl")
+    assert [r["teacher"] for r in rationales] == ["frozen"] * 3
+    assert all(r["reason"] and not r["kept"] for r in rationales)
