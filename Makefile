@@ -34,17 +34,17 @@ $(STAMP): pyproject.toml constraints.txt requirements-models.txt
 	@$(RUN) python -m lmcot.learner.build_ops
 	@touch $@
 
-quickstart: $(STAMP) ## distil, refine and evaluate a small LM on this machine
-	@echo "Running all stages of configs/quickstart.yaml; a second call skips what is done."
+quickstart: $(STAMP) ## distil, refine and evaluate a small LM (5 to 10 minutes)
+	@echo "Running all stages of configs/quickstart.yaml (5 to 10 minutes); a second call skips what is done."
 	@$(RUN) lmcot train --config configs/quickstart.yaml --run-dir runs/quickstart
 	@echo "The report is in runs/quickstart/report.md, its picture in runs/quickstart/report.png."
 
-toy: $(STAMP) ## see PPO learn to count upwards (about a minute)
-	@echo "Refining a tiny model on a toy task whose optimum is known (about a minute)."
+toy: $(STAMP) ## see PPO learn to count upwards (one to two minutes)
+	@echo "Refining a tiny model on a toy task whose optimum is known (one to two minutes)."
 	@$(RUN) lmcot refine --config configs/toy.yaml --run-dir runs/toy
 
-test: $(STAMP) ## run all tests, the end-to-end ones too
-	@echo "Running all tests (several minutes)."
+test: $(STAMP) ## run all tests, the end-to-end ones too (15 to 20 minutes)
+	@echo "Running all tests (15 to 20 minutes)."
 	@$(RUN) pytest --durations=15
 
 test-fast: $(STAMP) ## run the tests without the end-to-end ones

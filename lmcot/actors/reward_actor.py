@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lmcot.actors.base import ActorBase, prepare_process
+from lmcot.actors.base import ActorBase
 from lmcot.actors.frozen_actor import RemoteFrozenLM
 from lmcot.actors.units import JudgeUnit
 from lmcot.config import Config
@@ -15,10 +15,9 @@ from lmcot.rewards.judge import RewardModel
 
 
 class RewardActor(ActorBase):
-    """A client of the frozen-LM fleet; holds no model itself."""
+    """A client of the frozen-LM fleet; it holds no model, and so never imports torch."""
 
     def __init__(self, config: Config) -> None:
-        prepare_process(config.actors.reward.threads)
         self._config = config
 
     def setup(self, frozen_handles: list[Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lmcot.models.generation import sample_seed
+from lmcot.data.sampler import sample_seed
 from lmcot.records import Example, Prompt, Rollout, Sampling
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 
 from lmcot.errors import UserError
@@ -69,3 +70,9 @@ class PromptSampler:
         order = list(range(self._count))
         random.Random(f"{self._seed}/{self._epoch}").shuffle(order)
         return order
+
+
+def sample_seed(*parts: int | str) -> int:
+    """A 63-bit seed from what names a sample: (run seed, step, question, k)."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

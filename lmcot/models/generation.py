@@ -7,7 +7,6 @@ it, so that what it draws does not depend on who shares its batch.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,12 +27,6 @@ class Generated:
     logprobs: tuple[float, ...]
     """Natural log, of each token, under the distribution that it was drawn from."""
     finish_reason: Literal["eos", "length", "stop"]
-
-
-def sample_seed(*parts: int | str) -> int:
-    """A 63-bit seed from what names a sample: (run seed, step, question, k)."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 @torch.inference_mode()

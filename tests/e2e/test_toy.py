@@ -14,8 +14,9 @@ from lmcot.config import Config, load_config
 from lmcot.data.loaders import load_examples
 from lmcot.data.prompts import load_templates
 from lmcot.data.render import encode
+from lmcot.data.sampler import sample_seed
 from lmcot.learner.session import LearnerSession
-from lmcot.models.generation import generate_unit, sample_seed
+from lmcot.models.generation import generate_unit
 from lmcot.models.sources import eos_ids, load_tokenizer
 from lmcot.records import Rollout, ScoredRollout
 from lmcot.rewards.combine import increasing_reward, judge_increasing

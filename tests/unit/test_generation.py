@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from lmcot.config import parse_config
+from lmcot.data.sampler import sample_seed
 from lmcot.errors import UserError
 from lmcot.learner.maths import token_logprobs
-from lmcot.models.generation import Generated, generate_unit, sample_seed
+from lmcot.models.generation import Generated, generate_unit
 from lmcot.models.policy import SequenceBatch, make_batch, response_logits
 from lmcot.models.sources import eos_ids, load_model, resolve_source
 from tests.conftest import TinyModel

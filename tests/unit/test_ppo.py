@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from lmcot.config import Config, parse_config
+from lmcot.data.sampler import sample_seed
 from lmcot.learner.batching import micro_batches, split_evenly
 from lmcot.learner.checkpoints import CheckpointStore
 from lmcot.learner.distiller import TokenPair
 from lmcot.learner.session import LearnerSession
-from lmcot.models.generation import generate_unit, sample_seed
+from lmcot.models.generation import generate_unit
 from lmcot.models.policy import make_batch
 from lmcot.records import Judgement, Rollout, RunState, ScoredRollout
 
