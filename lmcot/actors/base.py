@@ -12,6 +12,8 @@ from typing import Any
 from lmcot.errors import UserError
 
 _USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+# torch and safetensors report a full disk as errors of their own, without a number.
+_FULL_DISK = ("No space left on device", "PytorchStreamWriter failed writing file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,9 @@ class ActorBase:
             users = error.errno in _USERS_TO_MEND
             return RemoteError(str(error), traceback.format_exc(), users)
         except Exception as error:  # the boundary of the process: it is raised again in the driver
+            if any(sign in str(error) for sign in _FULL_DISK):
+                message = "no space left on the disk: free some and run the same command again"
+                return RemoteError(message, traceback.format_exc(), users=True)
             message = f"{type(error).__name__}: {error}"
             return RemoteError(message, traceback.format_exc(), users=False)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ if not torch.cuda.is_available():
 
 import deepspeed
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 from transformers import get_scheduler
 
 from lmcot.config import LearnerSettings, OptimiserSettings
@@ -154,19 +154,14 @@ def _deepspeed_config(
 
 
 def _join_process_group() -> None:
-    """Makes this process a group of one, unless a launcher already described a larger one."""
+    """Makes this process a group of one.
+
+    Its store is in memory: there is no port that another process could take first, or that a
+    child process would inherit through the environment.
+    """
     if torch.distributed.is_initialized():
         return
-    os.environ.setdefault("RANK", "0")
-    os.environ.setdefault("LOCAL_RANK", "0")
-    os.environ.setdefault("WORLD_SIZE", "1")
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -193,7 +193,9 @@ def test_files_that_are_no_templates(tmp_path: Path) -> None:
         load_templates(str(tmp_path / "none.yaml"))
     with pytest.raises(UserError, match="must hold a mapping"):
         load_templates(written(tmp_path, ["x"]))
-    with pytest.raises(UserError, match="no templates named 'defualt': use one of default, or"):
+    with pytest.raises(
+        UserError, match="no templates named 'defualt': use one of counting, default, or"
+    ):
         load_templates("defualt")
 
 
