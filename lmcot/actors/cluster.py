@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
@@ -62,7 +62,7 @@ def _object_store_bytes() -> int:
     return max(min(2**32, free // 3), 128 * 2**20)
 
 
-def check_room(fleets: dict[str, RoleSettings]) -> None:
+def check_room(fleets: Mapping[str, RoleSettings]) -> None:
     """Compares what the fleets of a stage take together with what the cluster has.
 
     Raises:

@@ -42,11 +42,16 @@ class RoleSettings(Settings):
     """Ray CPUs reserved for one actor."""
     gpus: NonNegativeFloat = 0.0
     """Ray GPUs reserved for one actor."""
+
+
+class ComputingRole(RoleSettings):
+    """A fleet whose actors compute themselves."""
+
     threads: PositiveInt = 1
     """Threads that one actor computes with; fixed, since results to the bit depend on it."""
 
 
-class LearnerRole(RoleSettings):
+class LearnerRole(ComputingRole):
     """The learner's actor."""
 
     count: Literal[1] = 1
@@ -58,11 +63,11 @@ class ActorsSettings(Settings):
 
     address: str | None = None
     """A running Ray cluster (``auto`` or ``ray://...``); unset: RAY_ADDRESS, else a local one."""
-    rollout: RoleSettings = RoleSettings()
+    rollout: ComputingRole = ComputingRole()
     """Actors that sample rationales from the small policy."""
     reward: RoleSettings = RoleSettings()
     """Actors that judge rationales."""
-    frozen: RoleSettings = RoleSettings()
+    frozen: ComputingRole = ComputingRole()
     """Actors that run, or call, the frozen LM."""
     learner: LearnerRole = LearnerRole()
     """The actor that trains."""
