@@ -244,14 +244,16 @@ class Fleet:
         self._last_probe = time.monotonic()
         for actor_id in restored:
             for method, kwargs in self._on_restore:
-                for result in self._manager.foreach_actor(
+                results = self._manager.foreach_actor(
                     method,
                     kwargs=kwargs,
                     remote_actor_ids=[actor_id],
                     timeout_seconds=self._settings.start_timeout_s,
-                ):
-                    if result.ok:
-                        self._unwrap(result.get())
+                )
+                done = [self._unwrap(result.get()) for result in results.ignore_errors()]
+                if not done:  # lost again, or too slow: no work before it is set up
+                    self._manager.set_actor_state(actor_id, healthy=False)
+                    break
 
     def _unwrap(self, value: Any) -> Any:
         if isinstance(value, RemoteError):

@@ -1,0 +1,56 @@
+"""What enters a PPO batch: judged rationales only, and enough of them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lmcot.config import GuidanceRewards, RefineSettings
+from lmcot.errors import UserError
+from lmcot.records import Failure, FailureKind, Judgement, Rollout
+from lmcot.stages.refine import _records, _score
+from lmcot.stages.summary import step_metrics
+
+GOOD = Judgement({"em": 1.0, "f1": 1.0, **{f"aspect/{name}": 0.5 for name in (
+    "factuality", "relevance", "logicality", "consistency", "coherence", "fluency",
+    "naturalness", "readability",
+)}})  # fmt: skip
+FAILED = Judgement(failure=Failure(FailureKind.TRANSIENT, "the endpoint hangs"))
+
+
+def rollouts(count: int) -> list[Rollout]:
+    return [
+        Rollout("u", "q", k, (1, 2), (3, 4), (-0.1, -0.2), "eos", "text", 0) for k in range(count)
+    ]
+
+
+def run(min_judged_share: float) -> Any:
+    refine = RefineSettings(min_judged_share=min_judged_share)
+    return SimpleNamespace(config=SimpleNamespace(refine=refine, rewards=GuidanceRewards()))
+
+
+def test_a_failed_judgement_never_enters_a_batch() -> None:
+    """[16] It is left out and counted, and its record has no reward."""
+    sampled, judged = rollouts(4), [GOOD, FAILED, GOOD, FAILED]
+    scored = _score(run(0.5), sampled, judged)
+    assert [one.rollout.sample for one in scored] == [0, 2]
+    assert [one.reward for one in scored] == [1.0, 1.0]
+    metrics = step_metrics(sampled, judged, scored)
+    assert metrics["judged_share"] == 0.5
+    assert metrics["failures"] == 2.0
+    assert metrics["reward/mean"] == 1.0, "failures are not rewards of zero"
+    records = _records(sampled, judged, scored)
+    assert [record["reward"] for record in records] == [1.0, None, 1.0, None]
+
+
+@pytest.mark.parametrize("share", [0.6, 1.0])
+def test_too_few_judgements_end_the_run_with_the_first_reason(share: float) -> None:
+    with pytest.raises(UserError, match=r"only 2 of a step's 4 .* the endpoint hangs"):
+        _score(run(share), rollouts(4), [GOOD, FAILED, GOOD, FAILED])
+
+
+def test_a_step_without_any_judgement_ends_the_run_whatever_the_settings() -> None:
+    with pytest.raises(UserError, match="only 0 of a step's 2"):
+        _score(run(0.0), rollouts(2), [FAILED, FAILED])
