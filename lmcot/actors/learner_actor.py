@@ -1,4 +1,4 @@
-"""The learner as a Ray actor: distils, then runs PPO, and publishes its weights."""
+"""One rank of the learner as a Ray actor: distils, then runs PPO, and publishes its weights."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lmcot.actors.base import ActorBase, prepare_process
-from lmcot.actors.weights import checksum, pack_weights
+from lmcot.actors.weights import Weights, pack_weights
 from lmcot.config import Config
 from lmcot.records import RunState, ScoredRollout
 
 if TYPE_CHECKING:
-    from lmcot.learner.distiller import TokenPair
+    from lmcot.learner.batching import TokenPair
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerPlan:
-    """What a learner is started for."""
+    """What the learners are started for."""
 
     stage: Literal["distill", "refine"]
     source: str
@@ -27,19 +27,32 @@ class LearnerPlan:
 
 
 class LearnerActor(ActorBase):
-    """Owns the DeepSpeed engine, the policy, the reference and the KL controller."""
+    """Owns its rank's share of the DeepSpeed engine; each call is made on all ranks together."""
 
-    def __init__(self, config: Config, plan: LearnerPlan) -> None:
+    def __init__(self, config: Config, plan: LearnerPlan, rank: int) -> None:
         prepare_process(config.actors.learner.threads)
         self._config = config
         self._plan = plan
+        self._rank = rank
 
-    def setup(self) -> None:
-        """Loads the models and starts the engine."""
+    def meeting(self) -> tuple[str, int]:
+        """Opens the place where the ranks meet, on rank 0's node."""
+        from lmcot.learner.ranks import host_meeting
+
+        return host_meeting()
+
+    def setup(self, meeting: tuple[str, int] | None) -> None:
+        """Joins the other ranks, loads the models and starts the engine."""
+        from lmcot.learner.ranks import join_group
         from lmcot.learner.session import LearnerSession
 
-        plan = self._plan
+        actors, plan = self._config.actors, self._plan
+        join_group(self._rank, actors.learner.count, meeting, actors.start_timeout_s)
         self._session = LearnerSession(self._config, plan.stage, plan.source, plan.total_steps)
+
+    def shares_prompts(self) -> bool:
+        """Whether a question's rationales go through the model behind one prompt."""
+        return self._session.shares_prompts
 
     def distill_step(self, pairs: list[TokenPair]) -> dict[str, float]:
         """One optimiser step of distillation."""
@@ -50,18 +63,28 @@ class LearnerActor(ActorBase):
         return self._session.ppo.step(scored, step)
 
     def publish(self, version: int) -> list[Any]:
-        """Puts the policy's weights into the object store.
+        """Puts what was trained into the object store; rank 0 does.
 
         Returns:
             One object reference, in a list so that Ray does not resolve it on the way.
         """
         import ray
 
-        return [ray.put(pack_weights(self._session.policy.lm, version))]
+        weights = self._weights(version)
+        return [ray.put(weights)] if weights is not None else []
 
-    def checksum(self) -> int:
-        """Checksum of the policy's weights."""
-        return checksum(self._session.policy.lm)
+    def checksum(self) -> int | None:
+        """Checksum of the policy's trained tensors, on rank 0."""
+        weights = self._weights(0)
+        return weights.checksum if weights is not None else None
+
+    def _weights(self, version: int) -> Weights | None:
+        tensors = self._session.trained_tensors()
+        if self._rank == 0:
+            return pack_weights(tensors, self._session.trained_bytes(), version)
+        for _ in tensors:
+            pass  # only takes part in the gathering
+        return None
 
     def save_engine(self, folder: str) -> None:
         """Writes the engine's part of a checkpoint."""
@@ -71,10 +94,11 @@ class LearnerActor(ActorBase):
         """Takes up a checkpoint."""
         self._session.restore(Path(folder), state)
 
-    def kl_state(self) -> dict[str, float]:
-        """State of the KL controller."""
-        return self._session.ppo.kl_controller.state()
+    def controllers(self) -> tuple[dict[str, float], dict[str, float]]:
+        """States of the KL controller and of the reward scale."""
+        ppo = self._session.ppo
+        return ppo.kl_controller.state(), ppo.reward_scale.state()
 
-    def export(self, folder: str) -> None:
-        """Writes the policy as a Hugging Face folder."""
-        self._session.export(Path(folder))
+    def export(self, folder: str, critic: str | None = None) -> None:
+        """Writes the policy as a Hugging Face folder, or its adapters."""
+        self._session.export(Path(folder), Path(critic) if critic else None)

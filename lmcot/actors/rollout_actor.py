@@ -8,6 +8,7 @@ from lmcot.actors.base import ActorBase, prepare_process
 from lmcot.actors.units import RolloutUnit
 from lmcot.actors.weights import Weights, checksum, load_weights
 from lmcot.config import PolicySettings
+from lmcot.models.adapters import add_adapters
 from lmcot.models.generation import generate_unit
 from lmcot.models.sources import eos_ids, load_model
 from lmcot.records import Rollout
@@ -19,8 +20,12 @@ if TYPE_CHECKING:
 class RolloutActor(ActorBase):
     """Holds one copy of the policy, of the version that it was last told."""
 
-    def __init__(self, policy: PolicySettings, source: str, threads: int) -> None:
+    def __init__(
+        self, policy: PolicySettings, source: str, threads: int, *, trains: bool = False
+    ) -> None:
+        """Args: trains: whether the learner's versions will come, in adapters where it has them."""
         prepare_process(threads)
+        self._trains = trains
         self._settings = policy
         self._source = source
         self._version = 0
@@ -34,6 +39,8 @@ class RolloutActor(ActorBase):
     def use_source(self, source: str) -> None:
         """Takes its weights from a model source, as version 0."""
         self._model, self._tokenizer = load_model(source, self._settings.dtype)
+        if self._settings.lora is not None and self._trains:
+            self._model = add_adapters(self._model, self._settings.lora, seed=0).eval()
         self._version = 0
 
     def use_weights(self, weights: list[Any]) -> None:

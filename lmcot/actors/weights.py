@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """All parameters of a model version in one flat buffer.
+    """All trained tensors of a model version in one flat buffer.
 
     Ray keeps the buffer once per node and gives it to the actors there without a copy.
     """
@@ -35,28 +36,33 @@ class Weights:
     checksum: int
 
 
-def pack_weights(model: nn.Module, version: int) -> Weights:
-    """Gathers a model's parameters tensor by tensor; tied ones once."""
-    parameters = dict(model.named_parameters())
-    buffer = np.empty(sum(p.numel() * p.element_size() for p in parameters.values()), np.uint8)
+def pack_weights(tensors: Iterable[tuple[str, Tensor]], nbytes: int, version: int) -> Weights:
+    """Copies tensors one after another into one buffer.
+
+    Args:
+        nbytes: of all tensors together.
+    """
+    buffer = np.empty(nbytes, np.uint8)
     entries, offset = [], 0
-    for name, parameter in parameters.items():
-        flat = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    for name, tensor in tensors:
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         buffer[offset : offset + flat.nbytes] = flat
-        dtype = str(parameter.dtype).removeprefix("torch.")
-        entries.append(TensorEntry(name, dtype, tuple(parameter.shape), offset, flat.nbytes))
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        entries.append(TensorEntry(name, dtype, tuple(tensor.shape), offset, flat.nbytes))
         offset += flat.nbytes
+    if offset != nbytes:
+        raise RuntimeError(f"the weights have {offset} bytes, not the {nbytes} announced")
     return Weights(version, tuple(entries), buffer, zlib.crc32(buffer.data))
 
 
 @torch.no_grad()
 def load_weights(model: nn.Module, weights: Weights) -> None:
-    """Copies a version's parameters into a model in place.
+    """Copies a version's tensors into a model in place: all that trains in it.
 
     Raises:
         RuntimeError: if names, shapes or checksum do not match.
     """
-    parameters = dict(model.named_parameters())
+    parameters = _trained(model)
     if list(parameters) != [entry.name for entry in weights.entries]:
         raise RuntimeError("the weights are those of another architecture: names differ")
     if [tuple(p.shape) for p in parameters.values()] != [e.shape for e in weights.entries]:
@@ -71,5 +77,12 @@ def load_weights(model: nn.Module, weights: Weights) -> None:
 
 
 def checksum(model: nn.Module) -> int:
-    """The checksum that a model's parameters would travel with."""
-    return pack_weights(model, 0).checksum
+    """The checksum that a model's trained tensors would travel with."""
+    parameters = _trained(model)
+    nbytes = sum(p.numel() * p.element_size() for p in parameters.values())
+    return pack_weights(parameters.items(), nbytes, 0).checksum
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All parameters; of a model with adapters only theirs. Tied ones once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -16,6 +16,8 @@ from lmcot.errors import UserError
 
 _NOT_A_MAPPING = ("model_type", "model_attributes_type", "dict_type")
 """Types of pydantic's errors."""
+_NOT_KEYS = ("[", "constrained-", "literal[", "tuple[")
+"""How pydantic's names for the arms of a union and for dictionary keys begin."""
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -83,15 +85,19 @@ def check_files(config: Config) -> None:
         raise UserError(f"prompts.templates names '{templates}', which is not a file")
 
 
-def fixed_differences(old: Config, new: Config) -> list[str]:
-    """Keys that differ between two configs and that a resume cannot change, dotted, sorted."""
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Keys (dotted, sorted) whose values differ between two configs, with both values."""
     before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
-    changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
-    return sorted(
-        key
-        for key in changed
-        if not any(key == free or key.startswith(free + ".") for free in RESUME_MAY_CHANGE)
-    )
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    }
+
+
+def may_change(key: str) -> bool:
+    """Whether a resumed run may have another value there."""
+    return any(key == free or key.startswith(free + ".") for free in RESUME_MAY_CHANGE)
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -173,8 +179,8 @@ def _locate(loc: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel] | No
             continue
         if len(candidates) == 1:
             model = candidates[0]
-        if part.startswith(("[", "constrained-", "literal[")) or part in ("int", "str", "float"):
-            continue  # pydantic's names for the arms of a union and for dictionary keys
+        if part.startswith(_NOT_KEYS) or part in ("int", "str", "float"):
+            continue
         path.append(part)
         info = model.model_fields.get(part) if model else None
         candidates = _models_in(info.annotation) if info else candidates

@@ -18,6 +18,20 @@ from lmcot.config.base import (
 )
 
 
+class LoraSettings(Settings):
+    """Low-rank adapters (Hu et al. 2022) that train in place of the model's own weights.
+
+    Without dropout: old and new log-probabilities must agree.
+    """
+
+    rank: PositiveInt = 16
+    """Rank of the two matrices."""
+    alpha: PositiveInt = 32
+    """The product is scaled by alpha / rank."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Linear layers that get adapters: all but the output layer, or those of these names."""
+
+
 class PolicySettings(Settings):
     """The small LM: the one that writes rationales and is trained."""
 
@@ -29,6 +43,8 @@ class PolicySettings(Settings):
     """Longest rationale, in tokens."""
     temperature: PositiveFloat = 1.0
     """Temperature of training rollouts; it divides the learner's logits too."""
+    lora: LoraSettings | None = None
+    """Train adapters only; unset: all weights."""
 
     @model_validator(mode="before")
     @classmethod

@@ -92,7 +92,10 @@ RESUME_MAY_CHANGE = (
     "evaluate",
     "refine.steps",
     "refine.min_judged_share",
-    "learner.micro_batch_size",
+    "learner.tokens_per_micro_batch",
+    "learner.share_prompts",
     "learner.gradient_checkpointing",
+    "learner.offload_reference",
+    "learner.max_skipped_updates",
 )
 """Keys that a resumed run may change: they do not alter what was already done."""

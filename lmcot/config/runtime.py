@@ -8,6 +8,7 @@ from pydantic import Field
 
 from lmcot.config.base import (
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Row,
@@ -52,10 +53,10 @@ class ComputingRole(RoleSettings):
 
 
 class LearnerRole(ComputingRole):
-    """The learner's actor."""
+    """The learners: one actor a rank of the DeepSpeed group."""
 
-    count: Literal[1] = 1
-    """One learner."""
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """Ray's placement strategy: together on as few nodes as possible, or apart."""
 
 
 class ActorsSettings(Settings):
@@ -70,13 +71,15 @@ class ActorsSettings(Settings):
     frozen: ComputingRole = ComputingRole()
     """Actors that run, or call, the frozen LM."""
     learner: LearnerRole = LearnerRole()
-    """The actor that trains."""
+    """The actors that train."""
     prompts_per_unit: PositiveInt = 4
     """Questions in one work unit: a fixed micro-batch, whoever runs it."""
     max_attempts: PositiveInt = 3
     """How often a unit is tried before the run stops."""
     unit_timeout_s: PositiveFloat = 600.0
     """An actor that takes longer over one unit is restarted and the unit done elsewhere."""
+    max_learner_restarts: NonNegativeInt = 3
+    """How often the learners are started again from the last checkpoint when one of them dies."""
     start_timeout_s: PositiveFloat = 300.0
     """Time limit for actors to start and load their models."""
 

@@ -52,6 +52,8 @@ class FixedKl(Settings):
     kind: Literal["fixed"]
     coefficient: NonNegativeFloat = 0.05
     """Weight of the KL penalty per token."""
+    apply_to: Literal["reward", "loss"] = "reward"
+    """``reward``: k1 is taken from the rewards; ``loss``: k2 is added to the loss."""
 
 
 class AdaptiveKl(Settings):
@@ -64,9 +66,68 @@ class AdaptiveKl(Settings):
     """KL per rationale (nats) that the controller steers to."""
     horizon: PositiveFloat = 10_000.0
     """Rationales over which it reacts."""
+    apply_to: Literal["reward", "loss"] = "reward"
+    """``reward``: k1 is taken from the rewards; ``loss``: k2 is added to the loss."""
 
 
 Kl = Annotated[FixedKl | AdaptiveKl, Field(discriminator="kind")]
+
+
+class HeadCritic(Settings):
+    """A value head on the policy's own trunk."""
+
+    kind: Literal["head"] = "head"
+    learning_rate: PositiveFloat | None = None
+    """Of the head; unset: ``optimiser.learning_rate``."""
+
+
+class ModelCritic(Settings):
+    """A language model of its own, with a value in place of the vocabulary."""
+
+    kind: Literal["model"]
+    source: str | None = None
+    """Where its trunk comes from, in the same forms as ``policy.source``; it must read the
+    policy's token ids. Unset: the weights that the policy starts from."""
+    learning_rate: PositiveFloat | None = None
+    """Of the critic; unset: ``optimiser.learning_rate``."""
+
+
+Critic = Annotated[HeadCritic | ModelCritic, Field(discriminator="kind")]
+
+
+class Gae(Settings):
+    """Generalised advantage estimation with a critic (Schulman et al. 2016): the paper's PPO."""
+
+    kind: Literal["gae"] = "gae"
+    gamma: Fraction = 1.0
+    """Discount per token."""
+    lam: Fraction = 0.95
+    """GAE's lambda."""
+    critic: Critic = HeadCritic()
+    """What estimates the value of a state."""
+    value_clip: PositiveFloat = 0.2
+    """New values are clipped to the old ones plus or minus this."""
+    value_coefficient: NonNegativeFloat = 0.1
+    """Weight of the value loss."""
+    critic_warmup_steps: NonNegativeInt = 0
+    """First so many steps train the critic alone."""
+
+
+class Rloo(Settings):
+    """Leave-one-out baseline over a question's rationales (Ahmadian et al. 2024); no critic."""
+
+    kind: Literal["rloo"]
+
+
+class Grpo(Settings):
+    """Baseline of a question's mean reward (Shao et al. 2024); no critic."""
+
+    kind: Literal["grpo"]
+    normalise: bool = True
+    """Divide by the standard deviation within the question (the paper's); off: Dr. GRPO's."""
+
+
+Advantage = Annotated[Gae | Rloo | Grpo, Field(discriminator="kind")]
 
 
 class RefineSettings(Settings):
@@ -84,32 +145,27 @@ class RefineSettings(Settings):
     """Passes over a step's batch."""
     minibatches: PositiveInt = 1
     """Optimiser steps in one pass."""
-    gamma: Fraction = 1.0
-    """Discount per token."""
-    lam: Fraction = 0.95
-    """GAE's lambda (Schulman et al. 2016)."""
+    advantage: Advantage = Gae()
+    """How much better a token was than expected: GAE with a critic, or a group baseline."""
     clip: PositiveFloat = 0.2
     """The ratio is clipped to 1 - clip .. 1 + clip."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
     """Bound of the loss for negative advantages, as a multiple of the advantage; unset: none."""
-    value_clip: PositiveFloat = 0.2
-    """New values are clipped to the old ones plus or minus this."""
-    value_coefficient: NonNegativeFloat = 0.1
-    """Weight of the value loss."""
     entropy_coefficient: NonNegativeFloat = 0.0
     """Weight of the entropy bonus."""
     kl: Kl = FixedKl(kind="fixed")
-    """Controller of the KL penalty to the reference policy."""
+    """KL penalty to the reference policy."""
     importance_cap: PositiveFloat = 2.0
     """Upper bound of the importance weight between the sampler's and the learner's arithmetic."""
     reward_clip: PositiveFloat = 10.0
     """Rewards are clipped to plus or minus this before the KL penalty is added."""
+    scale_rewards: bool = False
+    """Divide rewards by their standard deviation over the run so far, before they are clipped."""
     length_penalty: NonNegativeFloat = 0.0
     """Taken from the reward of a rationale that was cut at the length limit."""
     target_kl: PositiveFloat | None = None
-    """A pass ends early when the approximate KL to the step's first policy exceeds this."""
-    critic_warmup_steps: NonNegativeInt = 0
-    """First so many steps train the value head alone."""
+    """A step's updates end early once a minibatch's approximate KL to the policy that the step
+    began with exceeds this."""
     min_judged_share: Fraction = 0.5
     """If fewer of a step's rationales could be judged, the run stops with a checkpoint."""
     optimiser: OptimiserSettings = OptimiserSettings(learning_rate=1e-6, eps=1e-5)
@@ -123,15 +179,43 @@ class RefineSettings(Settings):
                 f"minibatches is {self.minibatches}, but a step has only {rollouts} rationales "
                 "(prompts_per_step x samples_per_prompt): lower it"
             )
+        if self.advantage.kind != "gae" and self.samples_per_prompt < 2:
+            raise ValueError(
+                f"advantage.kind '{self.advantage.kind}' compares a question's rationales with "
+                f"each other, but samples_per_prompt is {self.samples_per_prompt}: set it to 2 "
+                "or more, or advantage.kind to 'gae'"
+            )
         return self
 
 
 class LearnerSettings(Settings):
-    """The DeepSpeed engine."""
+    """The DeepSpeed engine, and how a batch is cut for it; results do not depend on these."""
 
-    zero_stage: Literal[0, 1, 2] = 2
-    """ZeRO stage: what is partitioned over the learners. 0 and 1 are for float32 only."""
-    micro_batch_size: PositiveInt = 4
-    """Sequences that go through the model at once; results do not depend on it."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """ZeRO stage: what is partitioned over the learners; 0: nothing, 1: the optimiser's state, 2:
+    the gradients too, 3: the parameters too."""
+    offload: Literal["none", "optimiser", "optimiser_and_parameters"] = "none"
+    """What lies in host memory rather than the GPU's: the optimiser from stage 1 on, the
+    parameters at stage 3."""
+    offload_reference: bool = False
+    """Keep the reference model in host memory while it does not score."""
+    tokens_per_micro_batch: PositiveInt = 2048
+    """Tokens (padding included) that go through the model at once, per learner."""
+    share_prompts: bool = True
+    """A question's rationales go through the model as one row behind one prompt, where its
+    architecture allows."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    max_skipped_updates: NonNegativeInt = 5
+    """Updates whose loss or gradient is not finite are skipped; the run stops when more than
+    this come one after another."""
+
+    @model_validator(mode="after")
+    def _offload_fits_stage(self) -> LearnerSettings:
+        least = {"none": 0, "optimiser": 1, "optimiser_and_parameters": 3}[self.offload]
+        if self.zero_stage < least:
+            raise ValueError(
+                f"offload is '{self.offload}', which needs zero_stage {least} or more, but "
+                f"zero_stage is {self.zero_stage}"
+            )
+        return self

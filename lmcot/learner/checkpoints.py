@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from lmcot.errors import UserError
+from lmcot.files import write_atomically
 from lmcot.records import RunState
 
 MARKER = "COMPLETE"
 STATE = "state.json"
-ENGINE = "engine"
-"""Subfolder (and DeepSpeed tag) of the engine's own state."""
 
 
 class CheckpointStore:
@@ -25,39 +24,60 @@ class CheckpointStore:
         self._prefix = prefix
         self._keep = keep
 
-    def save(self, state: RunState, save_engine: Callable[[Path], None]) -> Path:
-        """Writes one checkpoint, marker last, then deletes all but the newest few.
-
-        Args:
-            save_engine: writes the engine's state below the folder that it is given.
-        """
+    def begin(self, state: RunState) -> Path:
+        """An empty folder for the checkpoint of a state: the engine's part goes into it."""
         folder = self._root / f"{self._prefix}{state.step:06d}"
         if folder.exists():
             _remove(folder)
         folder.mkdir(parents=True)
-        save_engine(folder)
-        (folder / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-        (folder / MARKER).touch()
-        for old in self._complete()[: -self._keep]:
-            _remove(old)
         return folder
 
+    def finish(self, state: RunState, folder: Path) -> None:
+        """Writes the state, then the marker, then deletes all but the newest few complete ones.
+
+        The marker lists every file with its size, so that a truncated one shows.
+        """
+        (folder / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+        files = {
+            str(path.relative_to(folder)): path.stat().st_size
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        write_atomically(folder / MARKER, json.dumps(files, indent=1))
+        kept = self._complete()[-self._keep :]
+        for old in self._folders():
+            if old not in kept:
+                _remove(old)
+
     def latest(self) -> tuple[RunState, Path] | None:
-        """The newest complete checkpoint; those without a marker are passed over."""
+        """The newest complete checkpoint; those without a marker are passed over.
+
+        Raises:
+            UserError: if a file of it is missing or truncated.
+        """
         complete = self._complete()
         if not complete:
             return None
         folder = complete[-1]
-        return RunState(**json.loads((folder / STATE).read_text(encoding="utf-8"))), folder
+        _check_files(folder)
+        try:
+            state = RunState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise UserError(_damaged(folder, f"{STATE}: {error}")) from None
+        return state, folder
 
     def _complete(self) -> list[Path]:
+        return [folder for folder in self._folders() if (folder / MARKER).is_file()]
+
+    def _folders(self) -> list[Path]:
+        """All that bear this stage's name, oldest step first."""
         if not self._root.is_dir():
             return []
         name = re.compile(re.escape(self._prefix) + r"(\d{6,})")
         steps = {
             int(match[1]): folder
             for folder in self._root.iterdir()
-            if (match := name.fullmatch(folder.name)) and (folder / MARKER).is_file()
+            if (match := name.fullmatch(folder.name))
         }
         return [steps[step] for step in sorted(steps)]
 
@@ -66,3 +86,23 @@ def _remove(folder: Path) -> None:
     """Deletes a checkpoint, marker first: half deleted it must not pass for a complete one."""
     (folder / MARKER).unlink(missing_ok=True)
     shutil.rmtree(folder)
+
+
+def _check_files(folder: Path) -> None:
+    try:
+        files: dict[str, int] = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(_damaged(folder, f"{MARKER} cannot be read")) from None
+    for name, size in files.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            what = "is missing" if found is None else f"has {found} of its {size} bytes"
+            raise UserError(_damaged(folder, f"{name} {what}"))
+
+
+def _damaged(folder: Path, what: str) -> str:
+    return (
+        f"the checkpoint '{folder}' is damaged ({what}): delete it, and the same command goes on "
+        "from the one before"
+    )

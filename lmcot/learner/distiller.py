@@ -5,52 +5,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from lmcot.learner.batching import micro_batches
+from lmcot.learner.batching import BatchPlanner, MicroBatch, TokenPair
 from lmcot.learner.engine import TrainEngine
 from lmcot.learner.maths import token_logprobs
-from lmcot.models.policy import Policy, make_batch
-
-TokenPair = tuple[Sequence[int], Sequence[int]]
-"""Prompt ids and response ids (EOS included)."""
+from lmcot.learner.ranks import sum_over_ranks
 
 
 class Distiller:
-    """Minimises the negative log-likelihood of the rationales, a mean over all their tokens."""
+    """Minimises the negative log-likelihood of the rationales, a mean over all their tokens.
 
-    def __init__(
-        self, policy: Policy, engine: TrainEngine, *, pad_id: int, micro_batch_size: int
-    ) -> None:
-        self._policy = policy
+    Every rank calls it with the whole batch.
+    """
+
+    def __init__(self, engine: TrainEngine, planner: BatchPlanner) -> None:
         self._engine = engine
-        self._pad_id = pad_id
-        self._micro_batch_size = micro_batch_size
+        self._planner = planner
 
     def step(self, pairs: Sequence[TokenPair]) -> dict[str, float]:
         """One optimiser step on one batch; returns its metrics."""
-        total = sum(len(response) for _, response in pairs)
-        lengths = [len(prompt) + len(response) for prompt, response in pairs]
-        loss = 0.0
-        for rows in micro_batches(lengths, self._micro_batch_size):
-            share = self._loss_sum([pairs[row] for row in rows]) / total
+        tokens = sum(len(response) for _, response in pairs)
+        own = torch.zeros((), dtype=torch.float64)
+        for micro in self._planner.plan(pairs, range(len(pairs))):
+            share = self._loss_sum(pairs, micro) * (micro.counted / tokens)
             self._engine.backward(share)
-            loss += share.item()
+            own += share.item()
+        loss = float(sum_over_ranks(own))
         result = self._engine.step()
         return {
             "loss": loss,
             "grad_norm": result.grad_norm,
             "learning_rate": result.learning_rate,
-            "tokens": float(total),
+            "tokens": float(tokens),
+            "skipped_updates": float(not result.applied),
         }
 
-    def _loss_sum(self, pairs: Sequence[TokenPair]) -> Tensor:
-        batch = make_batch(
-            [prompt for prompt, _ in pairs],
-            [response for _, response in pairs],
-            pad_id=self._pad_id,
-            encoder_decoder=self._policy.encoder_decoder,
-        )
-        logits, _ = self._engine.engine(batch, values=False)
-        ids, mask = batch.response_ids.to(logits.device), batch.response_mask.to(logits.device)
-        return -(token_logprobs(logits, ids) * mask).sum().to(torch.float32)
+    def _loss_sum(self, pairs: Sequence[TokenPair], micro: MicroBatch) -> torch.Tensor:
+        batch = self._planner.lay_out(pairs, micro)
+        logits, _ = self._engine.forward(batch, values=False)
+        return -token_logprobs(logits, batch.targets.to(logits.device)).sum()

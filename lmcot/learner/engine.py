@@ -1,8 +1,23 @@
-"""The DeepSpeed engine: one optimiser step over any number of micro-batches."""
+"""The DeepSpeed engine: one optimiser step over any number of micro-batches, ZeRO 0 to 3.
+
+Facts of DeepSpeed 0.19.8 that this module is shaped by, each with a test:
+- a micro-batch count that varies needs ``managed_gradient_accumulation: false``;
+- bfloat16 gradients add up in float32 at stage 1 only with ``immediate_grad_update``, at stage 0
+  only if autograd itself keeps them in float32, and over ranks only with
+  ``communication_data_type``;
+- in bfloat16 at stage 0 it begins with a step of its own on gradients of zero;
+- in float32 at stage 0 it neither tells the norm nor looks for infinities;
+- accumulators of offloaded and of stage 3 gradients keep what a parameter without a gradient in
+  the next step was given in the last, and after a step that was skipped what is not finite;
+- stage 3 replaces ``torch.nn.functional.linear`` for the whole process, unless
+  ``memory_efficient_linear`` is off.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +30,18 @@ if not torch.cuda.is_available():
 
 import deepspeed
 from torch import Tensor, nn
-from torch._C._distributed_c10d import HashStore
 from transformers import get_scheduler
 
 from lmcot.config import LearnerSettings, OptimiserSettings
 from lmcot.errors import UserError
+from lmcot.learner.ranks import join_group, world_size
+from lmcot.models.sequences import SequenceBatch
+
+TAG = "engine"
+"""Subfolder (and DeepSpeed tag) of the engine's part of a checkpoint."""
+
+_WHOLE_BELOW = 4000
+"""Parameters of fewer elements (norms, biases) are not partitioned at stage 3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +49,19 @@ class StepResult:
     """What one optimiser step reports."""
 
     grad_norm: float
-    """Global norm before clipping."""
+    """Global norm before clipping; infinite if it was not applied."""
     learning_rate: float
-    """That the step was done with."""
+    """The highest that the step was done with."""
+    applied: bool
+    """False if a gradient was not finite: parameters, optimiser and schedule are as before."""
 
 
 class TrainEngine:
     """Gradients accumulate over `backward` calls; `step` clips, updates and clears them.
 
     The loss that is given to `backward` is already divided by the number of tokens of the whole
-    optimiser step, over all micro-batches and ranks.
+    optimiser step, over all micro-batches and ranks. All ranks make the same calls, `backward`
+    equally often too: stages 2 and 3 communicate there.
     """
 
     def __init__(
@@ -48,13 +73,17 @@ class TrainEngine:
         learner: LearnerSettings,
         total_steps: int,
     ) -> None:
-        _join_process_group()
-        dtype = next(module.parameters()).dtype
-        check_stage(learner, dtype)
+        """Args: parameter_groups: of parameters that train; none may be empty."""
+        join_group(0, 1, None, 0.0)  # unless this process is in a group already
+        self._bf16 = next(module.parameters()).dtype == torch.bfloat16
+        self._stage = learner.zero_stage
+        self._skips_allowed = learner.max_skipped_updates
+        self._skipped_in_a_row = 0
+        self._backwards = 0
         self.engine, self.optimizer, _, self.scheduler = deepspeed.initialize(
             model=module,
-            model_parameters=parameter_groups,
-            config=_deepspeed_config(optimiser, learner, dtype),
+            optimizer=self._adam(parameter_groups, optimiser),
+            config=_deepspeed_config(optimiser, learner, self._bf16),
             lr_scheduler=lambda adam: get_scheduler(
                 "linear" if optimiser.decay == "linear" else "constant_with_warmup",
                 adam,
@@ -62,106 +91,191 @@ class TrainEngine:
                 num_training_steps=total_steps,
             ),
         )
+        if self._bf16 and self._stage == 0:
+            self._begin_at_zero()
+
+    def _adam(
+        self, groups: list[dict[str, Any]], settings: OptimiserSettings
+    ) -> torch.optim.Optimizer:
+        # torch's, for DeepSpeed's own multiplies up its bias correction on the CPU but computes
+        # it anew after a resume: equal to some 1e-7 only, where torch's is to the bit.
+        options: dict[str, Any] = {
+            "lr": settings.learning_rate,
+            "betas": settings.betas,
+            "eps": settings.eps,
+            "weight_decay": settings.weight_decay,
+            "fused": True,
+        }
+        if self._stage == 0 and not self._bf16:
+            return _CheckedAdamW(groups, max_grad_norm=settings.max_grad_norm, **options)
+        return torch.optim.AdamW(groups, **options)
 
     @property
     def module(self) -> nn.Module:
         """The module that is trained."""
         return self.engine.module
 
+    def forward(
+        self, batch: SequenceBatch, *, values: bool, head_only: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The policy's forward pass."""
+        return self.engine(batch, values=values, head_only=head_only)
+
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of one micro-batch's share of the loss."""
         # DeepSpeed averages over ranks, the loss is already a mean over all of them.
-        self.engine.backward(loss * self.engine.world_size, scale_wrt_gas=False)
+        self.engine.backward(loss * world_size(), scale_wrt_gas=False)
+        self._backwards += 1
 
     def step(self, frozen_groups: tuple[int, ...] = ()) -> StepResult:
         """Clips, updates, advances the schedule and clears the gradients.
 
+        With a gradient that is not finite, on any rank, nothing but the last is done.
+
         Args:
             frozen_groups: indices of parameter groups that this step leaves as they are.
+
+        Raises:
+            UserError: if more steps in a row than ``learner.max_skipped_updates`` had gradients
+                that were not finite.
         """
+        if not self._backwards:
+            raise RuntimeError("there was no gradient to step with")
+        self._backwards = 0
         groups = self.engine.optimizer.param_groups
+        scheduled = [float(group["lr"]) for group in groups]
         for index in frozen_groups:
             groups[index]["lr"] = 0.0  # the schedule sets it anew after the step
         learning_rate = max(float(group["lr"]) for group in groups)
-        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-        # At ZeRO 0 in float32 DeepSpeed clips, but does not tell the norm.
-        norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
+        if self._bf16 and self._stage == 0:
+            self._fill_missing_gradients()
         self.engine.step()
-        told = self.engine.get_global_grad_norm()
-        norm = told if told is not None else norm
-        if norm is None:
-            raise RuntimeError("there was no gradient to step with")
-        return StepResult(float(norm), learning_rate)
+        applied = bool(self.engine.was_step_applied())
+        if not applied:  # nor did the schedule
+            for group, rate in zip(groups, scheduled, strict=True):
+                group["lr"] = rate
+        self._clear_accumulators()
+        self._count_skips(applied)
+        norm = float(self.engine.get_global_grad_norm())
+        return StepResult(norm if applied else float("inf"), learning_rate, applied)
 
-    def save(self, folder: Path, tag: str) -> None:
-        """Writes model, optimiser and schedule below ``folder/tag``."""
-        self.engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    def _count_skips(self, applied: bool) -> None:
+        self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1
+        if self._skipped_in_a_row > self._skips_allowed:
+            raise UserError(
+                f"{self._skipped_in_a_row} updates in a row had a loss or gradient that is not "
+                "finite, more than learner.max_skipped_updates allows: lower the learning rate, "
+                "and go on from the last checkpoint"
+            )
 
-    def load(self, folder: Path, tag: str) -> None:
-        """Takes up what `save` wrote."""
-        path, _ = self.engine.load_checkpoint(str(folder), tag=tag)
-        if path is None:
-            raise RuntimeError(f"DeepSpeed found no checkpoint '{tag}' in {folder}")
+    def whole_parameters(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """The trained parameters of a part of the module, one whole one after another.
 
+        At stage 3 all ranks gather each one: all must go through to the end. A tensor is valid
+        until the next is asked for.
+        """
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            gather = self._stage == 3
+            with deepspeed.zero.GatheredParameters([parameter]) if gather else nullcontext():
+                yield name, parameter.detach()
 
-def check_stage(learner: LearnerSettings, dtype: torch.dtype) -> None:
-    """Refuses ZeRO stages that do not add up bfloat16 gradients rightly.
-
-    DeepSpeed 0.19.8 has no float32 accumulation at stage 0, and at stage 1 it adds the first
-    micro-batch twice when the number of micro-batches is the caller's.
-
-    Raises:
-        UserError: naming the key to change.
-    """
-    if dtype == torch.bfloat16 and learner.zero_stage < 2:
-        raise UserError(
-            f"learner.zero_stage is {learner.zero_stage}, but the policy trains in bfloat16, whose "
-            "gradients are added up rightly from stage 2 on only: set learner.zero_stage to 2, or "
-            "policy.dtype to 'float32'"
+    def save(self, folder: Path) -> None:
+        """Writes parameters, optimiser and schedule below ``folder``; what is frozen is not."""
+        self.engine.save_checkpoint(
+            str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True
         )
+
+    def load(self, folder: Path) -> None:
+        """Takes up what `save` wrote."""
+        path, _ = self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+        if path is None:
+            raise RuntimeError(f"DeepSpeed found no checkpoint '{TAG}' in {folder}")
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for p in self.engine.module.parameters() if p.requires_grad]
+
+    def _begin_at_zero(self) -> None:
+        """Undoes DeepSpeed's own first step, and lets autograd add up in float32."""
+        self.optimizer.optimizer.state.clear()
+        self.optimizer.refresh_fp32_params()
+        for parameter in self._trained():
+            parameter.grad = None
+            parameter.grad_dtype = torch.float32
+
+    def _fill_missing_gradients(self) -> None:
+        # DeepSpeed would make bfloat16 ones, which do not fit beside the float32 ones.
+        for parameter in self._trained():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
+
+    def _clear_accumulators(self) -> None:
+        zero: Any = self.optimizer
+        masters: list[Tensor] = []
+        if self._stage == 3:
+            zero.grad_partitions_flat_buffer.zero_()
+            if zero.offload_optimizer:
+                masters = zero.fp32_partitioned_groups_flat
+        elif self._stage and getattr(zero, "cpu_offload", False):
+            masters = zero.single_partition_of_fp32_groups
+            for kept in zero.accumulated_grads_in_cpu.values():
+                kept.zero_()
+            for index in zero.averaged_gradients:
+                zero.averaged_gradients[index] = None
+        for master in masters:
+            if master.grad is not None:
+                master.grad.zero_()
+
+
+class _CheckedAdamW(torch.optim.AdamW):
+    """AdamW that clips, tells the norm, and does nothing if that is not finite.
+
+    DeepSpeed asks any optimiser for ``overflow`` and ``_global_grad_norm``; those of its ZeRO
+    stages have them.
+    """
+
+    def __init__(self, groups: Any, *, max_grad_norm: float, **options: Any) -> None:
+        super().__init__(groups, **options)
+        self._max_grad_norm = max_grad_norm
+        self.overflow = False
+        self._global_grad_norm = 0.0
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update with the gradients that there are."""
+        parameters = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        self.overflow = not bool(torch.isfinite(norm))
+        self._global_grad_norm = float(norm)
+        if self.overflow:
+            return
+        torch.nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
+        super().step(closure)
 
 
 def _deepspeed_config(
-    optimiser: OptimiserSettings, learner: LearnerSettings, dtype: torch.dtype
+    optimiser: OptimiserSettings, learner: LearnerSettings, bf16: bool
 ) -> dict[str, Any]:
-    bf16 = dtype == torch.bfloat16
+    zero: dict[str, Any] = {"stage": learner.zero_stage, "overlap_comm": False}
+    if learner.zero_stage == 3:
+        zero["memory_efficient_linear"] = False
+        zero["stage3_param_persistence_threshold"] = _WHOLE_BELOW
+    if learner.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if learner.offload == "optimiser_and_parameters":
+        zero["offload_param"] = {"device": "cpu"}
+    own_clipping = learner.zero_stage == 0 and not bf16
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        # Micro-batches vary in number: `step` marks the boundary, not a counter.
         "managed_gradient_accumulation": False,
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": optimiser.learning_rate,
-                "betas": list(optimiser.betas),
-                "eps": optimiser.eps,
-                "weight_decay": optimiser.weight_decay,
-                # DeepSpeed's own Adam multiplies up its bias correction on the CPU but computes
-                # it anew after a resume: equal to some 1e-7 only, where torch's is to the bit.
-                "torch_adam": True,
-                "fused": True,
-            },
-        },
-        "zero_optimization": {"stage": learner.zero_stage, "overlap_comm": False},
-        "bf16": {"enabled": bf16},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "gradient_clipping": optimiser.max_grad_norm,
+        "zero_optimization": zero,
+        "bf16": {"enabled": bf16, "immediate_grad_update": True, "check_grad_overflow": True},
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "bf16" if bf16 and learner.zero_stage == 0 else "fp32"},
+        "gradient_clipping": 0.0 if own_clipping else optimiser.max_grad_norm,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
-
-
-def _join_process_group() -> None:
-    """Makes this process a group of one.
-
-    Its store is in memory: there is no port that another process could take first, or that a
-    child process would inherit through the environment.
-    """
-    if torch.distributed.is_initialized():
-        return
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)

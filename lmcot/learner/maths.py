@@ -1,7 +1,9 @@
 """PPO's arithmetic as pure functions of tensors.
 
-Shapes: B rationales, T response positions, V tokens of the vocabulary. ``mask`` [B, T] is 1 at
-every token of a response (EOS included) and 0 at padding. Log-probabilities and KL are in nats.
+Shapes: B rationales, T response positions, N tokens of several responses end to end, V tokens of
+the vocabulary. ``mask`` [B, T] is 1 at every token of a response (EOS included) and 0 at padding.
+What works token by token takes any shape and is told as [...]. Log-probabilities and KL are in
+nats.
 """
 
 from __future__ import annotations
@@ -17,20 +19,25 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Ten
     """Log-probability of each token under logits divided by the sampling temperature.
 
     Args:
-        logits: [B, T, V]; position t predicts token t.
-        ids: [B, T] int64.
+        logits: [..., V]; those that predict each token.
+        ids: [...] int64.
 
     Returns:
-        [B, T] float32.
+        [...] float32.
     """
-    scores = logits.float() / temperature
+    scores = _scores(logits, temperature)
     return scores.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - scores.logsumexp(-1)
 
 
 def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Entropy of each position's distribution: logits [B, T, V] to [B, T] float32."""
-    logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
+    """Entropy of each position's distribution: logits [..., V] to [...] float32."""
+    logprobs = torch.log_softmax(_scores(logits, temperature), dim=-1)
     return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def _scores(logits: Tensor, temperature: float) -> Tensor:
+    # The largest tensor of a small model: not copied for nothing.
+    return logits.float() if temperature == 1 else logits.float() / temperature
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -101,6 +108,55 @@ def gae(
     return advantages, (advantages + values) * mask
 
 
+def rloo(rewards: Tensor, groups: Tensor) -> Tensor:
+    """Leave-one-out advantages: a reward less the mean of its group's other rewards.
+
+    Ahmadian et al. 2024, "Back to Basics", equation 8.
+
+    Args:
+        rewards: [B].
+        groups: [B] int64, the same number for the rationales of one question; at least two each.
+
+    Returns:
+        [B].
+    """
+    count, centred = _centred(rewards, groups)
+    return (centred * count / (count - 1)).to(rewards.dtype)
+
+
+def grpo(rewards: Tensor, groups: Tensor, *, normalise: bool = True) -> Tensor:
+    """Group-relative advantages: a reward less its group's mean, over its standard deviation.
+
+    Shao et al. 2024, "DeepSeekMath", section 4.1.2; without the division Liu et al. 2025,
+    "Understanding R1-Zero-Like Training", section 3. The deviation is the sample's (n - 1).
+
+    Args:
+        rewards: [B].
+        groups: [B] int64, the same number for the rationales of one question; at least two each.
+
+    Returns:
+        [B]; 0 for a group whose rewards are all equal.
+    """
+    count, centred = _centred(rewards, groups)
+    if normalise:
+        total = torch.zeros_like(centred).index_add_(0, groups, centred.square())
+        centred = centred / ((total[groups] / (count - 1)).sqrt() + 1e-6)
+    return centred.to(rewards.dtype)
+
+
+def _centred(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Size of each reward's group, and the reward less the group's mean; float64 [B] each.
+
+    In float64 equal float32 rewards give exactly 0. In float32 they gave the mean's rounding
+    error, which the division by their deviation makes as large as a real advantage.
+    """
+    rewards = rewards.double()
+    zeros = torch.zeros_like(rewards)  # group numbers are below B
+    count = zeros.index_add(0, groups, torch.ones_like(rewards))
+    total = zeros.index_add(0, groups, rewards)
+    return count[groups], rewards - (total / count.clamp_min(1))[groups]
+
+
 def whiten(values: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
     """Scales to unit variance over the masked positions; takes the mean away unless kept.
 
@@ -113,7 +169,7 @@ def whiten(values: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
 
 
 def importance_weight(proximal: Tensor, behaviour: Tensor, cap: float) -> Tensor:
-    """min(p_proximal / p_behaviour, cap) per token, [B, T].
+    """min(p_proximal / p_behaviour, cap) per token, [...].
 
     Corrects for a sampler that was older than the learner, or whose arithmetic differs.
     """
@@ -134,7 +190,7 @@ def policy_loss(
     2020, equation 5).
 
     Returns:
-        loss [B, T], and where the clip was active [B, T] as 0 or 1.
+        loss [...], and where the clip was active [...] as 0 or 1.
     """
     log_ratio = (logprobs - proximal).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     ratio = log_ratio.exp()
@@ -148,7 +204,7 @@ def policy_loss(
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """Clipped squared error per token, half the larger of the two, [B, T]."""
+    """Clipped squared error per token, half the larger of the two, [...]."""
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     return torch.maximum((values - returns).square(), (clipped - returns).square()) / 2
 

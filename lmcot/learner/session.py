@@ -4,24 +4,41 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from lmcot.config import Config
-from lmcot.learner.checkpoints import ENGINE
+from lmcot.config import Config, Gae, ModelCritic
+from lmcot.errors import UserError
+from lmcot.learner.batching import BatchPlanner
 from lmcot.learner.distiller import Distiller
 from lmcot.learner.engine import TrainEngine
+from lmcot.learner.experience import Forward
+from lmcot.learner.layout import Layout, check_layout, layout_of
 from lmcot.learner.ppo import PPO
-from lmcot.models.policy import Policy, disable_dropout
-from lmcot.models.sources import load_model, save_model
+from lmcot.learner.ranks import rank
+from lmcot.models.adapters import adapters_off, add_adapters, has_adapters, save_adapters
+from lmcot.models.policy import (
+    Policy,
+    critic_model,
+    disable_dropout,
+    response_logits,
+    shares_prompts,
+    value_head,
+)
+from lmcot.models.sequences import SequenceBatch
+from lmcot.models.sources import device, load_model, load_tokenizer, save_model, save_tensors
 from lmcot.records import RunState
 
 
 class LearnerSession:
-    """Everything that one process needs to distil or to run PPO."""
+    """Everything that one rank needs to distil or to run PPO."""
 
     def __init__(
         self,
@@ -30,7 +47,7 @@ class LearnerSession:
         source: str,
         total_steps: int,
     ) -> None:
-        """Loads the models and starts the engine.
+        """Loads the models and starts the engine; all ranks together.
 
         Args:
             source: where the policy starts; in ``refine`` the reference too.
@@ -42,35 +59,85 @@ class LearnerSession:
         self._stage = stage
         lm, self._tokenizer = load_model(source, config.policy.dtype)
         disable_dropout(lm)
-        self._reference = copy.deepcopy(lm).requires_grad_(False) if stage == "refine" else None
+        critic = self._critic(lm)
+        self._reference: PreTrainedModel | None = None
+        if stage == "refine" and config.policy.lora is None:
+            self._reference = copy.deepcopy(lm).requires_grad_(False)
+            if config.learner.offload_reference:
+                self._reference.cpu()
+        if config.policy.lora is not None:
+            lm = add_adapters(lm, config.policy.lora, config.seed)
+        self.policy = Policy(lm, critic)
+        readers = [lm] if critic is None or isinstance(critic, nn.Linear) else [lm, critic]
+        self.shares_prompts = config.learner.share_prompts and all(
+            shares_prompts(model, self.policy.start_id) for model in readers
+        )
         if config.learner.gradient_checkpointing:
-            lm.gradient_checkpointing_enable()
-        self.policy = Policy(lm.train(), seed=config.seed)
-        refine = config.refine
-        optimiser = config.distill.optimiser if stage == "distill" else refine.optimiser
-        updates = 1 if stage == "distill" else refine.epochs * refine.minibatches
-        groups = [{"params": list(lm.parameters())}]
-        if stage == "refine":
-            groups.append({"params": list(self.policy.value_head.parameters())})
-        else:
-            self.policy.value_head.requires_grad_(False)
-        self._engine = TrainEngine(
-            self.policy,
+            _enable_checkpointing(lm)
+            if critic is not None and not isinstance(critic, nn.Linear):
+                _enable_checkpointing(critic)
+        self._engine = self._start_engine(total_steps)
+
+    def _critic(self, lm: PreTrainedModel) -> nn.Module | None:
+        """The critic that the settings ask for; none to distil or with a group baseline."""
+        advantage = self._config.refine.advantage
+        if self._stage == "distill" or not isinstance(advantage, Gae):
+            return None
+        if not isinstance(advantage.critic, ModelCritic):
+            return value_head(lm, self._config.seed)
+        source = advantage.critic.source
+        if source is None:
+            return critic_model(lm, self._config.seed)
+        if load_tokenizer(source).get_vocab() != self._tokenizer.get_vocab():
+            raise UserError(
+                f"refine.advantage.critic.source is '{source}', whose tokenizer is not the "
+                "policy's: a critic reads the policy's token ids, so give a model of the same "
+                "family, or none"
+            )
+        other, _ = load_model(source, self._config.policy.dtype)
+        if other.config.is_encoder_decoder != lm.config.is_encoder_decoder:
+            raise UserError(
+                f"refine.advantage.critic.source is '{source}', but only one of it and the policy "
+                "has an encoder: give a model of the same family, or none"
+            )
+        disable_dropout(other)
+        return critic_model(other, self._config.seed)
+
+    def _start_engine(self, total_steps: int) -> TrainEngine:
+        refine = self._config.refine
+        distilling = self._stage == "distill"
+        optimiser = self._config.distill.optimiser if distilling else refine.optimiser
+        updates = 1 if distilling else refine.epochs * refine.minibatches
+        groups: list[dict[str, Any]] = [{"params": _trainable(self.policy.lm)}]
+        if self.policy.critic is not None and isinstance(refine.advantage, Gae):
+            rate = refine.advantage.critic.learning_rate
+            groups.append(
+                {
+                    "params": _trainable(self.policy.critic),
+                    "lr": rate or optimiser.learning_rate,
+                }
+            )
+        return TrainEngine(
+            self.policy.train(),
             groups,
             optimiser=optimiser,
-            learner=config.learner,
+            learner=self._config.learner,
             total_steps=total_steps * updates,
+        )
+
+    @cached_property
+    def _planner(self) -> BatchPlanner:
+        return BatchPlanner(
+            pad_id=self._tokenizer.pad_token_id,
+            start_id=self.policy.start_id,
+            budget=self._config.learner.tokens_per_micro_batch,
+            share=self.shares_prompts,
         )
 
     @cached_property
     def distiller(self) -> Distiller:
         """Trains on rationales."""
-        return Distiller(
-            self.policy,
-            self._engine,
-            pad_id=self._tokenizer.pad_token_id,
-            micro_batch_size=self._config.learner.micro_batch_size,
-        )
+        return Distiller(self._engine, self._planner)
 
     @cached_property
     def ppo(self) -> PPO:
@@ -79,29 +146,100 @@ class LearnerSession:
         Raises:
             RuntimeError: if the session was not opened for ``refine``.
         """
-        if self._reference is None:
+        if self._stage != "refine":
             raise RuntimeError("this learner was set up to distil: it has no reference model")
         return PPO(
-            self.policy,
-            self._reference,
             self._engine,
+            self._reference_ready,
+            self._planner,
             self._config.refine,
             temperature=self._config.policy.temperature,
-            pad_id=self._tokenizer.pad_token_id,
-            micro_batch_size=self._config.learner.micro_batch_size,
             seed=self._config.seed,
         )
 
+    @contextmanager
+    def _reference_ready(self) -> Iterator[Forward]:
+        """The policy as the stage began: its adapters switched off, or a frozen copy."""
+        if self._reference is None:
+            with adapters_off(self.policy.lm):
+                yield lambda batch: self._engine.forward(batch, values=False)[0]
+            return
+        reference = self._reference
+        if self._config.learner.offload_reference:
+            reference.to(device())
+
+        def forward(batch: SequenceBatch) -> Tensor:
+            return response_logits(reference, batch)[0]
+
+        yield forward
+        if self._config.learner.offload_reference:
+            reference.cpu()
+
+    def trained_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The policy's trained parameters, whole, one after another; all ranks together.
+
+        Names are those of the language model's own parameters: of all, or of its adapters.
+        """
+        return self._engine.whole_parameters(self.policy.lm)
+
+    def trained_bytes(self) -> int:
+        """What the trained tensors take together."""
+        return sum(
+            getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
+            for parameter in _trainable(self.policy.lm)
+        )
+
+    def layout(self) -> Layout:
+        """What a checkpoint of this session fits."""
+        return layout_of(self._config, self.policy)
+
     def save_engine(self, folder: Path) -> None:
-        """Writes the engine's part of a checkpoint below ``folder``."""
-        self._engine.save(folder, ENGINE)
+        """Writes the engine's part of a checkpoint below ``folder``; all ranks together."""
+        self._engine.save(folder)
+        if rank() == 0:
+            self.layout().write(folder)
 
     def restore(self, folder: Path, state: RunState) -> None:
-        """Takes up a checkpoint: the engine's part, and the KL controller's."""
-        self._engine.load(folder, ENGINE)
+        """Takes up a checkpoint: the engine's part, and the controllers' states.
+
+        Raises:
+            UserError: if it was written by a learner of another layout, or is damaged.
+        """
+        check_layout(folder, self.layout())
+        self._engine.load(folder)
         if self._stage == "refine":
             self.ppo.kl_controller.restore(state.kl_controller)
+            if state.reward_statistics:
+                self.ppo.reward_scale.restore(state.reward_statistics)
 
-    def export(self, folder: Path) -> None:
-        """Writes the policy as a Hugging Face folder that plain transformers loads."""
-        save_model(self.policy.lm, self._tokenizer, folder)
+    def export(self, folder: Path, critic: Path | None = None) -> None:
+        """Writes what was trained; all ranks together, rank 0 writes.
+
+        Args:
+            folder: a Hugging Face folder that plain transformers loads; with adapters, a folder
+                in peft's format.
+            critic: where the critic goes, in safetensors; it is none of the model's.
+        """
+        tensors = self._gathered(self.policy.lm)
+        values = self._gathered(self.policy.critic) if self.policy.critic is not None else {}
+        if rank() != 0:
+            return
+        if has_adapters(self.policy.lm):
+            save_adapters(self.policy.lm, tensors, folder)
+        else:
+            save_model(self.policy.lm, self._tokenizer, folder, tensors)
+        if values and critic is not None:
+            save_tensors(values, critic)
+
+    def _gathered(self, module: nn.Module) -> dict[str, Tensor]:
+        """A module's trained tensors on rank 0; the others only take part."""
+        pairs = self._engine.whole_parameters(module)
+        return {name: tensor.cpu().clone() for name, tensor in pairs if rank() == 0}
+
+
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def _enable_checkpointing(lm: Any) -> None:
+    lm.gradient_checkpointing_enable({"use_reentrant": False})

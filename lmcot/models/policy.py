@@ -2,139 +2,162 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lmcot.models.batches import pad_left, pad_right
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceBatch:
-    """Prompts and responses as padded tensors, all int64 on the CPU.
-
-    A decoder-only model has its prompts padded on the left and its responses on the right, so
-    that all responses begin in the same column; an encoder-decoder has both on the right.
-    """
-
-    prompt_ids: Tensor
-    """[rows, prompt]"""
-    prompt_mask: Tensor
-    """[rows, prompt]"""
-    response_ids: Tensor
-    """[rows, response]"""
-    response_mask: Tensor
-    """[rows, response]; 1 at every token of the response, EOS included"""
-
-
-def make_batch(
-    prompts: Sequence[Sequence[int]],
-    responses: Sequence[Sequence[int]],
-    *,
-    pad_id: int,
-    encoder_decoder: bool,
-) -> SequenceBatch:
-    """Pads prompts and responses for one forward pass."""
-    pad_prompts = pad_right if encoder_decoder else pad_left
-    return SequenceBatch(*pad_prompts(prompts, pad_id), *pad_right(responses, pad_id))
+from lmcot.models.sequences import Row, SequenceBatch, make_batch
 
 
 class Policy(nn.Module):
-    """A language model with a value head on its trunk.
+    """A language model, with a critic where one is needed.
 
-    The head reads the last hidden state from which a token is predicted. It starts near zero
-    (Huang et al. 2024, "The N implementation details of RLHF with PPO", detail 6), so that early
-    values do not disturb the advantages.
+    The critic is either a linear head on the model's own last hidden state, or a model of its
+    own. Its output starts near zero (Huang et al. 2024, "The N implementation details of RLHF
+    with PPO", detail 6), so that early values do not disturb the advantages.
     """
 
-    def __init__(self, lm: PreTrainedModel, *, seed: int) -> None:
+    def __init__(self, lm: PreTrainedModel, critic: nn.Module | None = None) -> None:
+        """Args: critic: a `value_head`, a `critic_model`, or None."""
         super().__init__()
         self.lm = lm
-        hidden = _hidden_size(lm)
-        self.value_head = nn.Linear(hidden, 1, dtype=lm.dtype, device=lm.device)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            weight = torch.randn(1, hidden, generator=generator) * (1.0 / (hidden + 1))
-            self.value_head.weight.copy_(weight)
-            self.value_head.bias.zero_()
+        self.critic = critic
 
     @property
-    def encoder_decoder(self) -> bool:
-        """Whether the model has an encoder of its own for the prompt."""
-        return bool(self.lm.config.is_encoder_decoder)
+    def start_id(self) -> int | None:
+        """The token that the decoder starts with, if the model has an encoder for the prompt."""
+        config = self.lm.config
+        return int(config.decoder_start_token_id) if config.is_encoder_decoder else None
 
     def forward(
         self, batch: SequenceBatch, *, values: bool, head_only: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits and, if asked for, values at each response position.
+        """Logits and, if asked for, values at each response token.
 
-        Position t holds the logits that predict response token t, and the value of the state
-        before that token.
+        Those of a token are the logits that predict it, and the value of the state before it.
 
         Args:
             head_only: the values' gradient ends at the value head, and does not reach the trunk.
 
         Returns:
-            logits [rows, response, vocabulary] in the model's dtype, values [rows, response] in
-            float32 or None.
+            logits [tokens, vocabulary] in the model's dtype, values [tokens] in float32 or None.
         """
-        logits, hidden = response_logits(self.lm, batch, hidden=values)
-        if hidden is None:
+        logits, hidden = response_logits(self.lm, batch)
+        if not values or self.critic is None:
             return logits, None
-        if head_only:
-            hidden = hidden.detach()
-        return logits, self.value_head(hidden).squeeze(-1).float()
+        if isinstance(self.critic, nn.Linear):
+            value = self.critic(hidden.detach() if head_only else hidden)
+        else:
+            value, _ = response_logits(self.critic, batch)
+        return logits, value.squeeze(-1).float()
 
 
-def response_logits(
-    lm: PreTrainedModel, batch: SequenceBatch, *, hidden: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Logits that predict the response tokens, and the last hidden states behind them.
+def value_head(lm: PreTrainedModel, seed: int) -> nn.Linear:
+    """A linear layer from the last hidden state to one value, near zero."""
+    hidden = int(lm.config.get_text_config(decoder=True).hidden_size)
+    head = nn.Linear(hidden, 1, dtype=lm.dtype, device=lm.device)
+    weight = torch.randn(1, hidden, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        head.weight.copy_(weight / (hidden + 1))
+        head.bias.zero_()
+    return head
+
+
+def critic_model(lm: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """A copy of a language model with a value head in place of its output layer."""
+    critic = copy.deepcopy(lm)
+    critic.set_output_embeddings(value_head(lm, seed))
+    return critic
+
+
+def response_logits(lm: nn.Module, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+    """Logits that predict the response tokens, and the hidden states that they come from.
+
+    The output layer is given those positions alone: its product is the largest of a small
+    model, and its result the largest tensor.
 
     Returns:
-        logits [rows, response, vocabulary]; hidden states [rows, response, width] or None.
+        logits [tokens, vocabulary]; hidden states [tokens, width].
     """
-    if lm.config.is_encoder_decoder:
-        return _seq2seq_logits(lm, batch, hidden)
-    return _causal_logits(lm, batch, hidden)
+    model: Any = lm
+    device = model.device
+    where = batch.where.to(device)
+    shared = batch.attention_mask().to(device) if batch.shared else None
+    arguments: dict[str, Tensor | None]
+    if batch.encoder_ids is None:
+        arguments = {
+            "input_ids": batch.ids,
+            "attention_mask": (batch.segments >= 0).long() if shared is None else shared,
+            "position_ids": batch.positions,
+        }
+    else:
+        # A decoder alone with its response needs no mask: later padding is hidden by causality,
+        # and the start token, for T5 the pad token, must stay visible.
+        arguments = {
+            "input_ids": batch.encoder_ids,
+            "attention_mask": batch.encoder_mask,
+            "decoder_input_ids": batch.ids,
+            "decoder_attention_mask": shared,
+        }
+    with _output_at(model.get_output_embeddings(), where) as seen:
+        placed = {k: v if v is None else v.to(device) for k, v in arguments.items()}
+        logits = model(**placed, use_cache=False).logits
+    return logits.squeeze(0), seen[0]
 
 
-def _causal_logits(
-    lm: PreTrainedModel, batch: SequenceBatch, hidden: bool
-) -> tuple[Tensor, Tensor | None]:
-    length = batch.response_ids.shape[1]
-    ids = torch.cat([batch.prompt_ids, batch.response_ids], dim=1).to(lm.device)
-    mask = torch.cat([batch.prompt_mask, batch.response_mask], dim=1).to(lm.device)
-    output = lm(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
-        logits_to_keep=length + 1,
-        output_hidden_states=hidden,
-        use_cache=False,
-    )
-    states = output.hidden_states[-1][:, -length - 1 : -1] if hidden else None
-    return output.logits[:, -length - 1 : -1], states
+@contextmanager
+def _output_at(output: nn.Module, where: Tensor) -> Iterator[list[Tensor]]:
+    """Has the output layer read [1, tokens, width] in place of [rows, length, width]."""
+    seen: list[Tensor] = []
+
+    def select(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
+        seen.append(arguments[0][where[0], where[1]])
+        return (seen[-1].unsqueeze(0),)
+
+    handle = output.register_forward_pre_hook(select)
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
-def _seq2seq_logits(
-    lm: PreTrainedModel, batch: SequenceBatch, hidden: bool
-) -> tuple[Tensor, Tensor | None]:
-    start = torch.full_like(batch.response_ids[:, :1], lm.config.decoder_start_token_id)
-    shifted = torch.cat([start, batch.response_ids[:, :-1]], dim=1)
-    # Position 0 is the start token, which for T5 is the pad token: causal attention alone keeps
-    # later padding away from earlier positions, so no decoder mask is needed.
-    output = lm(
-        input_ids=batch.prompt_ids.to(lm.device),
-        attention_mask=batch.prompt_mask.to(lm.device),
-        decoder_input_ids=shifted.to(lm.device),
-        output_hidden_states=hidden,
-        use_cache=False,
-    )
-    return output.logits, output.decoder_hidden_states[-1] if hidden else None
+@torch.no_grad()
+def shares_prompts(lm: nn.Module, start_id: int | None) -> bool:
+    """Whether responses behind one prompt get the logits that each would get alone.
+
+    Asked of the model itself, with made-up tokens: an architecture may see positions or
+    attention in ways of its own (sliding windows, recurrence, biases by distance).
+    """
+    model: Any = lm
+    text = model.config.get_text_config(decoder=True)
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} or getattr(text, "sliding_window", None):
+        return False  # a window shows only behind prompts longer than it
+    generator = torch.Generator().manual_seed(0)
+
+    def made_up(length: int) -> list[int]:
+        return torch.randint(text.vocab_size, (length,), generator=generator).tolist()
+
+    rows = [Row(made_up(n), [made_up(m) for m in lengths]) for n, lengths in _TRIAL.items()]
+    alone = [Row(row.prompt, [response]) for row in rows for response in row.responses]
+    try:
+        together, _ = response_logits(lm, make_batch(rows, pad_id=0, start_id=start_id))
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False  # it does not take a mask of this form
+    apart, _ = response_logits(lm, make_batch(alone, pad_id=0, start_id=start_id))
+    together, apart = together.float(), apart.float()
+    # What the arithmetic's rounding may change, in parts of the logits' spread.
+    tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
+    return float((together - apart).abs().max()) < tolerance * float(apart.std())
+
+
+_TRIAL = {9: (5, 3, 6), 4: (2, 7)}
+"""Length of a prompt, and of its responses."""
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -149,8 +172,3 @@ def disable_dropout(model: nn.Module) -> None:
         for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_rate"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
-
-
-def _hidden_size(lm: PreTrainedModel) -> int:
-    config = lm.config.get_text_config(decoder=True)
-    return int(config.hidden_size)

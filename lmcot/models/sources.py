@@ -12,12 +12,14 @@ import importlib.util
 import os
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -176,11 +178,31 @@ def parameters_of(source: str) -> int:
     return count_parameters(model)
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes a Hugging Face folder (safetensors), complete or not at all."""
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes a Hugging Face folder (safetensors), complete or not at all.
+
+    Args:
+        tensors: the parameters by name, where the model's own are partitioned.
+    """
+    state = None
+    if tensors is not None:
+        buffers = dict(model.named_buffers())
+        kept = {name: value for name, value in model.state_dict().items() if name in buffers}
+        state = {**kept, **tensors}
     with finished_folder(folder) as partial:
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, state_dict=state)
         tokenizer.save_pretrained(partial)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Writes ``folder/model.safetensors``, complete or not at all."""
+    with finished_folder(folder) as partial:
+        save_file(dict(tensors), partial / "model.safetensors")
 
 
 def _check_folder(path: Path) -> None:

@@ -51,6 +51,13 @@ class Progress:
             self._show()
             self._shown = now
 
+    def move_to(self, done: int) -> None:
+        """Goes back (or on) to where the work stands."""
+        self.done = done
+        if self._bar is not None:
+            self._bar.n = done
+            self._bar.refresh()
+
     def write(self, text: str) -> None:
         """Prints a line of text without breaking the bar."""
         if self._bar is not None:

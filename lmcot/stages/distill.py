@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from lmcot.actors.cluster import check_room
-from lmcot.actors.fleet import Fleet
 from lmcot.actors.learner_actor import LearnerPlan
+from lmcot.actors.learner_group import LearnerLost
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import Interrupted
-from lmcot.learner.checkpoints import CheckpointStore
-from lmcot.monitor.progress import progress
+from lmcot.monitor.progress import Progress, progress
 from lmcot.records import Annotation, RunState
 from lmcot.stages.annotate import annotate, read_annotations
 from lmcot.stages.environment import versions
+from lmcot.stages.learners import Learners
 from lmcot.stages.run import Run, say
 
 STAGE: Final = "distill"
@@ -36,36 +36,52 @@ def distill(run: Run) -> None:
     pairs = _pairs(run, read_annotations(rationales) if rationales.exists() else annotate(run))
     settings = run.config.distill
     steps = math.ceil(len(pairs) * settings.epochs / settings.batch_size)
-    store = CheckpointStore(
-        run.directory.checkpoints, prefix="distill-step-", keep=run.config.checkpoints.keep
-    )
     plan = LearnerPlan(STAGE, run.config.policy.source, steps)
     check_room({"learner": run.config.actors.learner})
-    with run.learner_fleet(plan) as learner:
-        learner.wait_ready()
-        state = _resume(run, learner, store)
-        sampler = PromptSampler(len(pairs), run.config.seed)
-        sampler.restore(state.sampler or sampler.state())
-        left = len(pairs) * settings.epochs - state.step * settings.batch_size
+    with Learners(run, plan, prefix="distill-step-") as learners:
+        learners.wait_ready()
+        state = _state(run, learners.resume())
         try:
             with progress(STAGE, total=steps, done=state.step) as bar:
-                while state.step < steps:
-                    run.interruption.check()
-                    rows = sampler.next(min(settings.batch_size, left))
-                    left -= len(rows)
-                    batch = [(pairs[row].prompt_ids, pairs[row].response_ids) for row in rows]
-                    metrics = learner.call("distill_step", pairs=batch)[0]
-                    state.step += 1
-                    state.sampler = sampler.state()
-                    run.monitor.log(state.step, STAGE, metrics)
-                    bar.update(1, loss=metrics["loss"])
-                    if state.step % run.config.checkpoints.every == 0 and state.step < steps:
-                        _save(learner, store, state)
+                while True:
+                    try:
+                        _finish(run, learners, state, pairs, bar)
+                        break
+                    except LearnerLost as lost:
+                        state = _state(run, learners.recover(lost))
+                        bar.move_to(state.step)
         except Interrupted:
-            _save(learner, store, state)
+            learners.save(state)
             raise
-        learner.call("export", folder=str(run.directory.distilled))
     run.directory.finish(STAGE, steps=steps, rationales=len(pairs))
+
+
+def _finish(
+    run: Run, learners: Learners, state: RunState, pairs: list[_Pair], bar: Progress
+) -> None:
+    """All steps that are left, then the export."""
+    while state.step < bar.total:
+        run.interruption.check()
+        metrics = _step(run, learners, state, pairs)
+        bar.update(1, loss=metrics["loss"])
+    learners.export(run.directory.distilled)
+
+
+def _step(run: Run, learners: Learners, state: RunState, pairs: list[_Pair]) -> dict[str, float]:
+    """One optimiser step; advances ``state``, and saves it when that is due."""
+    settings = run.config.distill
+    sampler = PromptSampler(len(pairs), run.config.seed)
+    sampler.restore(state.sampler or sampler.state())
+    left = len(pairs) * settings.epochs - state.step * settings.batch_size
+    rows = sampler.next(min(settings.batch_size, left))
+    batch = [(pairs[row].prompt_ids, pairs[row].response_ids) for row in rows]
+    metrics = learners.learn("distill_step", pairs=batch)
+    state.step += 1
+    state.sampler = sampler.state()
+    run.monitor.log(state.step, STAGE, metrics)
+    if state.step % run.config.checkpoints.every == 0 and left > len(rows):
+        learners.save(state)
+    return metrics
 
 
 def _pairs(run: Run, annotations: list[Annotation]) -> list[_Pair]:
@@ -82,16 +98,10 @@ def _pairs(run: Run, annotations: list[Annotation]) -> list[_Pair]:
     ]
 
 
-def _resume(run: Run, learner: Fleet, store: CheckpointStore) -> RunState:
-    found = store.latest()
-    state = RunState(STAGE, seeds={"run": run.config.seed}, versions=versions())
+def _state(run: Run, found: RunState | None) -> RunState:
+    """The state to go on from: a checkpoint's, or a fresh one."""
+    state = found or RunState(STAGE, seeds={"run": run.config.seed}, versions=versions())
     if found is not None:
-        state, folder = found
-        learner.call("restore", folder=str(folder), state=state)
         say(f"distill: goes on after step {state.step}")
     run.monitor.truncate(STAGE, state.step)
     return state
-
-
-def _save(learner: Fleet, store: CheckpointStore, state: RunState) -> None:
-    store.save(state, lambda folder: learner.call("save_engine", folder=str(folder))[0])

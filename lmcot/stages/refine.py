@@ -10,15 +10,16 @@ from typing import Any, Final
 from lmcot.actors.cluster import check_room
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.learner_actor import LearnerPlan
+from lmcot.actors.learner_group import LearnerLost
 from lmcot.actors.units import JudgeUnit, RolloutPrompt, RolloutUnit
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import Interrupted, UserError
-from lmcot.learner.checkpoints import CheckpointStore
 from lmcot.monitor.curves import plot_training
-from lmcot.monitor.progress import progress
+from lmcot.monitor.progress import Progress, progress
 from lmcot.records import Example, Judgement, Rollout, RunState, ScoredRollout, to_json
 from lmcot.rewards.combine import scalar_reward
 from lmcot.stages.environment import versions
+from lmcot.stages.learners import Learners
 from lmcot.stages.run import Run, in_units, say
 from lmcot.stages.summary import step_metrics
 
@@ -26,16 +27,18 @@ STAGE: Final = "refine"
 
 
 @dataclass(slots=True)
-class _Fleets:
+class _Actors:
     """The actors of this stage."""
 
     rollout: Fleet
     reward: Fleet
-    learner: Fleet
+    learners: Learners
+    version: int | None = 0
+    """Of the policy that the rollout actors hold; None if that is to be seen to."""
 
 
 def refine(run: Run) -> None:
-    """Runs PPO up to ``refine.steps`` and writes ``refined/``; goes on where it was left.
+    """Refines up to ``refine.steps`` and writes ``refined/``; goes on where it was left.
 
     Raises:
         UserError: if there is no distilled model to start from, or too few rationales could be
@@ -44,63 +47,87 @@ def refine(run: Run) -> None:
     steps = run.config.refine.steps
     finished = run.directory.finished(STAGE)
     if finished and finished["steps"] >= steps:
-        say("refine: done already")
+        say(f"refine: done already, {finished['steps']} steps")
         return
-    store = CheckpointStore(run.directory.checkpoints, keep=run.config.checkpoints.keep)
     with ExitStack() as stack:
-        fleets = _start(run, stack)
-        state, sampler = _resume(run, fleets, store)
-        saved = state.step
+        actors = _start(run, stack)
+        state = _resume(run, actors, actors.learners.resume())
         try:
             with progress(STAGE, total=steps, done=state.step) as bar:
-                while state.step < steps:
-                    run.interruption.check()
-                    metrics = _step(run, fleets, state, sampler)
-                    bar.update(1, reward=metrics["reward/mean"], kl=metrics["kl"])
-                    if state.step % run.config.checkpoints.every == 0 or state.step == steps:
-                        _save(fleets, store, state)
-                        saved = state.step
+                while True:
+                    try:
+                        _finish(run, actors, state, bar)
+                        break
+                    except LearnerLost as lost:
+                        state = _resume(run, actors, actors.learners.recover(lost))
+                        bar.move_to(state.step)
         except (Interrupted, UserError):
-            if saved != state.step:
-                _save(fleets, store, state)
+            actors.learners.save(state)
             raise
-        fleets.learner.call("export", folder=str(run.directory.refined))
     run.directory.finish(STAGE, steps=steps)
     plot_training(run.monitor.metrics_path, run.directory.path / "refine.png", STAGE)
 
 
-def _step(run: Run, fleets: _Fleets, state: RunState, sampler: PromptSampler) -> dict[str, float]:
-    """One PPO step: sample, judge, learn, publish. Advances ``state`` once all is done."""
+def _finish(run: Run, actors: _Actors, state: RunState, bar: Progress) -> None:
+    """All steps that are left, then the export."""
+    steps = run.config.refine.steps
+    while state.step < steps:
+        run.interruption.check()
+        metrics = _step(run, actors, state)
+        bar.update(1, reward=metrics["reward/mean"], kl=metrics["kl"])
+        if state.step % run.config.checkpoints.every == 0 or state.step == steps:
+            actors.learners.begin_save(state)
+    actors.learners.export(run.directory.refined, run.directory.critic)
+
+
+def _step(run: Run, actors: _Actors, state: RunState) -> dict[str, float]:
+    """One PPO step: publish, sample, judge, learn.
+
+    ``state`` advances with the learners: what may be interrupted comes before.
+    """
     started = time.monotonic()
+    _publish(actors, state.policy_version)
+    published = time.monotonic()
+    sampler = PromptSampler(len(run.train), run.config.seed)
+    sampler.restore(state.sampler)
     rows = sampler.next(run.config.refine.prompts_per_step)
     examples = {q.example.id: q.example for q in (run.train[row] for row in rows)}
-    rollouts = _sample(run, fleets, state, list(examples.values()))
+    rollouts = _sample(run, actors, state, list(examples.values()))
     sampled = time.monotonic()
-    judgements = _judge(run, fleets, examples, rollouts)
+    judgements = _judge(run, actors, examples, rollouts)
     judged = time.monotonic()
     scored = _score(run, rollouts, judgements)
-    learned = fleets.learner.call("ppo_step", scored=scored, step=state.step)[0]
-    version = state.step + 1
-    weights = fleets.learner.call("publish", version=version)[0]
-    fleets.rollout.call("use_weights", restored=True, weights=weights)
-    state.step = version
-    state.policy_version = version
+    actors.learners.finish_save()  # begun after the last step, and done by now
+    learned = actors.learners.learn("ppo_step", scored=scored, step=state.step)
+    state.kl_controller, state.reward_statistics = actors.learners.call("controllers")[0]
+    state.step += 1
+    state.policy_version = state.step
     state.sampler = sampler.state()
-    state.kl_controller = fleets.learner.call("kl_state")[0]
     metrics = {
         **step_metrics(rollouts, judgements, scored),
         **learned,
-        "seconds/sample": sampled - started,
+        "seconds/publish": published - started,
+        "seconds/sample": sampled - published,
         "seconds/judge": judged - sampled,
         "seconds/learn": time.monotonic() - judged,
-        "actor_restarts": float(fleets.rollout.restarts + fleets.reward.restarts),
+        "actor_restarts": float(actors.rollout.restarts + actors.reward.restarts),
+        "learner_restarts": float(actors.learners.restarts),
     }
     run.monitor.log(state.step, STAGE, metrics)
     run.monitor.rollouts(state.step, _records(rollouts, judgements, scored))
     return metrics
 
 
-def _sample(run: Run, fleets: _Fleets, state: RunState, examples: list[Example]) -> list[Rollout]:
+def _publish(actors: _Actors, version: int) -> None:
+    """Brings the learners' weights to the rollout actors, if they hold others."""
+    if actors.version == version:
+        return
+    weights = actors.learners.call("publish", version=version)[0]
+    actors.rollout.call("use_weights", restored=True, weights=weights)
+    actors.version = version
+
+
+def _sample(run: Run, actors: _Actors, state: RunState, examples: list[Example]) -> list[Rollout]:
     """K rationales for each question, by the current policy."""
     config = run.config
     groups = in_units(range(len(examples)), config.actors.prompts_per_unit)
@@ -119,11 +146,11 @@ def _sample(run: Run, fleets: _Fleets, state: RunState, examples: list[Example])
         )
         for number, rows in enumerate(groups)
     ]
-    return [rollout for unit in fleets.rollout.map("sample", units) for rollout in unit]
+    return [rollout for unit in actors.rollout.map("sample", units) for rollout in unit]
 
 
 def _judge(
-    run: Run, fleets: _Fleets, examples: dict[str, Example], rollouts: list[Rollout]
+    run: Run, actors: _Actors, examples: dict[str, Example], rollouts: list[Rollout]
 ) -> list[Judgement]:
     """A judgement or a typed failure for each rationale, unit by unit as they were sampled."""
     units: dict[str, list[Rollout]] = {}
@@ -133,7 +160,7 @@ def _judge(
         JudgeUnit(unit_id, tuple(examples[r.example_id] for r in members), tuple(members))
         for unit_id, members in units.items()
     ]
-    return [judgement for unit in fleets.reward.map("judge", work) for judgement in unit]
+    return [judgement for unit in actors.reward.map("judge", work) for judgement in unit]
 
 
 def _score(run: Run, rollouts: list[Rollout], judgements: list[Judgement]) -> list[ScoredRollout]:
@@ -157,7 +184,7 @@ def _score(run: Run, rollouts: list[Rollout], judgements: list[Judgement]) -> li
     return scored
 
 
-def _start(run: Run, stack: ExitStack) -> _Fleets:
+def _start(run: Run, stack: ExitStack) -> _Actors:
     """Starts the actors; all of them load at the same time."""
     config = run.config
     source = _start_source(run)
@@ -170,16 +197,17 @@ def _start(run: Run, stack: ExitStack) -> _Fleets:
     if needs_frozen:
         roles["frozen"] = config.actors.frozen
     check_room(roles)
-    plan = LearnerPlan(STAGE, source, config.refine.steps)
+    learners = Learners(run, LearnerPlan(STAGE, source, config.refine.steps))
     frozen = stack.enter_context(run.frozen_fleet()) if needs_frozen else None
-    learner = stack.enter_context(run.learner_fleet(plan))
-    rollout = stack.enter_context(run.rollout_fleet(source))
+    stack.enter_context(learners)
+    rollout = stack.enter_context(run.rollout_fleet(source, trains=True))
     reward = stack.enter_context(run.reward_fleet())
-    for fleet in (frozen, learner, rollout):
-        if fleet is not None:
-            fleet.wait_ready()
+    if frozen is not None:
+        frozen.wait_ready()
+    learners.wait_ready()
+    rollout.wait_ready()
     reward.wait_ready(frozen_handles=frozen.handles if frozen else [])
-    return _Fleets(rollout, reward, learner)
+    return _Actors(rollout, reward, learners)
 
 
 def _start_source(run: Run) -> str:
@@ -193,29 +221,20 @@ def _start_source(run: Run) -> str:
     return str(run.directory.distilled)
 
 
-def _resume(run: Run, fleets: _Fleets, store: CheckpointStore) -> tuple[RunState, PromptSampler]:
-    """The state to go on from: the newest checkpoint's, or a fresh one."""
-    sampler = PromptSampler(len(run.train), run.config.seed)
-    state = RunState(
-        STAGE,
-        sampler=sampler.state(),
-        seeds={"run": run.config.seed},
-        versions=versions(),
-    )
-    found = store.latest()
-    if found is not None:
-        state, folder = found
-        sampler.restore(state.sampler)
-        fleets.learner.call("restore", folder=str(folder), state=state)
-        weights = fleets.learner.call("publish", version=state.policy_version)[0]
-        fleets.rollout.call("use_weights", restored=True, weights=weights)
+def _resume(run: Run, actors: _Actors, found: RunState | None) -> RunState:
+    """The state to go on from: a checkpoint's, or a fresh one."""
+    if found is None:
+        sampler = PromptSampler(len(run.train), run.config.seed)
+        state = RunState(
+            STAGE, sampler=sampler.state(), seeds={"run": run.config.seed}, versions=versions()
+        )
+    else:
+        state = found
         say(f"refine: goes on after step {state.step}")
+    if found is not None or actors.learners.restarts:
+        actors.version = None
     run.monitor.truncate(STAGE, state.step)
-    return state, sampler
-
-
-def _save(fleets: _Fleets, store: CheckpointStore, state: RunState) -> None:
-    store.save(state, lambda folder: fleets.learner.call("save_engine", folder=str(folder))[0])
+    return state
 
 
 def _records(

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from lmcot.actors.cluster import ray_cluster
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.frozen_actor import FrozenActor
-from lmcot.actors.learner_actor import LearnerActor, LearnerPlan
 from lmcot.actors.reward_actor import RewardActor
 from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.config import Config, DataSource
@@ -122,13 +121,18 @@ class Run:
             check=self.interruption.check,
         )  # fmt: skip
 
-    def rollout_fleet(self, source: str) -> Fleet:
-        """Actors that sample from the small LM, which starts from ``source``."""
+    def rollout_fleet(self, source: str, *, trains: bool = False) -> Fleet:
+        """Actors that sample from the small LM, which starts from ``source``.
+
+        Args:
+            trains: whether the learner's versions will follow.
+        """
         role = self.config.actors.rollout
         return Fleet(
             "rollout", RolloutActor, role, self.config.actors,
             arguments={
                 "policy": self.config.policy, "source": source, "threads": role.threads,
+                "trains": trains,
             },
             check=self.interruption.check,
         )  # fmt: skip
@@ -141,13 +145,6 @@ class Run:
             check=self.interruption.check,
         )  # fmt: skip
 
-    def learner_fleet(self, plan: LearnerPlan) -> Fleet:
-        """The learner. Its calls are not abandoned half-way: no check for an interruption."""
-        return Fleet(
-            "learner", LearnerActor, self.config.actors.learner, self.config.actors,
-            arguments={"config": self.config, "plan": plan},
-        )  # fmt: skip
-
 
 @contextmanager
 def open_run(config: Config, path: Path) -> Iterator[Run]:
@@ -158,7 +155,8 @@ def open_run(config: Config, path: Path) -> Iterator[Run]:
     """
     with ExitStack() as stack:
         directory = stack.enter_context(RunDirectory(path))
-        directory.check_config(config)
+        for difference in directory.check_config(config):
+            say(f"resumed with another {difference}")
         monitor = stack.enter_context(Monitor(path))
         interruption = stack.enter_context(Interruption())
         run = Run(config, directory, monitor, interruption)

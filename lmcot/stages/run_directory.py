@@ -9,7 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lmcot.config import Config, dump_config, fixed_differences, parse_config, read_yaml_mapping
+from lmcot.config import (
+    Config,
+    differences,
+    dump_config,
+    may_change,
+    parse_config,
+    read_yaml_mapping,
+)
 from lmcot.errors import UserError
 from lmcot.files import write_atomically
 from lmcot.stages.environment import versions
@@ -29,6 +36,7 @@ class RunDirectory:
         self.rationales = path / "rationales.jsonl"
         self.distilled = path / "distilled"
         self.refined = path / "refined"
+        self.critic = path / "critic"
         self.checkpoints = path / "checkpoints"
         self.predictions = path / "predictions"
         self._stages = path / "stages.json"
@@ -73,14 +81,17 @@ class RunDirectory:
     ) -> None:
         self._lock.close()
 
-    def check_config(self, config: Config) -> None:
-        """Compares the settings with those that the run began with, if it did.
+    def check_config(self, config: Config) -> list[str]:
+        """Compares the settings with those that the run was last used with, if it was.
+
+        Returns:
+            a line for each key that was changed, and may be.
 
         Raises:
             UserError: naming the keys that a resumed run cannot change.
         """
         if not self.config_file.exists():
-            return
+            return []
         values = read_yaml_mapping(self.config_file)
         try:
             before = parse_config(values)
@@ -89,12 +100,14 @@ class RunDirectory:
                 f"the run directory '{self.path}' began with settings that this version of lmcot "
                 f"does not know ({error}): begin anew with another --run-dir"
             ) from None
-        changed = fixed_differences(before, config)
-        if changed:
+        changed = differences(before, config)
+        fixed = [key for key in changed if not may_change(key)]
+        if fixed:
             raise UserError(
                 f"the run directory '{self.path}' began with another value of "
-                f"{', '.join(changed)}: set it back, or begin anew with another --run-dir"
+                f"{', '.join(fixed)}: set it back, or begin anew with another --run-dir"
             )
+        return [f"{key}: {now!r} now, {then!r} before" for key, (then, now) in changed.items()]
 
     def write_config(self, config: Config) -> None:
         """Writes the settings, and what they were run with."""

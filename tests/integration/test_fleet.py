@@ -166,7 +166,8 @@ def test_rollout_actors_take_up_published_weights() -> None:
         assert fleet.call("checksum") == [checksum(model)] * 2
         for parameter in model.parameters():
             parameter.data.mul_(1.5)
-        weights = [ray.put(pack_weights(model, 3))]
+        nbytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        weights = [ray.put(pack_weights(model.named_parameters(), nbytes, 3))]
         fleet.call("use_weights", restored=True, weights=weights)
         assert fleet.call("checksum") == [checksum(model)] * 2
 

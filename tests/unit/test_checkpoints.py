@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
-from lmcot.learner.checkpoints import ENGINE, MARKER, STATE, CheckpointStore
+from lmcot.config import Config, parse_config
+from lmcot.errors import UserError
+from lmcot.learner.checkpoints import MARKER, STATE, CheckpointStore
+from lmcot.learner.layout import Layout, check_layout, check_settings, layout_of
 from lmcot.records import RunState
+
+ENGINE = "engine"
+"""Where the ranks write."""
 
 
 def _write_engine(folder: Path) -> None:
@@ -18,7 +32,11 @@ def _write_engine(folder: Path) -> None:
 
 
 def _save(store: CheckpointStore, step: int) -> Path:
-    return store.save(RunState("refine", step=step), _write_engine)
+    state = RunState("refine", step=step)
+    folder = store.begin(state)
+    _write_engine(folder)
+    store.finish(state, folder)
+    return folder
 
 
 def _names(root: Path) -> list[str]:
@@ -28,6 +46,13 @@ def _names(root: Path) -> list[str]:
 def _latest_step(store: CheckpointStore) -> int | None:
     found = store.latest()
     return found[0].step if found else None
+
+
+def _refusal(store: CheckpointStore) -> str:
+    with pytest.raises(UserError) as caught:
+        store.latest()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_state_survives_a_round_trip(tmp_path: Path) -> None:
@@ -43,7 +68,10 @@ def test_state_survives_a_round_trip(tmp_path: Path) -> None:
         policy_version=13,
         versions={"torch": "2.13.0"},
     )
-    folder = CheckpointStore(tmp_path / "checkpoints").save(state, _write_engine)
+    store = CheckpointStore(tmp_path / "checkpoints")
+    folder = store.begin(state)
+    _write_engine(folder)
+    store.finish(state, folder)
     found = CheckpointStore(tmp_path / "checkpoints").latest()
     assert found == (state, folder)
     assert folder.name == "step-000012"
@@ -55,23 +83,37 @@ def test_there_is_none_at_first(tmp_path: Path) -> None:
     assert CheckpointStore(tmp_path).latest() is None
 
 
-def test_the_marker_is_written_last(tmp_path: Path) -> None:
-    """[29] no marker while the engine writes; a checkpoint without one is passed over."""
+def test_the_marker_lists_every_file_with_its_size(tmp_path: Path) -> None:
+    """[29] those below folders too, but not itself."""
+    folder = _save(CheckpointStore(tmp_path), 1)
+    listed = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    assert listed == {
+        f"{ENGINE}/weights": len("step-000001"),
+        STATE: (folder / STATE).stat().st_size,
+    }
+
+
+def test_a_checkpoint_that_was_never_finished_is_passed_over(tmp_path: Path) -> None:
+    """[29] no marker while the ranks write, nor the state; what is killed there does not count."""
     store = CheckpointStore(tmp_path)
     _save(store, 1)
-
-    def interrupted(folder: Path) -> None:
-        assert not (folder / MARKER).exists()
-        assert not (folder / STATE).exists()
-        _write_engine(folder)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        store.save(RunState("refine", step=2), interrupted)
+    folder = store.begin(RunState("refine", step=2))
+    assert list(folder.iterdir()) == []
+    _write_engine(folder)
+    assert _names(folder) == [ENGINE]
     assert _names(tmp_path) == ["step-000001", "step-000002"]
     assert _latest_step(store) == 1
     (_save(store, 3) / MARKER).unlink()
     assert _latest_step(store) == 1
+
+
+def test_what_was_never_finished_does_not_stay_for_ever(tmp_path: Path) -> None:
+    """A killed process's half checkpoint goes with the next whole one."""
+    store = CheckpointStore(tmp_path, keep=2)
+    _write_engine(store.begin(RunState("refine", step=3)))
+    (tmp_path / "distill-step-000003").mkdir()
+    _save(store, 4)
+    assert _names(tmp_path) == ["distill-step-000003", "step-000004"]
 
 
 def test_an_unfinished_checkpoint_is_written_anew(tmp_path: Path) -> None:
@@ -92,15 +134,30 @@ def test_a_kill_while_a_checkpoint_is_replaced(
     store = CheckpointStore(tmp_path)
     _save(store, 1)
     _save(store, 2)
-
-    def killed(folder: Path, *args: Any) -> None:
-        (folder / STATE).unlink()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(shutil, "rmtree", killed)
+    monkeypatch.setattr(shutil, "rmtree", _killed)
     with pytest.raises(KeyboardInterrupt):
         _save(store, 2)
     assert _latest_step(store) == 1
+
+
+def test_a_kill_while_an_old_checkpoint_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[29] the new one is complete by then; what is left of the old one is none."""
+    store = CheckpointStore(tmp_path, keep=1)
+    _save(store, 1)
+    monkeypatch.setattr(shutil, "rmtree", _killed)
+    with pytest.raises(KeyboardInterrupt):
+        _save(store, 2)
+    monkeypatch.undo()
+    assert _latest_step(store) == 2
+    shutil.rmtree(tmp_path / "step-000002")
+    assert _latest_step(store) is None
+
+
+def _killed(folder: Path) -> None:
+    (folder / STATE).unlink()
+    raise KeyboardInterrupt
 
 
 def test_the_newest_few_are_kept(tmp_path: Path) -> None:
@@ -116,6 +173,18 @@ def test_the_newest_few_are_kept(tmp_path: Path) -> None:
         ["step-000003", "step-000010"],
     ]
     assert _latest_step(store) == 10
+
+
+def test_old_ones_stay_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    """[29] at every moment one complete checkpoint is there, even if only one is kept."""
+    store = CheckpointStore(tmp_path, keep=1)
+    _save(store, 1)
+    state = RunState("refine", step=2)
+    folder = store.begin(state)
+    _write_engine(folder)
+    assert _latest_step(store) == 1
+    store.finish(state, folder)
+    assert _names(tmp_path) == ["step-000002"]
 
 
 def test_newest_means_the_highest_step(tmp_path: Path) -> None:
@@ -140,3 +209,200 @@ def test_stages_do_not_see_each_others_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "step-000009-old").mkdir()
     (tmp_path / "step-000009-old" / MARKER).touch()
     assert _latest_step(refine) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        (f"{ENGINE}/weights", 4, "engine/weights has 4 of its 11 bytes"),
+        (f"{ENGINE}/weights", 0, "engine/weights has 0 of its 11 bytes"),
+        (f"{ENGINE}/weights", None, "engine/weights is missing"),
+        (STATE, None, "state.json is missing"),
+        (STATE, 9, "state.json has 9 of its "),
+        (MARKER, 30, "COMPLETE cannot be read"),
+        (MARKER, 0, "COMPLETE cannot be read"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, size: int | None, said: str) -> None:
+    """[29] nothing is taken up from half a checkpoint, and nobody falls back silently."""
+    store = CheckpointStore(tmp_path)
+    _save(store, 1)
+    folder = _save(store, 2)
+    if size is None:
+        (folder / name).unlink()
+    else:
+        os.truncate(folder / name, size)
+    sentence = _refusal(store)
+    assert sentence.startswith(f"the checkpoint '{folder}' is damaged ({said}")
+    assert sentence.endswith("delete it, and the same command goes on from the one before")
+    shutil.rmtree(folder)
+    assert _latest_step(store) == 1
+
+
+def test_a_folder_in_a_files_place_is_damage(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    path = _save(store, 2) / ENGINE / "weights"
+    path.unlink()
+    path.mkdir()
+    assert "engine/weights is missing" in _refusal(store)
+
+
+@pytest.mark.parametrize("text", ['{"stage": "refine", "steps": 2}', "[1]", "{"])
+def test_a_state_that_is_not_understood_is_damage(tmp_path: Path, text: str) -> None:
+    """Of the right size, but not what this version writes."""
+    store = CheckpointStore(tmp_path)
+    folder = _save(store, 2)
+    (folder / STATE).write_text(text, encoding="utf-8")
+    listed = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    (folder / MARKER).write_text(json.dumps({**listed, STATE: len(text)}), encoding="utf-8")
+    assert _refusal(store).startswith(f"the checkpoint '{folder}' is damaged ({STATE}: ")
+
+
+@pytest.mark.parametrize("name", ["layout.json", STATE, f".{MARKER}.{os.getpid()}.partial"])
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, name: str) -> None:
+    """[29] while the engine's part, the state or the marker is written: a true ENOSPC."""
+    store = CheckpointStore(tmp_path, keep=1)
+    _save(store, 1)
+    state = RunState("refine", step=2)
+    folder = store.begin(state)
+    (folder / name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        _write_all(store, state, folder)
+    assert caught.value.errno == errno.ENOSPC
+    assert _names(tmp_path) == ["step-000001", "step-000002"]
+    assert not (folder / MARKER).exists()
+    assert _latest_step(store) == 1
+    _write_all(store, state, store.begin(state))  # there is room again
+    assert _latest_step(store) == 2
+    assert _names(tmp_path) == ["step-000002"]
+
+
+def _write_all(store: CheckpointStore, state: RunState, folder: Path) -> None:
+    _layout().write(folder)
+    store.finish(state, folder)
+
+
+SETTINGS: dict[str, Any] = {
+    "data": {"train": {"kind": "counting"}, "validation": {"kind": "counting"}},
+    "policy": {"source": "random:llama"},
+    "rewards": {"kind": "increasing"},
+    "refine": {"start_from": "base"},
+}
+
+
+def _config(**changes: Any) -> Config:
+    return parse_config({**SETTINGS, **changes})
+
+
+def _module() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+
+
+def _layout(**changes: Any) -> Layout:
+    return replace(layout_of(_config(), _module()), **changes)
+
+
+def test_a_layout_says_how_the_state_is_cut_up(tmp_path: Path) -> None:
+    """[29] facts of the settings, and of what is trained."""
+    config = _config(
+        actors={"learner": {"count": 3}}, learner={"zero_stage": 3, "offload": "optimiser"}
+    )
+    layout = layout_of(config, _module().bfloat16())
+    assert asdict(layout) == {
+        "learners": 3,
+        "zero_stage": 3,
+        "offload": "optimiser",
+        "dtype": "bfloat16",
+        "parameters": layout.parameters,
+    }
+    layout.write(tmp_path)
+    check_layout(tmp_path, layout)
+    check_settings(tmp_path, config)
+
+
+def test_a_layout_tells_models_apart() -> None:
+    """By names and shapes of what trains: values, and what is frozen, do not matter."""
+    digest = _layout().parameters
+    assert layout_of(_config(), _module()).parameters == digest
+    longer = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(3, 1))
+    longer[2].requires_grad_(False)
+    assert layout_of(_config(), longer).parameters == digest
+    frozen = _module()
+    next(frozen.parameters()).requires_grad_(False)
+    others = [
+        frozen,
+        nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)),
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)),
+    ]
+    digests = {layout_of(_config(), other).parameters for other in others}
+    assert len(digests | {digest}) == 4
+
+
+def test_a_layout_sees_through_partitioning() -> None:
+    """At stage 3 a parameter is empty, and its shape is DeepSpeed's ``ds_shape``."""
+    module = _module()
+    for parameter in module.parameters():
+        parameter.ds_shape = parameter.shape  # type: ignore[attr-defined]
+        parameter.data = torch.empty(0)
+    assert layout_of(_config(), module) == _layout()
+
+
+@pytest.mark.parametrize(
+    ("fact", "before", "said"),
+    [
+        ("learners", 2, "written with actors.learner.count 2, not 1: "),
+        ("zero_stage", 3, "written with learner.zero_stage 3, not 2: "),
+        ("offload", "optimiser", "written with learner.offload 'optimiser', not 'none': "),
+    ],
+)
+def test_a_setting_to_put_back_is_named(tmp_path: Path, fact: str, before: Any, said: str) -> None:
+    """[29] before any actor starts, and again by the learner itself."""
+    _layout(**{fact: before}).write(tmp_path)
+    sentences = []
+    with pytest.raises(UserError) as caught:
+        check_settings(tmp_path, _config())
+    sentences.append(str(caught.value))
+    with pytest.raises(UserError) as caught:
+        check_layout(tmp_path, _layout())
+    sentences.append(str(caught.value))
+    assert sentences[0] == sentences[1]
+    assert sentences[0] == (
+        f"the checkpoint '{tmp_path}' was {said}DeepSpeed's state fits that alone, so set it back"
+    )
+
+
+def test_another_dtype_is_named_by_the_learner(tmp_path: Path) -> None:
+    """[29] ``auto`` may mean another one on another machine: only the learner knows."""
+    _layout(dtype="bfloat16").write(tmp_path)
+    check_settings(tmp_path, _config())
+    with pytest.raises(UserError, match=r"written with policy\.dtype 'bfloat16', not 'float32'"):
+        check_layout(tmp_path, _layout())
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    """[29] which only the learner can tell: the settings alone are the same."""
+    _layout(parameters="0" * 16).write(tmp_path)
+    check_settings(tmp_path, _config())
+    with pytest.raises(UserError) as caught:
+        check_layout(tmp_path, _layout())
+    assert str(caught.value) == (
+        f"the checkpoint '{tmp_path}' is that of another model (its parameters differ): begin anew "
+        "with another --run-dir"
+    )
+
+
+@pytest.mark.parametrize("text", [None, "", "{", '{"learners": 1'])
+def test_a_layout_that_cannot_be_read_is_damage(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "layout.json").write_text(text, encoding="utf-8")
+    checks: list[Callable[[], None]] = [
+        partial(check_settings, tmp_path, _config()),
+        partial(check_layout, tmp_path, _layout()),
+    ]
+    for check in checks:
+        with pytest.raises(UserError) as caught:
+            check()
+        assert str(caught.value).startswith(
+            f"the checkpoint '{tmp_path}' is damaged (layout.json: "
+        )
+        assert "\n" not in str(caught.value)

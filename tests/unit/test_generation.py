@@ -16,8 +16,10 @@ from lmcot.config import parse_config
 from lmcot.data.sampler import sample_seed
 from lmcot.errors import UserError
 from lmcot.learner.maths import token_logprobs
+from lmcot.models.batches import pad_left, pad_right
 from lmcot.models.generation import Generated, generate_unit
-from lmcot.models.policy import SequenceBatch, make_batch, response_logits
+from lmcot.models.policy import Policy, response_logits
+from lmcot.models.sequences import Row, SequenceBatch, make_batch
 from lmcot.models.sources import eos_ids, load_model, resolve_source
 from tests.conftest import TinyModel
 
@@ -59,19 +61,24 @@ def _scored(
 ) -> Tensor:
     """The learner's log-probabilities, 0 at padding."""
     model, tokenizer = loaded
-    batch = make_batch(
-        prompts,
-        responses,
-        pad_id=tokenizer.pad_token_id,
-        encoder_decoder=model.config.is_encoder_decoder,
-    )
-    return _scored_batch(model, batch, temperature)
+    batch = _batch(model, prompts, responses, tokenizer.pad_token_id)
+    return _scored_batch(model, batch, [len(response) for response in responses], temperature)
+
+
+def _batch(
+    model: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int
+) -> SequenceBatch:
+    rows = [Row(prompt, [response]) for prompt, response in zip(prompts, responses, strict=True)]
+    return make_batch(rows, pad_id=pad_id, start_id=Policy(model).start_id)
 
 
 @torch.no_grad()
-def _scored_batch(model: Any, batch: SequenceBatch, temperature: float = 1.0) -> Tensor:
+def _scored_batch(
+    model: Any, batch: SequenceBatch, lengths: Sequence[int], temperature: float = 1.0
+) -> Tensor:
     logits, _ = response_logits(model, batch)
-    return token_logprobs(logits, batch.response_ids, temperature) * batch.response_mask
+    flat = token_logprobs(logits, batch.targets, temperature)
+    return torch.nn.utils.rnn.pad_sequence(flat.split(list(lengths)), batch_first=True)
 
 
 @torch.no_grad()
@@ -184,10 +191,9 @@ def test_pad_that_is_also_eos(tmp_path: Path) -> None:
     assert len({len(one.response_ids) for one in generated}) > 2
 
     responses = [[5, 6, eos], [9, eos], [8, 9, 10, 11]]
-    batch = make_batch(prompts[:3], responses, pad_id=eos, encoder_decoder=False)
-    assert batch.response_ids.tolist() == [[5, 6, eos, eos], [9, eos, eos, eos], [8, 9, 10, 11]]
-    assert batch.response_mask.tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
-    together = _scored_batch(model, batch)
+    batch = _batch(model, prompts[:3], responses, eos)
+    assert batch.targets.tolist() == [5, 6, eos, 9, eos, 8, 9, 10, 11]
+    together = _scored_batch(model, batch, [3, 2, 4])
     for row, response in enumerate(responses):
         alone = torch.tensor(_hand_loop(model, prompts[row], response, 1.0))
         torch.testing.assert_close(together[row, : len(response)], alone, atol=1e-5, rtol=0)
@@ -213,7 +219,8 @@ def test_padding_does_not_change_logprobs(tiny: TinyModel, kind: str) -> None:
 
 
 def test_t5_begins_with_the_decoder_start_token(tiny: TinyModel) -> None:
-    """[5] the decoder's inputs are the start token (pad) and the response shifted by one."""
+    """[5] the decoder's inputs are the start token (pad) and the response shifted by one: its last
+    token is not read, for nothing follows it."""
     model, tokenizer = loaded = tiny("t5")
     seen: list[Any] = []
 
@@ -225,7 +232,7 @@ def test_t5_begins_with_the_decoder_start_token(tiny: TinyModel) -> None:
         _scored(loaded, [[5, 1], [6, 7, 1]], [[30, 40, 1], [50, 1]])
         start, pad = model.config.decoder_start_token_id, tokenizer.pad_token_id
         assert start == pad
-        assert seen == [[[start, 30, 40], [start, 50, 1]]]
+        assert seen == [[[start, 30, 40], [start, 50, pad]]]
         seen.clear()
         one = _sample(loaded, [[5, 1]], max_new_tokens=3, eos_ids=frozenset())[0]
         assert seen == [[[start]], [[one.response_ids[0]]], [[one.response_ids[1]]]]
@@ -242,18 +249,16 @@ def test_greedy_equals_generate(tiny: TinyModel, kind: str) -> None:
     free = _sample(loaded, prompts, temperature=0.0, eos_ids=frozenset())
     ends = frozenset({free[0].response_ids[3]})
     ours = _sample(loaded, prompts, temperature=0.0, eos_ids=ends)
-    batch = make_batch(
-        prompts, [[]] * 4, pad_id=tokenizer.pad_token_id, encoder_decoder=kind == "t5"
-    )
+    ids, mask = (pad_right if kind == "t5" else pad_left)(prompts, tokenizer.pad_token_id)
     theirs = model.generate(
-        input_ids=batch.prompt_ids,
-        attention_mask=batch.prompt_mask,
+        input_ids=ids,
+        attention_mask=mask,
         do_sample=False,
         max_new_tokens=12,
         eos_token_id=sorted(ends),
         pad_token_id=tokenizer.pad_token_id,
     )
-    new = theirs[:, 1:] if kind == "t5" else theirs[:, batch.prompt_ids.shape[1] :]
+    new = theirs[:, 1:] if kind == "t5" else theirs[:, ids.shape[1] :]
     assert ours[0].finish_reason == "eos"
     assert ours[0].response_ids == free[0].response_ids[: len(ours[0].response_ids)]
     for row, one in enumerate(ours):
@@ -340,8 +345,5 @@ def test_ids_whose_text_tokenises_differently_are_kept(tiny: TinyModel, kind: st
     letters = [tokenizer.convert_tokens_to_ids(c) for c in ["t", "h", "e", "Ġ", *"country"]]
     assert tokenizer.decode(letters) == tokenizer.decode(ids) == "the country"
     assert tokenizer(tokenizer.decode(letters), add_special_tokens=False).input_ids != letters
-    batch = make_batch(
-        [[5], [6]], [letters, ids], pad_id=0, encoder_decoder=model.config.is_encoder_decoder
-    )
-    assert batch.response_ids[0].tolist() == letters
-    assert batch.response_ids[1, : len(ids)].tolist() == ids
+    batch = _batch(model, [[5], [6]], [letters, ids], 0)
+    assert batch.targets.tolist() == [*letters, *ids]

@@ -15,9 +15,8 @@ from lmcot.learner.kl_control import KlController
 
 
 def _adaptive(**values: float) -> AdaptiveKl:
-    return AdaptiveKl(
-        kind="adaptive", **{"coefficient": 0.5, "target": 6.0, "horizon": 100.0, **values}
-    )
+    settings = AdaptiveKl(kind="adaptive", coefficient=0.5, target=6.0, horizon=100.0)
+    return AdaptiveKl.model_validate({**settings.model_dump(), **values})
 
 
 @pytest.mark.parametrize(

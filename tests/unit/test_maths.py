@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+from functools import partial
 
 import pytest
 import torch
@@ -210,6 +212,83 @@ def test_whiten_of_equal_values_stays_finite() -> None:
     mask = torch.tensor([[1.0, 1.0, 0.0]])
     assert maths.whiten(values, mask).tolist() == [[0.0, 0.0, 0.0]]
     assert maths.whiten(values, mask, keep_mean=True).tolist() == [[2.0, 2.0, 0.0]]
+
+
+def test_rloo_by_hand() -> None:
+    """[17] leave-one-out: a reward less the mean of the others of its group."""
+    rewards = torch.tensor([1.0, 5.0, 4.0, 2.0, 1.0, 0.5, -0.5])
+    groups = torch.tensor([2, 0, 2, 0, 2, 1, 1])
+    # Group 2: 1 - (4 + 1) / 2, 4 - (1 + 1) / 2, 1 - (1 + 4) / 2; group 0: 5 - 2, 2 - 5.
+    expected = [-1.5, 3.0, 3.0, -3.0, -1.5, 1.0, -1.0]
+    assert maths.rloo(rewards, groups).tolist() == expected
+
+
+def test_grpo_by_hand() -> None:
+    """[17] group-relative: less the group's mean, over the sample's standard deviation."""
+    rewards = torch.tensor([1.0, 5.0, 4.0, 2.0, 1.0, 0.5, -0.5])
+    groups = torch.tensor([2, 0, 2, 0, 2, 1, 1])
+    # Means 2, 3.5, 0; squares 1 + 4 + 1 over 2: sqrt(3); 2 x 2.25 over 1; 2 x 0.25 over 1.
+    centred = [-1.0, 1.5, 2.0, -1.5, -1.0, 0.5, -0.5]
+    deviations = [3**0.5, 4.5**0.5, 3**0.5, 4.5**0.5, 3**0.5, 0.5**0.5, 0.5**0.5]
+    expected = torch.tensor([c / d for c, d in zip(centred, deviations, strict=True)])
+    torch.testing.assert_close(maths.grpo(rewards, groups), expected, atol=3e-6, rtol=0)
+    assert maths.grpo(rewards, groups, normalise=False).tolist() == centred
+
+
+@given(
+    st.floats(-10, 10, width=32),
+    st.lists(st.integers(2, 16), min_size=1, max_size=4),
+    st.booleans(),
+)
+@settings(deadline=None)
+def test_equal_rewards_have_no_advantage(reward: float, sizes: list[int], normalise: bool) -> None:
+    """[17] to the bit: a rounding error, divided by its own deviation, would be as large as 1/2."""
+    groups = torch.tensor([number for number, size in enumerate(sizes) for _ in range(size)])
+    rewards = torch.full((len(groups),), reward)
+    nothing = [0.0] * len(groups)
+    assert maths.rloo(rewards, groups).tolist() == nothing
+    assert maths.grpo(rewards, groups, normalise=normalise).tolist() == nothing
+    # Another group that does differ changes nothing here.
+    rewards = torch.cat([rewards, torch.tensor([1.0, 2.0])])
+    groups = torch.cat([groups, torch.tensor([len(sizes)] * 2)])
+    assert maths.grpo(rewards, groups, normalise=normalise)[:-2].tolist() == nothing
+
+
+@given(
+    st.lists(st.tuples(st.floats(-10, 10, width=32), st.integers(0, 3)), min_size=1, max_size=16),
+    st.randoms(use_true_random=False),
+)
+@settings(deadline=None)
+def test_group_baselines_do_not_depend_on_the_order(
+    scored: list[tuple[float, int]], shuffler: random.Random
+) -> None:
+    """[17] of the rationales, or of the questions' numbers; a group's advantages add up to 0."""
+    scored = scored + [(reward / 2, group) for reward, group in scored]  # at least two each
+    order = list(range(len(scored)))
+    shuffler.shuffle(order)
+    names = [3, 0, 2, 1]
+    rewards = torch.tensor([reward for reward, _ in scored])
+    groups = torch.tensor([group for _, group in scored])
+    if len(scored) < 4:
+        groups, names = torch.zeros_like(groups), [0]  # group numbers are below B
+    turned = torch.tensor([names[group] for group in groups.tolist()])[order]
+    for estimate in (maths.rloo, maths.grpo, partial(maths.grpo, normalise=False)):
+        advantages = estimate(rewards, groups)
+        assert advantages.dtype == torch.float32
+        torch.testing.assert_close(
+            estimate(rewards[order], turned), advantages[order], atol=1e-5, rtol=1e-5
+        )
+        for group in set(groups.tolist()):
+            assert float(advantages[groups == group].sum()) == pytest.approx(0, abs=1e-4)
+
+
+def test_rloo_is_grpos_numerator_in_another_measure() -> None:
+    """[17] n / (n - 1) times a reward less its group's mean: groups of 2 and 3."""
+    rewards = torch.tensor([0.5, 2.0, 1.0, -3.0, 0.25])
+    groups = torch.tensor([0, 1, 0, 1, 1])
+    centred = maths.grpo(rewards, groups, normalise=False)
+    factor = torch.tensor([2.0, 1.5, 2.0, 1.5, 1.5])
+    torch.testing.assert_close(maths.rloo(rewards, groups), centred * factor)
 
 
 @pytest.mark.parametrize(

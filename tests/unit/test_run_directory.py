@@ -89,7 +89,7 @@ def test_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_settings_are_written_with_the_versions_they_ran_with(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
-    directory.check_config(settings())
+    assert directory.check_config(settings()) == []
     assert not directory.config_file.exists()
     directory.write_config(settings())
     text = directory.config_file.read_text(encoding="utf-8")
@@ -109,20 +109,46 @@ def test_a_fixed_key_cannot_change(tmp_path: Path) -> None:
     )
 
 
-def test_a_free_key_may_change(tmp_path: Path) -> None:
+def test_a_fixed_key_counts_though_free_ones_changed_too(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.write_config(settings())
-    longer = settings(refine={"start_from": "base", "steps": 7}, checkpoints={"every": 1})
-    directory.check_config(longer)
+    changed = settings(
+        refine={"start_from": "base", "steps": 7, "advantage": {"kind": "gae", "lam": 1.0}}
+    )
+    with pytest.raises(UserError) as caught:
+        directory.check_config(changed)
+    assert "another value of refine.advantage.lam: set it back" in str(caught.value)
+
+
+def test_a_free_key_may_change_and_is_told(tmp_path: Path) -> None:
+    """One line for each, with both values: a resume with other settings is never silent."""
+    directory = RunDirectory(tmp_path)
+    directory.write_config(settings())
+    assert directory.check_config(settings()) == []
+    longer = settings(
+        refine={"start_from": "base", "steps": 7},
+        checkpoints={"every": 1},
+        actors={"address": "auto", "learner": {"count": 2}},
+    )
+    assert directory.check_config(longer) == [
+        "actors.address: 'auto' now, None before",
+        "actors.learner.count: 2 now, 1 before",
+        "checkpoints.every: 1 now, 10 before",
+        "refine.steps: 7 now, 100 before",
+    ]
     directory.write_config(longer)
     text = directory.config_file.read_text(encoding="utf-8")
     assert parse_config(yaml.safe_load(text)) == longer
+    assert directory.check_config(longer) == []
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
         ("seed: [", "the file '{0}/config.yaml' is not valid YAML: "),
+        # As an older version wrote it.
+        (yaml.safe_dump({"refine": {"gamma": 1.0}}), "the run directory '{0}' began with settings "
+         "that this version of lmcot does not know (unknown key 'refine.gamma': "),
         ("colour: red", "the run directory '{0}' began with settings that this version of lmcot "
          "does not know (unknown key 'colour': "),
     ],

@@ -6,12 +6,15 @@ import copy
 import dataclasses
 import pickle
 import warnings
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import nn
 
-from lmcot.actors.weights import checksum, load_weights, pack_weights
+from lmcot.actors.weights import Weights, checksum, load_weights, pack_weights
+from lmcot.config import LoraSettings
+from lmcot.models.adapters import add_adapters
 from tests.conftest import TinyModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,6 +29,13 @@ def _noisy(model: nn.Module, seed: int) -> nn.Module:
     return changed
 
 
+def _packed(model: nn.Module, version: int = 0) -> Weights:
+    """As the learner packs them: what trains, and its size beforehand."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    nbytes = sum(p.numel() * p.element_size() for _, p in trained)
+    return pack_weights(iter(trained), nbytes, version)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_weights_arrive_to_the_bit(tiny: TinyModel, kind: str, dtype: torch.dtype) -> None:
@@ -33,7 +43,7 @@ def test_weights_arrive_to_the_bit(tiny: TinyModel, kind: str, dtype: torch.dtyp
     actor = copy.deepcopy(tiny(kind)[0]).to(dtype)
     learner = _noisy(actor, 1)
     assert checksum(actor) != checksum(learner)
-    weights = pickle.loads(pickle.dumps(pack_weights(learner, 7)))
+    weights = pickle.loads(pickle.dumps(_packed(learner, 7)))
     places = {name: parameter.data_ptr() for name, parameter in actor.named_parameters()}
     load_weights(actor, weights)
     assert weights.version == 7
@@ -49,7 +59,7 @@ def test_tied_weights_travel_once(tiny: TinyModel) -> None:
     """[27] tied weights are one tensor on the way, and stay tied on arrival."""
     actor = copy.deepcopy(tiny("llama")[0])
     assert actor.lm_head.weight is actor.model.embed_tokens.weight
-    weights = pack_weights(_noisy(actor, 2), 1)
+    weights = _packed(_noisy(actor, 2), 1)
     names = [entry.name for entry in weights.entries]
     assert "model.embed_tokens.weight" in names
     assert "lm_head.weight" not in names
@@ -61,7 +71,7 @@ def test_tied_weights_travel_once(tiny: TinyModel) -> None:
 def test_packing_copies(tiny: TinyModel) -> None:
     """[27] a version does not change after it was packed, though the learner trains on."""
     learner = copy.deepcopy(tiny("llama")[0])
-    weights = pack_weights(learner, 0)
+    weights = _packed(learner)
     with torch.no_grad():
         next(learner.parameters()).add_(1)
     actor = _noisy(learner, 3)
@@ -72,7 +82,7 @@ def test_packing_copies(tiny: TinyModel) -> None:
 def test_read_only_buffers_load_without_a_warning(tiny: TinyModel) -> None:
     """[27] Ray hands out the object store's memory read-only."""
     learner = tiny("llama")[0]
-    weights = pack_weights(learner, 0)
+    weights = _packed(learner)
     weights.buffer.setflags(write=False)
     actor = _noisy(learner, 4)
     with warnings.catch_warnings():
@@ -85,7 +95,7 @@ def test_read_only_buffers_load_without_a_warning(tiny: TinyModel) -> None:
 def test_checksum_detects_damage(tiny: TinyModel, place: int) -> None:
     """[27] one changed bit is found, and nothing of the damaged version is taken up."""
     learner = tiny("llama")[0]
-    weights = pack_weights(learner, 5)
+    weights = _packed(learner, 5)
     weights.buffer[place] ^= 1
     actor = _noisy(learner, 5)
     before = checksum(actor)
@@ -99,7 +109,7 @@ def test_weights_of_another_architecture_are_refused(tiny: TinyModel) -> None:
     actor = copy.deepcopy(tiny("t5")[0])
     before = checksum(actor)
     with pytest.raises(RuntimeError, match="another architecture"):
-        load_weights(actor, pack_weights(tiny("llama")[0], 0))
+        load_weights(actor, _packed(tiny("llama")[0]))
     assert checksum(actor) == before
 
 
@@ -109,15 +119,79 @@ def test_weights_of_another_shape_are_refused() -> None:
     before = checksum(actor)
     for other in (nn.Linear(4, 1), nn.Linear(4, 5)):
         with pytest.raises(RuntimeError, match="shape"):
-            load_weights(actor, pack_weights(nn.Sequential(nn.Linear(4, 4), other), 0))
+            load_weights(actor, _packed(nn.Sequential(nn.Linear(4, 4), other)))
         assert checksum(actor) == before
 
 
 def test_every_entry_lies_where_it_says(tiny: TinyModel) -> None:
     """[27] entries follow one another without gap or overlap."""
-    weights = pack_weights(tiny("t5")[0], 0)
+    weights = _packed(tiny("t5")[0])
     end = 0
     for entry in weights.entries:
         assert dataclasses.astuple(entry)[3] == end == entry.offset
         end += entry.nbytes
     assert end == weights.buffer.nbytes
+
+
+@pytest.mark.parametrize("difference", [-64, -1, 1, 4096])
+def test_another_size_than_announced_is_refused(difference: int) -> None:
+    """[27] too small a buffer would lose the end, too large a one would travel with garbage."""
+    tensors = {"weight": torch.ones(4, 4), "bias": torch.zeros(4)}
+    assert pack_weights(tensors.items(), 80, 0).buffer.nbytes == 80
+    said = "the weights have 80 bytes, not the" if difference > 0 else "could not broadcast"
+    with pytest.raises((RuntimeError, ValueError), match=said):
+        pack_weights(tensors.items(), 80 + difference, 0)
+
+
+def test_tensors_are_taken_one_at_a_time() -> None:
+    """[28] each is copied before the next is asked for: at stage 3 it is gone by then."""
+    whole = torch.empty(4)
+
+    def gathered() -> Iterator[tuple[str, torch.Tensor]]:
+        for number in range(3):
+            yield str(number), whole.fill_(number)
+            whole.fill_(torch.nan)
+
+    buffer = pack_weights(gathered(), 48, 0).buffer
+    assert buffer.view("float32").tolist() == [0.0] * 4 + [1.0] * 4 + [2.0] * 4
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_only_adapters_travel(tiny: TinyModel, kind: str) -> None:
+    """[27] under LoRA a version is the adapters alone, and the actor's base stays as it is."""
+    settings = LoraSettings(rank=1, alpha=2)
+    learner = add_adapters(copy.deepcopy(tiny(kind)[0]), settings, seed=0)
+    actor = add_adapters(copy.deepcopy(tiny(kind)[0]), settings, seed=1)
+    base = {n: p.clone() for n, p in actor.named_parameters() if not p.requires_grad}
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter.add_(1)
+    weights = _packed(learner, 3)
+    assert checksum(actor) != checksum(learner)
+    assert {entry.name.rsplit(".", 3)[-3] for entry in weights.entries} == {"lora_A", "lora_B"}
+    everything = sum(p.numel() * p.element_size() for p in learner.parameters())
+    assert 0 < weights.buffer.nbytes < everything / 20
+    load_weights(actor, weights)
+    assert weights.checksum == checksum(learner) == checksum(actor)
+    for (name, ours), theirs in zip(actor.named_parameters(), learner.parameters(), strict=True):
+        assert torch.equal(ours, base.get(name, theirs))
+
+
+def test_a_model_without_the_adapters_refuses_them(tiny: TinyModel) -> None:
+    """[27] an actor that was set up without LoRA does not take a LoRA learner's version."""
+    learner = add_adapters(copy.deepcopy(tiny("llama")[0]), LoraSettings(rank=1), seed=0)
+    with pytest.raises(RuntimeError, match="names differ"):
+        load_weights(copy.deepcopy(tiny("llama")[0]), _packed(learner))
+
+
+def test_what_does_not_train_does_not_travel() -> None:
+    """[27] a frozen layer is in no version, and is left alone by one."""
+    learner, actor = (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)) for _ in range(2))
+    for model in (learner, actor):
+        model[0].requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in actor.state_dict().items()}
+    weights = _packed(learner)
+    assert [entry.name for entry in weights.entries] == ["1.weight", "1.bias"]
+    load_weights(actor, weights)
+    after = {**before, **{n: t for n, t in learner.state_dict().items() if n.startswith("1.")}}
+    assert all(torch.equal(tensor, after[name]) for name, tensor in actor.state_dict().items())

@@ -1,0 +1,185 @@
+"""What a step learns from: its rationales, scored by the policy and the reference."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmcot.config import Gae, RefineSettings
+from lmcot.learner import maths
+from lmcot.learner.batching import BatchPlanner, MicroBatch, TokenPair
+from lmcot.learner.engine import TrainEngine
+from lmcot.learner.ranks import sum_over_ranks
+from lmcot.models.batches import pad_right
+from lmcot.models.sequences import SequenceBatch
+from lmcot.records import ScoredRollout
+
+Forward = Callable[[SequenceBatch], Tensor]
+"""Logits of a batch under some model, [tokens, vocabulary]."""
+Reference = Callable[[], AbstractContextManager[Forward]]
+"""Makes the reference model ready for the time of a pass."""
+
+
+@dataclass(slots=True)
+class Experience:
+    """A step's rationales with all that the loss needs, the same on every rank.
+
+    All tensors are [rationales, longest response], float32 on the CPU, 0 at padding.
+    """
+
+    pairs: list[TokenPair]
+    mask: Tensor
+    proximal: Tensor
+    reference: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    weight: Tensor
+
+    def cells(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Rows and columns of all tokens of some rationales, in the order of a laid-out batch."""
+        return cells(self.mask, indices)
+
+
+class ExperienceMaker:
+    """Scores rationales and estimates advantages; called by all ranks together."""
+
+    def __init__(
+        self,
+        engine: TrainEngine,
+        reference: Reference,
+        planner: BatchPlanner,
+        settings: RefineSettings,
+        temperature: float,
+    ) -> None:
+        self._engine = engine
+        self._reference = reference
+        self._planner = planner
+        self._settings = settings
+        self._temperature = temperature
+
+    @torch.no_grad()
+    def make(
+        self, scored: Sequence[ScoredRollout], scores: Tensor, kl_coefficient: float
+    ) -> tuple[Experience, dict[str, float]]:
+        """Experience and its metrics.
+
+        Args:
+            scores: [rationales], what the KL penalty is taken from.
+        """
+        pairs: list[TokenPair] = [(s.rollout.prompt_ids, s.rollout.response_ids) for s in scored]
+        behaviour, mask = _padded_floats([s.rollout.logprobs for s in scored])
+        proximal, reference, values = self._passes(pairs, mask)
+        in_reward = self._settings.kl.apply_to == "reward"
+        kl = maths.kl_k1(proximal, reference)
+        advantages, returns = self._advantages(
+            scored, scores, kl, values, mask, kl_coefficient if in_reward else 0.0
+        )
+        weight = maths.importance_weight(proximal, behaviour, self._settings.importance_cap)
+        experience = Experience(
+            pairs, mask, proximal, reference, values, advantages, returns, weight
+        )
+        metrics = {
+            "score": float(scores.mean()),
+            "kl": float((kl * mask).sum(-1).mean()),
+            "kl_k3": float(maths.masked_mean(maths.kl_k3(proximal, reference), mask)),
+            "sampler_gap": float(((proximal - behaviour).abs() * mask).max()),
+            "importance_weight": float(maths.masked_mean(weight, mask)),
+        }
+        if isinstance(self._settings.advantage, Gae):
+            metrics |= {
+                "value": float(maths.masked_mean(values, mask)),
+                "return": float(maths.masked_mean(returns, mask)),
+                "explained_variance": maths.explained_variance(values, returns, mask),
+            }
+        return experience, metrics
+
+    def _passes(self, pairs: Sequence[TokenPair], mask: Tensor) -> Tensor:
+        """[3, rationales, longest]: proximal and reference log-probabilities, and values.
+
+        Each rank scores its share; the sum over ranks is exact, for the others hold zeros.
+        """
+        plan = self._planner.plan(pairs, range(len(pairs)))
+        found = torch.zeros(3, *mask.shape)
+
+        def note(number: int, batch: MicroBatch, values: Tensor) -> None:
+            if batch.counted:
+                rows, columns = cells(mask, batch.indices)
+                found[number, rows, columns] = values.float().cpu()
+
+        for micro in plan:
+            batch = self._planner.lay_out(pairs, micro)
+            logits, value = self._engine.forward(batch, values=True)
+            note(0, micro, self._logprobs(logits, batch))
+            if value is not None:
+                note(2, micro, value)
+        with self._reference() as forward:
+            for micro in plan:
+                batch = self._planner.lay_out(pairs, micro)
+                note(1, micro, self._logprobs(forward(batch), batch))
+        return sum_over_ranks(found)
+
+    def _logprobs(self, logits: Tensor, batch: SequenceBatch) -> Tensor:
+        return maths.token_logprobs(logits, batch.targets.to(logits.device), self._temperature)
+
+    def _advantages(
+        self,
+        scored: Sequence[ScoredRollout],
+        scores: Tensor,
+        kl: Tensor,
+        values: Tensor,
+        mask: Tensor,
+        coefficient: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Advantages, and returns (zeros where there is no critic), [rationales, longest]."""
+        settings = self._settings.advantage
+        if isinstance(settings, Gae):
+            rewards = maths.token_rewards(scores, kl, mask, coefficient)
+            advantages, returns = maths.gae(rewards, values, mask, settings.gamma, settings.lam)
+            return maths.whiten(advantages, mask), returns
+        rewards = scores - coefficient * (kl * mask).sum(-1)
+        groups = torch.tensor(_group_numbers(scored))
+        if settings.kind == "rloo":
+            advantages = maths.rloo(rewards, groups)
+        else:
+            advantages = maths.grpo(rewards, groups, normalise=settings.normalise)
+        return advantages.unsqueeze(-1) * mask, torch.zeros_like(mask)
+
+
+def usable(scored: Sequence[ScoredRollout], *, in_groups: bool) -> list[ScoredRollout]:
+    """Rationales that can be learnt from: not empty and, in groups, not alone with its question."""
+    kept = [one for one in scored if one.rollout.response_ids]
+    if not in_groups:
+        return kept
+    sizes = Counter(_question(one) for one in kept)
+    return [one for one in kept if sizes[_question(one)] > 1]
+
+
+def cells(mask: Tensor, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Rows and columns where ``mask`` is 1 in some rows, row by row in the order given."""
+    order = torch.tensor(list(indices))
+    rows, columns = mask[order].nonzero(as_tuple=True)
+    return order[rows], columns
+
+
+def _question(scored: ScoredRollout) -> tuple[str, tuple[int, ...]]:
+    return scored.rollout.example_id, scored.rollout.prompt_ids
+
+
+def _group_numbers(scored: Sequence[ScoredRollout]) -> list[int]:
+    numbers: dict[tuple[str, tuple[int, ...]], int] = {}
+    return [numbers.setdefault(_question(one), len(numbers)) for one in scored]
+
+
+def _padded_floats(rows: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
+    """Values and mask, float32 [rows, longest], padded with 0 on the right."""
+    _, mask = pad_right([[0] * len(row) for row in rows], 0)
+    values = torch.zeros(mask.shape)
+    for index, row in enumerate(rows):
+        values[index, : len(row)] = torch.tensor(row)
+    return values, mask.float()

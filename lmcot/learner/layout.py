@@ -1,0 +1,100 @@
+"""What must agree between a checkpoint and the learners that take it up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lmcot.config import Config
+from lmcot.errors import UserError
+
+_FILE = "layout.json"
+_KEYS = {
+    "learners": "actors.learner.count",
+    "zero_stage": "learner.zero_stage",
+    "offload": "learner.offload",
+    "dtype": "policy.dtype",
+}
+"""The setting behind each fact; the rest is the model's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the engine's state is cut up, and what it is the state of."""
+
+    learners: int
+    zero_stage: int
+    offload: str
+    dtype: str
+    parameters: str
+    """Digest of the names and shapes of what is trained."""
+
+    def write(self, folder: Path) -> None:
+        """Writes it into a checkpoint."""
+        (folder / _FILE).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
+
+def layout_of(config: Config, policy: nn.Module) -> Layout:
+    """The layout of this configuration with this model (before or after partitioning)."""
+    shapes = [
+        f"{name}:{tuple(getattr(parameter, 'ds_shape', parameter.shape))}"
+        for name, parameter in policy.named_parameters()
+        if parameter.requires_grad
+    ]
+    return Layout(
+        learners=config.actors.learner.count,
+        zero_stage=config.learner.zero_stage,
+        offload=config.learner.offload,
+        dtype=str(next(policy.parameters()).dtype).removeprefix("torch."),
+        parameters=hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16],
+    )
+
+
+def check_layout(folder: Path, now: Layout) -> None:
+    """Compares a checkpoint with the learner that would take it up.
+
+    Raises:
+        UserError: naming the setting to put back, or that the model is another.
+    """
+    _compare(folder, asdict(now))
+
+
+def check_settings(folder: Path, config: Config) -> None:
+    """The part of `check_layout` that needs no model: before any actor starts.
+
+    Raises:
+        UserError: naming the setting to put back.
+    """
+    now = {
+        "learners": config.actors.learner.count,
+        "zero_stage": config.learner.zero_stage,
+        "offload": config.learner.offload,
+    }
+    _compare(folder, now)
+
+
+def _compare(folder: Path, now: dict[str, Any]) -> None:
+    try:
+        before = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the checkpoint '{folder}' is damaged ({_FILE}: {error}): delete it to go on from "
+            "the one before"
+        ) from None
+    for name, value in now.items():
+        if before.get(name) == value:
+            continue
+        if name in _KEYS:
+            raise UserError(
+                f"the checkpoint '{folder}' was written with {_KEYS[name]} {before.get(name)!r}, "
+                f"not {value!r}: DeepSpeed's state fits that alone, so set it back"
+            )
+        raise UserError(
+            f"the checkpoint '{folder}' is that of another model (its {name} differ): begin anew "
+            "with another --run-dir"
+        )

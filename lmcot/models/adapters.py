@@ -1,0 +1,110 @@
+"""LoRA adapters on the small LM, through peft."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lmcot.config import LoraSettings
+from lmcot.errors import UserError
+from lmcot.files import finished_folder
+
+
+def add_adapters(lm: PreTrainedModel, settings: LoraSettings, seed: int) -> PreTrainedModel:
+    """Wraps a model so that only its new adapters train; at first they change nothing.
+
+    Raises:
+        UserError: if ``target_modules`` names no layer of the model, or one that is tied to
+            another: merged, its adapter would change both.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    seq2seq = lm.config.is_encoder_decoder
+    targets = settings.target_modules
+    config = LoraConfig(
+        task_type=TaskType.SEQ_2_SEQ_LM if seq2seq else TaskType.CAUSAL_LM,
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        lora_dropout=0.0,
+    )
+    torch.manual_seed(seed)
+    try:
+        wrapped: Any = get_peft_model(lm, config, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise UserError(
+            f"policy.lora.target_modules does not fit the model: {shorten(str(error), 300)}"
+        ) from None
+    ends = (wrapped.get_input_embeddings(), wrapped.get_output_embeddings())
+    if ends[0].weight is ends[1].weight and any(hasattr(layer, "lora_A") for layer in ends):
+        raise UserError(
+            "policy.lora.target_modules names the model's embedding or output layer, which are "
+            "one: leave it out"
+        )
+    return wrapped
+
+
+def has_adapters(lm: nn.Module) -> bool:
+    """Whether `add_adapters` made it."""
+    return hasattr(lm, "disable_adapter")
+
+
+@contextmanager
+def adapters_off(lm: nn.Module) -> Iterator[None]:
+    """The model as it was before its adapters trained."""
+    model: Any = lm
+    with model.disable_adapter():
+        yield
+
+
+def save_adapters(lm: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Writes adapters in peft's format, complete or not at all.
+
+    Args:
+        tensors: the trained parameters, by their names in ``lm``.
+    """
+    model: Any = lm
+    with finished_folder(folder) as partial:
+        # Else peft asks the hub whether the base model's vocabulary has another size.
+        model.save_pretrained(partial, state_dict=dict(tensors), save_embedding_layers=False)
+
+
+def merge_adapters(source: str, adapters: Path, folder: Path) -> None:
+    """Writes a model with its adapters added to its weights, as a plain Hugging Face folder."""
+    from peft import PeftModel
+
+    from lmcot.models.sources import load_model, save_model
+
+    lm, tokenizer = load_model(source, "float32")
+    merged = PeftModel.from_pretrained(lm, adapters).merge_and_unload()
+    save_model(merged.to(_dtype_of(adapters)), tokenizer, folder)
+
+
+def _dtype_of(adapters: Path) -> torch.dtype:
+    from safetensors import safe_open
+
+    with safe_open(adapters / "adapter_model.safetensors", "pt") as file:
+        dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
+    return dtype
+
+
+def main() -> None:
+    """``python -m lmcot.models.adapters``: merges in a plain process, that has no engine."""
+    parser = argparse.ArgumentParser(description=merge_adapters.__doc__)
+    parser.add_argument("source")
+    parser.add_argument("adapters", type=Path)
+    parser.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    merge_adapters(arguments.source, arguments.adapters, arguments.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""The whole refinement with learners that are killed: it goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lmcot.actors.fleet import Fleet
+from lmcot.actors.learner_group import LearnerGroup, PendingCall
+from lmcot.config import load_config
+from lmcot.errors import UserError
+from lmcot.learner.checkpoints import MARKER
+from lmcot.models.sources import load_model
+from lmcot.monitor.metrics import read_metrics
+from lmcot.records import ScoredRollout
+from lmcot.stages import refine as stage
+from lmcot.stages.refine import refine
+from lmcot.stages.run import open_run
+
+pytestmark = pytest.mark.e2e
+
+TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
+STEPS = 8
+SOON_S = 20.0
+SETTINGS = (
+    f"refine.steps={STEPS}",
+    "refine.prompts_per_step=4",
+    "refine.samples_per_prompt=3",
+    "refine.scale_rewards=true",
+    "refine.kl={kind: adaptive, coefficient: 0.1, target: 0.05, horizon: 60}",
+    "learner.zero_stage=2",
+    "learner.tokens_per_micro_batch=64",
+    "actors.prompts_per_unit=2",
+    "actors.rollout.count=1",
+    "actors.learner.count=2",
+    "checkpoints.every=3",
+    "checkpoints.keep=2",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def run(folder: Path, *overrides: str) -> None:
+    """What `lmcot refine` does."""
+    config = load_config(TOY, [*SETTINGS, *overrides])
+    with open_run(config, folder) as opened:
+        refine(opened)
+
+
+def learners() -> list[psutil.Process]:
+    """Processes of the learners in this process's cluster."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if alive and "ray::LearnerActor" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue  # it has just ended
+    return found
+
+
+def ended() -> bool:
+    """Whether there are no learners, or soon are none: Ray ends them by and by."""
+    return not psutil.wait_procs(learners(), timeout=SOON_S)[1]
+
+
+def kill_during(monkeypatch: pytest.MonkeyPatch, *calls: tuple[str, int]) -> list[int]:
+    """Kills a learner (-9) in the middle of some calls: of each by its name, the so-manyeth.
+
+    Returns:
+        the pids of those that were killed, once they were.
+    """
+    begin = LearnerGroup.begin
+    begun: list[str] = []
+    killed: list[int] = []
+
+    def spied(group: LearnerGroup, method: str, **kwargs: Any) -> PendingCall:
+        begun.append(method)
+        if (method, begun.count(method)) not in calls:
+            return begin(group, method, **kwargs)
+        deadline = time.monotonic() + SOON_S
+        while not (alive := learners()):  # just started, it may have no process yet
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        alive[-1].suspend()  # it cannot be done before it is killed
+        pending = begin(group, method, **kwargs)
+        alive[-1].kill()
+        killed.append(alive[-1].pid)
+        return pending
+
+    monkeypatch.setattr(LearnerGroup, "begin", spied)
+    return killed
+
+
+def comparable(folder: Path) -> list[dict[str, Any]]:
+    """A run's metrics, save those that tell how it went about it."""
+    left_out = {"stage", "time", "learner_restarts"}
+    return [
+        {k: v for k, v in line.items() if k not in left_out and not k.startswith("seconds/")}
+        for line in read_metrics(folder / "metrics.jsonl")
+    ]
+
+
+def restarts(folder: Path) -> list[float]:
+    """Of the learners, as each step tells."""
+    return [line["learner_restarts"] for line in read_metrics(folder / "metrics.jsonl")]
+
+
+def checkpoints(folder: Path) -> list[str]:
+    """Names of those that are complete."""
+    return sorted(marker.parent.name for marker in folder.glob(f"checkpoints/*/{MARKER}"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path:
+    """The run that the others are to equal."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(folder)
+    assert [line["step"] for line in comparable(folder)] == [*range(1, STEPS + 1)]
+    assert restarts(folder) == [0] * STEPS
+    assert checkpoints(folder) == ["step-000006", "step-000008"]
+    assert ended()
+    return folder
+
+
+def test_a_killed_learner_does_not_show_in_the_results(
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """[29] kill -9 in the middle of step 5: the run goes on from the checkpoint by itself."""
+    killed = kill_during(monkeypatch, ("ppo_step", 5))
+    run(tmp_path)
+    assert len(killed) == 1
+    told = capsys.readouterr().err
+    assert "was lost during 'ppo_step'" in told
+    assert "starting the learners again" in told
+    assert "refine: goes on after step 3" in told
+    assert comparable(tmp_path) == comparable(undisturbed)
+    assert restarts(tmp_path) == [0, 0, 0, 1, 1, 1, 1, 1]
+    for step in range(1, STEPS + 1):
+        name = f"rollouts/step-{step:06d}.jsonl"
+        assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes()
+    for name in ("refined", "critic"):
+        mine = load_file(tmp_path / name / "model.safetensors")
+        theirs = load_file(undisturbed / name / "model.safetensors")
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    assert checkpoints(tmp_path) == checkpoints(undisturbed)
+    assert json.loads((tmp_path / "stages.json").read_text()) == {"refine": {"steps": STEPS}}
+
+
+def test_without_restarts_the_same_command_goes_on(
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """[29] kill -9 while a checkpoint is written: that one does not count, the one before does.
+
+    What a resumed run may change, what it may not, and that it has an end, are told.
+    """
+    with monkeypatch.context() as patched:
+        kill_during(patched, ("save_engine", 2))
+        with pytest.raises(RuntimeError) as stopped:
+            run(tmp_path, "actors.max_learner_restarts=0")
+    told = str(stopped.value)
+    assert " was lost during " in told
+    assert told.endswith(
+        "; the learners were started again 0 times before: see Ray's logs for why they die"
+    )
+    assert ended()
+    assert checkpoints(tmp_path) == ["step-000003"]
+    assert (tmp_path / "checkpoints" / "step-000006").is_dir()
+    assert len(comparable(tmp_path)) == 6
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Fleet, "__init__", _must_not_start)
+        patched.setattr(LearnerGroup, "start", _must_not_start)
+        refused = {
+            "actors.learner.count=1": "was written with actors.learner.count 2, not 1: ",
+            "refine.steps=2": "has come to step 3 in this run directory, but the settings ask for "
+            "2 steps only",
+            "learner.zero_stage=3": "began with another value of learner.zero_stage: set it back",
+        }
+        for override, words in refused.items():
+            with pytest.raises(UserError, match=words):
+                run(tmp_path, override)
+    capsys.readouterr()
+
+    run(tmp_path, "learner.tokens_per_micro_batch=48")
+    said = capsys.readouterr().err
+    assert "resumed with another learner.tokens_per_micro_batch: 48 now, 64 before" in said
+    assert "refine: goes on after step 3" in said
+    assert checkpoints(tmp_path) == checkpoints(undisturbed)
+    mine, theirs = comparable(tmp_path), comparable(undisturbed)
+    assert mine[:3] == theirs[:3]
+    for one, other in zip(mine, theirs, strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
+
+    metrics = (tmp_path / "metrics.jsonl").read_bytes()
+    run(tmp_path)
+    assert f"refine: done already, {STEPS} steps" in capsys.readouterr().err
+    assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_what_a_refused_step_left_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[29] some of its updates were done: a checkpoint would be of half a step."""
+    score = stage._score
+
+    def poisoned(*arguments: Any) -> list[ScoredRollout]:
+        scored = score(*arguments)
+        if scored[0].rollout.policy_version < 2:
+            return scored
+        logprobs = (float("nan"), *scored[0].rollout.logprobs[1:])
+        return [replace(scored[0], rollout=replace(scored[0].rollout, logprobs=logprobs)),
+                *scored[1:]]  # fmt: skip
+
+    monkeypatch.setattr(stage, "_score", poisoned)
+    with pytest.raises(UserError, match="had a loss or gradient that is not finite"):
+        run(
+            tmp_path,
+            "actors.learner.count=1",
+            "learner.max_skipped_updates=0",
+            "refine.minibatches=4",
+            "checkpoints.every=8",
+        )
+    assert [line["updates"] for line in comparable(tmp_path)] == [8, 8]
+    assert checkpoints(tmp_path) == []
+    assert ended()
+
+
+def _must_not_start(*_: Any, **__: Any) -> None:
+    raise AssertionError("an actor was started")
+
+
+def test_adapters_are_merged_into_a_plain_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LoRA through the whole stage, with a lone learner that is killed at the very end.
+
+    And when it starts again: that counts as one more restart.
+    """
+    killed = kill_during(monkeypatch, ("export", 1), ("setup", 2))
+    run(tmp_path, "policy.lora={rank: 4}", "actors.learner.count=1", "refine.steps=3")
+    assert len(killed) == 2
+    told = capsys.readouterr().err
+    assert told.count("starting the learners again") == 2
+    assert "was lost during 'export'" in told
+    assert "was lost during 'setup'" in told
+    assert [line["step"] for line in comparable(tmp_path)] == [1, 2, 3]
+    assert ended()
+
+    base, _ = load_model("random:counting-llama", "float32")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "refined")
+    AutoTokenizer.from_pretrained(tmp_path / "refined")
+    assert type(merged) is type(base)
+    before, after = base.state_dict(), merged.state_dict()
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "_proj." in name}
+    adapters = load_file(tmp_path / "refined-adapters" / "adapter_model.safetensors")
+    assert len(adapters) == 2 * len(changed)
+    for name in changed:
+        stem = f"base_model.model.{name.removesuffix('.weight')}"
+        a, b = (adapters[f"{stem}.lora_{letter}.weight"] for letter in "AB")
+        assert a.shape[0] == b.shape[1] == 4
+        torch.testing.assert_close(after[name], before[name] + 8 * b @ a, atol=1e-6, rtol=0)
