@@ -1,4 +1,4 @@
-"""The whole refinement with learners that are killed: it goes on as if nothing had happened."""
+"""Whole stages whose learners are killed: they go on as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ from lmcot.config import load_config
 from lmcot.errors import UserError
 from lmcot.learner.checkpoints import MARKER
 from lmcot.models.sources import load_model
-from lmcot.monitor.metrics import read_metrics
+from lmcot.monitor.metrics import Monitor, read_metrics
 from lmcot.records import ScoredRollout
 from lmcot.stages import refine as stage
+from lmcot.stages.distill import distill
 from lmcot.stages.refine import refine
 from lmcot.stages.run import open_run
 
 pytestmark = pytest.mark.e2e
 
 TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
+SMOKE = TOY.with_name("smoke_t5.yaml")
 STEPS = 8
 SOON_S = 20.0
 SETTINGS = (
@@ -247,6 +249,45 @@ def test_what_a_refused_step_left_is_not_saved(
         )
     assert [line["updates"] for line in comparable(tmp_path)] == [8, 8]
     assert checkpoints(tmp_path) == []
+    assert ended()
+
+
+def test_distillation_goes_on_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """[29] kill -9 in the middle of step 4: step 3, done before and again, is the same."""
+    logged: list[tuple[int, dict[str, float]]] = []
+    log = Monitor.log
+
+    def spied(monitor: Monitor, step: int, name: str, metrics: dict[str, float]) -> None:
+        logged.append((step, metrics))
+        log(monitor, step, name, metrics)
+
+    monkeypatch.setattr(Monitor, "log", spied)
+    killed = kill_during(monkeypatch, ("distill_step", 4))
+    config = load_config(
+        SMOKE,
+        [
+            "policy.source=random:llama",
+            "distill.epochs=2",
+            "distill.optimiser.decay=linear",
+            "learner.zero_stage=2",
+            "checkpoints.every=2",
+        ],
+    )
+    with open_run(config, tmp_path) as opened:
+        distill(opened)
+    assert len(killed) == 1
+    told = capsys.readouterr().err
+    assert "distill: learner 0 was lost during 'distill_step'" in told
+    assert "distill: goes on after step 2" in told
+    assert [step for step, _ in logged] == [1, 2, 3, 3, 4, 5, 6]
+    assert logged[2] == logged[3]
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert json.loads((tmp_path / "stages.json").read_text())["distill"]["steps"] == 6
+    AutoModelForCausalLM.from_pretrained(tmp_path / "distilled")
     assert ended()
 
 

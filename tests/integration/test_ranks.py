@@ -75,7 +75,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Ranks:
         while any(process.poll() is None for process in processes.values()):
             if any(process.poll() for process in processes.values()):
                 break
-            assert time.monotonic() < deadline, "the ranks wait for each other"
+            if time.monotonic() > deadline:
+                last = [log.read_text(errors="replace")[-300:] for log in logs.values()]
+                pytest.fail("the ranks wait for each other, after\n" + "\n".join(last))
             time.sleep(0.1)
     finally:
         failed = [name for name, process in processes.items() if process.poll()]

@@ -80,7 +80,6 @@ CASES = (
     Case(0, "bfloat16"),
     Case(1, "bfloat16"),
     Case(2, "bfloat16"),
-    Case(3, "bfloat16"),
     Case(1, "bfloat16", "optimiser"),
     Case(2, "bfloat16", "optimiser"),
     Case(3, "float32", "optimiser_and_parameters"),

@@ -141,7 +141,7 @@ CHECKPOINTED: dict[str, dict[str, Any]] = {
         (T5, 0, "lora"),
         (LLAMA, 3, "lora"),
         (T5, 0, "critic"),
-        (LLAMA, 3, "critic"),
+        (LLAMA, 2, "critic"),
     ],
 )
 def test_gradient_checkpointing_changes_no_number(kind: str, stage: int, extra: str) -> None:
