@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from lmcot.config import Config, parse_config
+from lmcot.config import Config, DataSource, FileData, SampleData, parse_config
 from lmcot.data.loaders import load_examples
 from lmcot.data.prompts import load_templates
 from lmcot.data.render import encode
@@ -42,20 +42,24 @@ class Case:
 
 def load_case(model: str, **learner: object) -> Case:
     """The case of a model; ``learner`` are settings of the engine."""
-    source = SMOLLM2 if model == "smollm2" else str(_t5_small())
+    source = SMOLLM2 if model == "smollm2" else str(t5_small())
     name = "SmolLM2-135M" if model == "smollm2" else "T5 of FLAN-T5-small's shape, random"
     config = _config(source, learner)
     return Case(name, source, config, _scored(config))
 
 
-def _config(source: str, learner: dict[str, object]) -> Config:
+def questions() -> DataSource:
+    """HotpotQA's training questions in ``$LMCOT_DATA``, else the sample that comes with lmcot."""
     data = os.environ.get("LMCOT_DATA")
-    train: dict[str, object] = {"kind": "sample", "split": "train"}
     if data:
-        train = {"kind": "file", "path": str(Path(data) / "hotpotqa-train.jsonl.gz")}
+        return FileData(kind="file", path=str(Path(data) / "hotpotqa-train.jsonl.gz"))
+    return SampleData(kind="sample", split="train")
+
+
+def _config(source: str, learner: dict[str, object]) -> Config:
     return parse_config(
         {
-            "data": {"train": train, "validation": train},
+            "data": {"train": questions(), "validation": questions()},
             "policy": {"source": source, "dtype": "float32"},
             "rewards": {"kind": "increasing"},
             "refine": {"start_from": "base", "steps": 1000},
@@ -90,7 +94,7 @@ def _shortened(example: Example, paragraphs: int) -> Example:
     return Example(example.id, example.question, example.answer, example.context[:paragraphs])
 
 
-def _t5_small() -> Path:
+def t5_small() -> Path:
     """A random T5 of FLAN-T5-small's shape (77 million parameters), made once."""
     folder = cache_folder() / "models" / "benchmark-t5-small"
     if not folder.is_dir():

@@ -20,14 +20,9 @@ from __future__ import annotations
 import argparse
 import copy
 import random
-import resource
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -36,6 +31,7 @@ from torch.nn.functional import log_softmax
 from transformers import PreTrainedModel
 
 from benchmarks.cases import MODELS, Case, load_case
+from benchmarks.timing import medians, own_peak, peak_memory
 from lmcot.actors.base import prepare_process
 from lmcot.learner.batching import MicroBatch
 from lmcot.learner.engine import TrainEngine
@@ -160,22 +156,7 @@ TIMED: Timed = {
 
 
 def _seconds(bench: Bench, names: Sequence[str], repeats: int) -> dict[str, float]:
-    """Medians; the things are done in turns, so that a slow minute is shared by all."""
-    taken: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(repeats + 1):
-        for name in names:
-            started = time.perf_counter()
-            TIMED[name](bench)
-            if turn:  # the first is warm-up
-                taken[name].append(time.perf_counter() - started)
-    return {name: statistics.median(times) for name, times in taken.items()}
-
-
-def _peak(name: str, model: str) -> float:
-    """GiB of resident memory of a process that does one thing once."""
-    command = [sys.executable, "-m", "benchmarks.learner", "--model", model, "--peak", name]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    return medians({name: partial(TIMED[name], bench) for name in names}, repeats)
 
 
 def report(model: str, repeats: int) -> None:
@@ -187,9 +168,6 @@ def report(model: str, repeats: int) -> None:
     for number in (1, 8):
         names = [f"engine, accumulation {number}", f"torch, accumulation {number}"]
         seconds |= _seconds(bench, names, 2 * repeats)
-    print("\n| what | seconds | peak memory, GiB |\n|---|---|---|")
-    for name in TIMED:
-        print(f"| {name} | {seconds[name]:.2f} | {_peak(name, model):.2f} |", flush=True)
     gain = seconds["plain update"] / seconds["update"]
     rate = 5 / 3 * seconds["bare forward and backward"] / seconds["update"]
     print(f"\nnon-padding tokens per second, update over plain update: {gain:.2f}")
@@ -197,6 +175,11 @@ def report(model: str, repeats: int) -> None:
     for number in (1, 8):
         ratio = seconds[f"engine, accumulation {number}"] / seconds[f"torch, accumulation {number}"]
         print(f"time of an optimiser step, engine over torch, accumulation {number}: {ratio:.2f}")
+    del bench  # its memory is needed
+    print("\n| what | seconds | peak memory, GiB |\n|---|---|---|")
+    for name in TIMED:
+        peak = peak_memory("benchmarks.learner", "--model", model, "--peak", name)
+        print(f"| {name} | {seconds[name]:.2f} | {peak:.2f} |", flush=True)
 
 
 def main() -> None:
@@ -211,7 +194,7 @@ def main() -> None:
     if arguments.peak:
         bench = Bench(load_case(arguments.model[0]))
         TIMED[arguments.peak](bench)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        print(own_peak())
         return
     for model in arguments.model or MODELS:
         report(model, arguments.repeats)

@@ -14,12 +14,12 @@ import argparse
 import ctypes
 import gc
 import multiprocessing
-import resource
 from multiprocessing.connection import Connection
 
 import psutil
 
 from benchmarks.cases import MODELS, load_case
+from benchmarks.timing import own_peak
 from lmcot.actors.base import prepare_process
 
 SETTINGS = (
@@ -51,8 +51,7 @@ def _rank(
         session.ppo.step(case.scored[:4], step)
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    told.send((peak, psutil.Process().memory_info().rss / 2**30))
+    told.send((own_peak(), psutil.Process().memory_info().rss / 2**30))
 
 
 def measure(model: str, learner: dict[str, object]) -> tuple[float, float]:

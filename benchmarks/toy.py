@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lmcot.actors.base import prepare_process
 from lmcot.config import Config, load_config
@@ -25,9 +25,10 @@ from lmcot.data.prompts import load_templates
 from lmcot.data.render import encode
 from lmcot.data.sampler import sample_seed
 from lmcot.learner.session import LearnerSession
-from lmcot.models.generation import generate_unit
+from lmcot.models.generation.engine import GenerationEngine
+from lmcot.models.generation.requests import SampleRequest
 from lmcot.models.sources import eos_ids, load_tokenizer
-from lmcot.records import Rollout, ScoredRollout
+from lmcot.records import Failure, Rollout, ScoredRollout
 from lmcot.rewards.combine import increasing_reward, judge_increasing
 
 CONFIG = Path(__file__).parents[1] / "configs" / "toy.yaml"
@@ -77,34 +78,39 @@ def learn(config: Config) -> Outcome:
     examples = load_examples(config.data.train).examples[: config.refine.prompts_per_step]
     templates = load_templates(config.prompts.templates)
     prompts = [encode(templates.rationale(example), tokenizer) for example in examples]
+    engine = GenerationEngine(session.policy.lm, pad_id=tokenizer.pad_token_id)
     started = time.process_time()
     rewards: list[float] = []
     for step in range(config.refine.steps):
-        scored = _sample(session.policy.lm, tokenizer, prompts, config, step)
+        scored = _sample(engine, tokenizer, prompts, config, step)
         rewards.append(statistics.fmean(one.reward for one in scored))
         if len(rewards) > 5 and statistics.fmean(rewards[-5:]) > SOLVED:
             break
         session.ppo.step(scored, step)
+        engine.weights_changed()
     return Outcome(rewards, time.process_time() - started)
 
 
 def _sample(
-    lm: PreTrainedModel,
+    engine: GenerationEngine,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     config: Config,
     step: int,
 ) -> list[ScoredRollout]:
     """One step's rationales with the toy's rewards."""
-    rows = [(p, k) for p in range(len(prompts)) for k in range(config.refine.samples_per_prompt)]
-    generated = generate_unit(
-        lm,
-        [prompts[p] for p, _ in rows],
-        seeds=[sample_seed(config.seed, step, p, k) for p, k in rows],
-        max_new_tokens=config.policy.max_new_tokens,
-        temperature=config.policy.temperature,
-        eos_ids=eos_ids(lm, tokenizer),
-        pad_id=tokenizer.pad_token_id,
+    samples = config.refine.samples_per_prompt
+    generated = engine.sample(
+        [
+            SampleRequest(
+                prompt_ids=prompt,
+                seeds=[sample_seed(config.seed, step, p, k) for k in range(samples)],
+                max_new_tokens=config.policy.max_new_tokens,
+                temperature=config.policy.temperature,
+                eos_ids=eos_ids(engine.model, tokenizer),
+            )
+            for p, prompt in enumerate(prompts)
+        ]
     )
     rollouts = [
         Rollout(
@@ -118,7 +124,9 @@ def _sample(
             text=tokenizer.decode(one.response_ids, skip_special_tokens=True),
             policy_version=step,
         )
-        for (p, k), one in zip(rows, generated, strict=True)
+        for p, found in enumerate(generated)
+        if not isinstance(found, Failure)
+        for k, one in enumerate(found)
     ]
     if config.rewards.kind != "increasing":
         raise ValueError(f"the toy's rewards are not '{config.rewards.kind}'")

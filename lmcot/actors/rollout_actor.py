@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lmcot.actors.base import ActorBase, prepare_process
-from lmcot.actors.units import RolloutUnit
+from lmcot.actors.units import RolloutPrompt, RolloutUnit
 from lmcot.actors.weights import Weights, checksum, load_weights
 from lmcot.config import PolicySettings
+from lmcot.errors import UserError
 from lmcot.models.adapters import add_adapters
-from lmcot.models.generation import generate_unit
+from lmcot.models.generation.engine import GenerationEngine
+from lmcot.models.generation.requests import Generated, SampleRequest
 from lmcot.models.sources import eos_ids, load_model
-from lmcot.records import Rollout
+from lmcot.records import Failure, Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,6 +33,7 @@ class RolloutActor(ActorBase):
         self._version = 0
         self._model: PreTrainedModel
         self._tokenizer: PreTrainedTokenizerBase
+        self._engine: GenerationEngine
 
     def setup(self) -> None:
         """Loads the model that the fleet starts from."""
@@ -41,6 +44,8 @@ class RolloutActor(ActorBase):
         self._model, self._tokenizer = load_model(source, self._settings.dtype)
         if self._settings.lora is not None and self._trains:
             self._model = add_adapters(self._model, self._settings.lora, seed=0).eval()
+        # Units run one at a time, each a batch of its own: nothing of one is kept for the next.
+        self._engine = GenerationEngine(self._model, pad_id=self._tokenizer.pad_token_id)
         self._version = 0
 
     def use_weights(self, weights: list[Any]) -> None:
@@ -53,6 +58,7 @@ class RolloutActor(ActorBase):
 
         fetched: Weights = ray.get(weights[0])
         load_weights(self._model, fetched)
+        self._engine.weights_changed()
         self._version = fetched.version
 
     def checksum(self) -> int:
@@ -64,33 +70,48 @@ class RolloutActor(ActorBase):
 
         Raises:
             RuntimeError: if the unit asks for another version than the actor holds.
+            UserError: if the policy cannot go on from a prompt: it is too long for the model, or
+                the model's logits are no numbers.
         """
         if unit.policy_version != self._version:
             raise RuntimeError(
                 f"unit {unit.unit_id} wants policy version {unit.policy_version}, but this actor "
                 f"holds version {self._version}"
             )
-        rows = [(prompt, k) for prompt in unit.prompts for k in range(unit.samples)]
-        generated = generate_unit(
-            self._model,
-            [prompt.prompt_ids for prompt, _ in rows],
-            seeds=[unit.sample_seed(prompt.example_id, k) for prompt, k in rows],
-            max_new_tokens=unit.max_new_tokens,
-            temperature=unit.temperature,
-            eos_ids=eos_ids(self._model, self._tokenizer),
-            pad_id=self._tokenizer.pad_token_id,
+        ends = eos_ids(self._model, self._tokenizer)
+        found = self._engine.sample(
+            [
+                SampleRequest(
+                    prompt_ids=prompt.prompt_ids,
+                    seeds=[unit.sample_seed(prompt.example_id, k) for k in range(unit.samples)],
+                    max_new_tokens=unit.max_new_tokens,
+                    temperature=unit.temperature,
+                    eos_ids=ends,
+                )
+                for prompt in unit.prompts
+            ]
         )
-        return [
-            Rollout(
-                unit_id=unit.unit_id,
-                example_id=prompt.example_id,
-                sample=k,
-                prompt_ids=prompt.prompt_ids,
-                response_ids=one.response_ids,
-                logprobs=one.logprobs,
-                finish_reason="eos" if one.finish_reason == "eos" else "length",
-                text=self._tokenizer.decode(one.response_ids, skip_special_tokens=True).strip(),
-                policy_version=unit.policy_version,
-            )
-            for (prompt, k), one in zip(rows, generated, strict=True)
-        ]
+        rollouts: list[Rollout] = []
+        for prompt, samples in zip(unit.prompts, found, strict=True):
+            if isinstance(samples, Failure):
+                raise UserError(
+                    f"no rationale for question {prompt.example_id} from policy version "
+                    f"{unit.policy_version}: {samples.reason}"
+                )
+            rollouts.extend(self._rollout(unit, prompt, k, one) for k, one in enumerate(samples))
+        return rollouts
+
+    def _rollout(
+        self, unit: RolloutUnit, prompt: RolloutPrompt, sample: int, one: Generated
+    ) -> Rollout:
+        return Rollout(
+            unit_id=unit.unit_id,
+            example_id=prompt.example_id,
+            sample=sample,
+            prompt_ids=prompt.prompt_ids,
+            response_ids=one.response_ids,
+            logprobs=one.logprobs,
+            finish_reason="eos" if one.finish_reason == "eos" else "length",
+            text=self._tokenizer.decode(one.response_ids, skip_special_tokens=True).strip(),
+            policy_version=unit.policy_version,
+        )

@@ -76,7 +76,10 @@ class TransformersFrozen(FrozenLimits):
     dtype: Dtype = "auto"
     """Arithmetic of the frozen LM."""
     max_batch_tokens: PositiveInt = 8192
-    """Prompt tokens (padding included) that go through the model at once."""
+    """Tokens that go through the model at once; a longer prompt takes several passes."""
+    max_cached_tokens: PositiveInt = 32768
+    """Tokens whose keys and values are held at once, prompts and answers together; what has no
+    room waits. A 7B model in bfloat16 takes 0.5 MiB for each."""
 
 
 class OpenAIFrozen(FrozenLimits):

@@ -31,6 +31,7 @@ def open_frozen_lm(
         identity=f"transformers:{settings.source}:{str(model.dtype).removeprefix('torch.')}",
         chat=prompts.chat,
         max_batch_tokens=settings.max_batch_tokens,
+        max_cached_tokens=settings.max_cached_tokens,
     )
 
 

@@ -16,6 +16,7 @@ Facts of DeepSpeed 0.19.8 that this module is shaped by, each with a test:
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -37,11 +38,21 @@ from lmcot.errors import UserError
 from lmcot.learner.ranks import join_group, world_size
 from lmcot.models.sequences import SequenceBatch
 
+# DeepSpeed calls functions that torch 2.13 renamed, some hundred times a step.
+warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+
 TAG = "engine"
 """Subfolder (and DeepSpeed tag) of the engine's part of a checkpoint."""
 
 _WHOLE_BELOW = 4000
 """Parameters of fewer elements (norms, biases) are not partitioned at stage 3."""
+
+
+_BUCKET = 2**23
+"""Elements that are reduced or gathered at once, and at stage 3 kept whole between two uses.
+
+DeepSpeed's defaults, of 5e8 and more, hold the whole of a small LM and so save nothing.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +267,16 @@ class _CheckedAdamW(torch.optim.AdamW):
 def _deepspeed_config(
     optimiser: OptimiserSettings, learner: LearnerSettings, bf16: bool
 ) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": learner.zero_stage, "overlap_comm": False}
+    zero: dict[str, Any] = {
+        "stage": learner.zero_stage,
+        "overlap_comm": False,
+        "reduce_bucket_size": _BUCKET,
+        "allgather_bucket_size": _BUCKET,
+    }
     if learner.zero_stage == 3:
+        zero["stage3_prefetch_bucket_size"] = _BUCKET
+        zero["stage3_max_live_parameters"] = _BUCKET
+        zero["stage3_max_reuse_distance"] = _BUCKET
         zero["memory_efficient_linear"] = False
         zero["stage3_param_persistence_threshold"] = _WHOLE_BELOW
     if learner.offload != "none":

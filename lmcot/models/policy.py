@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lmcot.models.output_layer import output_at
 from lmcot.models.sequences import Row, SequenceBatch, make_batch
 
 
@@ -104,26 +103,10 @@ def response_logits(lm: nn.Module, batch: SequenceBatch) -> tuple[Tensor, Tensor
             "decoder_input_ids": batch.ids,
             "decoder_attention_mask": shared,
         }
-    with _output_at(model.get_output_embeddings(), where) as seen:
+    with output_at(model.get_output_embeddings(), where) as seen:
         placed = {k: v if v is None else v.to(device) for k, v in arguments.items()}
         logits = model(**placed, use_cache=False).logits
     return logits.squeeze(0), seen[0]
-
-
-@contextmanager
-def _output_at(output: nn.Module, where: Tensor) -> Iterator[list[Tensor]]:
-    """Has the output layer read [1, tokens, width] in place of [rows, length, width]."""
-    seen: list[Tensor] = []
-
-    def select(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
-        seen.append(arguments[0][where[0], where[1]])
-        return (seen[-1].unsqueeze(0),)
-
-    handle = output.register_forward_pre_hook(select)
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 @torch.no_grad()

@@ -131,6 +131,7 @@ def load_model(
             resolved,
             dtype=resolve_dtype(dtype),
             use_safetensors=True,
+            attn_implementation=_attention(config),
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **_NO_CODE,
@@ -248,6 +249,11 @@ def _converted(gguf: Path) -> Path:
     clean.generation_config = loaded.generation_config
     save_model(clean, tokenizer, folder)
     return folder
+
+
+def _attention(config: Any) -> str | None:
+    """None is transformers' choice, which leaves soft caps of scores out without a word."""
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
 
 
 def _auto_class(config: Any) -> Any:

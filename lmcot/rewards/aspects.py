@@ -42,17 +42,20 @@ def measure_aspects(
     templates: PromptTemplates,
 ) -> list[dict[str, Measured]]:
     """For each rationale the value, or failure, of every aspect that is not off, by component."""
-    columns: dict[Aspect, list[Measured]] = {}
+    judged = [aspect for aspect, one in rewards.aspects.items() if one.source == "judge"]
+    columns = _judged(examples, rationales, judged, frozen, templates)
     for aspect, settings in rewards.aspects.items():
-        if settings.source == "judge":
-            columns[aspect] = _judged(examples, rationales, aspect, frozen, templates)
-        elif settings.source == "metric" and aspect == "fluency":
+        if settings.source == "metric" and aspect == "fluency":
             columns[aspect] = _fluency(examples, rationales, frozen)
         elif settings.source == "metric":
             metric = _TEXT_METRICS[aspect]
             columns[aspect] = [metric(e, r) for e, r in zip(examples, rationales, strict=True)]
     return [
-        {aspect_component(aspect): column[index] for aspect, column in columns.items()}
+        {
+            aspect_component(aspect): columns[aspect][index]
+            for aspect in rewards.aspects
+            if aspect in columns
+        }
         for index in range(len(examples))
     ]
 
@@ -60,19 +63,25 @@ def measure_aspects(
 def _judged(
     examples: Sequence[Example],
     rationales: Sequence[str],
-    aspect: Aspect,
+    aspects: Sequence[Aspect],
     frozen: FrozenLM,
     templates: PromptTemplates,
-) -> list[Measured]:
-    """The frozen LM's probability of "yes"."""
-    asked = _not_empty(rationales)
-    prompts = [templates.judge(examples[i], rationales[i], aspect) for i in asked]
-    choices = frozen.choose(prompts, ("yes", "no"))
-    return _placed(
-        [c if isinstance(c, Failure) else c.probabilities["yes"] for c in choices],
-        asked,
-        len(rationales),
-    )
+) -> dict[Aspect, list[Measured]]:
+    """The frozen LM's probability of "yes", by aspect.
+
+    All in one call, the questions about a rationale side by side: what they begin with, context
+    and rationale, is then read once for all of them.
+    """
+    asked = _not_empty(rationales) if aspects else []
+    prompts = [
+        templates.judge(examples[i], rationales[i], aspect) for i in asked for aspect in aspects
+    ]
+    choices = frozen.choose(prompts, ("yes", "no")) if prompts else []
+    values = [c if isinstance(c, Failure) else c.probabilities["yes"] for c in choices]
+    return {
+        aspect: _placed(values[number :: len(aspects)], asked, len(rationales))
+        for number, aspect in enumerate(aspects)
+    }
 
 
 def _fluency(

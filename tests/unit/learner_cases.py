@@ -19,9 +19,10 @@ from lmcot.data.sampler import sample_seed
 from lmcot.learner import engine
 from lmcot.learner.batching import TokenPair
 from lmcot.learner.session import LearnerSession
-from lmcot.models.generation import generate_unit
+from lmcot.models.generation.engine import GenerationEngine
+from lmcot.models.generation.requests import SampleRequest
 from lmcot.models.sources import load_model
-from lmcot.records import Judgement, Rollout, ScoredRollout
+from lmcot.records import Failure, Judgement, Rollout, ScoredRollout
 
 KINDS = ("counting-llama", "counting-t5")
 BOTH = pytest.mark.parametrize("kind", KINDS)
@@ -140,17 +141,16 @@ def sample(
 ) -> list[Rollout]:
     """Responses of given lengths that ``lm`` samples."""
     found: list[Rollout] = []
+    generation = GenerationEngine(lm, pad_id=0)
     for question, (prompt_length, lengths) in enumerate(questions):
         for number, length in enumerate(lengths):
-            one = generate_unit(
-                lm,
-                [list(prompt(question, prompt_length))],
-                seeds=[sample_seed(seed, len(found))],
-                max_new_tokens=length,
-                temperature=temperature,
-                eos_ids=frozenset(),
-                pad_id=0,
-            )[0]
+            seed_of_sample = sample_seed(seed, len(found))
+            request = SampleRequest(
+                prompt(question, prompt_length), [seed_of_sample], length, temperature
+            )
+            samples = generation.sample([request])[0]
+            assert not isinstance(samples, Failure)
+            one = samples[0]
             found.append(
                 Rollout(
                     unit_id=f"{seed}/{question}",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,22 @@ from lmcot.data.sampler import sample_seed
 from lmcot.errors import UserError
 from lmcot.learner.maths import token_logprobs
 from lmcot.models.batches import pad_left, pad_right
-from lmcot.models.generation import Generated, generate_unit
+from lmcot.models.generation import engine as engine_module
+from lmcot.models.generation.engine import GenerationEngine
+from lmcot.models.generation.requests import (
+    FailureEvent,
+    Generated,
+    SampleEvent,
+    SampleRequest,
+)
+from lmcot.models.generation.sampling import pick
+from lmcot.models.generation.takeover import refusal
+from lmcot.models.generation.tree import SHORTEST_SHARED
+from lmcot.models.generation.tree_decoder import TreeDecoder
 from lmcot.models.policy import Policy, response_logits
 from lmcot.models.sequences import Row, SequenceBatch, make_batch
 from lmcot.models.sources import eos_ids, load_model, resolve_source
+from lmcot.records import Failure
 from tests.conftest import TinyModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,18 +52,53 @@ def _prompts(tokenizer: Any) -> list[list[int]]:
     return [tokenizer(text).input_ids for text in TEXTS]
 
 
-def _sample(
-    loaded: tuple[Any, Any], prompts: Sequence[Sequence[int]], **changes: Any
-) -> list[Generated]:
+LONG = "the first film of the band was in the city of the country and the year was the born and by "
+"""Repeated three times it is long enough for prompts that begin with it to share it."""
+
+
+def _samples(
+    loaded: tuple[Any, Any],
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[Sequence[int]],
+    **changes: Any,
+) -> list[list[Generated]]:
+    """Several samples of each prompt, from an engine of their own."""
     model, tokenizer = loaded
-    settings = {
-        "seeds": [sample_seed(0, row) for row in range(len(prompts))],
-        "max_new_tokens": 12,
-        "temperature": 1.0,
-        "eos_ids": eos_ids(model, tokenizer),
-        "pad_id": tokenizer.pad_token_id,
-    }
-    return generate_unit(model, prompts, **{**settings, **changes})
+    settings = {"max_new_tokens": 12, "eos_ids": eos_ids(model, tokenizer), **changes}
+    requests = [
+        SampleRequest(prompt, own, **settings) for prompt, own in zip(prompts, seeds, strict=True)
+    ]
+    found: list[list[Generated]] = []
+    for one in GenerationEngine(model, pad_id=tokenizer.pad_token_id).sample(requests):
+        assert not isinstance(one, Failure)
+        found.append(one)
+    return found
+
+
+def _sample(
+    loaded: tuple[Any, Any],
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int] | None = None,
+    **changes: Any,
+) -> list[Generated]:
+    """One sample of each prompt, each a request of its own."""
+    seeds = seeds or [sample_seed(0, row) for row in range(len(prompts))]
+    return [one for (one,) in _samples(loaded, prompts, [[seed] for seed in seeds], **changes)]
+
+
+@pytest.fixture(params=["tree", "plain"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of the engine: over the tree of prompts, and batch by batch."""
+
+    def answer(decoder: TreeDecoder) -> str | None:
+        if request.param == "plain":
+            return "a test says so"
+        assert refusal(decoder) is None, "these models' attention can be taken over"
+        return None
+
+    monkeypatch.setattr(engine_module, "refusal", answer)
+    monkeypatch.setattr(engine_module, "_tell_once", lambda *_: None)
+    return str(request.param)
 
 
 @torch.no_grad()
@@ -102,6 +151,7 @@ def _hand_loop(
 
 
 @BOTH
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampler_learner_and_hand_loop_agree(
     tiny: TinyModel, kind: str, temperature: float
@@ -120,6 +170,38 @@ def test_sampler_learner_and_hand_loop_agree(
         torch.testing.assert_close(ours, by_hand, atol=1e-5, rtol=0)
     other = _scored(loaded, prompts, responses, 1.3)
     assert float((other - scored).abs().max()) > 0.01, "the temperature must make a difference"
+
+
+@BOTH
+@pytest.mark.usefixtures("path")
+def test_shared_prompts_give_each_sample_its_own_logprobs(tiny: TinyModel, kind: str) -> None:
+    """[1] [2] K samples of a prompt, and prompts that begin alike, are scored as if alone."""
+    loaded = tiny(kind)
+    prompts = [loaded[1](LONG * 3 + text).input_ids for text in TEXTS]
+    assert len({tuple(prompt[:SHORTEST_SHARED]) for prompt in prompts}) == 1
+    seeds = [[sample_seed(row, k) for k in range(3)] for row in range(len(prompts))]
+    for prompt, group in zip(prompts, _samples(loaded, prompts, seeds), strict=True):
+        assert len({one.response_ids for one in group}) == 3
+        responses = [one.response_ids for one in group]
+        scored = _scored(loaded, [prompt] * 3, responses)
+        for row, one in enumerate(group):
+            ours = torch.tensor(one.logprobs)
+            torch.testing.assert_close(ours, scored[row, : len(ours)], atol=1e-4, rtol=0)
+
+
+@BOTH
+@pytest.mark.usefixtures("path")
+def test_bfloat16_logprobs_are_close_to_the_learners(tiny: TinyModel, kind: str) -> None:
+    """[1] drawn or greedy, they are within 0.15 of the learner's in the same arithmetic."""
+    model, tokenizer = tiny(kind)
+    loaded = copy.deepcopy(model).to(torch.bfloat16), tokenizer
+    prompts = _prompts(tokenizer)
+    for temperature in (1.0, 0.0):
+        generated = _sample(loaded, prompts, temperature=temperature)
+        scored = _scored(loaded, prompts, [one.response_ids for one in generated])
+        for row, one in enumerate(generated):
+            ours = torch.tensor(one.logprobs)
+            torch.testing.assert_close(ours, scored[row, : len(ours)], atol=0.15, rtol=0)
 
 
 def _with_generation_config(source: str, folder: Path, **values: Any) -> str:
@@ -222,6 +304,8 @@ def test_t5_begins_with_the_decoder_start_token(tiny: TinyModel) -> None:
     """[5] the decoder's inputs are the start token (pad) and the response shifted by one: its last
     token is not read, for nothing follows it."""
     model, tokenizer = loaded = tiny("t5")
+    # An engine tries its model out first: that is not to be seen here.
+    engine = GenerationEngine(model, pad_id=tokenizer.pad_token_id)
     seen: list[Any] = []
 
     def spy(module: Any, args: Any, kwargs: Any) -> None:
@@ -234,13 +318,17 @@ def test_t5_begins_with_the_decoder_start_token(tiny: TinyModel) -> None:
         assert start == pad
         assert seen == [[[start, 30, 40], [start, 50, pad]]]
         seen.clear()
-        one = _sample(loaded, [[5, 1]], max_new_tokens=3, eos_ids=frozenset())[0]
-        assert seen == [[[start]], [[one.response_ids[0]]], [[one.response_ids[1]]]]
+        found = engine.sample([SampleRequest([5, 1], [7], max_new_tokens=3)])[0]
+        assert not isinstance(found, Failure)
+        first, second, _ = found[0].response_ids
+        # The first of them makes the keys and values of what the encoder read, and no more.
+        assert seen == [[[start]], [[start]], [[first]], [[second]]]
     finally:
         handle.remove()
 
 
 @BOTH
+@pytest.mark.usefixtures("path")
 def test_greedy_equals_generate(tiny: TinyModel, kind: str) -> None:
     """Greedy decoding is transformers' `generate(do_sample=False)`, padded prompts and all."""
     model, tokenizer = loaded = tiny(kind)
@@ -270,7 +358,9 @@ def test_greedy_equals_generate(tiny: TinyModel, kind: str) -> None:
 
 
 @BOTH
+@pytest.mark.usefixtures("path")
 def test_a_sample_does_not_depend_on_who_shares_its_batch(tiny: TinyModel, kind: str) -> None:
+    """Nor on who stands behind the same prompt, or in which order."""
     loaded = tiny(kind)
     prompts = _prompts(loaded[1])
     seeds = [sample_seed(7, row) for row in range(4)]
@@ -281,8 +371,44 @@ def test_a_sample_does_not_depend_on_who_shares_its_batch(tiny: TinyModel, kind:
         alone = _sample(loaded, prompts[row : row + 1], seeds=seeds[row : row + 1])[0]
         assert alone.response_ids == turned[row].response_ids == one.response_ids
         assert longer[row].response_ids[: len(one.response_ids)] == one.response_ids
+        assert _samples(loaded, prompts[row : row + 1], [[3, seeds[row], 4]])[0][
+            1
+        ].response_ids == (one.response_ids)
     other = _sample(loaded, prompts, seeds=[sample_seed(8, row) for row in range(4)])
     assert [one.response_ids for one in other] != [one.response_ids for one in together]
+
+
+@BOTH
+@pytest.mark.usefixtures("path")
+def test_the_same_requests_give_the_same_bits(tiny: TinyModel, kind: str) -> None:
+    """Of one engine, after others in between, and of a new one."""
+    model, tokenizer = loaded = tiny(kind)
+    prompts = [tokenizer(LONG * 3 + text).input_ids for text in TEXTS]
+    seeds = [[sample_seed(row, k) for k in range(3)] for row in range(len(prompts))]
+    ends = eos_ids(model, tokenizer)
+    requests = [
+        SampleRequest(prompt, own, max_new_tokens=12, eos_ids=ends)
+        for prompt, own in zip(prompts, seeds, strict=True)
+    ]
+    engine = GenerationEngine(model, pad_id=tokenizer.pad_token_id)
+    first = engine.sample(requests)
+    engine.sample([SampleRequest(prompts[1] + [9, 8], [5], max_new_tokens=7)])
+    assert engine.sample(requests) == first == _samples(loaded, prompts, seeds)
+
+
+@BOTH
+def test_the_budget_of_tokens_changes_no_sample(tiny: TinyModel, kind: str) -> None:
+    """[5] prompts that take several passes, between tokens of others, get what they get alone."""
+    model, tokenizer = loaded = tiny(kind)
+    prompts = [tokenizer(LONG * n + text).input_ids for n, text in enumerate([*TEXTS, *TEXTS])]
+    assert max(len(prompt) for prompt in prompts) > 128, "two passes at least"
+    requests = [SampleRequest(prompt, [row], 12) for row, prompt in enumerate(prompts)]
+    narrow = GenerationEngine(model, pad_id=tokenizer.pad_token_id, max_batch_tokens=1)
+    wide = _sample(loaded, prompts, range(len(prompts)), eos_ids=frozenset())
+    for one, found in zip(wide, narrow.sample(requests), strict=True):
+        assert not isinstance(found, Failure)
+        assert found[0].response_ids == one.response_ids
+        assert found[0].logprobs == pytest.approx(one.logprobs, abs=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -294,13 +420,8 @@ def test_frequencies_are_the_models_distribution(tiny: TinyModel, temperature: f
         logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
     probabilities = (logits.double() / temperature).softmax(-1)
     draws = 4000
-    generated = _sample(
-        loaded,
-        [prompt] * draws,
-        seeds=[sample_seed(0, "chi-square", k) for k in range(draws)],
-        max_new_tokens=1,
-        temperature=temperature,
-    )
+    seeds = [sample_seed(0, "chi-square", k) for k in range(draws)]
+    generated = _samples(loaded, [prompt], [seeds], max_new_tokens=1, temperature=temperature)[0]
     counts = torch.bincount(
         torch.tensor([one.response_ids[0] for one in generated]), minlength=len(probabilities)
     )
@@ -311,6 +432,7 @@ def test_frequencies_are_the_models_distribution(tiny: TinyModel, temperature: f
     assert statistic < 40.79, "the 99.9% point at 17 degrees of freedom"
 
 
+@pytest.mark.usefixtures("path")
 def test_stop_and_length_end_a_sequence(tiny: TinyModel) -> None:
     """[7] what was cut at the limit, or stopped, is told apart from what ended by itself."""
     loaded = tiny("counting-llama")
@@ -347,3 +469,99 @@ def test_ids_whose_text_tokenises_differently_are_kept(tiny: TinyModel, kind: st
     assert tokenizer(tokenizer.decode(letters), add_special_tokens=False).input_ids != letters
     batch = _batch(model, [[5], [6]], [letters, ids], 0)
     assert batch.targets.tolist() == [*letters, *ids]
+
+
+def _poisoned(loaded: tuple[Any, Any], token: int) -> tuple[Any, Any]:
+    """A copy of a model in which nothing is finite behind one token."""
+    model = copy.deepcopy(loaded[0])
+    output = model.get_output_embeddings()
+    output.weight = torch.nn.Parameter(output.weight.detach().clone())
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = torch.nan
+    return model, loaded[1]
+
+
+@pytest.mark.parametrize("vocabulary", [18, 256, 392])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_rows_without_a_distribution_are_told_apart(vocabulary: int, bad: float) -> None:
+    """Whatever the size of the vocabulary; the other rows draw as they do without them."""
+    torch.manual_seed(0)
+    logits, uniform = torch.randn(3, vocabulary), torch.tensor([0.97, 0.5, 0.999]).double()
+    expected = pick(logits, torch.ones(3), uniform)
+    assert expected[2].tolist() == [True] * 3
+    logits[1, 3] = bad
+    tokens, logprobs, valid = pick(logits, torch.ones(3), uniform)
+    assert valid.tolist() == [True, False, True]
+    assert torch.equal(tokens[valid], expected[0][valid])
+    assert torch.equal(logprobs[valid], expected[1][valid])
+
+
+@BOTH
+@pytest.mark.usefixtures("path")
+def test_a_request_without_a_distribution_fails_alone(tiny: TinyModel, kind: str) -> None:
+    loaded = tiny(kind)
+    prompts = _prompts(loaded[1])
+    expected = _sample(loaded, prompts)
+    used = {token for one in expected for token in one.response_ids}
+    bad = next(token for token in range(3, 300) if token not in used.union(*prompts))
+    model, tokenizer = _poisoned(loaded, bad)
+    ends = eos_ids(model, tokenizer)
+    requests = [
+        SampleRequest(prompt, [sample_seed(0, row)], 12, eos_ids=ends)
+        for row, prompt in enumerate(prompts)
+    ]
+    requests.insert(1, SampleRequest([*prompts[0], bad], [1, 2], 12, eos_ids=ends))
+    found = GenerationEngine(model, pad_id=tokenizer.pad_token_id).sample(requests)
+    failure = found.pop(1)
+    assert isinstance(failure, Failure)
+    assert "not finite" in failure.reason
+    for one, samples in zip(expected, found, strict=True):
+        assert not isinstance(samples, Failure)
+        assert samples[0].response_ids == one.response_ids
+
+
+def test_what_failed_leaves_nothing_behind(tiny: TinyModel) -> None:
+    """Two samples cease to be finite at their fourth token: what takes their place is sound."""
+    loaded = tiny("llama")
+    running, failing = SampleRequest([5, 6, 7], [1], 12), SampleRequest([10, 8], [3, 3], 12)
+    later = SampleRequest([11, 9], [4, 5], 6)
+    before = GenerationEngine(loaded[0], pad_id=0)
+    bad = _samples(loaded, [[10, 8]], [[3]], eos_ids=frozenset())[0][0].response_ids[2]
+    expected = [before.sample([one])[0] for one in (running, later)]
+    engine = GenerationEngine(_poisoned(loaded, bad)[0], pad_id=0)
+    numbers = [engine.submit(running), engine.submit(failing)]
+    events = [event for _ in range(5) for event in engine.step()]
+    assert [one.request for one in events if isinstance(one, FailureEvent)] == [numbers[1]]
+    numbers[1] = engine.submit(later)
+    while engine.busy:
+        events.extend(engine.step())
+    done = [one for one in events if isinstance(one, SampleEvent)]
+    for number, samples in zip(numbers, expected, strict=True):
+        assert not isinstance(samples, Failure)
+        ids = {one.sample: one.generated.response_ids for one in done if one.request == number}
+        assert ids == {k: one.response_ids for k, one in enumerate(samples)}
+
+
+@BOTH
+def test_samples_may_end_as_they_begin(tiny: TinyModel, kind: str) -> None:
+    """With their first token, while as many as there is room for are being written."""
+    loaded = tiny(kind)
+    engine = GenerationEngine(loaded[0], pad_id=loaded[1].pad_token_id)
+    requests = [SampleRequest([5, 6], range(16), 8), SampleRequest([7, 8], range(4), 8)]
+    expected = engine.sample(requests)[1]
+    assert not isinstance(expected, Failure)
+    ends = frozenset({expected[0].response_ids[0]})
+    engine.submit(requests[0])
+    events = [*engine.step(), *engine.step()]
+    number = engine.submit(replace(requests[1], eos_ids=ends))
+    while engine.busy:
+        events.extend(engine.step())
+    done = {
+        one.sample: one.generated.response_ids
+        for one in events
+        if isinstance(one, SampleEvent) and one.request == number
+    }
+    assert done[0] == expected[0].response_ids[:1]
+    for sample, ids in done.items():
+        assert ids == expected[sample].response_ids[: len(ids)]
+    assert len([one for one in events if isinstance(one, SampleEvent)]) == 20

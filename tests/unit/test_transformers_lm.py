@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -168,11 +169,15 @@ def test_choice_is_the_softmax_of_scores_over_both_spellings(kind: str) -> None:
 @both
 def test_choice_of_several_tokens_sums_their_log_likelihoods(kind: str) -> None:
     lm = _lm(kind)
-    found = _choices(lm.choose(PROMPTS, ("yes a", "no", "12")))
+    chosen = lm.choose(PROMPTS, ("yes a", "no", "12"))
+    found = _choices(chosen)
     spelled = ("yes a", "Yes a", "no", "No", "12")
     for shares, mass in zip(found, _masses(lm, spelled), strict=True):
         wanted = [mass[0] + mass[1], mass[2] + mass[3], mass[4]]
         assert shares == pytest.approx([one / sum(mass) for one in wanted], abs=1e-4)
+    assert isinstance(chosen[0], Choice)
+    # The prompt once, and the first tokens of "yes a" and of "Yes a".
+    assert (chosen[0].tokens_in, chosen[0].tokens_out) == (3 + 2, 0)
 
 
 def _masses(lm: TransformersLM, texts: Sequence[str]) -> list[list[float]]:
@@ -200,21 +205,81 @@ def test_greedy_equals_a_hand_loop_whatever_the_generation_config_says(kind: str
 @both
 def test_the_token_budget_changes_neither_results_nor_their_order(kind: str) -> None:
     wide, narrow = _lm(kind), _lm(kind, max_batch_tokens=1)
-    assert wide.generate(PROMPTS, GREEDY) == narrow.generate(PROMPTS, GREEDY)
-    for one, other in zip(
-        _choices(wide.choose(PROMPTS, ("yes", "no"))),
-        _choices(narrow.choose(PROMPTS, ("yes", "no"))),
-        strict=True,
-    ):
+    prompts = [*PROMPTS, *_equally_long(10)]
+    with _tokens_of_passes(narrow) as narrow_passes, _tokens_of_passes(wide) as wide_passes:
+        found = narrow.choose(prompts, ("yes", "no"))
+        expected = wide.choose(prompts, ("yes", "no"))
+    assert len(narrow_passes) > len(wide_passes)
+    for one, other in zip(_choices(expected), _choices(found), strict=True):
         assert one == pytest.approx(other, abs=1e-4)
+    assert wide.generate(prompts, GREEDY) == narrow.generate(prompts, GREEDY)
 
 
-def test_batches_are_packed_by_length_within_the_budget() -> None:
-    lm = _lm("llama", max_batch_tokens=8)
-    lengths = [3, 9, 2, 4, 1, 4]
-    batches = list(lm._batches(lengths, [None] * 5 + ["done"]))
-    assert batches == [[4, 2], [0, 3], [1]]
-    assert all(len(b) * max(lengths[i] for i in b) <= 8 for b in batches[:-1])
+@both
+def test_no_pass_reads_more_than_the_budget_and_none_a_token_again(kind: str) -> None:
+    """[5] A call reads each prompt, and what it writes but for the last tokens."""
+    lm, prompts = _lm(kind, max_batch_tokens=100), _equally_long(20)
+    # A decoder reads its start token, once more when its source is encoded.
+    once = 20 * (LENGTH + (2 if kind == "t5" else 0))
+    with _tokens_of_passes(lm) as passes:
+        assert len(_choices(lm.choose(prompts, ("yes", "no")))) == 20
+        assert max(passes) <= 100
+        assert sum(passes) == once
+        passes.clear()
+        written = lm.generate(prompts, GREEDY)
+        after = [one.tokens_out - 1 for one in written if isinstance(one, Completion)]
+        assert len(after) == 20
+        assert max(passes) <= 100
+        assert sum(passes) == once + sum(after)
+        passes.clear()
+        mixed = [*PROMPTS, *prompts]
+        assert len(_texts(lm.generate(mixed, GREEDY))) == 24
+        assert len(_choices(lm.choose(mixed, ("yes a", "no", "12")))) == 24
+        assert max(passes) <= 100, "padding counts"
+
+
+def test_what_prompts_begin_with_alike_is_read_once() -> None:
+    """From 32 tokens on; so is one prompt that several continuations stand behind."""
+    model = _model("llama")
+    model.config.max_position_embeddings = 128
+    lm = _lm("llama", model=model)
+    first, second = ((Message("user", "a b c d " * 10 + end),) for end in ("e", "f g"))
+    with _tokens_of_passes(lm) as passes:
+        together = _choices(lm.choose([first, second], ("yes", "no")))
+        assert sum(passes) == 40 + 1 + 2
+        passes.clear()
+        lm.choose([first], ("yes a", "no"))
+        # Behind the shared 40 tokens: "e", "e yes" and "e Yes".
+        assert sum(passes) == 40 + 1 + 2 + 2
+    apart = [_choices(lm.choose([prompt], ("yes", "no")))[0] for prompt in (first, second)]
+    for one, other in zip(together, apart, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+    assert together[0] != pytest.approx(together[1], abs=1e-4)
+
+
+LENGTH = 14
+
+
+def _equally_long(count: int) -> list[Prompt]:
+    """Prompts of 14 tokens that begin differently."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return [(Message("user", " ".join((letters[n:] + letters)[:LENGTH])),) for n in range(count)]
+
+
+@contextmanager
+def _tokens_of_passes(lm: TransformersLM) -> Iterator[list[int]]:
+    """How many tokens, with padding, each pass of the encoder and of the decoder reads."""
+    seen: list[int] = []
+    handles = [
+        module.register_forward_hook(lambda _, given, __: seen.append(given[0].numel()))
+        for module in lm._model.modules()
+        if isinstance(module, torch.nn.Embedding) and module.num_embeddings == len(WORDS)
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @both

@@ -1,0 +1,134 @@
+"""Attention in parts: over a prefix that many rows share, over each row's own tokens, merged.
+
+Softmax attention over keys that lie in several places is the average of the attention over each
+place, weighted by the sums of its exponentials (the log-sum-exp merge: Milakov and Gimelshein 2018,
+"Online normalizer calculation for softmax"; Juravsky et al. 2024, "Hydragen", for prefixes).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+_LOWEST = -1e30
+"""Stands for the greatest of no scores: finite, for infinities have no difference."""
+
+
+class Scoring(NamedTuple):
+    """How a layer makes scores of products."""
+
+    scale: float
+    softcap: float | None = None
+    """Scores are ``softcap * tanh(score / softcap)``."""
+
+
+class Partial(NamedTuple):
+    """Attention of queries over some of their keys, in float32."""
+
+    total: Tensor
+    """[..., queries, width] values, weighted by ``exp(score - greatest)``; not divided"""
+    greatest: Tensor
+    """[..., queries]"""
+    mass: Tensor
+    """[..., queries] sum of ``exp(score - greatest)``"""
+
+    def normalised(self) -> Tensor:
+        """[..., queries, width] what attention over these keys alone gives."""
+        return self.total / self.mass.unsqueeze(-1)
+
+
+def attend_partly(
+    query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, bias: Tensor | None = None
+) -> Partial:
+    """Attention over the keys at hand.
+
+    Args:
+        query: [..., queries, width]
+        key: [..., keys, width]
+        value: [..., keys, value width]
+        bias: added to the scores, -inf where a key is not seen; broadcasts to
+            [..., queries, keys].
+    """
+    scores = torch.matmul(query * scoring.scale, key.transpose(-1, -2)).float()
+    if scoring.softcap is not None:
+        scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
+    if bias is not None:
+        scores = scores + bias
+    greatest = scores.amax(-1)
+    if bias is not None:
+        greatest = greatest.clamp_min(_LOWEST)
+    weights = scores.sub_(greatest.unsqueeze(-1)).exp_()
+    return Partial(torch.matmul(weights.to(value.dtype), value).float(), greatest, weights.sum(-1))
+
+
+def attend_wholly(
+    query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, bias: Tensor | None = None
+) -> Tensor:
+    """As `attend_partly`, where these are all the keys: [rows, heads, queries, width]."""
+    if scoring.softcap is not None:
+        part = attend_partly(query, key, value, scoring, bias)
+        return part.normalised().to(query.dtype)
+    mask = None if bias is None else bias.to(query.dtype)
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scoring.scale)
+
+
+def merge(parts: Partial, members: Tensor) -> Tensor:
+    """Attention over all keys of each row, from that over some of them at a time.
+
+    Args:
+        parts: total [slots, heads, width], greatest and mass [slots, heads]
+        members: [rows, parts] the slots of each row
+
+    Returns:
+        [rows, heads, width]
+    """
+    greatest = parts.greatest[members]
+    weights = torch.exp(greatest - greatest.amax(1, keepdim=True))
+    mass = (weights * parts.mass[members]).sum(1)
+    total = (weights.unsqueeze(-1) * parts.total[members]).sum(1)
+    return total / mass.unsqueeze(-1)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scoring: Scoring,
+    *,
+    causal: bool,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Attention of one sequence's tokens, all keys at hand.
+
+    Args:
+        query: [heads, queries, width]
+        key: [key heads, keys, width]; heads are a multiple of key heads
+        value: [key heads, keys, width]
+        causal: each query sees the keys up to its own, as many as there are queries and keys.
+        bias: as in `attend_partly`, [queries, keys] or [heads, queries, keys].
+
+    Returns:
+        [heads, queries, width]
+    """
+    heads, queries, width = query.shape
+    shared = heads // key.shape[0]
+    if scoring.softcap is None:
+        return scaled_dot_product_attention(
+            query.unsqueeze(0),
+            key.unsqueeze(0),
+            value.unsqueeze(0),
+            attn_mask=None if bias is None else bias.to(query.dtype),
+            is_causal=causal,
+            scale=scoring.scale,
+            enable_gqa=shared > 1,
+        ).squeeze(0)
+    if causal:
+        bias = torch.full((queries, queries), -torch.inf, device=query.device).triu(1)
+    grouped = query.reshape(key.shape[0], shared, queries, width)
+    if bias is not None and bias.dim() == 3:
+        bias = bias.view(key.shape[0], shared, *bias.shape[1:])
+    part = attend_partly(grouped, key.unsqueeze(1), value.unsqueeze(1), scoring, bias)
+    return part.normalised().to(query.dtype).reshape(heads, queries, -1)

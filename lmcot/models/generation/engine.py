@@ -1,0 +1,290 @@
+"""The generation engine: requests join and leave at any step, each token drawn is handed out."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import deque
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lmcot.models.generation.plain_decoder import PlainDecoder
+from lmcot.models.generation.requests import (
+    Event,
+    FailureEvent,
+    Generated,
+    Request,
+    SampleEvent,
+    SampleRequest,
+    ScoreEvent,
+    ScoreRequest,
+    TokenEvent,
+    unfit,
+)
+from lmcot.models.generation.sampling import pick
+from lmcot.models.generation.takeover import refusal
+from lmcot.models.generation.tree_decoder import TreeDecoder
+from lmcot.models.generation.work import (
+    Decoder,
+    Logits,
+    Row,
+    Task,
+    Wanted,
+    make_rows,
+)
+from lmcot.records import Failure, FailureKind
+
+_told: set[str] = set()
+
+
+class GenerationEngine:
+    """Samples from one model and scores with it, many requests at once.
+
+    Not for several threads at a time. The same requests, submitted in the same order to an engine
+    that was idle and keeps no prefixes, give the same results to the bit; in other company they
+    differ by the rounding of the arithmetic only.
+
+    Args:
+        model: of either architecture; between requests others may use it.
+        max_batch_tokens: tokens that go through the model in one pass; a longer prompt takes
+            several. Samples come first, so many at most; 64 tokens of waiting prompts are read
+            beside any number of them.
+        max_cached_tokens: tokens whose keys and values are held at once; requests wait for room.
+        keep_prefix_tokens: tokens of finished prompts that are kept for later ones that begin
+            alike, the least recently used going first.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        pad_id: int,
+        max_batch_tokens: int = 2048,
+        max_cached_tokens: int = 32768,
+        keep_prefix_tokens: int = 0,
+    ) -> None:
+        self.model = model
+        self._encoder_decoder = bool(model.config.is_encoder_decoder)
+        self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        # T5 has none: its positions are relative.
+        self._window: int | None = getattr(
+            model.config.get_text_config(), "max_position_embeddings", None
+        )
+        tree = TreeDecoder(
+            model,
+            pad_id=pad_id,
+            max_batch_tokens=max_batch_tokens,
+            max_cached_tokens=max_cached_tokens,
+            keep_prefix_tokens=keep_prefix_tokens,
+        )
+        self._decoder: Decoder = tree
+        reason = refusal(tree)
+        if reason is not None:
+            _tell_once(type(model).__name__, reason)
+            self._decoder = PlainDecoder(model, pad_id=pad_id, max_batch_tokens=max_batch_tokens)
+        self._numbers = 0
+        self._queue: deque[Task] = deque()
+        self._working: dict[int, Task] = {}
+        self._refused: list[Event] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything left to do, or to hand out."""
+        return bool(self._queue or self._working or self._refused)
+
+    def submit(self, request: Request) -> int:
+        """Queues a request and returns the number that its events carry.
+
+        What is wrong with it comes back as a `FailureEvent`.
+        """
+        self._numbers += 1
+        failure = unfit(request, self._vocabulary, self._window, self._encoder_decoder)
+        if failure is not None:
+            self._refused.append(FailureEvent(self._numbers, failure))
+            return self._numbers
+        task = Task(self._numbers, request)
+        if isinstance(request, ScoreRequest):
+            task.logprobs = [[] for _ in request.continuations]
+        self._queue.append(task)
+        return self._numbers
+
+    @torch.inference_mode()
+    def cancel(self, number: int) -> None:
+        """Gives a request up, wherever it is; nothing more comes of it."""
+        self._queue = deque(task for task in self._queue if task.number != number)
+        self._refused = [event for event in self._refused if event.request != number]
+        task = self._working.pop(number, None)
+        if task is not None:
+            self._decoder.release(task)
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """One pass of the model over what is at work, and what came of it."""
+        events, self._refused = self._refused, []
+        events.extend(self._expire())
+        while self._queue and self._decoder.fits(self._queue[0]):
+            task = self._queue.popleft()
+            self._working[task.number] = task
+            self._decoder.admit(task)
+        if self._working:
+            events.extend(self._advance(self._decoder.forward()))
+        return events
+
+    def sample(self, requests: Seq[SampleRequest]) -> list[list[Generated] | Failure]:
+        """All samples of each request, in order; for an engine that is idle."""
+        done = self._run(requests)
+        return [
+            found if isinstance(found, Failure) else [found[k] for k in range(len(request.seeds))]
+            for request, found in zip(requests, done, strict=True)
+        ]
+
+    def score(self, requests: Seq[ScoreRequest]) -> list[tuple[tuple[float, ...], ...] | Failure]:
+        """For each request the log-probability (natural log) of each token of each continuation."""
+        done = self._run(requests)
+        return [found if isinstance(found, Failure) else found[-1] for found in done]
+
+    def weights_changed(self) -> None:
+        """Drops what was computed with weights that are no longer the model's.
+
+        Raises:
+            RuntimeError: if a request is at work, whose tokens would be of two versions.
+        """
+        if self._working:
+            raise RuntimeError(f"{len(self._working)} requests are at work with the old weights")
+        self._decoder.clear()
+
+    def _run(self, requests: Seq[Request]) -> list[Any]:
+        if self.busy:
+            raise RuntimeError("the engine is at work on other requests")
+        numbers = {self.submit(request): index for index, request in enumerate(requests)}
+        found: list[Any] = [{} for _ in requests]
+        while self.busy:
+            for event in self.step():
+                index = numbers[event.request]
+                if isinstance(event, FailureEvent):
+                    found[index] = event.failure
+                elif isinstance(event, SampleEvent):
+                    found[index][event.sample] = event.generated
+                elif isinstance(event, ScoreEvent):
+                    found[index] = {-1: event.logprobs}
+        return found
+
+    def _expire(self) -> list[Event]:
+        now = time.monotonic()
+
+        def late(task: Task) -> bool:
+            return task.request.deadline is not None and task.request.deadline < now
+
+        waited = [task for task in self._queue if late(task)]
+        worked = [task for task in self._working.values() if late(task)]
+        for task in (*waited, *worked):
+            self.cancel(task.number)
+        kind = FailureKind.TRANSIENT
+        queued, working = (f"its deadline passed while it was {w}" for w in ("queued", "at work"))
+        return [
+            *(_failed(task, kind, queued) for task in waited),
+            *(_failed(task, kind, working) for task in worked),
+        ]
+
+    def _advance(self, logits: Logits) -> list[Event]:
+        """Draws tokens for the rows, and for those that begin now; adds up scores."""
+        rows, sources = list(logits.rows), list(range(len(logits.rows)))
+        at = len(rows)
+        scored: list[tuple[Wanted, Tensor]] = []
+        for wanted in logits.wanted:
+            task = wanted.sequence.task
+            if isinstance(task.request, SampleRequest):
+                new = make_rows(task, 0)
+                self._decoder.spawn(wanted.sequence, new)
+                rows.extend(new)
+                sources.extend([at] * len(new))
+            else:
+                scored.append((wanted, logits.values[at : at + wanted.length]))
+            at += wanted.length
+        events = self._draw(rows, logits.values, sources) if rows else []
+        for wanted, values in scored:
+            events.extend(self._score(wanted, values))
+        return events
+
+    def _draw(self, rows: list[Row], values: Tensor, sources: list[int]) -> list[Event]:
+        """One token for each row, from the logits that it comes from."""
+        if sources != list(range(len(values))):
+            values = values[torch.tensor(sources, device=values.device)]
+        heat = [float(row.request.temperature) for row in rows]
+        temperatures = torch.tensor(heat, dtype=torch.float32, device=values.device)
+        chances = [row.uniforms[len(row.tokens)] for row in rows]
+        uniform = torch.tensor(chances, dtype=torch.float64)
+        drawn, logprobs, valid = pick(values, temperatures, uniform)
+        events: list[Event] = []
+        for row, token, logprob, sound in zip(
+            rows, drawn.tolist(), logprobs.tolist(), valid.tolist(), strict=True
+        ):
+            if row.task.number not in self._working:
+                continue  # another of its samples has failed
+            if sound:
+                events.extend(self._take(row, token, logprob))
+            else:
+                events.append(self._not_finite(row.task))
+        return events
+
+    def _take(self, row: Row, token: int, logprob: float) -> list[Event]:
+        task = row.task
+        reason = row.take(token, logprob)
+        events: list[Event] = [TokenEvent(task.number, row.sample, token, logprob)]
+        if reason is not None:
+            self._decoder.remove(row)
+            generated = row.generated(reason)
+            events.append(SampleEvent(task.number, row.sample, generated))
+            task.samples += 1
+            if task.samples == len(row.request.seeds):
+                self._end(task)
+        return events
+
+    def _score(self, wanted: Wanted, values: Tensor) -> list[Event]:
+        """The log-probabilities that some logits of a sequence tell."""
+        task = wanted.sequence.task
+        request = task.request
+        assert isinstance(request, ScoreRequest)
+        if task.number not in self._working:
+            return []
+        first = wanted.first - wanted.sequence.wanted_from
+        scores = values.float()
+        total = scores.logsumexp(-1)
+        if not bool(total.isfinite().all()):
+            return [self._not_finite(task)]
+        for index in wanted.sequence.continuations:
+            tokens = request.continuations[index][first : first + wanted.length]
+            at = torch.tensor(tokens, device=scores.device).unsqueeze(-1)
+            task.logprobs[index].extend((scores.gather(-1, at).squeeze(-1) - total).tolist())
+        if any(
+            len(found) < len(asked)
+            for found, asked in zip(task.logprobs, request.continuations, strict=True)
+        ):
+            return []
+        self._end(task)
+        return [ScoreEvent(task.number, tuple(tuple(one) for one in task.logprobs))]
+
+    def _end(self, task: Task) -> None:
+        del self._working[task.number]
+        self._decoder.release(task)
+
+    def _not_finite(self, task: Task) -> Event:
+        del self._working[task.number]
+        self._decoder.release(task)
+        return _failed(task, FailureKind.PERMANENT, "the model's logits are not finite numbers")
+
+
+def _failed(task: Task, kind: FailureKind, reason: str) -> FailureEvent:
+    return FailureEvent(task.number, Failure(kind, reason))
+
+
+def _tell_once(name: str, reason: str) -> None:
+    if name not in _told:
+        _told.add(name)
+        warnings.warn(
+            f"{name} generates on the plain path, without shared prompts: {reason}", stacklevel=3
+        )

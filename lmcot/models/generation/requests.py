@@ -1,0 +1,162 @@
+"""What goes into the generation engine and what comes out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lmcot.records import Failure, FailureKind
+
+FinishReason = Literal["eos", "length", "stop"]
+StopRule = Callable[[Sequence[int]], bool]
+"""Told the tokens of one sample so far, says whether it ends there."""
+
+_COLDEST, _HOTTEST = 1e-3, 1e3
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """Samples that go on after a prompt."""
+
+    prompt_ids: Sequence[int]
+    """For an encoder-decoder the encoder's input."""
+    seeds: Sequence[int]
+    """One for each sample: it draws from a generator of its own."""
+    max_new_tokens: int
+    temperature: float = 1.0
+    """Of the model's distribution, from which nothing is cut off; 0 is greedy."""
+    eos_ids: frozenset[int] = frozenset()
+    stop: StopRule | None = None
+    deadline: float | None = None
+    """By ``time.monotonic()``: what is not done by then fails, in the queue or running."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """Given continuations of a prompt, whose log-probabilities are asked for."""
+
+    prompt_ids: Sequence[int]
+    continuations: Sequence[Sequence[int]]
+    """None of them empty."""
+    deadline: float | None = None
+
+
+Request = SampleRequest | ScoreRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One sample."""
+
+    response_ids: tuple[int, ...]
+    """With the EOS token where there was one."""
+    logprobs: tuple[float, ...]
+    """Natural log, of each token, under the distribution that it was drawn from; of a greedy
+    sample under the model's own."""
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One more token of a sample."""
+
+    request: int
+    sample: int
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class SampleEvent:
+    """A sample is complete."""
+
+    request: int
+    sample: int
+    generated: Generated
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreEvent:
+    """A `ScoreRequest` is complete."""
+
+    request: int
+    logprobs: tuple[tuple[float, ...], ...]
+    """Natural log of each token of each continuation."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailureEvent:
+    """A request has failed as a whole; nothing more will come of it."""
+
+    request: int
+    failure: Failure
+
+
+Event = TokenEvent | SampleEvent | ScoreEvent | FailureEvent
+
+
+def unfit(
+    request: Request, vocabulary: int, window: int | None, encoder_decoder: bool
+) -> Failure | None:
+    """What is wrong with a request; None if nothing is.
+
+    Args:
+        vocabulary: the number of tokens that the model knows.
+        window: the positions that the model has; None if they are relative.
+    """
+    reason = _fault(request) or _unknown(request, vocabulary)
+    if reason is None and window is not None:
+        reason = _too_long(request, window, encoder_decoder)
+    return None if reason is None else Failure(FailureKind.PERMANENT, reason)
+
+
+def tokens_after(request: Request) -> int:
+    """The most tokens that may stand after the prompt."""
+    if isinstance(request, SampleRequest):
+        return request.max_new_tokens
+    return max(len(continuation) for continuation in request.continuations)
+
+
+def _fault(request: Request) -> str | None:
+    if not request.prompt_ids:
+        return "the prompt is empty"
+    if isinstance(request, ScoreRequest):
+        if not request.continuations or not all(request.continuations):
+            return "a continuation is empty"
+        return None
+    if not request.seeds:
+        return "no samples are asked for"
+    if request.max_new_tokens < 1:
+        return f"max_new_tokens is {request.max_new_tokens}, but must be 1 or more"
+    temperature = request.temperature
+    fits = temperature == 0 or _COLDEST <= temperature <= _HOTTEST
+    if not math.isfinite(temperature) or not fits:
+        return f"the temperature is {temperature}, but must be 0 or {_COLDEST} to {_HOTTEST}"
+    for seed in request.seeds:
+        if not 0 <= seed < 2**63:
+            return f"the seed {seed} is not between 0 and 2**63 - 1"
+    return None
+
+
+def _unknown(request: Request, vocabulary: int) -> str | None:
+    read = [request.prompt_ids]
+    if isinstance(request, ScoreRequest):
+        read.extend(request.continuations)
+    for tokens in read:
+        if min(tokens) < 0 or max(tokens) >= vocabulary:
+            return f"a token is not among the model's {vocabulary}: another model's tokenizer?"
+    return None
+
+
+def _too_long(request: Request, window: int, encoder_decoder: bool) -> str | None:
+    prompt, more = len(request.prompt_ids), tokens_after(request)
+    # An encoder-decoder counts positions anew in its decoder.
+    needed = max(prompt, more) if encoder_decoder else prompt + more
+    if needed <= window:
+        return None
+    return (
+        f"a prompt of {prompt} tokens and {more} tokens after it do not fit into the model's "
+        f"{window} positions"
+    )

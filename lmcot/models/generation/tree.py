@@ -1,0 +1,173 @@
+"""The tree of prompts: what two of them begin with is kept, and computed, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lmcot.models.generation.stacks import Entry
+
+SHORTEST_SHARED = 32
+"""Tokens that two prompts must share for it to pay: each part costs products of its own."""
+
+
+class Node:
+    """Tokens that stand between two forks of the tree, with their keys and values."""
+
+    def __init__(self, tokens: tuple[int, ...], start: int, parent: Node | None) -> None:
+        self.tokens = tokens
+        self.start = start
+        """Position of its first token."""
+        self.parent = parent
+        self.children: list[Node] = []
+        self.users = 0
+        """Prompts that end here or below."""
+        self.done = 0
+        """Tokens whose keys and values are there."""
+        self.keys: list[Tensor] = []
+        """For each layer [key heads, tokens, width]."""
+        self.values: list[Tensor] = []
+        self.used = 0
+        """When it was last let go, in releases."""
+        self.entry: Entry | None = None
+        """Its place among what rows attend to."""
+
+    def detach(self) -> None:
+        """Copies what it holds, so that it does not keep a larger tensor alive."""
+        self.keys = [key.clone() for key in self.keys]
+        self.values = [value.clone() for value in self.values]
+        self.entry = None
+
+    def path(self) -> list[Node]:
+        """The nodes from the top to this one."""
+        above = self.parent.path() if self.parent else []
+        return [*above, self] if self.tokens else above
+
+
+class PrefixTree:
+    """Prompts as paths from the top; each ends in a node of its own."""
+
+    def __init__(self, keep_tokens: int = 0) -> None:
+        """Args: keep_tokens: so many tokens stay for later prompts when nobody uses them."""
+        self._keep_tokens = keep_tokens
+        self._releases = 0
+        self.root = Node((), 0, None)
+        self.tokens = 0
+        """All tokens of the tree."""
+        self.idle_tokens = 0
+        """Those that nobody uses."""
+
+    def insert(self, tokens: Sequence[int], shareable: int) -> Node:
+        """The node that a prompt ends in, new, and below what it shares with others.
+
+        Args:
+            shareable: so many tokens may be taken from others; fewer than there are, since what
+                comes out of the last ones is asked for.
+        """
+        tokens = tuple(tokens)
+        node, position = self.root, 0
+        while True:
+            child, common = _longest(node, tokens[position:shareable])
+            if child is None or common < SHORTEST_SHARED:
+                break
+            node = child if common == len(child.tokens) else self._split(child, common)
+            position += common
+        leaf = Node(tokens[position:], position, node)
+        node.children.append(leaf)
+        self.tokens += len(leaf.tokens)
+        self.idle_tokens += len(leaf.tokens)
+        for one in leaf.path():
+            if one.users == 0:
+                self.idle_tokens -= len(one.tokens)
+            one.users += 1
+        return leaf
+
+    def shared(self, tokens: Sequence[int], shareable: int) -> int:
+        """How many tokens a prompt would take from others."""
+        tokens = tuple(tokens)
+        node, position = self.root, 0
+        while True:
+            child, common = _longest(node, tokens[position:shareable])
+            if child is None or common < SHORTEST_SHARED:
+                return position
+            position += common
+            if common < len(child.tokens):
+                return position
+            node = child
+
+    def release(self, leaf: Node) -> None:
+        """A prompt is done with; what nobody needs goes, the longest unused first."""
+        self._releases += 1
+        path = leaf.path()
+        for node in path:
+            node.users -= 1
+            node.used = self._releases
+            if node.users == 0:
+                self.idle_tokens += len(node.tokens)
+        for node in reversed(path):
+            if node.users == 0 and node.done < len(node.tokens):
+                self._drop(node)  # given up half-way: of no use to anybody
+        self._shrink(self._keep_tokens)
+        for node in path:
+            if node.users == 0 and self.idle_tokens:
+                node.detach()
+
+    def clear(self) -> None:
+        """Forgets what nobody uses."""
+        self._shrink(0)
+
+    def _shrink(self, keep: int) -> None:
+        while self.idle_tokens > keep:
+            leaves = [node for node in self._all() if node.users == 0 and not node.children]
+            self._drop(min(leaves, key=lambda node: node.used))
+
+    def _drop(self, node: Node) -> None:
+        assert node.parent is not None
+        for child in list(node.children):
+            self._drop(child)
+        node.parent.children.remove(node)
+        self.tokens -= len(node.tokens)
+        self.idle_tokens -= len(node.tokens)
+
+    def _split(self, node: Node, at: int) -> Node:
+        """A new node above takes the first tokens; whoever holds the old one still ends there."""
+        assert node.parent is not None
+        upper = Node(node.tokens[:at], node.start, node.parent)
+        upper.users, upper.used, upper.children = node.users, node.used, [node]
+        upper.done = min(node.done, at)
+        upper.keys = [key[:, :at] for key in node.keys]
+        upper.values = [value[:, :at] for value in node.values]
+        node.parent.children[node.parent.children.index(node)] = upper
+        node.tokens, node.start, node.parent = node.tokens[at:], node.start + at, upper
+        node.done = max(node.done - at, 0)
+        node.keys = [key[:, at:] for key in node.keys]
+        node.values = [value[:, at:] for value in node.values]
+        node.entry = None
+        return upper
+
+    def _all(self) -> Iterator[Node]:
+        waiting = list(self.root.children)
+        while waiting:
+            node = waiting.pop()
+            waiting.extend(node.children)
+            yield node
+
+
+def _longest(node: Node, tokens: tuple[int, ...]) -> tuple[Node | None, int]:
+    """The child that shares most, and how many tokens."""
+    found: tuple[Node | None, int] = (None, 0)
+    for child in node.children:
+        common = _common(child.tokens, tokens)
+        if common > found[1]:
+            found = (child, common)
+    return found
+
+
+def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    shorter = min(len(one), len(other))
+    if one[:shorter] == other[:shorter]:
+        return shorter
+    return next(index for index in range(shorter) if one[index] != other[index])

@@ -1,0 +1,179 @@
+"""Rollout actors, as plain objects: what they sample, with which weights, and how they fail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from lmcot.actors import rollout_actor
+from lmcot.actors.base import RemoteError
+from lmcot.actors.rollout_actor import RolloutActor
+from lmcot.actors.units import RolloutPrompt, RolloutUnit
+from lmcot.actors.weights import Weights, checksum, pack_weights
+from lmcot.config import LoraSettings, PolicySettings
+from lmcot.errors import UserError
+from lmcot.records import Rollout
+from tests.conftest import TinyModel
+
+BOTH = pytest.mark.parametrize("kind", ["llama", "t5"])
+QUESTIONS = (
+    RolloutPrompt("born", (30, 40, 50, 60)),
+    RolloutPrompt("film", (70, 80)),
+    RolloutPrompt("album", tuple(range(20, 80))),
+)
+UNIT = RolloutUnit(
+    unit_id="3/0",
+    prompts=QUESTIONS,
+    samples=4,
+    temperature=1.0,
+    max_new_tokens=12,
+    seed=7,
+    step=3,
+    policy_version=0,
+)
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """Without Ray: what it would fetch is handed over, and this process stays as it is."""
+    monkeypatch.setattr("ray.get", lambda given: given)
+    monkeypatch.setattr(rollout_actor, "prepare_process", lambda threads: None)
+
+
+def _actor(kind: str, lora: LoraSettings | None = None) -> RolloutActor:
+    source = f"random:{kind}"
+    settings = PolicySettings(source=source, dtype="float32", lora=lora)
+    actor = RolloutActor(settings, source, 1, trains=True)
+    actor.setup()
+    return actor
+
+
+def _published(model: nn.Module, version: int, shift: float = 0.0) -> Weights:
+    """A version as the learner packs it: what trains, moved a little."""
+    generator = torch.Generator().manual_seed(version)
+    trained = {
+        name: p.detach() + shift * torch.randn(p.shape, generator=generator)
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    nbytes = sum(p.numel() * p.element_size() for p in trained.values())
+    return pack_weights(trained.items(), nbytes, version)
+
+
+def _responses(rollouts: Sequence[Rollout]) -> dict[tuple[str, int], tuple[int, ...]]:
+    return {(one.example_id, one.sample): one.response_ids for one in rollouts}
+
+
+@BOTH
+def test_a_unit_comes_out_the_same_whatever_came_before(kind: str) -> None:
+    """To the bit: the same rollouts again, after other units, and from another actor."""
+    actor = _actor(kind)
+    first = actor.sample(UNIT)
+    assert actor.sample(UNIT) == first
+    others = actor.sample(replace(UNIT, unit_id="4/0", step=4, prompts=QUESTIONS[::-1]))
+    assert actor.sample(UNIT) == first
+    assert _actor(kind).sample(UNIT) == first
+    assert _responses(others) != _responses(first), "another step draws anew"
+
+
+@BOTH
+def test_rollouts_are_k_for_each_question_in_order(tiny: TinyModel, kind: str) -> None:
+    tokenizer = tiny(kind)[1]
+    rollouts = _actor(kind).sample(UNIT)
+    places = [(one.example_id, one.sample) for one in rollouts]
+    assert places == [(prompt.example_id, k) for prompt in QUESTIONS for k in range(4)]
+    assert len({one.response_ids for one in rollouts}) == 12, "no two draw alike"
+    prompts = {prompt.example_id: prompt.prompt_ids for prompt in QUESTIONS}
+    for one in rollouts:
+        assert (one.unit_id, one.policy_version) == ("3/0", 0)
+        assert one.prompt_ids == prompts[one.example_id]
+        assert len(one.logprobs) == len(one.response_ids) <= 12
+        ended = one.response_ids[-1] == tokenizer.eos_token_id
+        assert one.finish_reason == ("eos" if ended else "length")
+        assert one.text == tokenizer.decode(one.response_ids, skip_special_tokens=True).strip()
+
+
+@BOTH
+def test_a_question_is_sampled_alike_in_any_unit(kind: str) -> None:
+    """Seeds are those of (run, step, question, k): how questions are cut does not matter."""
+    actor = _actor(kind)
+    together = _responses(actor.sample(UNIT))
+    apart: dict[tuple[str, int], tuple[int, ...]] = {}
+    for prompt in QUESTIONS:
+        unit = replace(UNIT, unit_id=prompt.example_id, prompts=(prompt,))
+        apart |= _responses(actor.sample(unit))
+    assert apart == together
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=4, alpha=8)], ids=["whole", "lora"])
+@BOTH
+def test_new_weights_change_what_is_sampled(kind: str, lora: LoraSettings | None) -> None:
+    """[27] a version is sampled with once it is taken up, and the old one when it comes back."""
+    actor = _actor(kind, lora)
+    first = actor.sample(UNIT)
+    old, new = _published(actor._model, 2), _published(actor._model, 1, shift=0.1)
+    actor.use_weights([new])
+    assert actor.checksum() == new.checksum != old.checksum
+    second = actor.sample(replace(UNIT, policy_version=1))
+    assert {one.policy_version for one in second} == {1}
+    assert _responses(second) != _responses(first)
+    assert second != actor.sample(replace(UNIT, policy_version=1, seed=8))
+    actor.use_weights([old])
+    third = actor.sample(replace(UNIT, policy_version=2))
+    assert [replace(one, policy_version=0) for one in third] == first
+
+
+@BOTH
+def test_adapters_that_learnt_nothing_change_nothing(kind: str) -> None:
+    """A fresh adapter adds zero: its rollouts are the base's."""
+    adapted = _actor(kind, LoraSettings(rank=4, alpha=8))
+    assert _responses(adapted.sample(UNIT)) == _responses(_actor(kind).sample(UNIT))
+
+
+def test_another_source_starts_over(tiny: TinyModel) -> None:
+    actor = _actor("counting-llama")
+    actor.use_weights([_published(actor._model, 5, shift=0.1)])
+    actor.use_source("random:llama")
+    assert actor.checksum() == checksum(tiny("llama")[0])
+    assert actor.sample(UNIT) == _actor("llama").sample(UNIT)
+
+
+def test_units_of_another_version_are_refused() -> None:
+    actor = _actor("llama")
+    with pytest.raises(RuntimeError, match=r"wants policy version 1, but .* holds version 0"):
+        actor.sample(replace(UNIT, policy_version=1))
+
+
+@BOTH
+def test_a_policy_of_nan_is_the_users_to_mend(kind: str) -> None:
+    """The error names question and version; sound weights afterwards meet nothing of it."""
+    actor = _actor(kind)
+    first = actor.sample(UNIT)
+    sound = _published(actor._model, 5)
+    actor.use_weights([_published(actor._model, 4, shift=math.nan)])
+    said = "no rationale for question born from policy version 4: .* not finite numbers"
+    with pytest.raises(UserError, match=said):
+        actor.sample(replace(UNIT, policy_version=4))
+    actor.use_weights([sound])
+    again = actor.sample(replace(UNIT, policy_version=5))
+    assert [replace(one, policy_version=0) for one in again] == first
+
+
+def test_a_prompt_too_long_for_the_model_names_its_question() -> None:
+    """And leaves the actor as it was."""
+    actor = _actor("llama")
+    long = RolloutPrompt("long", (30,) * 2037)
+    said = "question long from policy version 0: a prompt of 2037 tokens and 12 .* 2048 positions"
+    with pytest.raises(UserError, match=said):
+        actor.sample(replace(UNIT, prompts=(QUESTIONS[0], long, QUESTIONS[1])))
+    told = actor.apply(RolloutActor.sample, replace(UNIT, prompts=(long,)))
+    assert isinstance(told, RemoteError)
+    assert told.users
+    assert actor.sample(UNIT) == _actor("llama").sample(UNIT)
+    fits = replace(UNIT, prompts=(RolloutPrompt("fits", (30,) * 2036),), samples=1)
+    assert len(actor.sample(fits)) == 1
