@@ -200,7 +200,7 @@ def report(model: str, dtype: Dtype, repeats: int) -> None:
     )
     timed = things(bench, model)
     names = list(timed)
-    rows = []
+    rows: list[tuple[str, float]] = []
     for first, second in zip(names[::2], names[1::2], strict=True):
         pair = {first: timed[first], second: timed[second]}
         # The first pair, which is quick, warms up for the others.
