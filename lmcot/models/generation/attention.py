@@ -7,6 +7,7 @@ place, weighted by the sums of its exponentials (the log-sum-exp merge: Milakov 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,6 +76,17 @@ def attend_wholly(
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scoring.scale)
 
 
+def join(parts: Sequence[Partial]) -> Partial:
+    """Parts of [slots, heads, ...] end to end, and at the end one that nothing was attended in."""
+    total, mass = parts[0].total, parts[0].mass
+    nothing = Partial(
+        total.new_zeros(1, *total.shape[1:]),
+        mass.new_full((1, mass.shape[1]), _LOWEST),
+        mass.new_zeros(1, mass.shape[1]),
+    )
+    return Partial(*(torch.cat(field) for field in zip(*parts, nothing, strict=True)))
+
+
 def merge(parts: Partial, members: Tensor) -> Tensor:
     """Attention over all keys of each row, from that over some of them at a time.
 
@@ -108,7 +120,7 @@ def attend(
         key: [key heads, keys, width]; heads are a multiple of key heads
         value: [key heads, keys, width]
         causal: each query sees the keys up to its own, as many as there are queries and keys.
-        bias: as in `attend_partly`, [queries, keys] or [heads, queries, keys].
+        bias: as in `attend_partly`; broadcasts to [heads, queries, keys].
 
     Returns:
         [heads, queries, width]
@@ -128,7 +140,7 @@ def attend(
     if causal:
         bias = torch.full((queries, queries), -torch.inf, device=query.device).triu(1)
     grouped = query.reshape(key.shape[0], shared, queries, width)
-    if bias is not None and bias.dim() == 3:
-        bias = bias.view(key.shape[0], shared, *bias.shape[1:])
+    if bias is not None:
+        bias = bias.expand(heads, queries, -1).reshape(*grouped.shape[:3], -1)
     part = attend_partly(grouped, key.unsqueeze(1), value.unsqueeze(1), scoring, bias)
     return part.normalised().to(query.dtype).reshape(heads, queries, -1)

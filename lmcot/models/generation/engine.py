@@ -6,7 +6,6 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Sequence as Seq
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,16 +135,19 @@ class GenerationEngine:
 
     def sample(self, requests: Seq[SampleRequest]) -> list[list[Generated] | Failure]:
         """All samples of each request, in order; for an engine that is idle."""
-        done = self._run(requests)
-        return [
-            found if isinstance(found, Failure) else [found[k] for k in range(len(request.seeds))]
-            for request, found in zip(requests, done, strict=True)
-        ]
+        found: list[list[Generated] | Failure] = []
+        for ends in self._run(requests):
+            samples = {one.sample: one.generated for one in ends if isinstance(one, SampleEvent)}
+            found.append(_failure(ends) or [samples[sample] for sample in sorted(samples)])
+        return found
 
     def score(self, requests: Seq[ScoreRequest]) -> list[tuple[tuple[float, ...], ...] | Failure]:
         """For each request the log-probability (natural log) of each token of each continuation."""
-        done = self._run(requests)
-        return [found if isinstance(found, Failure) else found[-1] for found in done]
+        found: list[tuple[tuple[float, ...], ...] | Failure] = []
+        for ends in self._run(requests):
+            scores = [one.logprobs for one in ends if isinstance(one, ScoreEvent)]
+            found.append(_failure(ends) or scores[0])
+        return found
 
     def weights_changed(self) -> None:
         """Drops what was computed with weights that are no longer the model's.
@@ -157,21 +159,17 @@ class GenerationEngine:
             raise RuntimeError(f"{len(self._working)} requests are at work with the old weights")
         self._decoder.clear()
 
-    def _run(self, requests: Seq[Request]) -> list[Any]:
+    def _run(self, requests: Seq[Request]) -> list[list[Event]]:
+        """For each request what came of it, without its single tokens."""
         if self.busy:
             raise RuntimeError("the engine is at work on other requests")
         numbers = {self.submit(request): index for index, request in enumerate(requests)}
-        found: list[Any] = [{} for _ in requests]
+        ends: list[list[Event]] = [[] for _ in requests]
         while self.busy:
             for event in self.step():
-                index = numbers[event.request]
-                if isinstance(event, FailureEvent):
-                    found[index] = event.failure
-                elif isinstance(event, SampleEvent):
-                    found[index][event.sample] = event.generated
-                elif isinstance(event, ScoreEvent):
-                    found[index] = {-1: event.logprobs}
-        return found
+                if not isinstance(event, TokenEvent):
+                    ends[numbers[event.request]].append(event)
+        return ends
 
     def _expire(self) -> list[Event]:
         now = time.monotonic()
@@ -273,9 +271,12 @@ class GenerationEngine:
         self._decoder.release(task)
 
     def _not_finite(self, task: Task) -> Event:
-        del self._working[task.number]
-        self._decoder.release(task)
+        self._end(task)
         return _failed(task, FailureKind.PERMANENT, "the model's logits are not finite numbers")
+
+
+def _failure(ends: Seq[Event]) -> Failure | None:
+    return next((one.failure for one in ends if isinstance(one, FailureEvent)), None)
 
 
 def _failed(task: Task, kind: FailureKind, reason: str) -> FailureEvent:

@@ -22,9 +22,10 @@ from lmcot.models.generation.attention import (
     attend,
     attend_partly,
     attend_wholly,
+    join,
     merge,
 )
-from lmcot.models.generation.stacks import Entry, StackSet, join, memberships
+from lmcot.models.generation.stacks import Entry, StackSet, memberships
 from lmcot.models.generation.suffixes import SuffixCache, visible_from
 from lmcot.models.generation.tree import Node
 from lmcot.models.generation.work import Row
@@ -56,12 +57,14 @@ class ForwardPass:
     def __init__(
         self,
         rows: Sequence[Row],
+        positions: Sequence[int],
         segments: Sequence[Segment],
         suffixes: SuffixCache,
         prefixes: StackSet,
         sources: StackSet,
         device: torch.device,
     ) -> None:
+        """Args: positions: of the rows' new tokens."""
         self._rows = len(rows)
         self._segments = segments
         self._suffixes = suffixes
@@ -72,20 +75,17 @@ class ForwardPass:
         """What a cross-attention layer is given in place of its keys."""
         self.windows: set[int | None] = set()
         """Sliding windows that layers asked for."""
-        self.layers = 0
-        """Calls of attention."""
         self._own_biases: dict[tuple[int | None, int | None], Tensor | None] = {}
         self._segment_biases: dict[tuple[int, int | None, int | None], Tensor | None] = {}
         if rows:
             suffixes.begin_step(device)
             self._lengths = [length + 1 for length in suffixes.lengths]
-            at = [row.start + have for row, have in zip(rows, suffixes.lengths, strict=True)]
-            positions = torch.tensor(at, device=device)
+            at = torch.tensor(positions, device=device)
             held = [row.entries for row in rows]
-            self._seats = prefixes.seat(held, positions, device)
+            self._seats = prefixes.seat(held, at, device)
             self._members = memberships(held, self._seats, device) if self._seats else None
             read = [[row.source] for row in rows if row.source is not None]
-            self._source_seats = sources.seat(read, positions, device)
+            self._source_seats = sources.seat(read, at, device)
             # Slots are counted behind those of the rows' own tokens; here each row has one.
             self._source_slots = (
                 memberships(read, self._source_seats, device)[:, 1] - len(rows) if read else None
@@ -194,7 +194,7 @@ class ForwardPass:
             part.mass.reshape(rows, heads),
         )
         seated = [seat.partial(layer, query, scoring, window) for seat in self._seats]
-        return merge(join(own, seated), self._members)
+        return merge(join([own, *seated]), self._members)
 
     def _own_bias(self, window: int | None, bias: int | None) -> Tensor | None:
         """Of rows' scores over their own tokens; broadcasts to [rows, key heads, shared, keys]."""
@@ -202,22 +202,25 @@ class ForwardPass:
         if window is not None and window >= longest:
             window = None
         if (window, bias) not in self._own_biases:
-            made = visible_from(self._lengths, longest, self._device)
-            if window is not None or bias is not None:
+            if window is None and bias is None:
+                made = visible_from(self._lengths, longest, self._device)
+            else:
                 last = torch.tensor(self._lengths, device=self._device).unsqueeze(1) - 1
                 distance = last - torch.arange(longest, device=self._device)
-                made = _added(made, self._distances(distance, window, bias))
+                made = self._by_distance(distance, window, bias).transpose(0, 1).unsqueeze(2)
             self._own_biases[window, bias] = made
         return self._own_biases[window, bias]
 
-    def _distances(self, distance: Tensor, window: int | None, bias: int | None) -> Tensor:
-        """[rows, heads or 1, 1, keys] what comes of the distances [rows, keys]."""
-        made = torch.zeros(distance.shape, device=self._device).unsqueeze(1)
+    def _by_distance(self, distance: Tensor, window: int | None, bias: int | None) -> Tensor:
+        """[heads or 1, queries, keys] of how far each key lies before each query.
+
+        Hidden is what lies behind the query, and what lies outside the window.
+        """
+        made = torch.zeros(1, *distance.shape, device=self._device)
         if bias is not None:
-            made = self.biases[bias][:, distance.clamp_min(0)].transpose(0, 1).float()
-        if window is not None:
-            made = made.masked_fill((distance >= window).unsqueeze(1), -torch.inf)
-        return made.unsqueeze(2)
+            made = self.biases[bias][:, distance.clamp_min(0)].float()
+        hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+        return made.masked_fill(hidden, -torch.inf)
 
     def _segment_bias(
         self, number: int, segment: Segment, window: int | None, bias: int | None
@@ -231,17 +234,9 @@ class ForwardPass:
             if len(segment.positions) != end or window is not None or bias is not None:
                 at = torch.arange(segment.positions.start, end, device=self._device)
                 distance = at.unsqueeze(1) - torch.arange(end, device=self._device)
-                made = torch.zeros(distance.shape, device=self._device)
-                if bias is not None:
-                    made = self.biases[bias][:, distance.clamp_min(0)].float()
-                hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-                made = made.masked_fill(hidden, -torch.inf)
+                made = self._by_distance(distance, window, bias)
             self._segment_biases[number, window, bias] = made
         return self._segment_biases[number, window, bias]
-
-
-def _added(one: Tensor | None, other: Tensor) -> Tensor:
-    return other if one is None else one + other
 
 
 def _keep(segment: Segment, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -285,7 +280,6 @@ def tree_attention(
         [1, tokens, heads, width], and no weights.
     """
     active = _active.get()
-    active.layers += 1
     scoring = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap)
     layer = int(getattr(module, "layer_idx"))  # noqa: B009 - nn.Module's attributes have no type
     if key is active.source_key:

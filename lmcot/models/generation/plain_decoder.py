@@ -30,7 +30,7 @@ class PlainDecoder:
     def __init__(self, model: PreTrainedModel, *, pad_id: int, max_batch_tokens: int) -> None:
         self.model = model
         self.rows: list[Row] = []
-        self._pad_id = pad_id
+        self.pad_id = pad_id
         self._max_batch_tokens = max_batch_tokens
         self._encoder_decoder = bool(model.config.is_encoder_decoder)
         self._start_id = model.config.decoder_start_token_id if self._encoder_decoder else None
@@ -108,12 +108,12 @@ class PlainDecoder:
             Wanted(one, one.wanted_from, n) for one, n in zip(sequences, lengths, strict=True)
         ]
         if self._encoder_decoder:
-            ids, mask = pad_right([one.task.request.prompt_ids for one in sequences], self._pad_id)
+            ids, mask = pad_right([one.task.request.prompt_ids for one in sequences], self.pad_id)
             # Padding follows the decoder's tokens, where causal attention does not look.
-            decoder, _ = pad_right([one.tokens for one in sequences], self._pad_id)
+            decoder, _ = pad_right([one.tokens for one in sequences], self.pad_id)
             inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoder}
         else:
-            decoder, mask = pad_left([one.tokens for one in sequences], self._pad_id)
+            decoder, mask = pad_left([one.tokens for one in sequences], self.pad_id)
             inputs = {"input_ids": decoder, "attention_mask": mask, **self.positions(mask)}
         where: list[list[int]] = [[], []]
         for row, (one, length) in enumerate(zip(sequences, lengths, strict=True)):
@@ -141,7 +141,7 @@ class _Batch:
         self._encoder_decoder = bool(self._model.config.is_encoder_decoder)
         prompts = [row.request.prompt_ids for row in rows]
         pad = pad_right if self._encoder_decoder else pad_left
-        ids, mask = pad(prompts, decoder._pad_id)
+        ids, mask = pad(prompts, decoder.pad_id)
         self._ids, self._mask = ids.to(self._model.device), mask.to(self._model.device)
         self._extra: dict[str, Any] = {}
         self._cache: Any

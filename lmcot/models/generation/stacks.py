@@ -37,18 +37,8 @@ class Stack:
         """The entries' tensors become views of the stack's, so that nothing is held twice."""
         self.entries = entries
         self.length = max(entry.length for entry in entries)
-        self.keys = [self._stacked("keys", layer) for layer in range(len(entries[0].keys))]
-        self.values = [self._stacked("values", layer) for layer in range(len(entries[0].keys))]
-
-    def _stacked(self, name: str, layer: int) -> Tensor:
-        one = getattr(self.entries[0], name)[layer]
-        stacked = one.new_zeros(len(self.entries), one.shape[0], self.length, one.shape[2])
-        for index, entry in enumerate(self.entries):
-            held = getattr(entry, name)
-            view = stacked[index, :, : entry.length]
-            view.copy_(held[layer])
-            held[layer] = view
-        return stacked
+        self.keys = _stacked([entry.keys for entry in entries], self.length)
+        self.values = _stacked([entry.values for entry in entries], self.length)
 
 
 class Seats:
@@ -76,22 +66,20 @@ class Seats:
         self._key_positions = starts.unsqueeze(1) + torch.arange(stack.length, device=device)
         self._windows: dict[int, Tensor | None] = {}
 
-    def partial(
-        self, layer: int, query: Tensor, scoring: Scoring, window: int | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def partial(self, layer: int, query: Tensor, scoring: Scoring, window: int | None) -> Partial:
         """Each seat's attention over its entry.
 
         Args:
             query: [rows, heads, width]
 
         Returns:
-            The parts of a `Partial`: total [seats, heads, width], greatest, mass [seats, heads].
+            total [seats, heads, width], greatest and mass [seats, heads].
         """
         key, value = self.stack.keys[layer], self.stack.values[layer]
         heads = query.shape[1]
         bias = self._bias(window, heads // key.shape[1])
         part = attend_partly(self._seated(query, key), key, value, scoring, bias)
-        return (
+        return Partial(
             self._unseated(part.total, heads),
             self._unseated(part.greatest.unsqueeze(-1), heads).squeeze(-1),
             self._unseated(part.mass.unsqueeze(-1), heads).squeeze(-1),
@@ -209,15 +197,17 @@ def memberships(
     return torch.tensor([[*slots, *[slot] * (parts - len(slots))] for slots in table]).to(device)
 
 
-def join(own: Partial, seated: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Partial:
-    """All parts of a step in the order of `memberships`, and an empty one at the end."""
-    empty = own.total.new_zeros(1, *own.total.shape[1:])
-    nothing = own.mass.new_zeros(1, own.mass.shape[1])
-    return Partial(
-        torch.cat([own.total, *(total for total, _, _ in seated), empty]),
-        torch.cat([own.greatest, *(greatest for _, greatest, _ in seated), nothing - 1e30]),
-        torch.cat([own.mass, *(mass for _, _, mass in seated), nothing]),
-    )
+def _stacked(held: Sequence[list[Tensor]], length: int) -> list[Tensor]:
+    """For each layer [entries, key heads, length, width]; what was held becomes views of it."""
+    layers = []
+    for layer, first in enumerate(held[0]):
+        stacked = first.new_zeros(len(held), first.shape[0], length, first.shape[2])
+        for row, tensors in zip(stacked, held, strict=True):
+            view = row[:, : tensors[layer].shape[1]]
+            view.copy_(tensors[layer])
+            tensors[layer] = view
+        layers.append(stacked)
+    return layers
 
 
 def _grouped(entries: Sequence[Entry]) -> list[list[Entry]]:

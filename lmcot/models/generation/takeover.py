@@ -42,13 +42,12 @@ def refusal(decoder: TreeDecoder) -> str | None:
         ours = _ours(decoder, prompts, written)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
         return f"its layers do not take our attention ({type(error).__name__}: {error})"
-    windows = decoder.last_pass.windows if decoder.last_pass else set()
     windowed = (
         bool(kinds & _WINDOWED)
         if hasattr(text, "layer_types")
         else bool(getattr(text, "sliding_window", None))
     )
-    if windowed and windows <= {None}:
+    if windowed and decoder.windows <= {None}:
         return "its layers do not tell their sliding window"
     theirs = _theirs(model, prompts, written)
     # What the arithmetic's rounding may change, in parts of the logits' spread.
@@ -80,7 +79,8 @@ def _ours(decoder: TreeDecoder, prompts: list[Tokens], written: list[list[Tokens
         for step in range(_WRITTEN):
             for row in decoder.rows:
                 row.next_token = written[tasks.index(row.task)][row.sample][step]
-            for row, values in zip(*reversed(decoder.forward()[:2]), strict=True):
+            found = decoder.forward()
+            for row, values in zip(found.rows, found.values, strict=True):
                 at[id(row)].append(values)
         ordered = sorted(decoder.rows, key=lambda row: (-row.task.number, row.sample))
         stacked = torch.stack([torch.stack(at[id(row)]) for row in ordered])
@@ -88,6 +88,7 @@ def _ours(decoder: TreeDecoder, prompts: list[Tokens], written: list[list[Tokens
     finally:
         for task in tasks:
             decoder.release(task)
+        decoder.clear()
 
 
 @torch.inference_mode()

@@ -112,7 +112,7 @@ class PrefixTree:
                 self._drop(node)  # given up half-way: of no use to anybody
         self._shrink(self._keep_tokens)
         for node in path:
-            if node.users == 0 and self.idle_tokens:
+            if node.users == 0 and node.parent is not None:
                 node.detach()
 
     def clear(self) -> None:
@@ -129,6 +129,7 @@ class PrefixTree:
         for child in list(node.children):
             self._drop(child)
         node.parent.children.remove(node)
+        node.parent = None
         self.tokens -= len(node.tokens)
         self.idle_tokens -= len(node.tokens)
 

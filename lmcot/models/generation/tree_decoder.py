@@ -64,7 +64,8 @@ class TreeDecoder:
         self._new_entries: list[Entry] = []
         self._new_sources: list[Entry] = []
         self._reserved: dict[Task, int] = {}
-        self.last_pass: ForwardPass | None = None
+        self.windows: set[int | None] = set()
+        """Sliding windows that the model's layers asked for."""
 
     def fits(self, task: Task) -> bool:
         """Whether a task's tokens and samples have room; a task alone always has."""
@@ -106,10 +107,16 @@ class TreeDecoder:
             ids.extend(segment.node.tokens[segment.begin : segment.end])
             positions.extend(segment.positions)
         running = ForwardPass(
-            self.rows, segments, self._suffixes, self._prefixes, self._sources, self.model.device
+            self.rows,
+            positions[: len(self.rows)],
+            segments,
+            self._suffixes,
+            self._prefixes,
+            self._sources,
+            self.model.device,
         )
-        self.last_pass = running
         values = self._run(running, ids, positions, [*range(len(self.rows)), *where])
+        self.windows |= running.windows
         for segment in segments:
             segment.node.done = segment.end
         self._reading = [one for one in self._reading if not _is_read(one)]
