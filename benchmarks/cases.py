@@ -14,10 +14,10 @@ from lmcot.config import Config, DataSource, FileData, SampleData, parse_config
 from lmcot.data.loaders import load_examples
 from lmcot.data.prompts import load_templates
 from lmcot.data.render import encode
-from lmcot.files import finished_folder
+from lmcot.files import cache_folder, finished_folder
 from lmcot.learner.batching import TokenPair
 from lmcot.models.random_models import build_random_model
-from lmcot.models.sources import cache_folder, load_tokenizer
+from lmcot.models.sources import load_tokenizer
 from lmcot.records import Example, Judgement, Rollout, ScoredRollout
 
 MODELS = ("smollm2", "t5")

@@ -10,7 +10,7 @@ import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lmcot import __version__
 from lmcot.errors import Interrupted, UserError
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
             help="where the run leaves everything; the same DIR again goes on with it",
         )
         _add_overrides(command)
+    _add_cache(commands)
     show = commands.add_parser("config", help="check settings and print them as resolved")
     _add_config(show)
     _add_overrides(show)
@@ -83,6 +84,14 @@ def _add_config(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_cache(commands: Any) -> None:
+    text = "show, or clear, what the frozen LM's replies on this machine's disk take up"
+    cache = commands.add_parser("cache", help=text, description=text)
+    cache.add_argument("action", choices=("show", "clear"))
+    cache.add_argument("--folder", metavar="DIR", help="frozen.cache.folder, if it is set")
+    cache.add_argument("--model", metavar="IDENTITY", help="clear this model's replies only")
+
+
 def _add_overrides(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="settings that replace the file's"
@@ -92,11 +101,34 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from lmcot.config import dump_config, load_config
 
+    if options.command == "cache":
+        return _run_cache(options.action, options.folder, options.model)
     config = load_config(options.config, options.overrides)
     if options.command == "config":
         print(dump_config(config), end="")
         return 0
     return _run_stage(options.command, config, options.run_dir)
+
+
+def _run_cache(action: str, folder: str | None, model: str | None) -> int:
+    from lmcot.frozen.cache import ReplyCache, cache_path
+
+    path = cache_path(folder)
+    if not path.is_file():
+        print(f"there is no cache at {path}")
+        return 0
+    cache = ReplyCache(path, max_bytes=0)
+    held = cache.held()
+    if action == "clear":
+        cache.clear(model)
+        dropped = [one for one in held if model in (None, one.model)]
+        print(f"dropped {sum(one.replies for one in dropped)} replies from {path}")
+        return 0
+    for one in held:
+        print(f"{one.replies:9d} replies {one.bytes / 2**20:9.1f} MiB  {one.model}")
+    total = sum(one.bytes for one in held) / 2**20
+    print(f"{sum(one.replies for one in held):9d} replies {total:9.1f} MiB  in {path}")
+    return 0
 
 
 def _run_stage(command: str, config: Config, run_dir: Path) -> int:

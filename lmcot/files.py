@@ -11,6 +11,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
+def cache_folder() -> Path:
+    """Where converted models and the frozen LM's replies are kept, on this node's own disk.
+
+    ``$LMCOT_CACHE``, else ``~/.cache/lmcot``.
+    """
+    return Path(os.environ.get("LMCOT_CACHE", "~/.cache/lmcot")).expanduser()
+
+
 @contextmanager
 def finished_folder(folder: Path) -> Iterator[Path]:
     """Gives a temporary folder to fill, and puts it in ``folder``'s place at the end.

@@ -10,8 +10,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from lmcot.actors.base import ActorBase, RemoteError, prepare_process
-from lmcot.actors.units import PromptUnit
+from lmcot.actors.units import PromptUnit, Replies
 from lmcot.config import OpenAIFrozen, PromptSettings, TransformersFrozen
+from lmcot.frozen.cached import CachedLM
 from lmcot.frozen.open import open_frozen_lm
 from lmcot.frozen.protocol import FrozenLM
 from lmcot.records import Choice, Completion, Failure, Prompt, Sampling, Score
@@ -41,16 +42,24 @@ class FrozenActor(ActorBase):
         """Identity and number of parameters of the model."""
         return self._lm().identity, self._lm().parameters
 
-    def complete(self, unit: PromptUnit) -> list[Completion | Failure]:
+    def complete(self, unit: PromptUnit) -> Replies:
         """A unit of completions, for stages that ask the fleet directly."""
-        return self._lm().generate(unit.prompts, unit.sampling)
+        return self._counted("generate", unit.prompts, unit.sampling)
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """One call of the `FrozenLM` protocol; what it raises is returned as a `RemoteError`.
+        """One call of the `FrozenLM` protocol, as `Replies`; what it raises as a `RemoteError`.
 
         An actor that Ray started anew loads its model first.
         """
-        return self.apply(lambda actor: getattr(actor._lm(), method)(*arguments))
+        return self.apply(lambda actor: actor._counted(method, *arguments))
+
+    def _counted(self, method: str, *arguments: Any) -> Replies:
+        lm = self._lm()
+        cache = lm if isinstance(lm, CachedLM) else None
+        if cache is not None:
+            cache.counts()
+        results = getattr(lm, method)(*arguments)
+        return Replies(results, cached=cache.counts().found if cache is not None else 0)
 
     def _lm(self) -> FrozenLM:
         if self._opened is None:
@@ -79,6 +88,8 @@ class RemoteFrozenLM:
         self._parameters = parameters
         self._timeout_s = timeout_s
         self._next = first
+        self.asked = self.cached = 0
+        """Requests so far, and how many of them the cache answered."""
 
     @property
     def identity(self) -> str:
@@ -127,4 +138,6 @@ class RemoteFrozenLM:
                 continue
             if isinstance(result, RemoteError):
                 raise result.to_exception("frozen-LM actor")
-            return result
+            self.asked += len(result.results)
+            self.cached += result.cached
+            return result.results

@@ -6,10 +6,9 @@ from typing import Any
 
 from lmcot.actors.base import ActorBase
 from lmcot.actors.frozen_actor import RemoteFrozenLM
-from lmcot.actors.units import JudgeUnit
+from lmcot.actors.units import Judged, JudgeUnit
 from lmcot.config import Config
 from lmcot.data.prompts import load_templates
-from lmcot.records import Judgement
 from lmcot.rewards.combine import judge_increasing
 from lmcot.rewards.judge import RewardModel
 
@@ -28,7 +27,7 @@ class RewardActor(ActorBase):
         config = self._config
         if config.rewards.kind != "guidance" or config.frozen is None:
             return
-        frozen = RemoteFrozenLM(
+        self._frozen = RemoteFrozenLM(
             frozen_handles,
             identity="remote",
             parameters=None,
@@ -36,14 +35,16 @@ class RewardActor(ActorBase):
         )
         self._model = RewardModel(
             config.rewards,
-            frozen,
+            self._frozen,
             load_templates(config.prompts.templates),
             config.prompts.demonstrations,
             config.frozen.max_answer_tokens,
         )
 
-    def judge(self, unit: JudgeUnit) -> list[Judgement]:
+    def judge(self, unit: JudgeUnit) -> Judged:
         """One judgement for each rollout of the unit."""
         if self._config.rewards.kind == "increasing":
-            return judge_increasing(unit.rollouts, self._config.rewards)
-        return self._model.judge(unit.examples, unit.rollouts)
+            return Judged(judge_increasing(unit.rollouts, self._config.rewards), 0, 0)
+        asked, cached = self._frozen.asked, self._frozen.cached
+        judgements = self._model.judge(unit.examples, unit.rollouts)
+        return Judged(judgements, self._frozen.asked - asked, self._frozen.cached - cached)

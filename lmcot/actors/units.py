@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from lmcot.data.sampler import sample_seed
-from lmcot.records import Example, Prompt, Rollout, Sampling
+from lmcot.records import Example, Judgement, Prompt, Rollout, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,27 @@ class JudgeUnit:
     unit_id: str
     examples: tuple[Example, ...]
     rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """What the frozen LM's actor gives back for some requests."""
+
+    results: list[Any]
+    """One for each request, failures among them."""
+    cached: int
+    """How many the cache answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a reward actor gives back for a unit."""
+
+    judgements: list[Judgement]
+    asked: int
+    """Requests to the frozen LM."""
+    cached: int
+    """How many of them its cache answered."""
 
 
 @dataclass(frozen=True, slots=True)

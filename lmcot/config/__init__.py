@@ -25,15 +25,18 @@ from lmcot.config.load import (
     read_yaml_mapping,
 )
 from lmcot.config.models import (
-    AspectSettings,
     FrozenTeacher,
-    GuidanceRewards,
-    IncreasingRewards,
     LoraSettings,
     OpenAIFrozen,
     PolicySettings,
     SupportingFactsTeacher,
     TransformersFrozen,
+)
+from lmcot.config.rewards import (
+    AspectSettings,
+    FailureBudgets,
+    GuidanceRewards,
+    IncreasingRewards,
 )
 from lmcot.config.root import RESUME_MAY_CHANGE, Config
 from lmcot.config.runtime import (
@@ -72,6 +75,7 @@ __all__ = [
     "DistillSettings",
     "Dtype",
     "EvaluateSettings",
+    "FailureBudgets",
     "FileData",
     "FixedKl",
     "FrozenTeacher",

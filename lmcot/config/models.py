@@ -1,4 +1,4 @@
-"""Settings of the two language models, the teacher and the rewards."""
+"""Settings of the two language models and the teacher."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from lmcot.config.base import (
-    Aspect,
     Dtype,
     Fraction,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -58,16 +56,45 @@ class PolicySettings(Settings):
         return values
 
 
-class FrozenLimits(Settings):
-    """Lengths of what the frozen LM writes."""
+class CacheSettings(Settings):
+    """What the frozen LM replied is kept on the node's disk, and not asked again."""
+
+    enabled: bool = True
+    """Whether it is."""
+    folder: str | None = None
+    """On a local disk, never a shared file system; unset: ``$LMCOT_CACHE``, else
+    ``~/.cache/lmcot``."""
+    max_gib: PositiveFloat = 2.0
+    """Size of all replies together; the least recently used go first."""
+
+
+class BudgetSettings(Settings):
+    """What a run may spend on the frozen LM; what its cache answers costs nothing.
+
+    The run stops with a checkpoint once a limit is passed, by no more than the work units that
+    are under way. Raise the limit, and the same command goes on.
+    """
+
+    max_requests: PositiveInt | None = None
+    """Requests to the frozen LM in the whole run, all stages together; unset: no limit."""
+    max_tokens: PositiveInt | None = None
+    """Tokens that it reads and writes in the whole run; unset: no limit."""
+
+
+class FrozenCommon(Settings):
+    """What every backend has: lengths of what the frozen LM writes, cache and budget."""
 
     max_answer_tokens: PositiveInt = 24
     """Longest answer."""
     max_rationale_tokens: PositiveInt = 128
     """Longest rationale of its own (the ``cot`` row and the ``frozen`` teacher)."""
+    cache: CacheSettings = Field(default_factory=CacheSettings)
+    """Greedy and seeded replies, probabilities and scores are kept."""
+    budget: BudgetSettings = Field(default_factory=BudgetSettings)
+    """Limits of what the run may spend."""
 
 
-class TransformersFrozen(FrozenLimits):
+class TransformersFrozen(FrozenCommon):
     """The frozen LM runs here, in actors of its own, on transformers."""
 
     backend: Literal["transformers"]
@@ -80,9 +107,13 @@ class TransformersFrozen(FrozenLimits):
     max_cached_tokens: PositiveInt = 32768
     """Tokens whose keys and values are held at once, prompts and answers together; what has no
     room waits. A 7B model in bfloat16 takes 0.5 MiB for each."""
+    batching: Literal["unit", "dynamic"] = "unit"
+    """``unit``: what one call asks goes through the model by itself, so a run repeats to the bit.
+    ``dynamic``: requests of all clients go through together as they come, which is faster with
+    several reward actors; results repeat up to the rounding of the arithmetic."""
 
 
-class OpenAIFrozen(FrozenLimits):
+class OpenAIFrozen(FrozenCommon):
     """The frozen LM is behind an OpenAI-compatible HTTP endpoint: a true black box."""
 
     backend: Literal["openai"]
@@ -92,11 +123,23 @@ class OpenAIFrozen(FrozenLimits):
     """The model's name at that endpoint."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; it is never written anywhere."""
+    api: Literal["chat", "completions"] = "chat"
+    """``chat``: the endpoint renders the prompts by its model's chat template. ``completions``:
+    plain text for base models; where the endpoint echoes log-probabilities (vLLM does), it also
+    gives the likelihoods that fluency and the likelihood gain are measured by."""
     concurrency: PositiveInt = 8
     """Requests under way at once, per frozen-LM actor."""
-    timeout_s: PositiveFloat = 60.0
-    """Time limit of one request."""
-    max_retries: NonNegativeInt = 4
+    requests_per_minute: PositiveFloat | None = None
+    """The endpoint's limit, per frozen-LM actor; requests are spread evenly. Unset: none."""
+    tokens_per_minute: PositiveFloat | None = None
+    """Likewise of tokens read and written."""
+    connect_timeout_s: PositiveFloat = 10.0
+    """Time limit for a connection to the endpoint."""
+    read_timeout_s: PositiveFloat = 60.0
+    """Time limit of one reply."""
+    total_timeout_s: PositiveFloat = 300.0
+    """Time limit of one request with all its retries and pauses."""
+    max_retries: NonNegativeInt = 6
     """How often a transient failure of one request is tried again, with growing pauses."""
     parameters: PositiveInt | None = None
     """Number of the model's parameters, if known: for the FLOP estimate in the report."""
@@ -121,79 +164,3 @@ class FrozenTeacher(Settings):
 
 
 Teacher = Annotated[SupportingFactsTeacher | FrozenTeacher, Field(discriminator="kind")]
-
-
-class AspectSettings(Settings):
-    """How one aspect of a rationale's quality is measured, and what it weighs."""
-
-    source: Literal["metric", "judge", "off"]
-    """``metric``: a measure without a reference; ``judge``: the frozen LM's probability of
-    "yes" to one question; ``off``: not measured."""
-    weight: NonNegativeFloat = 0.0
-    """Share in the reward. Measured at weight 0, an aspect is only logged."""
-
-    @model_validator(mode="after")
-    def _weight_needs_source(self) -> AspectSettings:
-        if self.source == "off" and self.weight > 0:
-            raise ValueError("an aspect that is 'off' cannot have a weight: set weight to 0")
-        return self
-
-
-# Whether steps follow from each other and agree takes understanding: only a judge can say.
-_JUDGE_ONLY: tuple[Aspect, ...] = ("logicality", "consistency")
-
-
-def _default_aspects() -> dict[Aspect, AspectSettings]:
-    metric = AspectSettings(source="metric")
-    judge = AspectSettings(source="judge")
-    return {
-        "factuality": metric,
-        "relevance": metric,
-        "logicality": judge,
-        "consistency": judge,
-        "coherence": metric,
-        "fluency": metric,
-        "naturalness": metric,
-        "readability": metric,
-    }
-
-
-class GuidanceRewards(Settings):
-    """Task rewards from the frozen LM's answer, and rationale rewards by aspect."""
-
-    kind: Literal["guidance"] = "guidance"
-    em_weight: NonNegativeFloat = 0.5
-    """Weight of exact match between the frozen LM's answer and the gold answer."""
-    f1_weight: NonNegativeFloat = 0.5
-    """Weight of the word F1 between them."""
-    aspects: dict[Aspect, AspectSettings] = Field(default_factory=_default_aspects)
-    """Quality aspects of the rationale, by name; an aspect that is not named is off. Unset: all
-    are measured at weight 0, save fluency where the frozen LM is behind an endpoint, which gives
-    no log-likelihoods."""
-
-    @model_validator(mode="after")
-    def _something_to_maximise(self) -> GuidanceRewards:
-        if not any([self.em_weight, self.f1_weight, *(a.weight for a in self.aspects.values())]):
-            raise ValueError("all weights are 0: give em_weight, f1_weight or an aspect a weight")
-        return self
-
-    @model_validator(mode="after")
-    def _sources_exist(self) -> GuidanceRewards:
-        for aspect in _JUDGE_ONLY:
-            if aspect in self.aspects and self.aspects[aspect].source == "metric":
-                raise ValueError(
-                    f"aspects.{aspect}.source is 'metric', but there is no honest metric of "
-                    f"{aspect}: set it to 'judge' or 'off'"
-                )
-        return self
-
-
-class IncreasingRewards(Settings):
-    """The toy task: the share of neighbouring numbers that increase; its optimum is 1."""
-
-    kind: Literal["increasing"]
-    length: Annotated[int, Field(ge=2)] = 8
-    """How many numbers a perfect rationale has."""
-
-
-Rewards = Annotated[GuidanceRewards | IncreasingRewards, Field(discriminator="kind")]

@@ -6,15 +6,8 @@ from pydantic import model_validator
 
 from lmcot.config.base import NonNegativeInt, Settings
 from lmcot.config.data import DataSettings, PromptSettings
-from lmcot.config.models import (
-    AspectSettings,
-    Frozen,
-    GuidanceRewards,
-    OpenAIFrozen,
-    PolicySettings,
-    Rewards,
-    Teacher,
-)
+from lmcot.config.models import Frozen, OpenAIFrozen, PolicySettings, Teacher
+from lmcot.config.rewards import AspectSettings, FailureBudgets, GuidanceRewards, Rewards
 from lmcot.config.runtime import ActorsSettings, CheckpointSettings, EvaluateSettings
 from lmcot.config.training import DistillSettings, LearnerSettings, RefineSettings
 
@@ -36,6 +29,8 @@ class Config(Settings):
     """Where the rationales for distillation come from; unset: no distillation."""
     rewards: Rewards = GuidanceRewards()
     """What PPO maximises."""
+    failures: FailureBudgets = FailureBudgets()
+    """How much may be lost before a stage stops."""
     distill: DistillSettings = DistillSettings()
     """Supervised training on the teacher's rationales."""
     refine: RefineSettings = RefineSettings()
@@ -66,23 +61,27 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
-    def _endpoint_has_no_fluency_metric(self) -> Config:
-        """An endpoint gives no log-likelihoods; by default, fluency is off there."""
-        if not isinstance(self.frozen, OpenAIFrozen) or not isinstance(
-            self.rewards, GuidanceRewards
-        ):
+    def _chat_endpoint_gives_no_likelihoods(self) -> Config:
+        """By default, fluency is off there, since its metric is a likelihood."""
+        frozen, rewards = self.frozen, self.rewards
+        if not isinstance(frozen, OpenAIFrozen) or not isinstance(rewards, GuidanceRewards):
             return self
-        fluency = self.rewards.aspects.get("fluency")
-        if fluency is None or fluency.source != "metric":
+        if frozen.api == "completions":
             return self
-        if "aspects" in self.rewards.model_fields_set:
+        offers = "frozen.backend 'openai' with api 'chat' gives no log-likelihoods to measure it by"
+        if rewards.likelihood_gain_weight is not None:
+            raise ValueError(f"rewards.likelihood_gain_weight is set, but {offers}: leave it out")
+        fluency = rewards.aspects.get("fluency")
+        if fluency is None or fluency.source != "metrics":
+            return self
+        if "aspects" in rewards.model_fields_set:
             raise ValueError(
-                "rewards.aspects.fluency.source is 'metric', but frozen.backend 'openai' gives "
-                "no log-likelihoods to measure it by: set it to 'judge' or 'off'"
+                f"rewards.aspects.fluency.source is 'metrics', but {offers}: set it to 'judge' or "
+                "'off'"
             )
-        aspects = {**self.rewards.aspects, "fluency": AspectSettings(source="off")}
-        rewards = self.rewards.model_copy(update={"aspects": aspects})
-        object.__setattr__(self, "rewards", rewards)  # not frozen yet: this is its construction
+        aspects = {**rewards.aspects, "fluency": AspectSettings(source="off")}
+        changed = rewards.model_copy(update={"aspects": aspects})
+        object.__setattr__(self, "rewards", changed)  # not frozen yet: this is its construction
         return self
 
 
@@ -90,8 +89,10 @@ RESUME_MAY_CHANGE = (
     "actors",
     "checkpoints",
     "evaluate",
+    "frozen.cache",
+    "frozen.budget",
+    "failures",
     "refine.steps",
-    "refine.min_judged_share",
     "learner.tokens_per_micro_batch",
     "learner.share_prompts",
     "learner.gradient_checkpointing",

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+from typing import TYPE_CHECKING
 
 from lmcot.config import OpenAIFrozen, PromptSettings, TransformersFrozen
 from lmcot.errors import UserError
+from lmcot.frozen.cache import ReplyCache, cache_path
+from lmcot.frozen.cached import CachedLM
 from lmcot.frozen.protocol import FrozenLM
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def open_frozen_lm(
     settings: TransformersFrozen | OpenAIFrozen, prompts: PromptSettings
 ) -> FrozenLM:
-    """The frozen LM that the settings name, loaded and ready.
+    """The frozen LM that the settings name, loaded and ready, behind its cache.
 
     Raises:
-        UserError: if its weights do not load, or its package or API key is missing.
+        UserError: if its weights do not load, its package or API key is missing, or the cache
+            cannot be opened.
     """
+    lm = _open(settings, prompts)
+    if not settings.cache.enabled:
+        return lm
+    cache = ReplyCache(cache_path(settings.cache.folder), int(settings.cache.max_gib * 2**30))
+    return CachedLM(lm, cache, whole_calls=settings.backend == "transformers")
+
+
+def _open(settings: TransformersFrozen | OpenAIFrozen, prompts: PromptSettings) -> FrozenLM:
     # Imported here: torch, transformers and openai are heavy, and one of them is enough.
     if settings.backend == "openai":
         return _open_endpoint(settings)
@@ -28,11 +44,30 @@ def open_frozen_lm(
     return TransformersLM(
         model,
         tokenizer,
-        identity=f"transformers:{settings.source}:{str(model.dtype).removeprefix('torch.')}",
+        identity=_identity(settings.source, model, tokenizer, prompts.chat),
         chat=prompts.chat,
         max_batch_tokens=settings.max_batch_tokens,
         max_cached_tokens=settings.max_cached_tokens,
     )
+
+
+def _identity(
+    source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: str
+) -> str:
+    """Names the source, and tells by a digest what it held: folders are written anew.
+
+    Of each weight some thousand elements are looked at: training leaves none as it was, and
+    reading all of a large model would take longer than loading it.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        some = flat[:: max(1, flat.numel() // 1024)].float().cpu().numpy()
+        digest.update(f"{name}:{tuple(parameter.shape)}".encode() + some.tobytes())
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    digest.update(f"{vocabulary}:{tokenizer.chat_template}:{chat}".encode())
+    arithmetic = f"{str(model.dtype).removeprefix('torch.')} on {model.device.type}"
+    return f"transformers:{source}:{arithmetic}:{digest.hexdigest()[:16]}"
 
 
 def check_frozen_lm(settings: TransformersFrozen | OpenAIFrozen) -> None:

@@ -44,7 +44,7 @@ class OpenAILM:
         self._client = openai.OpenAI(
             base_url=settings.base_url,
             api_key=self._key,
-            timeout=settings.timeout_s,
+            timeout=settings.read_timeout_s,
             max_retries=settings.max_retries,
         )
         self._offers_logprobs = True

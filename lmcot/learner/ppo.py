@@ -79,12 +79,9 @@ class PPO:
         }
 
     def _scores(self, scored: Sequence[ScoredRollout]) -> Tensor:
-        """[rationales] rewards: cut ones penalised, scaled, clipped; no KL penalty in them yet."""
+        """[rationales] rewards, scaled and clipped; no KL penalty in them yet."""
         settings = self._settings
-        rewards = [
-            one.reward - settings.length_penalty * (one.rollout.finish_reason == "length")
-            for one in scored
-        ]
+        rewards = [one.reward for one in scored]
         if settings.scale_rewards:
             rewards = self.reward_scale.scale(rewards)
         return torch.tensor(rewards).clamp(-settings.reward_clip, settings.reward_clip)

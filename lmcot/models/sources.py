@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import importlib.util
-import os
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -31,7 +30,7 @@ from transformers import (
 
 from lmcot.config import Dtype
 from lmcot.errors import UserError
-from lmcot.files import finished_folder
+from lmcot.files import cache_folder, finished_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,11 +38,6 @@ if TYPE_CHECKING:
 # Unset, transformers asks at the terminal whether to run a model's own code.
 _NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-def cache_folder() -> Path:
-    """Folder of converted models: ``$LMCOT_CACHE``, else ``~/.cache/lmcot``."""
-    return Path(os.environ.get("LMCOT_CACHE", "~/.cache/lmcot")).expanduser()
 
 
 def resolve_source(source: str) -> str:

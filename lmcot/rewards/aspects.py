@@ -1,6 +1,6 @@
 """The eight aspects of a rationale's quality (Lee et al. 2024), from their sources.
 
-``metric`` is a measure without a reference (`lmcot.rewards.metrics`, and fluency below);
+``metrics`` is a measure without a reference (`lmcot.rewards.metrics`, and fluency below);
 ``judge`` is the frozen LM's probability of "yes" to one question about the aspect. Each value is
 in [0, 1], and an empty rationale has 0 of everything.
 """
@@ -45,9 +45,9 @@ def measure_aspects(
     judged = [aspect for aspect, one in rewards.aspects.items() if one.source == "judge"]
     columns = _judged(examples, rationales, judged, frozen, templates)
     for aspect, settings in rewards.aspects.items():
-        if settings.source == "metric" and aspect == "fluency":
+        if settings.source == "metrics" and aspect == "fluency":
             columns[aspect] = _fluency(examples, rationales, frozen)
-        elif settings.source == "metric":
+        elif settings.source == "metrics":
             metric = _TEXT_METRICS[aspect]
             columns[aspect] = [metric(e, r) for e, r in zip(examples, rationales, strict=True)]
     return [

@@ -34,7 +34,17 @@ def component_weights(rewards: GuidanceRewards | IncreasingRewards) -> dict[str,
     if rewards.kind == "increasing":
         return {"increasing": 1.0}
     aspects = {aspect_component(name): one.weight for name, one in rewards.aspects.items()}
-    return {"em": rewards.em_weight, "f1": rewards.f1_weight, **aspects}
+    weights = {
+        "em": rewards.em_weight,
+        "f1": rewards.f1_weight,
+        "inclusion": rewards.inclusion_weight,
+        **aspects,
+    }
+    if rewards.likelihood_gain_weight is not None:
+        weights["likelihood_gain"] = rewards.likelihood_gain_weight
+    if rewards.custom is not None:
+        weights["custom"] = rewards.custom_weight
+    return weights
 
 
 def judge_increasing(rollouts: Sequence[Rollout], settings: IncreasingRewards) -> list[Judgement]:

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from lmcot.actors.cluster import check_room
-from lmcot.actors.units import PromptUnit
+from lmcot.actors.units import PromptUnit, Replies
 from lmcot.config import FrozenTeacher
 from lmcot.errors import UserError
 from lmcot.files import write_atomically
@@ -16,6 +16,7 @@ from lmcot.records import Annotation, Completion, Failure, to_json
 from lmcot.rewards.answers import concluded_answer, f1
 from lmcot.rewards.judge import reply_sampling
 from lmcot.stages.run import Question, Run, in_units, say
+from lmcot.stages.summary import cache_metrics
 
 
 def annotate(run: Run) -> list[Annotation]:
@@ -93,15 +94,18 @@ def _ask_frozen(run: Run, teacher: FrozenTeacher) -> list[Annotation]:
     ):
         fleet.wait_ready()
 
-        def keep(index: int, results: list[Completion | Failure]) -> None:
-            for row, result in zip(groups[index], results, strict=True):
+        def keep(index: int, replies: Replies) -> None:
+            for row, result in zip(groups[index], replies.results, strict=True):
                 annotation = _judge(run, teacher, run.train[row], result)
                 known[annotation.example_id] = annotation
                 file.write(json.dumps(to_json(annotation), ensure_ascii=False) + "\n")
             file.flush()
-            bar.update(len(results), kept=float(sum(a.kept for a in known.values())))
+            bar.update(len(replies.results), kept=float(sum(a.kept for a in known.values())))
 
-        fleet.map("complete", units, on_result=keep)
+        done: list[Replies] = fleet.map("complete", units, on_result=keep)
+    asked = sum(len(replies.results) for replies in done)
+    cached = sum(replies.cached for replies in done)
+    run.monitor.log(0, "annotate", cache_metrics(asked, cached))
     annotations = [known[question.example.id] for question in run.train]
     partial.unlink()
     return annotations

@@ -12,7 +12,7 @@ from typing import get_args
 
 from lmcot.actors.cluster import check_room
 from lmcot.actors.fleet import Fleet
-from lmcot.actors.units import PromptUnit, RolloutPrompt, RolloutUnit
+from lmcot.actors.units import PromptUnit, Replies, RolloutPrompt, RolloutUnit
 from lmcot.config import RESUME_MAY_CHANGE, Row, TransformersFrozen
 from lmcot.errors import UserError
 from lmcot.models.sources import parameters_of
@@ -29,6 +29,7 @@ from lmcot.stages.predictions import (
     write_predictions,
 )
 from lmcot.stages.run import Run, in_units, say
+from lmcot.stages.summary import cache_metrics
 
 _POLICIES = {"guided_base": "base", "guided_distilled": "distilled", "guided_refined": "refined"}
 
@@ -103,6 +104,7 @@ class _Evaluation:
         self._sources = sources
         self._marks = marks
         self._rationales: dict[str, tuple[list[Rollout], float]] = {}
+        self._asked = self._cached = 0
 
     def run(self, rows: Sequence[Row]) -> dict[Row, list[Prediction]]:
         """Predictions of each row; each is on disk once it is done."""
@@ -120,7 +122,9 @@ class _Evaluation:
                 self._rollout.wait_ready()
             self._frozen.wait_ready()
             bar = stack.enter_context(progress("evaluate", total=len(rows), unit="row"))
-            return {row: self._row(row, bar) for row in rows}
+            predictions = {row: self._row(row, bar) for row in rows}
+        self._run.monitor.log(0, "evaluate", cache_metrics(self._asked, self._cached))
+        return predictions
 
     def _row(self, row: Row, bar: Progress) -> list[Prediction]:
         started = time.monotonic()
@@ -192,7 +196,10 @@ class _Evaluation:
             PromptUnit(f"{row}/{rows[0]}", tuple(prompts[i] for i in rows), reply_sampling(length))
             for rows in in_units(range(len(prompts)), self._run.config.actors.prompts_per_unit)
         ]
-        return [answer for unit in self._frozen.map("complete", units) for answer in unit]
+        done: list[Replies] = self._frozen.map("complete", units)
+        self._asked += sum(len(unit.results) for unit in done)
+        self._cached += sum(unit.cached for unit in done)
+        return [answer for unit in done for answer in unit.results]
 
     def _prompt(self, row: Row, index: int, rationales: Sequence[Rollout]) -> Prompt:
         example = self._run.validation[index].example

@@ -11,7 +11,7 @@ from lmcot.actors.cluster import check_room
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.actors.learner_group import LearnerLost
-from lmcot.actors.units import JudgeUnit, RolloutPrompt, RolloutUnit
+from lmcot.actors.units import Judged, JudgeUnit, RolloutPrompt, RolloutUnit
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import Interrupted, UserError
 from lmcot.monitor.curves import plot_training
@@ -21,7 +21,7 @@ from lmcot.rewards.combine import scalar_reward
 from lmcot.stages.environment import versions
 from lmcot.stages.learners import Learners
 from lmcot.stages.run import Run, in_units, say
-from lmcot.stages.summary import step_metrics
+from lmcot.stages.summary import cache_metrics, step_metrics
 
 STAGE: Final = "refine"
 
@@ -94,7 +94,8 @@ def _step(run: Run, actors: _Actors, state: RunState) -> dict[str, float]:
     examples = {q.example.id: q.example for q in (run.train[row] for row in rows)}
     rollouts = _sample(run, actors, state, list(examples.values()))
     sampled = time.monotonic()
-    judgements = _judge(run, actors, examples, rollouts)
+    judging = _judge(run, actors, examples, rollouts)
+    judgements = judging.judgements
     judged = time.monotonic()
     scored = _score(run, rollouts, judgements)
     actors.learners.finish_save()  # begun after the last step, and done by now
@@ -106,6 +107,7 @@ def _step(run: Run, actors: _Actors, state: RunState) -> dict[str, float]:
     metrics = {
         **step_metrics(rollouts, judgements, scored),
         **learned,
+        **cache_metrics(judging.asked, judging.cached),
         "seconds/publish": published - started,
         "seconds/sample": sampled - published,
         "seconds/judge": judged - sampled,
@@ -151,7 +153,7 @@ def _sample(run: Run, actors: _Actors, state: RunState, examples: list[Example])
 
 def _judge(
     run: Run, actors: _Actors, examples: dict[str, Example], rollouts: list[Rollout]
-) -> list[Judgement]:
+) -> Judged:
     """A judgement or a typed failure for each rationale, unit by unit as they were sampled."""
     units: dict[str, list[Rollout]] = {}
     for rollout in rollouts:
@@ -160,7 +162,12 @@ def _judge(
         JudgeUnit(unit_id, tuple(examples[r.example_id] for r in members), tuple(members))
         for unit_id, members in units.items()
     ]
-    return [judgement for unit in actors.reward.map("judge", work) for judgement in unit]
+    done: list[Judged] = actors.reward.map("judge", work)
+    return Judged(
+        [judgement for unit in done for judgement in unit.judgements],
+        asked=sum(unit.asked for unit in done),
+        cached=sum(unit.cached for unit in done),
+    )
 
 
 def _score(run: Run, rollouts: list[Rollout], judgements: list[Judgement]) -> list[ScoredRollout]:
@@ -174,7 +181,7 @@ def _score(run: Run, rollouts: list[Rollout], judgements: list[Judgement]) -> li
         for rollout, judgement in zip(rollouts, judgements, strict=True)
         if judgement.failure is None
     ]
-    needed = run.config.refine.min_judged_share * len(rollouts)
+    needed = 0.5 * len(rollouts)
     if not scored or len(scored) < needed:
         reasons = [j.failure.reason for j in judgements if j.failure is not None]
         raise UserError(

@@ -36,6 +36,13 @@ def step_metrics(
     }
 
 
+def cache_metrics(asked: int, cached: int) -> dict[str, float]:
+    """Requests to the frozen LM, and the share of them that its cache answered."""
+    if not asked:
+        return {}
+    return {"frozen/requests": float(asked), "frozen/cache_hit_rate": cached / asked}
+
+
 def _mean(values: Iterable[float]) -> float:
     listed = list(values)
     return statistics.fmean(listed) if listed else 0.0

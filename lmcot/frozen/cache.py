@@ -1,0 +1,176 @@
+"""Replies of the frozen LM, kept on the node's own disk by the content of their requests.
+
+SQLite in its write-ahead mode: any number of processes may read and write, and a process that is
+killed leaves either the whole of its last transaction or nothing of it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmcot.errors import UserError
+from lmcot.files import cache_folder
+
+_WAIT_S = 60.0
+"""How long one process waits for another's transaction."""
+_SPARED = 0.9
+"""What is left of the size limit when the least recently used entries have been dropped."""
+_FRESH_S = 600
+"""The time of use is exact to so many seconds: reading need not write each time."""
+_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS replies (
+    key BLOB PRIMARY KEY, model TEXT NOT NULL, reply TEXT NOT NULL,
+    size INTEGER NOT NULL, used INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS by_use ON replies (used);
+CREATE TABLE IF NOT EXISTS held (bytes INTEGER NOT NULL);
+INSERT INTO held SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM held);
+CREATE TRIGGER IF NOT EXISTS more AFTER INSERT ON replies
+    BEGIN UPDATE held SET bytes = bytes + NEW.size; END;
+CREATE TRIGGER IF NOT EXISTS less AFTER DELETE ON replies
+    BEGIN UPDATE held SET bytes = bytes - OLD.size; END;
+"""
+
+
+def cache_path(folder: str | None) -> Path:
+    """The cache's file in a folder; None is the default one of this machine."""
+    return (Path(folder).expanduser() if folder else cache_folder()) / "frozen-lm-replies.sqlite"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a cache holds of one model."""
+
+    model: str
+    replies: int
+    bytes: int
+
+
+class ReplyCache:
+    """One file; safe to open in many processes, not to carry through a fork.
+
+    Args:
+        path: of the file, on a local disk: SQLite's locks do not hold on network file systems.
+        max_bytes: of all replies together; the least recently used go first.
+
+    Raises:
+        UserError: if the file cannot be opened, or is none of ours.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None)
+            self._open()
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(
+                f"the frozen LM's cache {path} cannot be opened ({error}): remove the file, or set "
+                "frozen.cache.folder to a writable folder on a local disk"
+            ) from error
+
+    def _open(self) -> None:
+        run = self._connection.execute
+        run("PRAGMA journal_mode = WAL")
+        # A power cut may lose the last transactions, but never harms the file.
+        run("PRAGMA synchronous = NORMAL")
+        with self._transaction():
+            version = run("PRAGMA user_version").fetchone()[0]
+            if version not in (0, _VERSION):
+                raise sqlite3.DatabaseError(f"its format is {version}, not {_VERSION}")
+            for statement in _statements(_SCHEMA):
+                run(statement)
+            run(f"PRAGMA user_version = {_VERSION}")
+
+    def get(self, keys: Sequence[bytes]) -> list[str | None]:
+        """The reply to each request; None where there is none."""
+        found: dict[bytes, str] = {}
+        stale: list[tuple[bytes]] = []
+        now = int(time.time())
+        for key in dict.fromkeys(keys):
+            row = self._connection.execute(
+                "SELECT reply, used FROM replies WHERE key = ?", (key,)
+            ).fetchone()
+            if row is not None:
+                found[key] = row[0]
+                if row[1] < now - _FRESH_S:
+                    stale.append((key,))
+        if stale:
+            with self._transaction():
+                self._connection.executemany(
+                    f"UPDATE replies SET used = {now} WHERE key = ?", stale
+                )
+        return [found.get(key) for key in keys]
+
+    def put(self, model: str, replies: Sequence[tuple[bytes, str]]) -> None:
+        """Keeps replies, all or none of them; a key that is there already stays as it is."""
+        now = int(time.time())
+        rows = [(key, model, reply, len(key) + len(reply.encode()), now) for key, reply in replies]
+        with self._transaction():
+            self._connection.executemany(
+                "INSERT INTO replies VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING", rows
+            )
+            if self._held() > self._max_bytes:
+                self._evict(self._held() - int(_SPARED * self._max_bytes))
+
+    def held(self) -> list[Held]:
+        """What is held, by model."""
+        rows = self._connection.execute(
+            "SELECT model, COUNT(*), SUM(size) FROM replies GROUP BY model ORDER BY model"
+        )
+        return [Held(*row) for row in rows]
+
+    def clear(self, model: str | None = None) -> None:
+        """Drops the replies of a model, or all; the file gives its room back."""
+        where, values = ("", ()) if model is None else (" WHERE model = ?", (model,))
+        with self._transaction():
+            self._connection.execute(f"DELETE FROM replies{where}", values)
+        self._connection.execute("VACUUM")
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        self._connection.close()
+
+    def _held(self) -> int:
+        return int(self._connection.execute("SELECT bytes FROM held").fetchone()[0])
+
+    def _evict(self, excess: int) -> None:
+        dropped: list[tuple[bytes]] = []
+        with closing(
+            self._connection.execute("SELECT key, size FROM replies ORDER BY used, key")
+        ) as oldest:
+            for key, size in oldest:
+                if excess <= 0:
+                    break
+                dropped.append((key,))
+                excess -= size
+        self._connection.executemany("DELETE FROM replies WHERE key = ?", dropped)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Takes the write lock at once: two that read first and write then could not both go on."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+
+def _statements(script: str) -> list[str]:
+    statements, pending = [], ""
+    for line in script.splitlines():
+        pending += line + "\n"
+        if sqlite3.complete_statement(pending):
+            statements.append(pending)
+            pending = ""
+    return statements
