@@ -132,6 +132,21 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What was asked of the frozen LM; adds up with ``+``."""
+
+    asked: int = 0
+    """Requests that came."""
+    sent: int = 0
+    """Requests that the model got; the others the cache answered."""
+    tokens: int = 0
+    """Tokens that the model read and wrote for those that were sent."""
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.asked + other.asked, self.sent + other.sent, self.tokens + other.tokens)
+
+
+@dataclass(frozen=True, slots=True)
 class Annotation:
     """A teacher's rationale for a training question: one line of ``rationales.jsonl``."""
 

@@ -18,6 +18,7 @@ from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 from lmcot.actors.base import ActorBase, RemoteError
 from lmcot.config import ActorsSettings, RoleSettings
+from lmcot.monitor.progress import say
 
 _SHORTEST_PAUSE_S = 0.002
 _LONGEST_PAUSE_S = 0.25
@@ -64,12 +65,14 @@ class Fleet:
         settings: ActorsSettings,
         *,
         arguments: dict[str, Any],
+        calls_at_once: int = 1,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         """Starts the actors; `wait_ready` waits for them.
 
         Args:
             arguments: keyword arguments of the actor's constructor.
+            calls_at_once: how many calls one actor works on at the same time, in threads.
             check: called while waiting; raises to abandon the wait.
         """
         self.role = role
@@ -77,7 +80,10 @@ class Fleet:
         self._check = check
         self._on_restore: list[tuple[str, dict[str, Any]]] = []
         remote = ray.remote(actor_class).options(
-            num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=-1
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+            max_restarts=-1,
+            max_concurrency=calls_at_once,
         )
         self.handles = [remote.remote(**arguments) for _ in range(resources.count)]
         self._manager = FaultTolerantActorManager(
@@ -101,7 +107,7 @@ class Fleet:
         return int(self._manager.total_num_restarts())
 
     def wait_ready(self, **setup: Any) -> None:
-        """Waits until each actor has set itself up.
+        """Waits until each actor has set itself up, and says what their ``setup`` returned.
 
         Args:
             setup: keyword arguments of the actor's ``setup``.
@@ -110,7 +116,10 @@ class Fleet:
             UserError: if an actor cannot start for a reason that is the user's to mend.
             TimeoutError: naming the role, after ``actors.start_timeout_s``.
         """
-        self.call("setup", timeout_s=self._settings.start_timeout_s, restored=True, **setup)
+        limit = self._settings.start_timeout_s
+        for notice in dict.fromkeys(self.call("setup", timeout_s=limit, restored=True, **setup)):
+            if notice:
+                say(f"{self.role} actors: {notice}")
 
     def call(
         self, method: str, *, timeout_s: float | None = None, restored: bool = False, **kwargs: Any

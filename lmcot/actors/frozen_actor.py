@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +11,11 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from lmcot.actors.base import ActorBase, RemoteError, prepare_process
-from lmcot.actors.units import PromptUnit, Replies
+from lmcot.actors.units import PromptUnit
 from lmcot.config import OpenAIFrozen, PromptSettings, TransformersFrozen
-from lmcot.frozen.cached import CachedLM
+from lmcot.frozen.cached import CachedLM, Method, Replies
 from lmcot.frozen.open import open_frozen_lm
-from lmcot.frozen.protocol import FrozenLM
-from lmcot.records import Choice, Completion, Failure, Prompt, Sampling, Score
+from lmcot.records import Choice, Completion, Failure, Prompt, Sampling, Score, Usage
 
 _RETRY_PAUSE_S = 1.0
 
@@ -32,11 +32,12 @@ class FrozenActor(ActorBase):
         prepare_process(threads)
         self._settings = settings
         self._prompts = prompts
-        self._opened: FrozenLM | None = None
+        self._opened: CachedLM | None = None
+        self._opening = threading.Lock()
 
-    def setup(self) -> None:
-        """Loads the model, if it is not there yet."""
-        self._lm()
+    def setup(self) -> str:
+        """Loads the model, if it is not there yet; returns what its user should know of it."""
+        return self._lm().notice
 
     def describe(self) -> tuple[str, int | None]:
         """Identity and number of parameters of the model."""
@@ -44,27 +45,20 @@ class FrozenActor(ActorBase):
 
     def complete(self, unit: PromptUnit) -> Replies:
         """A unit of completions, for stages that ask the fleet directly."""
-        return self._counted("generate", unit.prompts, unit.sampling)
+        return self._lm().replies("generate", unit.prompts, unit.sampling)
 
-    def ask(self, method: str, *arguments: Any) -> Any:
+    def ask(self, method: Method, prompts: Sequence[Prompt], argument: Any) -> Any:
         """One call of the `FrozenLM` protocol, as `Replies`; what it raises as a `RemoteError`.
 
         An actor that Ray started anew loads its model first.
         """
-        return self.apply(lambda actor: actor._counted(method, *arguments))
+        return self.apply(lambda actor: actor._lm().replies(method, prompts, argument))
 
-    def _counted(self, method: str, *arguments: Any) -> Replies:
-        lm = self._lm()
-        cache = lm if isinstance(lm, CachedLM) else None
-        if cache is not None:
-            cache.counts()
-        results = getattr(lm, method)(*arguments)
-        return Replies(results, cached=cache.counts().found if cache is not None else 0)
-
-    def _lm(self) -> FrozenLM:
-        if self._opened is None:
-            self._opened = open_frozen_lm(self._settings, self._prompts)
-        return self._opened
+    def _lm(self) -> CachedLM:
+        with self._opening:  # several clients may call at once
+            if self._opened is None:
+                self._opened = open_frozen_lm(self._settings, self._prompts)
+            return self._opened
 
 
 class RemoteFrozenLM:
@@ -88,8 +82,8 @@ class RemoteFrozenLM:
         self._parameters = parameters
         self._timeout_s = timeout_s
         self._next = first
-        self.asked = self.cached = 0
-        """Requests so far, and how many of them the cache answered."""
+        self.usage = Usage()
+        """What was asked so far."""
 
     @property
     def identity(self) -> str:
@@ -101,31 +95,33 @@ class RemoteFrozenLM:
         """Number of parameters, if known."""
         return self._parameters
 
+    @property
+    def notice(self) -> str:
+        """Empty: the actors tell."""
+        return ""
+
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion | Failure]:
         """One completion for each prompt."""
-        results: list[Completion | Failure] = self._call("generate", list(prompts), sampling)
-        return results
+        return self._call("generate", prompts, sampling)
 
     def choose(self, prompts: Sequence[Prompt], options: Sequence[str]) -> list[Choice | Failure]:
         """Probabilities of the options for each prompt."""
-        results: list[Choice | Failure] = self._call("choose", list(prompts), list(options))
-        return results
+        return self._call("choose", prompts, list(options))
 
     def score(
         self, prompts: Sequence[Prompt], continuations: Sequence[str]
     ) -> list[Score | Failure]:
         """Log-likelihood of each continuation."""
-        results: list[Score | Failure] = self._call("score", list(prompts), list(continuations))
-        return results
+        return self._call("score", prompts, list(continuations))
 
-    def _call(self, method: str, *arguments: Any) -> Any:
+    def _call(self, method: Method, prompts: Sequence[Prompt], argument: Any) -> list[Any]:
         deadline = time.monotonic() + self._timeout_s
         while True:
             handle = self._handles[self._next % len(self._handles)]
             self._next += 1
             try:
                 left = max(deadline - time.monotonic(), 0.0)
-                result = ray.get(handle.ask.remote(method, *arguments), timeout=left)
+                result = ray.get(handle.ask.remote(method, list(prompts), argument), timeout=left)
             except GetTimeoutError:
                 raise TimeoutError(
                     f"waited {self._timeout_s:.0f} s for the frozen LM's '{method}': raise "
@@ -138,6 +134,6 @@ class RemoteFrozenLM:
                 continue
             if isinstance(result, RemoteError):
                 raise result.to_exception("frozen-LM actor")
-            self.asked += len(result.results)
-            self.cached += result.cached
-            return result.results
+            replies: Replies = result
+            self.usage += replies.usage
+            return replies.results

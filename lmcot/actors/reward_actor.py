@@ -9,6 +9,7 @@ from lmcot.actors.frozen_actor import RemoteFrozenLM
 from lmcot.actors.units import Judged, JudgeUnit
 from lmcot.config import Config
 from lmcot.data.prompts import load_templates
+from lmcot.records import Usage
 from lmcot.rewards.combine import judge_increasing
 from lmcot.rewards.judge import RewardModel
 
@@ -44,7 +45,7 @@ class RewardActor(ActorBase):
     def judge(self, unit: JudgeUnit) -> Judged:
         """One judgement for each rollout of the unit."""
         if self._config.rewards.kind == "increasing":
-            return Judged(judge_increasing(unit.rollouts, self._config.rewards), 0, 0)
-        asked, cached = self._frozen.asked, self._frozen.cached
+            return Judged(judge_increasing(unit.rollouts, self._config.rewards))
+        self._frozen.usage = Usage()
         judgements = self._model.judge(unit.examples, unit.rollouts)
-        return Judged(judgements, self._frozen.asked - asked, self._frozen.cached - cached)
+        return Judged(judgements, self._frozen.usage)

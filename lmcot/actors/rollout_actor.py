@@ -35,9 +35,10 @@ class RolloutActor(ActorBase):
         self._tokenizer: PreTrainedTokenizerBase
         self._engine: GenerationEngine
 
-    def setup(self) -> None:
-        """Loads the model that the fleet starts from."""
+    def setup(self) -> str:
+        """Loads the model that the fleet starts from; returns what its user should know."""
         self.use_source(self._source)
+        return self._engine.notice
 
     def use_source(self, source: str) -> None:
         """Takes its weights from a model source, as version 0."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from lmcot.data.sampler import sample_seed
-from lmcot.records import Example, Judgement, Prompt, Rollout, Sampling
+from lmcot.records import Example, Judgement, Prompt, Rollout, Sampling, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,24 +44,12 @@ class JudgeUnit:
 
 
 @dataclass(frozen=True, slots=True)
-class Replies:
-    """What the frozen LM's actor gives back for some requests."""
-
-    results: list[Any]
-    """One for each request, failures among them."""
-    cached: int
-    """How many the cache answered."""
-
-
-@dataclass(frozen=True, slots=True)
 class Judged:
     """What a reward actor gives back for a unit."""
 
     judgements: list[Judgement]
-    asked: int
-    """Requests to the frozen LM."""
-    cached: int
-    """How many of them its cache answered."""
+    usage: Usage = field(default_factory=Usage)
+    """What the frozen LM was asked for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,12 +87,17 @@ def check_files(config: Config) -> None:
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Keys (dotted, sorted) whose values differ between two configs, with both values."""
-    before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    before, after = flat_settings(old), flat_settings(new)
     return {
         key: (before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
     }
+
+
+def flat_settings(config: Config) -> dict[str, Any]:
+    """All settings as plain values by their dotted keys."""
+    return _flatten(config.model_dump(mode="json"))
 
 
 def may_change(key: str) -> bool:

@@ -7,6 +7,7 @@ killed leaves either the whole of its last transaction or nothing of it.
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -54,7 +55,7 @@ class Held:
 
 
 class ReplyCache:
-    """One file; safe to open in many processes, not to carry through a fork.
+    """One file; safe to open in many processes and for many threads, not to carry through a fork.
 
     Args:
         path: of the file, on a local disk: SQLite's locks do not hold on network file systems.
@@ -69,7 +70,10 @@ class ReplyCache:
         self._max_bytes = max_bytes
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None)
+            self._lock = threading.Lock()
+            self._connection = sqlite3.connect(
+                path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False
+            )
             self._open()
         except (OSError, sqlite3.Error) as error:
             raise UserError(
@@ -95,26 +99,27 @@ class ReplyCache:
         found: dict[bytes, str] = {}
         stale: list[tuple[bytes]] = []
         now = int(time.time())
-        for key in dict.fromkeys(keys):
-            row = self._connection.execute(
-                "SELECT reply, used FROM replies WHERE key = ?", (key,)
-            ).fetchone()
-            if row is not None:
-                found[key] = row[0]
-                if row[1] < now - _FRESH_S:
-                    stale.append((key,))
-        if stale:
-            with self._transaction():
-                self._connection.executemany(
-                    f"UPDATE replies SET used = {now} WHERE key = ?", stale
-                )
+        with self._lock:
+            for key in dict.fromkeys(keys):
+                row = self._connection.execute(
+                    "SELECT reply, used FROM replies WHERE key = ?", (key,)
+                ).fetchone()
+                if row is not None:
+                    found[key] = row[0]
+                    if row[1] < now - _FRESH_S:
+                        stale.append((key,))
+            if stale:
+                with self._transaction():
+                    self._connection.executemany(
+                        f"UPDATE replies SET used = {now} WHERE key = ?", stale
+                    )
         return [found.get(key) for key in keys]
 
     def put(self, model: str, replies: Sequence[tuple[bytes, str]]) -> None:
         """Keeps replies, all or none of them; a key that is there already stays as it is."""
         now = int(time.time())
         rows = [(key, model, reply, len(key) + len(reply.encode()), now) for key, reply in replies]
-        with self._transaction():
+        with self._lock, self._transaction():
             self._connection.executemany(
                 "INSERT INTO replies VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING", rows
             )
@@ -123,17 +128,19 @@ class ReplyCache:
 
     def held(self) -> list[Held]:
         """What is held, by model."""
-        rows = self._connection.execute(
-            "SELECT model, COUNT(*), SUM(size) FROM replies GROUP BY model ORDER BY model"
-        )
+        with self._lock:
+            rows = self._connection.execute(
+                "SELECT model, COUNT(*), SUM(size) FROM replies GROUP BY model ORDER BY model"
+            ).fetchall()
         return [Held(*row) for row in rows]
 
     def clear(self, model: str | None = None) -> None:
         """Drops the replies of a model, or all; the file gives its room back."""
         where, values = ("", ()) if model is None else (" WHERE model = ?", (model,))
-        with self._transaction():
-            self._connection.execute(f"DELETE FROM replies{where}", values)
-        self._connection.execute("VACUUM")
+        with self._lock:
+            with self._transaction():
+                self._connection.execute(f"DELETE FROM replies{where}", values)
+            self._connection.execute("VACUUM")
 
     def close(self) -> None:
         """Lets go of the file."""

@@ -6,43 +6,52 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 from lmcot.frozen.cache import ReplyCache
 from lmcot.frozen.protocol import FrozenLM
-from lmcot.records import Choice, Completion, Failure, Prompt, Sampling, Score
+from lmcot.records import Choice, Completion, Failure, Prompt, Sampling, Score, Usage
 
-Reply = TypeVar("Reply", Completion, Choice, Score)
+Method = Literal["generate", "choose", "score"]
+Reply = Completion | Choice | Score | Failure
+_KINDS: dict[Method, type[Completion] | type[Choice] | type[Score]] = {
+    "generate": Completion,
+    "choose": Choice,
+    "score": Score,
+}
 
 _FORM = 1
 """Part of every key: raised when replies of an older form must not be read."""
 
 
 @dataclass(frozen=True, slots=True)
-class CacheCounts:
-    """Requests since the last look."""
+class Replies:
+    """What a call came to."""
 
-    asked: int
-    found: int
+    results: list[Any]
+    """One for each request, failures among them."""
+    usage: Usage
 
 
 class CachedLM:
-    """A `FrozenLM` that asks only what its cache does not hold.
+    """A `FrozenLM` that asks only what its cache does not hold, and tells what each call took.
 
     Kept are the replies that would come again: greedy or seeded ones, probabilities of options,
     scores. Failures are not kept, and sampling without a seed always asks.
 
+    For as many threads at once as the model behind it.
+
     Args:
+        cache: None asks always.
         whole_calls: a call's replies are kept and found together or not at all. For models whose
             arithmetic rounds by the company that a prompt is in: a run then gets the same replies
             from the cache as without it.
     """
 
-    def __init__(self, lm: FrozenLM, cache: ReplyCache, *, whole_calls: bool) -> None:
+    def __init__(self, lm: FrozenLM, cache: ReplyCache | None, *, whole_calls: bool) -> None:
         self._lm = lm
         self._cache = cache
         self._whole_calls = whole_calls
-        self._asked = self._found = 0
 
     @property
     def identity(self) -> str:
@@ -54,53 +63,59 @@ class CachedLM:
         """Number of parameters, if known."""
         return self._lm.parameters
 
-    def counts(self) -> CacheCounts:
-        """How many requests came since the last call of this, and how many the cache answered."""
-        counts = CacheCounts(self._asked, self._found)
-        self._asked = self._found = 0
-        return counts
+    @property
+    def notice(self) -> str:
+        """What its user should know of how it works; mostly empty."""
+        return self._lm.notice
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion | Failure]:
         """One completion for each prompt."""
-        if sampling.temperature > 0 and sampling.seed is None:
-            self._asked += len(prompts)
-            return self._lm.generate(prompts, sampling)
-        return self._through(
-            Completion,
-            [("generate", prompt, asdict(sampling)) for prompt in _plain(prompts)],
-            lambda asked: self._lm.generate([prompts[index] for index in asked], sampling),
-        )
+        return self.replies("generate", prompts, sampling).results
 
     def choose(self, prompts: Sequence[Prompt], options: Sequence[str]) -> list[Choice | Failure]:
         """Probabilities of the options for each prompt."""
-        return self._through(
-            Choice,
-            [("choose", prompt, list(options)) for prompt in _plain(prompts)],
-            lambda asked: self._lm.choose([prompts[index] for index in asked], options),
-        )
+        return self.replies("choose", prompts, options).results
 
     def score(
         self, prompts: Sequence[Prompt], continuations: Sequence[str]
     ) -> list[Score | Failure]:
         """Log-likelihood of each continuation."""
-        return self._through(
-            Score,
-            list(zip(["score"] * len(prompts), _plain(prompts), continuations, strict=True)),
-            lambda asked: self._lm.score(
-                [prompts[index] for index in asked], [continuations[index] for index in asked]
-            ),
-        )
+        return self.replies("score", prompts, continuations).results
+
+    def replies(self, method: Method, prompts: Sequence[Prompt], argument: Any) -> Replies:
+        """One of the three calls, with what it took.
+
+        Args:
+            argument: the call's second one: sampling, options or continuations.
+        """
+        each = argument if method == "score" else [argument] * len(prompts)
+
+        def ask(places: Sequence[int]) -> list[Reply]:
+            rest = [argument[place] for place in places] if method == "score" else argument
+            asked: list[Reply] = getattr(self._lm, method)([prompts[i] for i in places], rest)
+            return asked
+
+        unseeded = method == "generate" and argument.temperature > 0 and argument.seed is None
+        if self._cache is None or unseeded:
+            results = ask(range(len(prompts))) if prompts else []
+            return Replies(results, _usage(len(prompts), results))
+        requests = [
+            (method, _plain(prompt), asdict(one) if isinstance(one, Sampling) else one)
+            for prompt, one in zip(prompts, each, strict=True)
+        ]
+        return self._through(self._cache, _KINDS[method], requests, ask)
 
     def _through(
         self,
-        kind: type[Reply],
+        cache: ReplyCache,
+        kind: type[Completion] | type[Choice] | type[Score],
         requests: Sequence[Any],
-        ask: Callable[[Sequence[int]], list[Reply | Failure]],
-    ) -> list[Reply | Failure]:
+        ask: Callable[[Sequence[int]], list[Reply]],
+    ) -> Replies:
         """The replies, from the cache or by asking for those of some requests."""
         keys = self._keys(requests)
-        results: list[Reply | Failure | None] = [
-            None if text is None else kind(**json.loads(text)) for text in self._cache.get(keys)
+        results: list[Reply | None] = [
+            None if text is None else kind(**json.loads(text)) for text in cache.get(keys)
         ]
         missing = [index for index, result in enumerate(results) if result is None]
         if missing and self._whole_calls:
@@ -108,10 +123,8 @@ class CachedLM:
         # The same request twice in one call is asked once.
         first = {keys[index]: index for index in reversed(missing)}
         asked = sorted(first.values())
-        self._asked += len(requests)
-        self._found += len(requests) - len(missing)
         replies = dict(zip(asked, ask(asked), strict=True)) if asked else {}
-        self._cache.put(
+        cache.put(
             self.identity,
             [
                 (keys[index], json.dumps(asdict(reply), allow_nan=False))
@@ -121,7 +134,7 @@ class CachedLM:
         )
         for index in missing:
             results[index] = replies[first[keys[index]]]
-        return [result for result in results if result is not None]
+        return Replies(list(results), _usage(len(requests), list(replies.values())))
 
     def _keys(self, requests: Sequence[Any]) -> list[bytes]:
         start = hashlib.sha256(_canonical([_FORM, self.identity]))
@@ -139,8 +152,18 @@ class CachedLM:
         return keys
 
 
-def _plain(prompts: Sequence[Prompt]) -> list[list[tuple[str, str]]]:
-    return [[(message.role, message.content) for message in prompt] for prompt in prompts]
+def _plain(prompt: Prompt) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in prompt]
+
+
+def _usage(asked: int, sent: Sequence[Reply]) -> Usage:
+    """What a failure took is not known."""
+    tokens = sum(
+        one.tokens_in + (0 if isinstance(one, Score) else one.tokens_out)
+        for one in sent
+        if not isinstance(one, Failure)
+    )
+    return Usage(asked, len(sent), tokens)
 
 
 def _canonical(request: Any) -> bytes:

@@ -15,10 +15,12 @@ from lmcot.frozen.protocol import FrozenLM
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_CALLS_AT_ONCE = 32
+
 
 def open_frozen_lm(
     settings: TransformersFrozen | OpenAIFrozen, prompts: PromptSettings
-) -> FrozenLM:
+) -> CachedLM:
     """The frozen LM that the settings name, loaded and ready, behind its cache.
 
     Raises:
@@ -26,10 +28,20 @@ def open_frozen_lm(
             cannot be opened.
     """
     lm = _open(settings, prompts)
-    if not settings.cache.enabled:
-        return lm
-    cache = ReplyCache(cache_path(settings.cache.folder), int(settings.cache.max_gib * 2**30))
-    return CachedLM(lm, cache, whole_calls=settings.backend == "transformers")
+    cache = None
+    if settings.cache.enabled:
+        path, size = cache_path(settings.cache.folder), int(settings.cache.max_gib * 2**30)
+        cache = ReplyCache(path, size)
+    return CachedLM(lm, cache, whole_calls=calls_at_once(settings) == 1)
+
+
+def calls_at_once(settings: TransformersFrozen | OpenAIFrozen) -> int:
+    """How many calls of different clients one frozen LM takes at the same time.
+
+    One, where the arithmetic of a call must not depend on the others.
+    """
+    alone = settings.backend == "transformers" and settings.batching == "unit"
+    return 1 if alone else _CALLS_AT_ONCE
 
 
 def _open(settings: TransformersFrozen | OpenAIFrozen, prompts: PromptSettings) -> FrozenLM:
@@ -48,6 +60,7 @@ def _open(settings: TransformersFrozen | OpenAIFrozen, prompts: PromptSettings) 
         chat=prompts.chat,
         max_batch_tokens=settings.max_batch_tokens,
         max_cached_tokens=settings.max_cached_tokens,
+        together=settings.batching == "dynamic",
     )
 
 

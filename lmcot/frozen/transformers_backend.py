@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from lmcot.data.render import encode
 from lmcot.models.generation.engine import GenerationEngine
 from lmcot.models.generation.requests import Generated, SampleRequest, ScoreRequest
+from lmcot.models.generation.shared import SharedEngine
 from lmcot.models.generation.stopping import StopStrings
 from lmcot.models.sources import count_parameters, eos_ids
 from lmcot.records import Choice, Completion, Failure, Prompt, Sampling, Score
@@ -35,6 +36,8 @@ class TransformersLM:
     Args:
         identity: names the model and its arithmetic.
         chat: ``auto`` renders prompts with the tokenizer's chat template where it has one.
+        together: requests of all threads that call go through the model together as they come,
+            so that results repeat up to rounding; else it is not for several threads at a time.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class TransformersLM:
         chat: Literal["auto", "never"],
         max_batch_tokens: int,
         max_cached_tokens: int = 32768,
+        together: bool = False,
     ) -> None:
         self._model = model.eval()
         self._tokenizer = tokenizer
@@ -53,17 +57,23 @@ class TransformersLM:
         self._chat = chat
         self._encoder_decoder = bool(model.config.is_encoder_decoder)
         self._eos_ids = eos_ids(model, tokenizer)
-        self._engine = GenerationEngine(
+        engine = GenerationEngine(
             model,
             pad_id=tokenizer.pad_token_id or 0,
             max_batch_tokens=max_batch_tokens,
             max_cached_tokens=max_cached_tokens,
         )
+        self._engine = SharedEngine(engine) if together else engine
 
     @property
     def identity(self) -> str:
         """Names the model and its arithmetic."""
         return self._identity
+
+    @property
+    def notice(self) -> str:
+        """What its user should know of how it generates; mostly empty."""
+        return self._engine.notice
 
     @property
     def parameters(self) -> int:

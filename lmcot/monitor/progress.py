@@ -9,6 +9,11 @@ from typing import TextIO
 from tqdm import tqdm
 
 
+def say(text: str) -> None:
+    """One line about what is being done, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class Progress:
     """Shows how far a stage is, on stderr: a tqdm bar on a terminal, else plain lines.
 

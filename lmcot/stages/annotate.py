@@ -7,16 +7,20 @@ from collections import Counter
 from pathlib import Path
 
 from lmcot.actors.cluster import check_room
-from lmcot.actors.units import PromptUnit, Replies
+from lmcot.actors.units import PromptUnit
 from lmcot.config import FrozenTeacher
 from lmcot.errors import UserError
 from lmcot.files import write_atomically
-from lmcot.monitor.progress import progress
-from lmcot.records import Annotation, Completion, Failure, to_json
+from lmcot.frozen.cached import Replies
+from lmcot.monitor.progress import progress, say
+from lmcot.records import Annotation, Completion, Failure, Usage, to_json
 from lmcot.rewards.answers import concluded_answer, f1
 from lmcot.rewards.judge import reply_sampling
-from lmcot.stages.run import Question, Run, in_units, say
-from lmcot.stages.summary import cache_metrics
+from lmcot.stages.budgets import Losses
+from lmcot.stages.run import Question, Run, in_units
+from lmcot.stages.summary import usage_metrics
+
+_FAILED = "failed: "
 
 
 def annotate(run: Run) -> list[Annotation]:
@@ -86,6 +90,7 @@ def _ask_frozen(run: Run, teacher: FrozenTeacher) -> list[Annotation]:
     open_rows = [row for row, q in enumerate(run.train) if q.example.id not in known]
     groups = in_units(open_rows, run.config.actors.prompts_per_unit)
     units = [_unit(run, rows) for rows in groups]
+    losses = Losses(run.config.failures, len(run.train), "answers to the training questions")
     check_room({"frozen": run.config.actors.frozen})
     with (
         run.frozen_fleet() as fleet,
@@ -95,6 +100,8 @@ def _ask_frozen(run: Run, teacher: FrozenTeacher) -> list[Annotation]:
         fleet.wait_ready()
 
         def keep(index: int, replies: Replies) -> None:
+            run.spending.add("annotate", replies.usage)
+            losses.add(one if isinstance(one, Failure) else None for one in replies.results)
             for row, result in zip(groups[index], replies.results, strict=True):
                 annotation = _judge(run, teacher, run.train[row], result)
                 known[annotation.example_id] = annotation
@@ -103,9 +110,8 @@ def _ask_frozen(run: Run, teacher: FrozenTeacher) -> list[Annotation]:
             bar.update(len(replies.results), kept=float(sum(a.kept for a in known.values())))
 
         done: list[Replies] = fleet.map("complete", units, on_result=keep)
-    asked = sum(len(replies.results) for replies in done)
-    cached = sum(replies.cached for replies in done)
-    run.monitor.log(0, "annotate", cache_metrics(asked, cached))
+    usage = sum((replies.usage for replies in done), Usage())
+    run.monitor.log(0, "annotate", usage_metrics(usage))
     annotations = [known[question.example.id] for question in run.train]
     partial.unlink()
     return annotations
@@ -127,7 +133,7 @@ def _judge(
     """Keeps a rationale only where the frozen LM's own prediction is right."""
     example = question.example
     if isinstance(result, Failure):
-        return Annotation(example.id, "frozen", "", "", False, f"failed: {result.reason}")
+        return Annotation(example.id, "frozen", "", "", False, _FAILED + result.reason)
     rationale = result.text.strip()
     answer = concluded_answer(rationale)
     if not answer:
@@ -140,11 +146,15 @@ def _judge(
 
 
 def _read_partial(path: Path) -> list[Annotation]:
-    """Whole lines of an interrupted annotation; a last line that was cut is taken off the file."""
+    """Whole lines of an interrupted annotation; a last line that was cut is taken off the file.
+
+    What failed is left out, to be asked again.
+    """
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         write_atomically(path, whole)
-    return [Annotation(**json.loads(line)) for line in whole.splitlines()]
+    found = [Annotation(**json.loads(line)) for line in whole.splitlines()]
+    return [one for one in found if not one.reason.startswith(_FAILED)]

@@ -11,12 +11,12 @@ from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.actors.learner_group import LearnerLost
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import Interrupted
-from lmcot.monitor.progress import Progress, progress
+from lmcot.monitor.progress import Progress, progress, say
 from lmcot.records import Annotation, RunState
 from lmcot.stages.annotate import annotate, read_annotations
 from lmcot.stages.environment import versions
 from lmcot.stages.learners import Learners
-from lmcot.stages.run import Run, say
+from lmcot.stages.run import Run
 
 STAGE: Final = "distill"
 

@@ -12,15 +12,17 @@ from typing import get_args
 
 from lmcot.actors.cluster import check_room
 from lmcot.actors.fleet import Fleet
-from lmcot.actors.units import PromptUnit, Replies, RolloutPrompt, RolloutUnit
-from lmcot.config import RESUME_MAY_CHANGE, Row, TransformersFrozen
+from lmcot.actors.units import PromptUnit, RolloutPrompt, RolloutUnit
+from lmcot.config import Row, TransformersFrozen, flat_settings, may_change
 from lmcot.errors import UserError
+from lmcot.frozen.cached import Replies
 from lmcot.models.sources import parameters_of
-from lmcot.monitor.progress import Progress, progress
+from lmcot.monitor.progress import Progress, progress, say
 from lmcot.monitor.report import RowResult, write_report
-from lmcot.records import Completion, Example, Failure, Prompt, Rollout
+from lmcot.records import Completion, Example, Failure, Prompt, Rollout, Usage
 from lmcot.rewards.answers import concluded_answer, extract_answer
 from lmcot.rewards.judge import reply_sampling
+from lmcot.stages.budgets import Losses
 from lmcot.stages.predictions import (
     Prediction,
     predict,
@@ -28,8 +30,8 @@ from lmcot.stages.predictions import (
     row_result,
     write_predictions,
 )
-from lmcot.stages.run import Run, in_units, say
-from lmcot.stages.summary import cache_metrics
+from lmcot.stages.run import Run, in_units
+from lmcot.stages.summary import usage_metrics
 
 _POLICIES = {"guided_base": "base", "guided_distilled": "distilled", "guided_refined": "refined"}
 
@@ -87,9 +89,7 @@ def _source_of(row: Row, sources: dict[str, str]) -> str:
 
 def _fingerprint(run: Run, source: str) -> str:
     """Changes when the settings that predictions depend on do, or the policy's weights."""
-    config = run.config.model_dump(mode="json")
-    for key in RESUME_MAY_CHANGE:
-        config.pop(key, None)
+    config = {k: v for k, v in flat_settings(run.config).items() if not may_change(k)}
     files = sorted(Path(source).glob("*.safetensors")) if source else []
     stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     text = json.dumps([config, source, stamps], sort_keys=True)
@@ -104,7 +104,7 @@ class _Evaluation:
         self._sources = sources
         self._marks = marks
         self._rationales: dict[str, tuple[list[Rollout], float]] = {}
-        self._asked = self._cached = 0
+        self._usage = Usage()
 
     def run(self, rows: Sequence[Row]) -> dict[Row, list[Prediction]]:
         """Predictions of each row; each is on disk once it is done."""
@@ -123,7 +123,7 @@ class _Evaluation:
             self._frozen.wait_ready()
             bar = stack.enter_context(progress("evaluate", total=len(rows), unit="row"))
             predictions = {row: self._row(row, bar) for row in rows}
-        self._run.monitor.log(0, "evaluate", cache_metrics(self._asked, self._cached))
+        self._run.monitor.log(0, "evaluate", usage_metrics(self._usage))
         return predictions
 
     def _row(self, row: Row, bar: Progress) -> list[Prediction]:
@@ -196,9 +196,15 @@ class _Evaluation:
             PromptUnit(f"{row}/{rows[0]}", tuple(prompts[i] for i in rows), reply_sampling(length))
             for rows in in_units(range(len(prompts)), self._run.config.actors.prompts_per_unit)
         ]
-        done: list[Replies] = self._frozen.map("complete", units)
-        self._asked += sum(len(unit.results) for unit in done)
-        self._cached += sum(unit.cached for unit in done)
+        run = self._run
+        losses = Losses(run.config.failures, len(prompts), f"answers of the row {row}")
+
+        def count(_: int, unit: Replies) -> None:
+            self._usage += unit.usage
+            run.spending.add("evaluate", unit.usage)
+            losses.add(one if isinstance(one, Failure) else None for one in unit.results)
+
+        done: list[Replies] = self._frozen.map("complete", units, on_result=count)
         return [answer for unit in done for answer in unit.results]
 
     def _prompt(self, row: Row, index: int, rationales: Sequence[Rollout]) -> Prompt:

@@ -13,8 +13,9 @@ from lmcot.actors.learner_group import LearnerGroup, LearnerLost, PendingCall
 from lmcot.errors import UserError
 from lmcot.learner.checkpoints import CheckpointStore
 from lmcot.learner.layout import check_settings
+from lmcot.monitor.progress import say
 from lmcot.records import RunState
-from lmcot.stages.run import Run, say
+from lmcot.stages.run import Run
 
 
 class Learners:

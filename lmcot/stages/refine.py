@@ -15,13 +15,14 @@ from lmcot.actors.units import Judged, JudgeUnit, RolloutPrompt, RolloutUnit
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import Interrupted, UserError
 from lmcot.monitor.curves import plot_training
-from lmcot.monitor.progress import Progress, progress
-from lmcot.records import Example, Judgement, Rollout, RunState, ScoredRollout, to_json
+from lmcot.monitor.progress import Progress, progress, say
+from lmcot.records import Example, Judgement, Rollout, RunState, ScoredRollout, Usage, to_json
 from lmcot.rewards.combine import scalar_reward
+from lmcot.stages.budgets import Losses
 from lmcot.stages.environment import versions
 from lmcot.stages.learners import Learners
-from lmcot.stages.run import Run, in_units, say
-from lmcot.stages.summary import cache_metrics, step_metrics
+from lmcot.stages.run import Run, in_units
+from lmcot.stages.summary import step_metrics, usage_metrics
 
 STAGE: Final = "refine"
 
@@ -94,7 +95,7 @@ def _step(run: Run, actors: _Actors, state: RunState) -> dict[str, float]:
     examples = {q.example.id: q.example for q in (run.train[row] for row in rows)}
     rollouts = _sample(run, actors, state, list(examples.values()))
     sampled = time.monotonic()
-    judging = _judge(run, actors, examples, rollouts)
+    judging = _judge(run, actors, state.step, examples, rollouts)
     judgements = judging.judgements
     judged = time.monotonic()
     scored = _score(run, rollouts, judgements)
@@ -107,7 +108,7 @@ def _step(run: Run, actors: _Actors, state: RunState) -> dict[str, float]:
     metrics = {
         **step_metrics(rollouts, judgements, scored),
         **learned,
-        **cache_metrics(judging.asked, judging.cached),
+        **usage_metrics(judging.usage),
         "seconds/publish": published - started,
         "seconds/sample": sampled - published,
         "seconds/judge": judged - sampled,
@@ -152,7 +153,7 @@ def _sample(run: Run, actors: _Actors, state: RunState, examples: list[Example])
 
 
 def _judge(
-    run: Run, actors: _Actors, examples: dict[str, Example], rollouts: list[Rollout]
+    run: Run, actors: _Actors, step: int, examples: dict[str, Example], rollouts: list[Rollout]
 ) -> Judged:
     """A judgement or a typed failure for each rationale, unit by unit as they were sampled."""
     units: dict[str, list[Rollout]] = {}
@@ -162,31 +163,33 @@ def _judge(
         JudgeUnit(unit_id, tuple(examples[r.example_id] for r in members), tuple(members))
         for unit_id, members in units.items()
     ]
-    done: list[Judged] = actors.reward.map("judge", work)
-    return Judged(
-        [judgement for unit in done for judgement in unit.judgements],
-        asked=sum(unit.asked for unit in done),
-        cached=sum(unit.cached for unit in done),
-    )
+    losses = Losses(run.config.failures, len(rollouts), f"judgements of step {step + 1}")
+
+    def count(_: int, unit: Judged) -> None:
+        run.spending.add(STAGE, unit.usage)
+        losses.add(judgement.failure for judgement in unit.judgements)
+
+    done: list[Judged] = actors.reward.map("judge", work, on_result=count)
+    judgements = [judgement for unit in done for judgement in unit.judgements]
+    return Judged(judgements, sum((unit.usage for unit in done), Usage()))
 
 
 def _score(run: Run, rollouts: list[Rollout], judgements: list[Judgement]) -> list[ScoredRollout]:
     """What goes into the batch: what could not be judged is left out, never given a reward.
 
     Raises:
-        UserError: if less than ``refine.min_judged_share`` of the step was judged.
+        UserError: if nothing is left, whatever the budgets for failures say.
     """
     scored = [
         ScoredRollout(rollout, judgement, scalar_reward(judgement, run.config.rewards))
         for rollout, judgement in zip(rollouts, judgements, strict=True)
         if judgement.failure is None
     ]
-    needed = 0.5 * len(rollouts)
-    if not scored or len(scored) < needed:
+    if not scored:
         reasons = [j.failure.reason for j in judgements if j.failure is not None]
         raise UserError(
-            f"only {len(scored)} of a step's {len(rollouts)} rationales could be judged, fewer "
-            f"than refine.min_judged_share asks for; the first failure: {reasons[0]}"
+            f"none of a step's {len(rollouts)} rationales could be judged; the first failure: "
+            f"{reasons[0]}; mend that and run the same command again"
         )
     return scored
 

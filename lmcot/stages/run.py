@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,26 +14,23 @@ from lmcot.actors.fleet import Fleet
 from lmcot.actors.frozen_actor import FrozenActor
 from lmcot.actors.reward_actor import RewardActor
 from lmcot.actors.rollout_actor import RolloutActor
-from lmcot.config import Config, DataSource
+from lmcot.config import BudgetSettings, Config, DataSource
 from lmcot.data.context import apply_context
 from lmcot.data.loaders import load_examples
 from lmcot.data.prompts import PromptTemplates, load_templates
 from lmcot.data.render import encode
 from lmcot.errors import UserError
-from lmcot.frozen.open import check_frozen_lm
+from lmcot.frozen.open import calls_at_once, check_frozen_lm
 from lmcot.models.sources import load_tokenizer
 from lmcot.monitor.metrics import Monitor
+from lmcot.monitor.progress import say
 from lmcot.records import Example
+from lmcot.stages.budgets import Spending
 from lmcot.stages.interruption import Interruption
 from lmcot.stages.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-def say(text: str) -> None:
-    """One line about what is being done, on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(slots=True)
@@ -56,8 +52,11 @@ class Run:
     monitor: Monitor
     interruption: Interruption
     templates: PromptTemplates = field(init=False)
+    spending: Spending = field(init=False)
 
     def __post_init__(self) -> None:
+        budget = self.config.frozen.budget if self.config.frozen else BudgetSettings()
+        self.spending = Spending(self.directory.path / "spending.json", budget)
         self.templates = load_templates(self.config.prompts.templates)
 
     @cached_property
@@ -112,12 +111,14 @@ class Run:
         config = self.config
         if config.frozen is None:
             raise UserError("this stage asks the frozen LM, but there is no 'frozen' section")
+        self.spending.check()
         role = config.actors.frozen
         return Fleet(
             "frozen-LM", FrozenActor, role, config.actors,
             arguments={
                 "settings": config.frozen, "prompts": config.prompts, "threads": role.threads,
             },
+            calls_at_once=calls_at_once(config.frozen),
             check=self.interruption.check,
         )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
-from lmcot.records import Judgement, Rollout, ScoredRollout
+from lmcot.records import Judgement, Rollout, ScoredRollout, Usage
 
 
 def step_metrics(
@@ -36,11 +36,15 @@ def step_metrics(
     }
 
 
-def cache_metrics(asked: int, cached: int) -> dict[str, float]:
-    """Requests to the frozen LM, and the share of them that its cache answered."""
-    if not asked:
+def usage_metrics(usage: Usage) -> dict[str, float]:
+    """Requests to the frozen LM, the share that its cache answered, tokens for the others."""
+    if not usage.asked:
         return {}
-    return {"frozen/requests": float(asked), "frozen/cache_hit_rate": cached / asked}
+    return {
+        "frozen/requests": float(usage.asked),
+        "frozen/cache_hit_rate": 1 - usage.sent / usage.asked,
+        "frozen/tokens": float(usage.tokens),
+    }
 
 
 def _mean(values: Iterable[float]) -> float:

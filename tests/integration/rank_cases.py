@@ -42,7 +42,6 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "refine.advantage": {"kind": "gae", "critic_warmup_steps": 1, "value_coefficient": 0.5},
         "refine.kl": {"kind": "adaptive", "coefficient": 0.1, "target": 0.01, "horizon": 60},
         "refine.entropy_coefficient": 0.01,
-        "refine.length_penalty": 0.1,
     },
     "critic model": {
         "refine.advantage": {

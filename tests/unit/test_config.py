@@ -105,11 +105,11 @@ MISTAKES: list[tuple[str, Any, str]] = [
      "unknown key 'rewards.aspects.fluency.wieght': did you mean 'weight'?"),
     ("rewards", aspects(fluency={"source": "off", "weight": 1}),
      "rewards.aspects.fluency: an aspect that is 'off' cannot have a weight: set weight to 0"),
-    ("rewards", aspects(logicality={"source": "metric"}),
-     "rewards: aspects.logicality.source is 'metric', but there is no honest metric of "
+    ("rewards", aspects(logicality={"source": "metrics"}),
+     "rewards: aspects.logicality.source is 'metrics', but there is no honest metric of "
      "logicality: set it to 'judge' or 'off'"),
-    ("rewards", aspects(consistency={"source": "metric"}),
-     "rewards: aspects.consistency.source is 'metric', but there is no honest metric of "),
+    ("rewards", aspects(consistency={"source": "metrics"}),
+     "rewards: aspects.consistency.source is 'metrics', but there is no honest metric of "),
     ("rewards", {"kind": "guidance", "em_weight": 0, "f1_weight": 0},
      "rewards: all weights are 0: give em_weight, f1_weight or an aspect a weight"),
     ("refine.advantage", {"gamma": 0.9},
@@ -418,7 +418,8 @@ def test_differences_tell_both_values() -> None:
         ("learner.zero_stage", 1, ["learner.zero_stage"]),
         ("learner.offload", "optimiser", ["learner.offload"]),
         ("refine.steps", 7, []),
-        ("refine.min_judged_share", 0.1, []),
+        ("failures.max_data_share", 0.1, []),
+        ("frozen.budget.max_requests", 7, []),
         ("actors.rollout.count", 7, []),
         ("actors.learner", {"placement": "SPREAD"}, []),
         ("checkpoints", {"every": 1, "keep": 9}, []),
@@ -465,7 +466,7 @@ def test_an_endpoint_measures_no_fluency_unless_asked_to() -> None:
     assert isinstance(local, GuidanceRewards)
     off = AspectSettings(source="off")
     assert config.rewards.aspects == {**local.aspects, "fluency": off}
-    assert local.aspects["fluency"].source == "metric"
+    assert local.aspects["fluency"].source == "metrics"
     assert parse_config(yaml.safe_load(dump_config(config))) == config
 
 
@@ -478,12 +479,44 @@ def test_an_endpoint_keeps_the_other_rewards() -> None:
     assert config.rewards.aspects["fluency"].source == "off"
 
 
+def _guidance(**values: Any) -> dict[str, Any]:
+    return {"kind": "guidance", **values}
+
+
 def test_an_endpoint_cannot_measure_fluency() -> None:
-    rewards = aspects(fluency={"source": "metric"})
+    rewards = aspects(fluency={"source": "metrics"})
     assert refusal({**LEAST, "frozen": ENDPOINT, "rewards": rewards}) == (
-        "rewards.aspects.fluency.source is 'metric', but frozen.backend 'openai' gives no "
-        "log-likelihoods to measure it by: set it to 'judge' or 'off'"
+        "rewards.aspects.fluency.source is 'metrics', but frozen.backend 'openai' with api 'chat' "
+        "gives no log-likelihoods to measure it by: set it to 'judge' or 'off'"
     )
+    completions = {**ENDPOINT, "api": "completions"}
+    parse_config({**LEAST, "frozen": completions, "rewards": rewards})
+    parse_config({**LEAST, "frozen": completions, "rewards": _guidance(likelihood_gain_weight=0.5)})
+    assert refusal(
+        {**LEAST, "frozen": ENDPOINT, "rewards": _guidance(likelihood_gain_weight=0)}
+    ) == (
+        "rewards.likelihood_gain_weight is set, but frozen.backend 'openai' with api 'chat' gives "
+        "no log-likelihoods to measure it by: leave it out"
+    )
+
+
+@pytest.mark.parametrize("name", ["reward", "module:", "a b:c", "module:one.two", ":f"])
+def test_a_custom_reward_is_named_in_full(name: str) -> None:
+    assert "not of the form module:function" in refusal(
+        {**LEAST, "rewards": _guidance(custom=name)}
+    )
+
+
+def test_a_custom_reward_can_be_the_only_one() -> None:
+    rewards = _guidance(em_weight=0, f1_weight=0, custom="my.rewards:brevity")
+    parse_config({**LEAST, "rewards": rewards})
+    assert "all weights are 0" in refusal({**LEAST, "rewards": {**rewards, "custom_weight": 0}})
+
+
+def test_learned_aspects_need_their_model() -> None:
+    rewards = aspects(factuality={"source": "learned", "weight": 1.0})
+    assert "learned_model is not set" in refusal({**LEAST, "rewards": rewards})
+    parse_config({**LEAST, "rewards": {**rewards, "learned_model": "aspects.json"}})
 
 
 @pytest.mark.parametrize("source", ["judge", "off"])

@@ -97,7 +97,6 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         return None
 
     monkeypatch.setattr(engine_module, "refusal", answer)
-    monkeypatch.setattr(engine_module, "_tell_once", lambda *_: None)
     return str(request.param)
 
 

@@ -6,7 +6,6 @@ import copy
 import functools
 import random
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +34,6 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-import lmcot.models.generation.engine as engine_module
 from lmcot.models.generation.engine import GenerationEngine
 from lmcot.models.generation.requests import (
     Event,
@@ -446,9 +444,7 @@ def _shared_engine(kind: str, budget: int, room: int) -> GenerationEngine:
 
 def test_attention_is_taken_over(model: Any) -> None:
     """Else the tests here would look at the plain path."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        engine = _engine(model)
+    engine = _engine(model)
     assert hasattr(engine._decoder, "_tree")
 
 
@@ -915,9 +911,7 @@ def test_cancelled_in_the_queue_and_at_work(model: Any) -> None:
 def test_bfloat16_logprobs(kind: str) -> None:
     """Near those of a plain forward pass in bfloat16."""
     model = copy.deepcopy(_model(kind)).to(torch.bfloat16)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        engine = _engine(model)
+    engine = _engine(model)
     rng = _rng("bfloat16")
     stem = _tokens(rng, 40)
     requests = [SampleRequest([*stem, *_tokens(rng, n)], [n, n + 5], 8) for n in (2, 7)]
@@ -930,9 +924,7 @@ def test_bfloat16_logprobs(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", TREE_KINDS)
 def test_attention_is_taken_over_in_bfloat16(kind: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        engine = _engine(copy.deepcopy(_model(kind)).to(torch.bfloat16))
+    engine = _engine(copy.deepcopy(_model(kind)).to(torch.bfloat16))
     assert hasattr(engine._decoder, "_tree")
 
 
@@ -940,20 +932,19 @@ def test_attention_is_taken_over_in_bfloat16(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", PLAIN_KINDS)
-def test_what_cannot_be_taken_over_is_told_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "_told", set())
+def test_what_cannot_be_taken_over_is_told(kind: str) -> None:
     model = _model(kind)
-    name = f"{type(model).__name__} generates on the plain path"
-    with pytest.warns(UserWarning, match=name) as told:
-        engines = [_engine(model) for _ in range(2)]
-    assert len([one for one in told if "plain path" in str(one.message)]) == 1
-    assert not any(hasattr(engine._decoder, "_tree") for engine in engines)
+    engine = _engine(model)
+    assert engine.notice.startswith(f"{type(model).__name__} generates on the plain path")
+    assert not hasattr(engine._decoder, "_tree")
+
+
+def test_what_is_taken_over_needs_no_notice() -> None:
+    assert _engine(_model("llama")).notice == ""
 
 
 def _plain_path_is_right(kind: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        engine = _engine(_model(kind), max_batch_tokens=200)
+    engine = _engine(_model(kind), max_batch_tokens=200)
     model = _model(kind)
     rng = _rng("plain")
     ends = frozenset(range(3, 30))
@@ -978,10 +969,8 @@ def test_the_plain_path_is_right(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", PLAIN_KINDS)
 def test_requests_come_and_go_on_the_plain_path(kind: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        engine = _shared_engine(kind, 300, 65536)
-        _alone(kind)
+    engine = _shared_engine(kind, 300, 65536)
+    _alone(kind)
     for seed in range(4):
         arrivals = _arrivals(seed)
         found = _play(engine, arrivals)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections import deque
 from collections.abc import Sequence as Seq
 
@@ -37,7 +36,8 @@ from lmcot.models.generation.work import (
 )
 from lmcot.records import Failure, FailureKind
 
-_told: set[str] = set()
+Scores = tuple[tuple[float, ...], ...]
+"""Log-probabilities (natural log) of each token of each continuation of one request."""
 
 
 class GenerationEngine:
@@ -82,8 +82,11 @@ class GenerationEngine:
         )
         self._decoder: Decoder = tree
         reason = refusal(tree)
+        self.notice = ""
+        """What its user should know: that it takes the plain path, and why; else empty."""
         if reason is not None:
-            _tell_once(type(model).__name__, reason)
+            name = type(model).__name__
+            self.notice = f"{name} generates on the plain path, without shared prompts: {reason}"
             self._decoder = PlainDecoder(model, pad_id=pad_id, max_batch_tokens=max_batch_tokens)
         self._numbers = 0
         self._queue: deque[Task] = deque()
@@ -135,19 +138,11 @@ class GenerationEngine:
 
     def sample(self, requests: Seq[SampleRequest]) -> list[list[Generated] | Failure]:
         """All samples of each request, in order; for an engine that is idle."""
-        found: list[list[Generated] | Failure] = []
-        for ends in self._run(requests):
-            samples = {one.sample: one.generated for one in ends if isinstance(one, SampleEvent)}
-            found.append(_failure(ends) or [samples[sample] for sample in sorted(samples)])
-        return found
+        return [samples_of(ends) for ends in self._run(requests)]
 
-    def score(self, requests: Seq[ScoreRequest]) -> list[tuple[tuple[float, ...], ...] | Failure]:
+    def score(self, requests: Seq[ScoreRequest]) -> list[Scores | Failure]:
         """For each request the log-probability (natural log) of each token of each continuation."""
-        found: list[tuple[tuple[float, ...], ...] | Failure] = []
-        for ends in self._run(requests):
-            scores = [one.logprobs for one in ends if isinstance(one, ScoreEvent)]
-            found.append(_failure(ends) or scores[0])
-        return found
+        return [scores_of(ends) for ends in self._run(requests)]
 
     def weights_changed(self) -> None:
         """Drops what was computed with weights that are no longer the model's.
@@ -275,17 +270,21 @@ class GenerationEngine:
         return _failed(task, FailureKind.PERMANENT, "the model's logits are not finite numbers")
 
 
+def samples_of(ends: Seq[Event]) -> list[Generated] | Failure:
+    """The samples of one request, in order, from all that came of it."""
+    samples = {one.sample: one.generated for one in ends if isinstance(one, SampleEvent)}
+    return _failure(ends) or [samples[sample] for sample in sorted(samples)]
+
+
+def scores_of(ends: Seq[Event]) -> Scores | Failure:
+    """The scores of one request, from all that came of it."""
+    scores = [one.logprobs for one in ends if isinstance(one, ScoreEvent)]
+    return _failure(ends) or scores[0]
+
+
 def _failure(ends: Seq[Event]) -> Failure | None:
     return next((one.failure for one in ends if isinstance(one, FailureEvent)), None)
 
 
 def _failed(task: Task, kind: FailureKind, reason: str) -> FailureEvent:
     return FailureEvent(task.number, Failure(kind, reason))
-
-
-def _tell_once(name: str, reason: str) -> None:
-    if name not in _told:
-        _told.add(name)
-        warnings.warn(
-            f"{name} generates on the plain path, without shared prompts: {reason}", stacklevel=3
-        )

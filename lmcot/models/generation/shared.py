@@ -1,0 +1,140 @@
+"""One generation engine for many threads."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lmcot.models.generation.engine import GenerationEngine, Scores, samples_of, scores_of
+from lmcot.models.generation.requests import (
+    Event,
+    FailureEvent,
+    Generated,
+    Request,
+    SampleRequest,
+    ScoreRequest,
+    TokenEvent,
+)
+from lmcot.records import Failure
+
+
+@dataclass(eq=False)
+class _Call:
+    """What one thread asked, and what came of it so far."""
+
+    requests: Sequence[Request]
+    ends: list[list[Event]] = field(init=False)
+    open: dict[int, int] = field(default_factory=dict)
+    """The engine's number of each request that is not done, and its place in the call."""
+    done: threading.Event = field(default_factory=threading.Event)
+    error: BaseException | None = None
+
+    def __post_init__(self) -> None:
+        self.ends = [[] for _ in self.requests]
+
+
+class SharedEngine:
+    """What any thread asks goes through the model together with what the others ask.
+
+    A thread of its own steps the engine while there is work; requests join it at the next step.
+    Results differ from those of the engine alone by the rounding of the arithmetic only.
+    """
+
+    def __init__(self, engine: GenerationEngine) -> None:
+        self._engine = engine
+        self._changed = threading.Condition()
+        self._waiting: deque[_Call] = deque()
+        self._calls: dict[int, _Call] = {}
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._error: BaseException | None = None
+
+    @property
+    def notice(self) -> str:
+        """What its user should know of the engine; mostly empty."""
+        return self._engine.notice
+
+    def sample(self, requests: Sequence[SampleRequest]) -> list[list[Generated] | Failure]:
+        """All samples of each request, in order; waits for them."""
+        return [samples_of(ends) for ends in self._run(requests)]
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Scores | Failure]:
+        """For each request the log-probability (natural log) of each token of each continuation."""
+        return [scores_of(ends) for ends in self._run(requests)]
+
+    def close(self) -> None:
+        """Ends the thread; what is at work is given up."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, requests: Sequence[Request]) -> list[list[Event]]:
+        if not requests:
+            return []
+        call = _Call(requests)
+        with self._changed:
+            if self._closed or self._error is not None:
+                raise RuntimeError("the generation engine has ended") from self._error
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
+                self._thread.start()
+            self._waiting.append(call)
+            self._changed.notify()
+        call.done.wait()
+        if call.error is not None:
+            raise RuntimeError("the generation engine failed") from call.error
+        return call.ends
+
+    def _work(self) -> None:
+        try:
+            while self._join():
+                for event in self._engine.step():
+                    self._hand_out(event)
+        except BaseException as error:  # raised again in every thread that waits
+            self._end(error)
+        else:
+            self._end(RuntimeError("it was closed"))
+
+    def _join(self) -> bool:
+        """Submits what came in the meantime, waiting for some if there is no work; False at the
+        end."""
+        with self._changed:
+            while not (self._waiting or self._engine.busy or self._closed):
+                self._changed.wait()
+            joining, self._waiting = self._waiting, deque()
+            closed = self._closed
+        for call in joining:
+            for place, request in enumerate(call.requests):
+                number = self._engine.submit(request)
+                call.open[number] = place
+                self._calls[number] = call
+        return not closed
+
+    def _hand_out(self, event: Event) -> None:
+        if isinstance(event, TokenEvent):
+            return
+        call = self._calls[event.request]
+        place = call.open[event.request]
+        call.ends[place].append(event)
+        if _is_over(call.requests[place], call.ends[place]):
+            del call.open[event.request], self._calls[event.request]
+            if not call.open:
+                call.done.set()
+
+    def _end(self, error: BaseException) -> None:
+        with self._changed:
+            self._error = error
+            calls = {*self._calls.values(), *self._waiting}
+        for call in calls:
+            call.error = error
+            call.done.set()
+
+
+def _is_over(request: Request, ends: Sequence[Event]) -> bool:
+    """Whether nothing more comes of a request; a failure is one of the whole request."""
+    failed = isinstance(ends[-1], FailureEvent)
+    return failed or isinstance(request, ScoreRequest) or len(ends) == len(request.seeds)

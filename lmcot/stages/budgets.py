@@ -1,0 +1,98 @@
+"""What a run may spend on the frozen LM, and what it may lose to failures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from lmcot.config import BudgetSettings, FailureBudgets
+from lmcot.errors import UserError
+from lmcot.files import write_atomically
+from lmcot.records import Failure, FailureKind, Usage
+
+
+class Spending:
+    """What a run has asked of the frozen LM so far, by stage, over all its resumptions.
+
+    It is on disk after each work unit: a run that is killed forgets its last units at most.
+    """
+
+    def __init__(self, path: Path, budget: BudgetSettings) -> None:
+        self._path = path
+        self._budget = budget
+        self._spent: dict[str, Usage] = {}
+        if path.exists():
+            stages = json.loads(path.read_text(encoding="utf-8"))
+            self._spent = {stage: Usage(**usage) for stage, usage in stages.items()}
+
+    @property
+    def total(self) -> Usage:
+        """Of all stages together."""
+        return sum(self._spent.values(), Usage())
+
+    def add(self, stage: str, usage: Usage) -> None:
+        """Takes a unit's requests into account.
+
+        Raises:
+            UserError: if the run has passed its budget with them.
+        """
+        self._spent[stage] = self._spent.get(stage, Usage()) + usage
+        stages = {name: asdict(spent) for name, spent in self._spent.items()}
+        write_atomically(self._path, json.dumps(stages, indent=1) + "\n")
+        self._check(over=1)
+
+    def check(self) -> None:
+        """Before more is asked.
+
+        Raises:
+            UserError: if nothing of the budget is left.
+        """
+        self._check(over=0)
+
+    def _check(self, over: int) -> None:
+        total = self.total
+        limits = (
+            ("max_requests", self._budget.max_requests, total.sent, "requests"),
+            ("max_tokens", self._budget.max_tokens, total.tokens, "tokens"),
+        )
+        for key, limit, spent, unit in limits:
+            if limit is not None and spent >= limit + over:
+                raise UserError(
+                    f"the frozen LM's budget is spent: {spent} {unit} so far, frozen.budget.{key} "
+                    f"is {limit}; what was done is kept: raise it and run the same command again"
+                )
+
+
+class Losses:
+    """Failures of one step or stage, counted against their budgets."""
+
+    def __init__(self, budgets: FailureBudgets, total: int, what: str) -> None:
+        """Args: what: what is lost and where, as in "judgements of step 3"."""
+        self._total = total
+        self._what = what
+        self._budgets = {
+            FailureKind.TRANSIENT: ("max_infrastructure_share", budgets.max_infrastructure_share),
+            FailureKind.PERMANENT: ("max_data_share", budgets.max_data_share),
+        }
+        self._first: dict[FailureKind, Failure] = {}
+        self._lost = dict.fromkeys(FailureKind, 0)
+
+    def add(self, failures: Iterable[Failure | None]) -> None:
+        """Counts those that are failures.
+
+        Raises:
+            UserError: as soon as one kind has taken more than its share of the total.
+        """
+        for failure in failures:
+            if failure is not None:
+                self._lost[failure.kind] += 1
+                self._first.setdefault(failure.kind, failure)
+        for kind, (key, share) in self._budgets.items():
+            if self._lost[kind] > share * self._total:
+                raise UserError(
+                    f"{self._lost[kind]} of {self._total} {self._what} failed, more than "
+                    f"failures.{key} ({share:g}) admits; the first: {self._first[kind].reason}; "
+                    "mend that and run the same command again"
+                )

@@ -1,0 +1,126 @@
+"""One engine, many threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lmcot.models.generation.engine import GenerationEngine
+from lmcot.models.generation.requests import Event, SampleRequest, ScoreRequest
+from lmcot.models.generation.shared import SharedEngine
+from lmcot.records import Failure
+
+EOS = 1
+
+
+def _engine() -> GenerationEngine:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+    )
+    return GenerationEngine(LlamaForCausalLM(config).eval(), pad_id=0, max_batch_tokens=64)
+
+
+@pytest.fixture
+def shared() -> Iterator[SharedEngine]:
+    engine = SharedEngine(_engine())
+    yield engine
+    engine.close()
+
+
+def _samples(number: int) -> list[SampleRequest]:
+    return [
+        SampleRequest([2 + number, 5, 9 + place], [number, number + 1], 6, eos_ids=frozenset({EOS}))
+        for place in range(3)
+    ]
+
+
+def _scores(number: int) -> list[ScoreRequest]:
+    return [ScoreRequest([3, 4 + number], [[7, 8], [9]])]
+
+
+def test_every_thread_gets_its_own_results(shared: SharedEngine) -> None:
+    alone = _engine()
+    sampled = [alone.sample(_samples(number)) for number in range(12)]
+    scored = [alone.score(_scores(number)) for number in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        samples = list(pool.map(lambda number: shared.sample(_samples(number)), range(12)))
+        scores = list(pool.map(lambda number: shared.score(_scores(number)), range(12)))
+    for ours, theirs in zip(samples, sampled, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert not isinstance(one, Failure)
+            assert not isinstance(other, Failure)
+            assert [s.response_ids for s in one] == [s.response_ids for s in other]
+    for score, reference in zip(scores, scored, strict=True):
+        assert not isinstance(score[0], Failure)
+        assert not isinstance(reference[0], Failure)
+        for values, wanted in zip(score[0], reference[0], strict=True):
+            assert values == pytest.approx(wanted, abs=1e-4)
+
+
+def test_what_threads_ask_goes_through_the_model_together() -> None:
+    engine = _engine()
+    shared = SharedEngine(engine)
+    started, gate = threading.Event(), threading.Event()
+    step, most = engine.step, 0
+
+    def counted() -> list[Event]:
+        nonlocal most
+        started.set()
+        gate.wait(10)
+        events = step()
+        most = max(most, len(engine._working))
+        return events
+
+    engine.step = counted  # type: ignore[method-assign]
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(shared.sample, _samples(number)) for number in range(4)]
+        started.wait(10)
+        deadline = threading.Event()
+        while len(shared._waiting) < 3 and not deadline.wait(0.01):
+            pass
+        gate.set()
+        assert all(len(call.result(30)) == 3 for call in calls)
+    shared.close()
+    assert most > 3  # requests of more than one call
+
+
+def test_a_bad_request_fails_alone(shared: SharedEngine) -> None:
+    bad, good = SampleRequest([], [1], 4), SampleRequest([2, 3], [1], 4)
+    found = shared.sample([bad, good])
+    assert isinstance(found[0], Failure)
+    assert not isinstance(found[1], Failure)
+
+
+def test_an_error_of_the_engine_reaches_every_thread() -> None:
+    engine = _engine()
+    shared = SharedEngine(engine)
+
+    def broken() -> list[Event]:
+        raise ValueError("out of memory, say")
+
+    engine.step = broken  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="failed") as caught:
+        shared.sample(_samples(0))
+    assert isinstance(caught.value.__cause__, ValueError)
+    with pytest.raises(RuntimeError, match="has ended"):  # and does not hang
+        shared.sample(_samples(0))
+
+
+def test_closed_engine_gives_up_what_is_at_work() -> None:
+    shared = SharedEngine(_engine())
+    assert shared.sample([]) == []
+    shared.close()
+    with pytest.raises(RuntimeError, match="has ended"):
+        shared.sample(_samples(0))
