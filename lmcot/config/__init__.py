@@ -27,6 +27,7 @@ from lmcot.config.load import (
 )
 from lmcot.config.models import (
     BudgetSettings,
+    CacheSettings,
     FrozenTeacher,
     LoraSettings,
     OpenAIFrozen,
@@ -69,6 +70,7 @@ __all__ = [
     "Aspect",
     "AspectSettings",
     "BudgetSettings",
+    "CacheSettings",
     "CheckpointSettings",
     "Config",
     "ContextSettings",

@@ -1,0 +1,143 @@
+"""The frozen LM's own actors: clients at once, usage, and actors that die under a call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import ray
+import torch
+from transformers import BloomConfig, BloomForCausalLM
+
+from lmcot.actors.fleet import Fleet
+from lmcot.actors.frozen_actor import FrozenActor, RemoteFrozenLM
+from lmcot.config import (
+    ActorsSettings,
+    CacheSettings,
+    PromptSettings,
+    RoleSettings,
+    TransformersFrozen,
+)
+from lmcot.frozen.open import calls_at_once, open_frozen_lm
+from lmcot.models.sources import load_tokenizer
+from lmcot.records import Choice, Completion, Message, Prompt, Sampling, Score, Usage
+
+SETTINGS = ActorsSettings(unit_timeout_s=60, start_timeout_s=120)
+GREEDY = Sampling(max_new_tokens=6)
+CLIENTS = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def _settings(
+    folder: Path | None, batching: Literal["unit", "dynamic"] = "dynamic", kind: str = "llama"
+) -> TransformersFrozen:
+    return TransformersFrozen(
+        backend="transformers",
+        source=f"random:{kind}",
+        dtype="float32",
+        batching=batching,
+        cache=CacheSettings(enabled=folder is not None, folder=str(folder) if folder else None),
+    )
+
+
+def _fleet(settings: TransformersFrozen, count: int = 1) -> Fleet:
+    return Fleet(
+        "frozen-LM", FrozenActor, RoleSettings(count=count, cpus=0.5), SETTINGS,
+        arguments={"settings": settings, "prompts": PromptSettings(), "threads": 1},
+        calls_at_once=calls_at_once(settings),
+    )  # fmt: skip
+
+
+def _client(fleet: Fleet, first: int = 0) -> RemoteFrozenLM:
+    return RemoteFrozenLM(
+        fleet.handles, identity="remote", parameters=None, timeout_s=60, first=first
+    )
+
+
+def _prompts(client: int) -> list[Prompt]:
+    return [(Message("user", f"Where is lake {client} {number}?"),) for number in range(3)]
+
+
+def test_clients_at_once_get_what_each_would_get_alone(tmp_path: Path) -> None:
+    """Texts to the letter; probabilities up to the rounding of the arithmetic."""
+    alone = open_frozen_lm(_settings(None), PromptSettings())
+    settings = _settings(tmp_path)
+    assert (calls_at_once(settings), calls_at_once(_settings(None, "unit"))) == (32, 1)
+    with _fleet(settings) as fleet:
+        fleet.wait_ready()
+        clients = [_client(fleet) for _ in range(CLIENTS)]
+
+        def ask(number: int) -> tuple[list[object], list[object], list[object]]:
+            lm, prompts = clients[number], _prompts(number)
+            return (
+                list(lm.generate(prompts, GREEDY)),
+                list(lm.choose(prompts, ("yes", "no"))),
+                list(lm.score(prompts, ["one", "two", "three"])),
+            )
+
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            found = list(pool.map(ask, range(CLIENTS)))
+            again = list(pool.map(ask, range(CLIENTS)))
+    assert again == found  # from the cache
+    for number, (texts, choices, scores) in enumerate(found):
+        prompts = _prompts(number)
+        assert texts == alone.generate(prompts, GREEDY)
+        for choice, wanted in zip(choices, alone.choose(prompts, ("yes", "no")), strict=True):
+            assert isinstance(choice, Choice)
+            assert isinstance(wanted, Choice)
+            assert choice.probabilities == pytest.approx(wanted.probabilities, abs=1e-5)
+        both = zip(scores, alone.score(prompts, ["one", "two", "three"]), strict=True)
+        for score, reference in both:
+            assert isinstance(score, Score)
+            assert isinstance(reference, Score)
+            assert score.logprob == pytest.approx(reference.logprob, abs=1e-4)
+    for client in clients:
+        assert (client.usage.asked, client.usage.sent) == (18, 9)
+        assert client.usage.tokens > 0
+
+
+def test_a_call_goes_to_another_actor_when_its_own_dies(tmp_path: Path) -> None:
+    with _fleet(_settings(tmp_path, "unit"), count=2) as fleet:
+        fleet.wait_ready()
+        client = _client(fleet)
+        ray.kill(fleet.handles[0], no_restart=False)
+        replies = client.generate(_prompts(0), GREEDY)
+        assert all(isinstance(reply, Completion) for reply in replies)
+        assert client.usage == Usage(3, 3, client.usage.tokens)
+        # The one that was started anew loads its model by itself, whoever asks it first.
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            assert all(isinstance(r, Completion) for r in client.generate(_prompts(1), GREEDY))
+            if client._next >= 4:
+                break
+
+
+def test_a_model_on_the_plain_path_is_told_to_the_user(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The actors' own output ends in Ray's logs."""
+    settings = _settings(None).model_copy(update={"source": str(_bloom(tmp_path))})
+    with _fleet(settings, count=2) as fleet:
+        fleet.wait_ready()
+    told = capsys.readouterr().err
+    assert told.count("frozen-LM actors: BloomForCausalLM generates on the plain path") == 1
+
+
+def _bloom(folder: Path) -> Path:
+    """A random Bloom: its distances are biases (ALiBi) that the engine does not take over."""
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer("random:llama")
+    config = BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=1, n_head=2)
+    BloomForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
