@@ -17,7 +17,7 @@ from lmcot.errors import Interrupted, UserError
 from lmcot.monitor.curves import plot_training
 from lmcot.monitor.progress import Progress, progress
 from lmcot.records import Example, Judgement, Rollout, RunState, ScoredRollout, to_json
-from lmcot.rewards.combine import scalar_reward
+from lmcot.rewards.combine import penalties, scalar_reward
 from lmcot.stages.environment import versions
 from lmcot.stages.learners import Learners
 from lmcot.stages.run import Run, in_units, say
@@ -105,7 +105,7 @@ def _step(run: Run, actors: _Actors, state: RunState) -> dict[str, float]:
     state.policy_version = state.step
     state.sampler = sampler.state()
     metrics = {
-        **step_metrics(rollouts, judgements, scored),
+        **step_metrics(rollouts, judgements, scored, [_penalties(run, s.rollout) for s in scored]),
         **learned,
         **cache_metrics(judging.asked, judging.cached),
         "seconds/publish": published - started,
@@ -177,7 +177,11 @@ def _score(run: Run, rollouts: list[Rollout], judgements: list[Judgement]) -> li
         UserError: if less than ``refine.min_judged_share`` of the step was judged.
     """
     scored = [
-        ScoredRollout(rollout, judgement, scalar_reward(judgement, run.config.rewards))
+        ScoredRollout(
+            rollout,
+            judgement,
+            scalar_reward(judgement, run.config.rewards) - sum(_penalties(run, rollout).values()),
+        )
         for rollout, judgement in zip(rollouts, judgements, strict=True)
         if judgement.failure is None
     ]
@@ -189,6 +193,10 @@ def _score(run: Run, rollouts: list[Rollout], judgements: list[Judgement]) -> li
             f"than refine.min_judged_share asks for; the first failure: {reasons[0]}"
         )
     return scored
+
+
+def _penalties(run: Run, rollout: Rollout) -> dict[str, float]:
+    return penalties(rollout, run.config.refine, run.config.policy.max_new_tokens)
 
 
 def _start(run: Run, stack: ExitStack) -> _Actors:
