@@ -53,7 +53,9 @@ _EMPTY_LINE = re.compile(
     r"^[ \t#]*(?:(?:answer|reasoning|context)[ \t]*:[ \t]*|(?:question|q)[ \t]*:.*)$",
     re.IGNORECASE | re.MULTILINE,
 )
+# A bullet, or the label of a shortened "Answer:".
 _LABEL = re.compile(r"\s*(?:[-\u2022][ \t]+)?(?:(?:A|Ans)[ \t]*:[ \t]*)?")
+# What comes before an answer and says nothing of it.
 _SOURCE = r"the (?:[a-z]+ )?(?:context|reasoning|passages?|text|information|facts)\b"
 _LEAD = re.compile(
     r"\A\s*(?:(?:so|thus|therefore|hence),\s+|(?:sure|certainly|of course)[,!.]\s+"
@@ -159,6 +161,7 @@ def _concluded(plain: str) -> str:
         for whole in (unmarked, _EXPLANATION.sub("", unmarked))
         for part in _CONCLUSION.split(whole)[1:]
     ]
+    # From the last on: the frames, what comes before an explanation, what the explanation says.
     answers = (_short_form(part) for part in reversed([*conclusions, *frames]))
     return next((answer for answer in answers if answer), "")
 

@@ -19,14 +19,16 @@ def scalar_reward(judgement: Judgement, rewards: GuidanceRewards | IncreasingRew
     """The weighted sum of a judgement's components (the toy task has one, of weight 1).
 
     Raises:
-        ValueError: for a failed judgement: a failure is never a reward of zero.
+        ValueError: for a failed judgement, which is never a reward of zero; for a sum that is no
+            finite number.
     """
     if judgement.failure is not None:
         raise ValueError(f"a failed judgement has no reward: {judgement.failure.reason}")
     weights = component_weights(rewards)
-    return math.fsum(
-        weight * judgement.components[name] for name, weight in weights.items() if weight
-    )
+    total = sum(weight * judgement.components[name] for name, weight in weights.items() if weight)
+    if not math.isfinite(total):
+        raise ValueError(f"the reward is {total}, not a finite number: {judgement.components}")
+    return total
 
 
 def component_weights(rewards: GuidanceRewards | IncreasingRewards) -> dict[str, float]:

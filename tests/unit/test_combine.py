@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import pytest
@@ -54,3 +55,12 @@ def test_every_component_weighs_what_the_settings_say() -> None:
         {"em": 1.0, "f1": 1.0, "inclusion": 1.0, "likelihood_gain": -0.25, "custom": 3.0}
     )
     assert scalar_reward(judgement, rewards) == 1 - 0.5 + 1.5
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e308])
+def test_a_reward_is_a_finite_number(value: float) -> None:
+    """[16] Neither a NaN nor what grows beyond all numbers enters a batch."""
+    rewards = GuidanceRewards(custom="mine:reward", custom_weight=100.0, aspects={})
+    judgement = Judgement({"em": 1.0, "f1": 1.0, "inclusion": 1.0, "custom": value})
+    with pytest.raises(ValueError, match="not a finite number"):
+        scalar_reward(judgement, rewards)
