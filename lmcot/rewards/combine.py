@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from itertools import pairwise
 
-from lmcot.config import GuidanceRewards, IncreasingRewards
+from lmcot.config import GuidanceRewards, IncreasingRewards, RefineSettings
 from lmcot.records import Judgement, Rollout
 from lmcot.rewards.aspects import aspect_component
 
@@ -19,14 +19,16 @@ def scalar_reward(judgement: Judgement, rewards: GuidanceRewards | IncreasingRew
     """The weighted sum of a judgement's components (the toy task has one, of weight 1).
 
     Raises:
-        ValueError: for a failed judgement: a failure is never a reward of zero.
+        ValueError: for a failed judgement, which is never a reward of zero; for a sum that is no
+            finite number.
     """
     if judgement.failure is not None:
         raise ValueError(f"a failed judgement has no reward: {judgement.failure.reason}")
     weights = component_weights(rewards)
-    return math.fsum(
-        weight * judgement.components[name] for name, weight in weights.items() if weight
-    )
+    total = sum(weight * judgement.components[name] for name, weight in weights.items() if weight)
+    if not math.isfinite(total):
+        raise ValueError(f"the reward is {total}, not a finite number: {judgement.components}")
+    return total
 
 
 def component_weights(rewards: GuidanceRewards | IncreasingRewards) -> dict[str, float]:
@@ -45,6 +47,25 @@ def component_weights(rewards: GuidanceRewards | IncreasingRewards) -> dict[str,
     if rewards.custom is not None:
         weights["custom"] = rewards.custom_weight
     return weights
+
+
+def penalties(rollout: Rollout, refine: RefineSettings, max_new_tokens: int) -> dict[str, float]:
+    """What is taken from a rationale's reward for its length, by ``penalty/NAME``; each at least 0.
+
+    ``missing_end``: the whole setting if the rationale was cut at the length limit. ``length``:
+    nothing up to ``length_free * max_new_tokens`` tokens, from there rising linearly to the whole
+    setting at ``max_new_tokens`` (the soft overlong punishment of DAPO, Yu et al. 2025, eq. 13).
+    Only penalties whose setting is above 0 are there.
+    """
+    found = {}
+    if refine.missing_end_penalty > 0:
+        cut = rollout.finish_reason == "length"
+        found["penalty/missing_end"] = refine.missing_end_penalty if cut else 0.0
+    if refine.length_penalty > 0:
+        free = refine.length_free * max_new_tokens
+        share = (len(rollout.response_ids) - free) / (max_new_tokens - free)
+        found["penalty/length"] = refine.length_penalty * min(1.0, max(0.0, share))
+    return found
 
 
 def judge_increasing(rollouts: Sequence[Rollout], settings: IncreasingRewards) -> list[Judgement]:

@@ -20,13 +20,19 @@ from lmcot.records import (
 )
 from lmcot.rewards.answers import contains_gold, exact_match, extract_answer, f1, inclusion
 from lmcot.rewards.aspects import Measured, measure_aspects
+from lmcot.rewards.custom import load_custom, with_custom
+from lmcot.rewards.likelihood import likelihood_gains
 
 
 class RewardModel:
     """Judges rationales with the frozen LM.
 
     Components of a judgement: ``em``, ``f1`` and ``inclusion`` of the frozen LM's answer given
-    the rationale, and ``aspect/NAME`` for each aspect that is not off; each in [0, 1].
+    the rationale, and ``aspect/NAME`` for each aspect that is not off; each in [0, 1]. Where the
+    settings ask for them, ``likelihood_gain`` in [-1, 1], and ``custom``, any finite number.
+
+    Raises:
+        UserError: if there is no such custom reward; in `judge`, if the custom reward raises.
     """
 
     def __init__(
@@ -42,6 +48,7 @@ class RewardModel:
         self._templates = templates
         self._demonstrations = demonstrations
         self._max_answer_tokens = max_answer_tokens
+        self._custom = None if rewards.custom is None else load_custom(rewards.custom)
 
     def judge(self, examples: Sequence[Example], rollouts: Sequence[Rollout]) -> list[Judgement]:
         """One judgement for each rollout and the example it belongs to, in order.
@@ -62,11 +69,47 @@ class RewardModel:
             frozen=self._frozen,
             templates=self._templates,
         )
-        return [
-            _judgement(answer, example.answer, rationale, measured)
-            for answer, example, rationale, measured in zip(
-                answers, examples, rationales, aspects, strict=True
+        measured = self._with_likelihood_gains(aspects, examples, rationales)
+        judgements = [
+            _judgement(answer, example.answer, rationale, values)
+            for answer, example, rationale, values in zip(
+                answers, examples, rationales, measured, strict=True
             )
+        ]
+        return self._with_custom(judgements, examples, rollouts)
+
+    def _with_likelihood_gains(
+        self,
+        measured: list[dict[str, Measured]],
+        examples: Sequence[Example],
+        rationales: Sequence[str],
+    ) -> list[dict[str, Measured]]:
+        if self._rewards.likelihood_gain_weight is None:
+            return measured
+        gains = likelihood_gains(
+            examples,
+            rationales,
+            frozen=self._frozen,
+            templates=self._templates,
+            demonstrations=self._demonstrations,
+        )
+        return [
+            {**values, "likelihood_gain": gain}
+            for values, gain in zip(measured, gains, strict=True)
+        ]
+
+    def _with_custom(
+        self,
+        judgements: list[Judgement],
+        examples: Sequence[Example],
+        rollouts: Sequence[Rollout],
+    ) -> list[Judgement]:
+        name, reward = self._rewards.custom, self._custom
+        if name is None or reward is None:
+            return judgements
+        return [
+            with_custom(judgement, example, rollout, name=name, reward=reward)
+            for judgement, example, rollout in zip(judgements, examples, rollouts, strict=True)
         ]
 
 
@@ -96,7 +139,7 @@ def answer_prompts(
 
 
 def _judgement(
-    answer: Answer | Failure, gold: str, rationale: str, aspects: dict[str, Measured]
+    answer: Answer | Failure, gold: str, rationale: str, measured: dict[str, Measured]
 ) -> Judgement:
     if isinstance(answer, Failure):
         return Judgement(failure=answer)
@@ -105,7 +148,7 @@ def _judgement(
         "f1": f1(answer.extracted, gold),
         "inclusion": inclusion(answer.extracted, gold),
     }
-    for name, value in aspects.items():
+    for name, value in measured.items():
         if isinstance(value, Failure):
             return Judgement(failure=value)
         if not math.isfinite(value):

@@ -17,7 +17,7 @@ from lmcot.errors import Interrupted, UserError
 from lmcot.monitor.curves import plot_training
 from lmcot.monitor.progress import Progress, progress, say
 from lmcot.records import Example, Judgement, Rollout, RunState, ScoredRollout, Usage, to_json
-from lmcot.rewards.combine import scalar_reward
+from lmcot.rewards.combine import penalties, scalar_reward
 from lmcot.stages.budgets import Losses
 from lmcot.stages.environment import versions
 from lmcot.stages.learners import Learners
@@ -106,7 +106,7 @@ def _step(run: Run, actors: _Actors, state: RunState) -> dict[str, float]:
     state.policy_version = state.step
     state.sampler = sampler.state()
     metrics = {
-        **step_metrics(rollouts, judgements, scored),
+        **step_metrics(rollouts, judgements, scored, [_penalties(run, s.rollout) for s in scored]),
         **learned,
         **usage_metrics(judging.usage),
         "seconds/publish": published - started,
@@ -181,7 +181,11 @@ def _score(run: Run, rollouts: list[Rollout], judgements: list[Judgement]) -> li
         UserError: if nothing is left, whatever the budgets for failures say.
     """
     scored = [
-        ScoredRollout(rollout, judgement, scalar_reward(judgement, run.config.rewards))
+        ScoredRollout(
+            rollout,
+            judgement,
+            scalar_reward(judgement, run.config.rewards) - sum(_penalties(run, rollout).values()),
+        )
         for rollout, judgement in zip(rollouts, judgements, strict=True)
         if judgement.failure is None
     ]
@@ -192,6 +196,10 @@ def _score(run: Run, rollouts: list[Rollout], judgements: list[Judgement]) -> li
             f"{reasons[0]}; mend that and run the same command again"
         )
     return scored
+
+
+def _penalties(run: Run, rollout: Rollout) -> dict[str, float]:
+    return penalties(rollout, run.config.refine, run.config.policy.max_new_tokens)
 
 
 def _start(run: Run, stack: ExitStack) -> _Actors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from lmcot.records import Judgement, Rollout, ScoredRollout, Usage
 
@@ -12,22 +12,28 @@ def step_metrics(
     rollouts: Sequence[Rollout],
     judgements: Sequence[Judgement],
     scored: Sequence[ScoredRollout],
+    penalties: Sequence[Mapping[str, float]],
 ) -> dict[str, float]:
     """Metrics from the ordered records, so that they do not depend on who did the work.
 
     Means over the judged rationales: ``reward/mean``, ``reward_std``, ``component/NAME``,
-    ``contains_gold``; over all: lengths in tokens, the shares that were cut and judged.
+    ``penalty/NAME`` (``penalties`` go with ``scored``), ``contains_gold``; over all: lengths in
+    tokens, the shares that were cut and judged.
     """
     rewards = [s.reward for s in scored]
     names = scored[0].judgement.components if scored else {}
     components = {
         f"component/{name}": _mean(s.judgement.components[name] for s in scored) for name in names
     }
+    taken = {
+        name: _mean(one[name] for one in penalties) for name in (penalties[0] if penalties else ())
+    }
     gold = [s.judgement.contains_gold for s in scored if s.judgement.contains_gold is not None]
     return {
         "reward/mean": _mean(rewards),
         "reward_std": statistics.pstdev(rewards) if rewards else 0.0,
         **components,
+        **taken,
         **({"contains_gold": _mean(map(float, gold))} if gold else {}),
         "response_length": _mean(float(len(r.response_ids)) for r in rollouts),
         "cut_share": _mean(float(r.finish_reason == "length") for r in rollouts),

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import string
+import time
+from collections import Counter
+from pathlib import Path
+
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +28,8 @@ WORDS = st.lists(
     st.sampled_from(["the", "a", "yes", "no", "noanswer", "Paris", "paris.", "U.S.", "12", "red"]),
     max_size=6,
 ).map(" ".join)
+
+COMPLETIONS = yaml.safe_load((Path(__file__).parent / "data" / "completions.yaml").read_text())
 
 
 @pytest.mark.parametrize(
@@ -76,6 +85,32 @@ def test_properties_of_the_comparison(one: str, other: str) -> None:
         assert inclusion(one, other) == 1
     if f1(one, other) == 0 and normalize_answer(one):
         assert exact_match(one, other) == 0
+
+
+def official_f1_and_em(prediction: str, gold: str) -> tuple[float, bool]:
+    """As HotpotQA's ``hotpot_evaluate_v1.py`` has it, step by step."""
+
+    def normal(text: str) -> str:
+        plain = "".join(c for c in text.lower() if c not in set(string.punctuation))
+        return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
+
+    predicted, wanted = normal(prediction), normal(gold)
+    same = predicted == wanted
+    for one in (predicted, wanted):
+        if one in ["yes", "no", "noanswer"] and not same:
+            return 0.0, same
+    common = sum((Counter(predicted.split()) & Counter(wanted.split())).values())
+    if common == 0:
+        return 0.0, same
+    precision, recall = common / len(predicted.split()), common / len(wanted.split())
+    return (2 * precision * recall) / (precision + recall), same
+
+
+@given(WORDS, WORDS)
+def test_the_comparison_is_that_of_the_official_script(one: str, other: str) -> None:
+    official_f1, official_em = official_f1_and_em(one, other)
+    assert f1(one, other) == official_f1
+    assert exact_match(one, other) == official_em
 
 
 @given(st.text(max_size=60))
@@ -135,9 +170,34 @@ def test_extract_answer(text: str, answer: str) -> None:
     assert extract_answer(text) == answer
 
 
+@pytest.mark.parametrize("row", COMPLETIONS, ids=lambda row: row["origin"])
+def test_answers_in_completions_of_real_models(row: dict[str, str]) -> None:
+    assert extract_answer(row["text"]) == row["answer"], row["question"]
+
+
+def test_the_completions_are_of_many_kinds() -> None:
+    origins = Counter(row["origin"].split(",")[0] for row in COMPLETIONS)
+    assert len(origins) == 3
+    assert origins.total() - origins["by hand"] >= 50
+
+
+@pytest.mark.parametrize(
+    "filler", ["\n", " ", "answer ", "(", "{", "<", "<think>", '"', "Question:\n"]
+)
+def test_long_degenerate_replies_are_read_in_no_time(filler: str) -> None:
+    started = time.process_time()
+    extract_answer(filler * 2000)
+    assert time.process_time() - started < 2
+
+
 @pytest.mark.parametrize(
     ("rationale", "answer"),
     [
+        ("It is \\boxed{Rome}. On reflection the answer is \\boxed{Paris}.", "Paris"),
+        ("<think>The answer is Rome.</think> It is Paris.", ""),
+        ("So the answer is Paris.\nNote: the answer was Rome once.", "Paris"),
+        ("So the answer is not given in the context.", ""),
+        ("So the answer is Paris, which is in France.", "Paris"),
         ("Go is a game. So the answer is a board game.", "a board game"),
         ("So the answer is: Walls and Bridges.", "Walls and Bridges"),
         ("The answer is Rome. No: the answer is Paris.", "Paris"),

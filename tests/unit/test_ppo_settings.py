@@ -91,24 +91,11 @@ def test_negative_kl_is_warned_of() -> None:
 # ---------------------------------------------------------------- rewards
 
 
-def test_length_penalty_is_for_cut_responses_only() -> None:
-    """[7] a response cut at the length limit is penalised by setting, one that ended is not."""
-    session = open_session(make_config(LLAMA, length_penalty=0.25))
-    rewards = [0.5, -0.5, 1.0]
-    scores, scored = [], []
-    for finish in (["eos"] * 3, ["length"] * 3, ["eos", "length", "eos"]):
-        scored = rollouts(LLAMA, questions=[(2, (3, 3, 3))], rewards=rewards, finish=finish)
-        scores.append(session.ppo._scores(scored).tolist())
-    assert scores == [[0.5, -0.5, 1.0], [0.25, -0.75, 0.75], [0.5, -0.75, 1.0]]
-    assert session.ppo.step(scored, 0)["score"] == pytest.approx(0.25)
-
-
 def test_rewards_are_clipped_before_the_kl_is_added() -> None:
-    """[12] scores are clipped, after the length penalty; the KL penalty is not."""
+    """[12] scores are clipped; the KL penalty is not."""
     config = make_config(
         LLAMA,
         reward_clip=1.0,
-        length_penalty=0.5,
         advantage={"kind": "gae", "lam": 1.0},
         kl=fixed_kl(0.1),
     )
@@ -117,8 +104,7 @@ def test_rewards_are_clipped_before_the_kl_is_added() -> None:
     scored = rollouts(
         LLAMA,
         questions=FOUR,
-        rewards=[100.0, -100.0, 0.25, 1.2],
-        finish=["eos", "eos", "eos", "length"],
+        rewards=[100.0, -100.0, 0.25, 0.7],
     )
     scores = session.ppo._scores(scored)
     assert scores.tolist() == pytest.approx([1.0, -1.0, 0.25, 0.7])

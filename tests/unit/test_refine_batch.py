@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from lmcot.config import GuidanceRewards, RefineSettings
 from lmcot.errors import UserError
 from lmcot.records import Failure, FailureKind, Judgement, Rollout
-from lmcot.stages.refine import _records, _score
+from lmcot.stages.refine import _penalties, _records, _score
 from lmcot.stages.summary import step_metrics
 
 GOOD = Judgement({"em": 1.0, "f1": 1.0, **{f"aspect/{name}": 0.5 for name in (
@@ -26,18 +27,22 @@ def rollouts(count: int) -> list[Rollout]:
     ]
 
 
-def run(min_judged_share: float) -> Any:
-    refine = RefineSettings(min_judged_share=min_judged_share)
-    return SimpleNamespace(config=SimpleNamespace(refine=refine, rewards=GuidanceRewards()))
+def run(**refine: float) -> Any:
+    config = SimpleNamespace(
+        refine=RefineSettings.model_validate(refine),
+        rewards=GuidanceRewards(),
+        policy=SimpleNamespace(max_new_tokens=4),
+    )
+    return SimpleNamespace(config=config)
 
 
 def test_a_failed_judgement_never_enters_a_batch() -> None:
     """[16] It is left out and counted, and its record has no reward."""
     sampled, judged = rollouts(4), [GOOD, FAILED, GOOD, FAILED]
-    scored = _score(run(0.5), sampled, judged)
+    scored = _score(run(), sampled, judged)
     assert [one.rollout.sample for one in scored] == [0, 2]
     assert [one.reward for one in scored] == [1.0, 1.0]
-    metrics = step_metrics(sampled, judged, scored)
+    metrics = step_metrics(sampled, judged, scored, [{}, {}])
     assert metrics["judged_share"] == 0.5
     assert metrics["failures"] == 2.0
     assert metrics["reward/mean"] == 1.0, "failures are not rewards of zero"
@@ -45,12 +50,26 @@ def test_a_failed_judgement_never_enters_a_batch() -> None:
     assert [record["reward"] for record in records] == [1.0, None, 1.0, None]
 
 
-@pytest.mark.parametrize("share", [0.6, 1.0])
-def test_too_few_judgements_end_the_run_with_the_first_reason(share: float) -> None:
-    with pytest.raises(UserError, match=r"only 2 of a step's 4 .* the endpoint hangs"):
-        _score(run(share), rollouts(4), [GOOD, FAILED, GOOD, FAILED])
+def test_penalties_are_taken_from_the_reward_and_logged() -> None:
+    """Of judged rationales only: what was not judged has no reward to take them from."""
+    short, long = rollouts(2)
+    long = replace(long, response_ids=(3, 4, 5, 6), finish_reason="length")
+    settings = run(missing_end_penalty=0.25, length_penalty=0.5)
+    scored = _score(settings, [short, long, long], [GOOD, GOOD, FAILED])
+    assert [one.reward for one in scored] == [1.0, 1.0 - 0.25 - 0.5]
+    taken = [_penalties(settings, one.rollout) for one in scored]
+    metrics = step_metrics([short, long, long], [GOOD, GOOD, FAILED], scored, taken)
+    assert metrics["penalty/missing_end"] == 0.125
+    assert metrics["penalty/length"] == 0.25
+    assert metrics["reward/mean"] == 0.625
+    assert metrics["component/em"] == 1.0
 
 
-def test_a_step_without_any_judgement_ends_the_run_whatever_the_settings() -> None:
+def test_too_few_judgements_end_the_run_with_the_first_reason() -> None:
+    with pytest.raises(UserError, match=r"only 1 of a step's 4 .* the endpoint hangs"):
+        _score(run(), rollouts(4), [GOOD, FAILED, FAILED, FAILED])
+
+
+def test_a_step_without_any_judgement_ends_the_run() -> None:
     with pytest.raises(UserError, match="only 0 of a step's 2"):
-        _score(run(0.0), rollouts(2), [FAILED, FAILED])
+        _score(run(), rollouts(2), [FAILED, FAILED])

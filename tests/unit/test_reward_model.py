@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from lmcot.config import Aspect, AspectSettings, GuidanceRewards, IncreasingRewards
 from lmcot.data import load_templates
+from lmcot.errors import UserError
 from lmcot.records import (
     Choice,
     Completion,
@@ -153,6 +156,50 @@ def test_a_failed_call_fails_the_judgement(call: str) -> None:
         scalar_reward(judgement, GuidanceRewards())
 
 
+def test_a_failure_is_that_of_its_own_rationale_alone() -> None:
+    """[16] The others of the call are judged as they would be without it."""
+
+    class FailsOnTheWrongOne(KnownLM):
+        def _failure(self, call: str, prompt: Prompt) -> Failure | None:
+            self.broken = "generate" if "Colorado" in prompt[-1].content else "never"
+            return super()._failure(call, prompt)
+
+    judgements = _judge(FailsOnTheWrongOne(), RIGHT, WRONG, RIGHT)
+    assert [judgement.failure is None for judgement in judgements] == [True, False, True]
+    assert judgements[::2] == _judge(KnownLM(), RIGHT, RIGHT)
+
+
+@pytest.mark.parametrize("call", ["generate", "choose", "score"])
+def test_a_call_that_times_out_is_no_judgement(call: str) -> None:
+    """[16] What the client raises is not turned into a reward: the unit is done again."""
+
+    class Hangs(KnownLM):
+        def _failure(self, asked: str, prompt: Prompt) -> Failure | None:
+            if asked == call:
+                raise TimeoutError("no reply in 60 s")
+            return None
+
+    with pytest.raises(TimeoutError):
+        _judge(Hangs(), RIGHT)
+
+
+def test_a_reply_without_text_fails_the_judgement() -> None:
+    """[16] As the client of an endpoint reports it."""
+    empty = Failure(FailureKind.PERMANENT, "the endpoint's reply holds no text")
+
+    class Mute(KnownLM):
+        def _answer(self, prompt: Prompt) -> Completion | Failure:
+            return empty
+
+    assert _judge(Mute(), RIGHT) == [Judgement(failure=empty)]
+
+
+def test_a_judgement_without_components_has_no_reward() -> None:
+    """[16] It says nothing, not zero."""
+    with pytest.raises(KeyError):
+        scalar_reward(Judgement(), GuidanceRewards())
+
+
 @pytest.mark.parametrize(
     "frozen", [KnownLM(yes=math.nan), KnownLM(yes=math.inf), KnownLM(logprob=math.nan)]
 )
@@ -165,14 +212,92 @@ def test_a_component_that_is_no_number_fails_the_judgement(frozen: KnownLM) -> N
     assert not judgement.components
 
 
+GAIN = GuidanceRewards(aspects={}, likelihood_gain_weight=1.0)
+
+
+def test_the_likelihood_gain_is_a_component() -> None:
+    class Persuaded(KnownLM):
+        """Takes the answer for likelier with a rationale that names it."""
+
+        def score(
+            self, prompts: Sequence[Prompt], continuations: Sequence[str]
+        ) -> list[Score | Failure]:
+            assert set(continuations) == {"Humboldt River"}
+            texts = [prompt[-1].content for prompt in prompts]
+            return [Score(2 * math.log(0.75 if RIGHT in t else 0.5), 2, 60) for t in texts]
+
+    right, wrong = _judge(Persuaded(), RIGHT, WRONG, rewards=GAIN)
+    assert right.components["likelihood_gain"] == pytest.approx(0.25)
+    assert wrong.components["likelihood_gain"] == 0
+    assert scalar_reward(right, GAIN) == pytest.approx(0.5 + 0.5 + 0.25)
+
+
+def test_unset_the_likelihood_gain_is_not_asked_for() -> None:
+    frozen = KnownLM()
+    rewards = GuidanceRewards(aspects={})
+    assert "likelihood_gain" not in _judge(frozen, RIGHT, rewards=rewards)[0].components
+    assert {call for call, _ in frozen.asked} == {"generate"}
+    [measured] = _judge(frozen, RIGHT, rewards=GAIN)
+    assert measured.components["likelihood_gain"] == 0
+    assert {call for call, _ in frozen.asked} == {"generate", "score"}
+
+
+def test_a_likelihood_gain_that_fails_or_is_no_number_fails_the_judgement() -> None:
+    """[16] Neither becomes a gain of zero."""
+    [failed] = _judge(KnownLM(broken="score"), RIGHT, rewards=GAIN)
+    assert failed == Judgement(failure=Failure(FailureKind.TRANSIENT, "score timed out"))
+    [undefined] = _judge(KnownLM(logprob=math.nan), RIGHT, rewards=GAIN)
+    assert undefined.failure is not None
+    assert "'likelihood_gain' is nan" in undefined.failure.reason
+    assert not undefined.components
+
+
+def _own(monkeypatch: pytest.MonkeyPatch, reward: object) -> GuidanceRewards:
+    monkeypatch.setitem(sys.modules, "own_rewards", SimpleNamespace(reward=reward))
+    return GuidanceRewards(aspects={}, custom="own_rewards:reward", custom_weight=2.0)
+
+
+def test_a_custom_reward_sees_the_judgement_and_becomes_a_component(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def reward(example: Example, rollout: Rollout, judgement: Judgement) -> float:
+        assert example == EXAMPLE
+        assert judgement.contains_gold is (rollout.text == RIGHT)
+        assert judgement.answer is not None
+        return len(judgement.answer.extracted) + judgement.components["f1"]
+
+    rewards = _own(monkeypatch, reward)
+    right, wrong = _judge(KnownLM(), RIGHT, WRONG, rewards=rewards)
+    assert [one.components["custom"] for one in (right, wrong)] == [14 + 1, 14 + 0.5]
+    assert scalar_reward(wrong, rewards) == 0.5 * 0.5 + 2 * 14.5
+
+
+def test_a_custom_reward_that_is_no_number_fails_the_judgement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """[16] And where the judgement failed already, it is not asked."""
+    rewards = _own(monkeypatch, lambda example, rollout, judgement: math.nan)
+    [judgement] = _judge(KnownLM(), RIGHT, rewards=rewards)
+    assert judgement.failure is not None
+    assert judgement.failure.kind is FailureKind.PERMANENT
+    assert not judgement.components
+    [failed] = _judge(KnownLM(broken="generate"), RIGHT, rewards=rewards)
+    assert failed.failure == Failure(FailureKind.TRANSIENT, "generate timed out")
+
+
+def test_a_custom_reward_is_looked_for_before_anything_is_judged() -> None:
+    with pytest.raises(UserError, match="no_such_module"):
+        _model(KnownLM(), GuidanceRewards(custom="no_such_module:reward"))
+
+
 def test_the_scalar_reward_is_the_weighted_sum() -> None:
     rewards = GuidanceRewards(
         em_weight=1.0,
         f1_weight=0.5,
         aspects={
-            "factuality": AspectSettings(source="metric", weight=0.25),
+            "factuality": AspectSettings(source="metrics", weight=0.25),
             "logicality": AspectSettings(source="judge", weight=2.0),
-            "fluency": AspectSettings(source="metric"),
+            "fluency": AspectSettings(source="metrics"),
         },
     )
     [judgement] = _judge(KnownLM(yes=0.5), WRONG, rewards=rewards)

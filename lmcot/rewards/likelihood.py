@@ -1,0 +1,58 @@
+"""How much likelier a rationale makes the gold answer, to the frozen LM."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from lmcot.data.prompts import PromptTemplates
+from lmcot.frozen.protocol import FrozenLM
+from lmcot.records import Example, Failure, Score
+from lmcot.rewards.aspects import Measured
+
+
+def likelihood_gains(
+    examples: Sequence[Example],
+    rationales: Sequence[str],
+    *,
+    frozen: FrozenLM,
+    templates: PromptTemplates,
+    demonstrations: int,
+) -> list[Measured]:
+    """``P(gold | question, context, rationale) - P(gold | question, context)``, or the failure.
+
+    In [-1, 1], for each rationale and the example it belongs to. ``P`` is
+    ``exp(log-likelihood / tokens)`` of the gold answer after the guided and the standard prompt:
+    the geometric mean of its tokens' probabilities. The gain is that of Rainier (Liu et al. 2022),
+    whose ``P`` is shared out among given choices; questions about a text come without choices.
+    The length is divided out, lest every long answer have a probability, and a gain, near 0.
+
+    The standard prompt is asked once for all rationales of an example.
+    """
+    guided = [
+        templates.guided(example, rationale, demonstrations)
+        for example, rationale in zip(examples, rationales, strict=True)
+    ]
+    distinct = list(dict.fromkeys(examples))
+    standard = [templates.standard(example, demonstrations) for example in distinct]
+    scores = frozen.score(
+        [*standard, *guided], [example.answer.strip() for example in (*distinct, *examples)]
+    )
+    without = dict(zip(distinct, scores, strict=False))
+    with_rationale = scores[len(distinct) :]
+    return [
+        _gain(without[example], score)
+        for example, score in zip(examples, with_rationale, strict=True)
+    ]
+
+
+def _gain(without: Score | Failure, with_rationale: Score | Failure) -> Measured:
+    if isinstance(without, Failure):
+        return without
+    if isinstance(with_rationale, Failure):
+        return with_rationale
+    return _probability(with_rationale) - _probability(without)
+
+
+def _probability(score: Score) -> float:
+    return math.exp(score.logprob / max(1, score.tokens))
