@@ -95,11 +95,6 @@ class RemoteFrozenLM:
         """Number of parameters, if known."""
         return self._parameters
 
-    @property
-    def notice(self) -> str:
-        """Empty: the actors tell."""
-        return ""
-
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion | Failure]:
         """One completion for each prompt."""
         return self._call("generate", prompts, sampling)

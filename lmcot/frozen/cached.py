@@ -46,9 +46,13 @@ class CachedLM:
         whole_calls: a call's replies are kept and found together or not at all. For models whose
             arithmetic rounds by the company that a prompt is in: a run then gets the same replies
             from the cache as without it.
+        notice: what its user should know of how the model works.
     """
 
-    def __init__(self, lm: FrozenLM, cache: ReplyCache | None, *, whole_calls: bool) -> None:
+    def __init__(
+        self, lm: FrozenLM, cache: ReplyCache | None, *, whole_calls: bool, notice: str = ""
+    ) -> None:
+        self.notice = notice
         self._lm = lm
         self._cache = cache
         self._whole_calls = whole_calls
@@ -62,11 +66,6 @@ class CachedLM:
     def parameters(self) -> int | None:
         """Number of parameters, if known."""
         return self._lm.parameters
-
-    @property
-    def notice(self) -> str:
-        """What its user should know of how it works; mostly empty."""
-        return self._lm.notice
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion | Failure]:
         """One completion for each prompt."""

@@ -10,10 +10,12 @@ from lmcot.config import OpenAIFrozen, PromptSettings, TransformersFrozen
 from lmcot.errors import UserError
 from lmcot.frozen.cache import ReplyCache, cache_path
 from lmcot.frozen.cached import CachedLM
-from lmcot.frozen.protocol import FrozenLM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lmcot.frozen.openai_backend import OpenAILM
+    from lmcot.frozen.transformers_backend import TransformersLM
 
 _CALLS_AT_ONCE = 32
 
@@ -27,12 +29,15 @@ def open_frozen_lm(
         UserError: if its weights do not load, its package or API key is missing, or the cache
             cannot be opened.
     """
-    lm = _open(settings, prompts)
     cache = None
     if settings.cache.enabled:
         path, size = cache_path(settings.cache.folder), int(settings.cache.max_gib * 2**30)
         cache = ReplyCache(path, size)
-    return CachedLM(lm, cache, whole_calls=calls_at_once(settings) == 1)
+    if settings.backend == "openai":
+        return CachedLM(_open_endpoint(settings), cache, whole_calls=False)
+    local = _open_local(settings, prompts)
+    alone = calls_at_once(settings) == 1
+    return CachedLM(local, cache, whole_calls=alone, notice=local.notice)
 
 
 def calls_at_once(settings: TransformersFrozen | OpenAIFrozen) -> int:
@@ -44,11 +49,8 @@ def calls_at_once(settings: TransformersFrozen | OpenAIFrozen) -> int:
     return 1 if alone else _CALLS_AT_ONCE
 
 
-def _open(settings: TransformersFrozen | OpenAIFrozen, prompts: PromptSettings) -> FrozenLM:
-    # Imported here: torch, transformers and openai are heavy, and one of them is enough.
-    if settings.backend == "openai":
-        return _open_endpoint(settings)
-
+def _open_local(settings: TransformersFrozen, prompts: PromptSettings) -> TransformersLM:
+    # Imported here: torch and transformers are heavy, and an endpoint's client needs none of them.
     from lmcot.frozen.transformers_backend import TransformersLM
     from lmcot.models.sources import load_model
 
@@ -84,20 +86,25 @@ def _identity(
 
 
 def check_frozen_lm(settings: TransformersFrozen | OpenAIFrozen) -> None:
-    """Checks what can be told without loading weights or asking the endpoint.
+    """Checks what can be told without loading weights; an endpoint is asked one word.
 
     Raises:
-        UserError: if there is no model at the source, or the package or API key is missing.
+        UserError: if there is no model at the source, or the package or API key is missing, or
+            the endpoint does not answer.
     """
     if settings.backend == "openai":
-        _open_endpoint(settings)
+        endpoint = _open_endpoint(settings)
+        try:
+            endpoint.check()
+        finally:
+            endpoint.close()
     else:
         from lmcot.models.sources import load_tokenizer
 
         load_tokenizer(settings.source)
 
 
-def _open_endpoint(settings: OpenAIFrozen) -> FrozenLM:
+def _open_endpoint(settings: OpenAIFrozen) -> OpenAILM:
     if importlib.util.find_spec("openai") is None:
         raise UserError(
             "frozen.backend is 'openai', but the package openai is not installed: "

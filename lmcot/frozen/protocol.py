@@ -25,11 +25,6 @@ class FrozenLM(Protocol):
         """Number of parameters, if known."""
         ...
 
-    @property
-    def notice(self) -> str:
-        """What its user should know of how it works; mostly empty."""
-        ...
-
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion | Failure]:
         """One completion for each prompt."""
         ...

@@ -65,11 +65,6 @@ def test_penalties_are_taken_from_the_reward_and_logged() -> None:
     assert metrics["component/em"] == 1.0
 
 
-def test_too_few_judgements_end_the_run_with_the_first_reason() -> None:
-    with pytest.raises(UserError, match=r"only 1 of a step's 4 .* the endpoint hangs"):
-        _score(run(), rollouts(4), [GOOD, FAILED, FAILED, FAILED])
-
-
 def test_a_step_without_any_judgement_ends_the_run() -> None:
-    with pytest.raises(UserError, match="only 0 of a step's 2"):
+    with pytest.raises(UserError, match=r"none of a step's 2 .*the endpoint hangs"):
         _score(run(), rollouts(2), [FAILED, FAILED])

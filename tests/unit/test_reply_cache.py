@@ -43,7 +43,6 @@ class Counting:
     def __init__(self, identity: str = "counting") -> None:
         self.identity = identity
         self.parameters = 7
-        self.notice = ""
         self.asked: list[str] = []
 
     def _next(self, prompts: Sequence[Prompt]) -> list[int]:
