@@ -203,17 +203,7 @@ def _complaint(error: EndpointError, settings: OpenAIFrozen) -> str:
 
 
 def _api_key(settings: OpenAIFrozen) -> str:
-    address = urlsplit(settings.base_url)
-    if address.scheme not in ("http", "https") or not address.hostname:
-        raise UserError(
-            f"frozen.base_url is '{settings.base_url}', which is not an http(s) address: "
-            "give one like http://localhost:8000/v1"
-        )
-    if address.username or address.password:
-        raise UserError(
-            "frozen.base_url holds a user name or password, which would be seen in reports: put "
-            f"the API key into the environment variable {settings.api_key_env} instead"
-        )
+    host = _host(settings.base_url)
     key = os.environ.get(settings.api_key_env, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise UserError(
@@ -222,12 +212,31 @@ def _api_key(settings: OpenAIFrozen) -> str:
         )
     if key:
         return key
-    if _is_loopback(address.hostname):
+    if _is_loopback(host):
         return "none-needed"
     raise UserError(
         f"the environment variable {settings.api_key_env} is not set: "
-        f"put the API key of {address.hostname} into it"
+        f"put the API key of {host} into it"
     )
+
+
+def _host(url: str) -> str:
+    try:
+        address = urlsplit(url)
+        host, _ = address.hostname, address.port  # a port that is no number raises
+    except ValueError:
+        host = None
+    if not host or address.scheme not in ("http", "https"):
+        raise UserError(
+            f"frozen.base_url is '{url}', which is not an http(s) address: "
+            "give one like http://localhost:8000/v1"
+        )
+    if address.username or address.password:
+        raise UserError(
+            "frozen.base_url holds a user name or password, which reports would show: leave them "
+            "out, and put an API key into the environment variable that frozen.api_key_env names"
+        )
+    return host
 
 
 def _is_loopback(host: str) -> bool:

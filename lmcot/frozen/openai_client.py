@@ -112,7 +112,7 @@ class EndpointClient:
             EndpointError: if the request fails for good.
         """
         retries = self._settings.max_retries if max_retries is None else max_retries
-        last = "it did not reply"
+        last = "no answer yet"
         async with self._slots:
             try:
                 async with asyncio.timeout(self._settings.total_timeout_s) as limit:
@@ -126,9 +126,8 @@ class EndpointClient:
                             last = error.failure.reason
                             await self._rest(max(backoff_s(attempt), error.wait_s), limit, last)
             except TimeoutError:
-                raise self._error(
-                    FailureKind.TRANSIENT, f"the endpoint timed out after {self._total()}: {last}"
-                ) from None
+                reason = f"the request timed out after {self._total()} (last: {last})"
+                raise self._error(FailureKind.TRANSIENT, reason) from None
         raise AssertionError("unreachable")
 
     def check(self, body: dict[str, Any], *, max_retries: int) -> None:
@@ -163,7 +162,7 @@ class EndpointClient:
         if seconds <= 0:
             return
         if asyncio.get_running_loop().time() + seconds > (limit.when() or 0.0):
-            reason = f"a pause of {seconds:.0f} s would exceed {self._total()}: {last}"
+            reason = f"a pause of {seconds:.0f} s would exceed {self._total()} (last: {last})"
             raise self._error(FailureKind.TRANSIENT, reason)
         await asyncio.sleep(seconds)
 
@@ -181,8 +180,11 @@ class EndpointClient:
             reason = "the request timed out: the endpoint did not reply in time"
             raise self._error(FailureKind.TRANSIENT, reason, again=True) from None
         except openai.OpenAIError as error:
-            reason = f"the connection to the endpoint failed ({error.__cause__ or error})"
+            reason = f"the connection to the endpoint failed ({_cause(error)})"
             raise self._error(FailureKind.TRANSIENT, reason, again=True) from None
+        except UnicodeEncodeError as error:
+            reason = f"the prompt cannot be sent as UTF-8 ({error.reason})"
+            raise self._error(FailureKind.PERMANENT, reason) from None
         except Garbled as error:
             raise self._error(FailureKind.TRANSIENT, str(error), status=200, again=True) from None
         except Faulty as error:
@@ -211,6 +213,11 @@ class EndpointClient:
 
 def _pace(per_minute: float | None) -> Pace | None:
     return None if per_minute is None else Pace(per_minute)
+
+
+def _cause(error: openai.OpenAIError) -> str:
+    cause = error.__cause__ or error
+    return str(cause) or type(cause).__name__
 
 
 def _said(error: openai.APIStatusError) -> str:
