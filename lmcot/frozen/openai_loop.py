@@ -40,11 +40,12 @@ class LoopThread:
             raise
 
     def close(self) -> None:
-        """Breaks off what runs, and ends the thread."""
+        """Breaks off what runs, and ends the thread; again, it does nothing."""
         with self._lock:
             self._closed = True
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._loop.stop)
+            loop, self._loop = self._loop, None
+            if loop is not None:
+                loop.call_soon_threadsafe(loop.stop)
         if self._thread is not None:
             self._thread.join()
 

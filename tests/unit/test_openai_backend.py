@@ -120,6 +120,7 @@ def test_closing_breaks_off_what_is_under_way(endpoint: Endpoint) -> None:
         _wait_for_a_call(endpoint)
     assert ended.wait(HANG_S - 1)
     waiting.join(5)
+    lm.close()  # again
     with pytest.raises(RuntimeError, match="closed"):
         lm.generate(ask("say a"), GREEDY)
 
