@@ -30,14 +30,20 @@ class Tokenizer(Protocol):
 def render(prompt: Prompt, tokenizer: Tokenizer, chat: Chat = "auto") -> str:
     """The prompt as text: by the chat template where there is one and ``chat`` allows it.
 
-    Without, the system line, then each user's text and the reply to it, with blank lines between;
-    the text ends where the reply begins.
+    Without, plainly.
 
     Raises:
         UserError: if the chat template refuses the prompt.
     """
-    if _uses_chat(tokenizer, chat):
-        return _render_chat(prompt, tokenizer)
+    return _render_chat(prompt, tokenizer) if _uses_chat(tokenizer, chat) else render_plain(prompt)
+
+
+def render_plain(prompt: Prompt) -> str:
+    """The prompt as text without a chat template.
+
+    The system line, then each user's text and the reply to it, with blank lines between; the text
+    ends where the reply begins.
+    """
     ends = {"system": "\n\n", "user": "\n", "assistant": "\n\n"}
     return "".join(message.content + ends[message.role] for message in prompt)
 

@@ -3,36 +3,49 @@
 from __future__ import annotations
 
 import ipaddress
-import json
-import math
 import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import openai
-from openai.types.chat import ChatCompletion
-
 from lmcot.config import OpenAIFrozen
+from lmcot.data.render import render_plain
 from lmcot.errors import UserError
-from lmcot.records import Choice, Completion, Failure, FailureKind, Prompt, Sampling, Score
+from lmcot.frozen.openai_client import LONGEST_REASON, EndpointClient, EndpointError
+from lmcot.frozen.openai_replies import Reply, to_choice, to_completion, to_score
+from lmcot.records import (
+    Choice,
+    Completion,
+    Failure,
+    FailureKind,
+    Message,
+    Prompt,
+    Sampling,
+    Score,
+)
 
 # Room for an option and what models put around it, where it must be read from the text.
 _CHOICE_TOKENS = 8
-# The most that the API admits.
-_TOP_LOGPROBS = 20
-_TRANSIENT_STATUS = (408, 409, 429)
+# The most that each API admits.
+_TOP_LOGPROBS = {
+    "chat": {"logprobs": True, "top_logprobs": 20},
+    "completions": {"logprobs": 5},
+}
+_NO_SCORES = "a chat endpoint offers no log-likelihoods of a given text"
+_REFUSED = (400, 422)
+_CHECK_RETRIES = 2
 
-Result = TypeVar("Result", Completion, Choice)
+Result = TypeVar("Result")
 
 
 class OpenAILM:
-    """A `FrozenLM` that asks a chat endpoint; at most ``concurrency`` requests are under way.
+    """A `FrozenLM` that asks an endpoint; any number of threads may call it at once.
 
-    The client tries transient failures (time-outs, lost connections, 408, 409, 429, 5xx) again,
-    with growing pauses or as long as the endpoint's Retry-After says; what still fails is
-    returned as a transient `Failure`, everything else that goes wrong as a permanent one.
+    They share the settings' bounds: requests under way, requests and tokens per minute. Transient
+    failures (time-outs, lost connections, bodies that are no completions, 408, 409, 425, 429, 5xx)
+    are tried again with growing pauses or as the endpoint's Retry-After says, and so are replies
+    without text or with impossible numbers. What still fails is returned: a transient `Failure`
+    for the former, a permanent one for all else.
 
     Raises:
         UserError: if the address is none, or there is no key for an endpoint elsewhere.
@@ -40,19 +53,14 @@ class OpenAILM:
 
     def __init__(self, settings: OpenAIFrozen) -> None:
         self._settings = settings
-        self._key = _api_key(settings)
-        self._client = openai.OpenAI(
-            base_url=settings.base_url,
-            api_key=self._key,
-            timeout=settings.read_timeout_s,
-            max_retries=settings.max_retries,
-        )
-        self._offers_logprobs = True
+        self._client = EndpointClient(settings, _api_key(settings))
+        self._refused: set[str] = set()
 
     @property
     def identity(self) -> str:
-        """Names the endpoint and the model."""
-        return f"openai:{self._settings.base_url}:{self._settings.model}"
+        """Names the endpoint, the model, and the API unless it is chat."""
+        api = "" if self._settings.api == "chat" else f":{self._settings.api}"
+        return f"openai:{self._settings.base_url}:{self._settings.model}{api}"
 
     @property
     def parameters(self) -> int | None:
@@ -60,20 +68,15 @@ class OpenAILM:
         return self._settings.parameters
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion | Failure]:
-        """One chat completion for each prompt; token counts are the endpoint's (0 if not given)."""
+        """One completion for each prompt; token counts are the endpoint's (0 if not given)."""
 
-        def one(prompt: Prompt) -> Completion | Failure:
-            reply = self._ask(prompt, **_request(sampling))
-            text = reply.choices[0].message.content or ""
-            # Not every endpoint honours `stop`.
-            ends = [text.index(end) for end in sampling.stop if end in text]
-            text = text[: min(ends, default=len(text))]
-            if not text.strip():
-                return Failure(FailureKind.PERMANENT, "the endpoint's reply holds no text")
-            cut = reply.choices[0].finish_reason == "length" and not ends
-            return Completion(text, *_usage(reply), finish_reason="length" if cut else "stop")
+        async def ask(prompt: Prompt) -> Completion | Failure:
+            return await self._client.ask(
+                self._body(prompt, **_request(sampling)),
+                lambda reply: to_completion(reply, sampling.stop),
+            )
 
-        return self._each(one, prompts)
+        return self._client.each(ask, prompts)
 
     def choose(self, prompts: Sequence[Prompt], options: Sequence[str]) -> list[Choice | Failure]:
         """Probabilities of the options from the first token's alternatives, in any letter case.
@@ -81,98 +84,159 @@ class OpenAILM:
         Where the endpoint gives no log-probabilities, or none of an option, the option that the
         reply begins with gets probability 1.
         """
+        top = _TOP_LOGPROBS[self._settings.api]
 
-        def one(prompt: Prompt) -> Choice | Failure:
-            reply = self._ask_for_choice(prompt)
-            text = reply.choices[0].message.content or ""
-            found = _from_logprobs(reply, options) or _from_text(text, options)
-            if found is None:
-                return Failure(
-                    FailureKind.PERMANENT, f"the endpoint's reply is none of {', '.join(options)}"
-                )
-            return Choice(found, *_usage(reply))
+        async def ask(prompt: Prompt) -> Choice | Failure:
+            body = self._body(prompt, max_tokens=_CHOICE_TOKENS, temperature=0.0)
+            return await self._ask_either(
+                "logprobs", body | top, body, lambda reply: to_choice(reply, options)
+            )
 
-        return self._each(one, prompts)
+        return self._client.each(ask, prompts)
 
     def score(
         self, prompts: Sequence[Prompt], continuations: Sequence[str]
     ) -> list[Score | Failure]:
-        """A permanent `Failure` for each: chat endpoints score no given text."""
-        reason = "an OpenAI-compatible endpoint offers no log-likelihoods of a given text"
-        return [
-            Failure(FailureKind.PERMANENT, reason) for _ in zip(prompts, continuations, strict=True)
-        ]
+        """Log-likelihood of each continuation, where the endpoint echoes text with log-likelihoods.
 
-    def _each(
-        self, ask: Callable[[Prompt], Result | Failure], prompts: Sequence[Prompt]
-    ) -> list[Result | Failure]:
-        def guarded(prompt: Prompt) -> Result | Failure:
-            try:
-                return ask(prompt)
-            except openai.OpenAIError as error:
-                return self._failure(error)
+        It follows the white space that a plainly rendered prompt ends in. Chat endpoints score no
+        given text: a permanent `Failure` for each.
+        """
+        pairs = list(zip(prompts, continuations, strict=True))
+        if self._settings.api == "chat":
+            return [Failure(FailureKind.PERMANENT, _NO_SCORES) for _ in pairs]
+        return self._client.each(self._ask_for_score, pairs)
 
-        with ThreadPoolExecutor(self._settings.concurrency) as pool:
-            return list(pool.map(guarded, prompts))
-
-    def _ask(self, prompt: Prompt, **request: Any) -> ChatCompletion:
-        """One request.
+    def check(self) -> None:
+        """Asks the endpoint one tiny request.
 
         Raises:
-            openai.OpenAIError: if it fails, or the reply is no chat completion.
+            UserError: if it is not answered; names the setting to mend.
         """
-        messages: Any = [{"role": turn.role, "content": turn.content} for turn in prompt]
+        retries = min(_CHECK_RETRIES, self._settings.max_retries)
         try:
-            reply = self._client.chat.completions.create(
-                model=self._settings.model, messages=messages, **request
+            self._client.check(
+                self._body((Message("user", "Hi"),), max_tokens=1), max_retries=retries
             )
-        except json.JSONDecodeError as error:  # the body calls itself JSON and is not
-            raise openai.OpenAIError(f"the endpoint's reply is not valid JSON: {error}") from None
-        # The client builds its types without checking them.
-        if not isinstance(reply, ChatCompletion) or not _is_well_formed(reply):
-            raise openai.OpenAIError("the endpoint's reply is not a chat completion")
-        return reply
+        except EndpointError as error:
+            raise UserError(_complaint(error, self._settings)) from None
 
-    def _ask_for_choice(self, prompt: Prompt) -> ChatCompletion:
-        request = {"max_tokens": _CHOICE_TOKENS, "temperature": 0.0}
-        if self._offers_logprobs:
+    def close(self) -> None:
+        """Gives up what is under way, and the connections; not to be asked again."""
+        self._client.close()
+
+    def _body(self, prompt: Prompt, **request: Any) -> dict[str, Any]:
+        if self._settings.api == "chat":
+            request["messages"] = [{"role": turn.role, "content": turn.content} for turn in prompt]
+        else:
+            request["prompt"] = render_plain(prompt)
+        return {"model": self._settings.model, **request}
+
+    async def _ask_for_score(self, pair: tuple[Prompt, str]) -> Score | Failure:
+        before = render_plain(pair[0])
+        whole = before + pair[1]
+        body = {
+            "model": self._settings.model,
+            "prompt": whole,
+            "max_tokens": 0,
+            "temperature": 0.0,
+            "echo": True,
+            "logprobs": 1,
+        }
+        try:
+            return await self._ask_either(
+                "max_tokens=0",
+                body,
+                body | {"max_tokens": 1},
+                lambda reply: to_score(reply, len(before), whole),
+            )
+        except EndpointError as error:
+            if error.status not in _REFUSED:
+                raise
+            reason = f"the endpoint refuses to score a given text: {error.failure.reason}"
+            return Failure(FailureKind.PERMANENT, reason[:LONGEST_REASON])
+
+    async def _ask_either(
+        self,
+        what: str,
+        first: dict[str, Any],
+        second: dict[str, Any],
+        judge: Callable[[Reply], Result],
+    ) -> Result:
+        """Asks the first way, or the second if the endpoint refuses ``what`` sets the first apart.
+
+        It may be for something else that it refuses: if it takes the second way, it was for that,
+        and is not asked the first way again.
+        """
+        if what not in self._refused:
             try:
-                return self._ask(prompt, logprobs=True, top_logprobs=_TOP_LOGPROBS, **request)
-            except (openai.BadRequestError, openai.UnprocessableEntityError):
-                # It may be the log-probabilities that it refuses: if it does without, it was.
-                reply = self._ask(prompt, **request)
-                self._offers_logprobs = False
-                return reply
-        return self._ask(prompt, **request)
+                return await self._client.ask(first, judge)
+            except EndpointError as error:
+                if error.status not in _REFUSED:
+                    raise
+        result = await self._client.ask(second, judge)
+        self._refused.add(what)
+        return result
 
-    def _failure(self, error: openai.OpenAIError) -> Failure:
-        kind = FailureKind.PERMANENT
-        if isinstance(error, openai.APIConnectionError):  # time-outs too
-            kind = FailureKind.TRANSIENT
-        elif isinstance(error, openai.APIStatusError):
-            again = error.status_code in _TRANSIENT_STATUS or error.status_code >= 500
-            kind = FailureKind.TRANSIENT if again else FailureKind.PERMANENT
-        # Some endpoints repeat the key in their refusal.
-        reason = f"{type(error).__name__}: {error}".replace(self._key, "***")
-        return Failure(kind, " ".join(reason.split())[:300])
+
+def _complaint(error: EndpointError, settings: OpenAIFrozen) -> str:
+    """What to tell the user, by the status that the endpoint answered a first request with."""
+    endpoint, reason = f"the endpoint {settings.base_url}", error.failure.reason
+    if error.status == 0:
+        return f"{endpoint} cannot be reached ({reason}): start it, or mend frozen.base_url"
+    if error.status == 200:
+        return f"{endpoint} does not speak the OpenAI API ({reason}): mend frozen.base_url"
+    if error.status in (401, 403):
+        return (
+            f"{endpoint} does not let us in ({reason}): put a valid key into the environment "
+            f"variable {settings.api_key_env}, or name another in frozen.api_key_env"
+        )
+    if error.status == 404:
+        return (
+            f"{endpoint} knows no model '{settings.model}', or no {settings.api} API ({reason}): "
+            "mend frozen.model, frozen.base_url or frozen.api"
+        )
+    return (
+        f"{endpoint} does not answer a first request ({reason}): see the endpoint's own messages, "
+        "and check frozen.base_url, frozen.model and frozen.api"
+    )
 
 
 def _api_key(settings: OpenAIFrozen) -> str:
-    address = urlsplit(settings.base_url)
-    if address.scheme not in ("http", "https") or not address.hostname:
+    host = _host(settings.base_url)
+    key = os.environ.get(settings.api_key_env, "").strip()
+    if not (key.isascii() and key.isprintable()):
         raise UserError(
-            f"frozen.base_url is '{settings.base_url}', which is not an http(s) address: "
-            "give one like http://localhost:8000/v1"
+            f"the environment variable {settings.api_key_env} holds no API key: it has characters "
+            "that no key has, so set it anew"
         )
-    key = os.environ.get(settings.api_key_env)
     if key:
         return key
-    if _is_loopback(address.hostname):
+    if _is_loopback(host):
         return "none-needed"
     raise UserError(
         f"the environment variable {settings.api_key_env} is not set: "
-        f"put the API key of {address.hostname} into it"
+        f"put the API key of {host} into it"
     )
+
+
+def _host(url: str) -> str:
+    try:
+        address = urlsplit(url)
+        host, _ = address.hostname, address.port  # a port that is no number raises
+    except ValueError:
+        host = None
+    if not host or address.scheme not in ("http", "https"):
+        raise UserError(
+            f"frozen.base_url is '{url}', which is not an http(s) address: "
+            "give one like http://localhost:8000/v1"
+        )
+    if address.username or address.password:
+        raise UserError(
+            "frozen.base_url holds a user name or password, which reports would show: leave them "
+            "out, and put an API key into the environment variable that frozen.api_key_env names"
+        )
+    return host
 
 
 def _is_loopback(host: str) -> bool:
@@ -194,48 +258,3 @@ def _request(sampling: Sampling) -> dict[str, Any]:
     if sampling.stop:
         request["stop"] = list(sampling.stop)
     return request
-
-
-def _is_well_formed(reply: ChatCompletion) -> bool:
-    choices = reply.choices
-    if not isinstance(choices, list) or not choices:
-        return False
-    content = getattr(getattr(choices[0], "message", None), "content", 0)
-    return content is None or isinstance(content, str)
-
-
-def _usage(reply: ChatCompletion) -> tuple[int, int]:
-    """Tokens in and out."""
-    if reply.usage is None:
-        return 0, 0
-    return reply.usage.prompt_tokens or 0, reply.usage.completion_tokens or 0
-
-
-def _from_logprobs(reply: ChatCompletion, options: Sequence[str]) -> dict[str, float] | None:
-    """The first token's probability mass by option, normalised; None if there is none."""
-    logprobs = reply.choices[0].logprobs
-    if logprobs is None or not logprobs.content:
-        return None
-    mass = dict.fromkeys(options, 0.0)
-    for alternative in logprobs.content[0].top_logprobs or []:
-        option = _begun_by(alternative.token, options)
-        if option is not None:
-            mass[option] += math.exp(alternative.logprob)
-    total = math.fsum(mass.values())
-    return {option: share / total for option, share in mass.items()} if total > 0 else None
-
-
-def _begun_by(token: str, options: Iterable[str]) -> str | None:
-    """The one option that the token is the beginning of, if there is just one."""
-    start = token.strip().lower()
-    begun = [option for option in options if start and option.lower().startswith(start)]
-    return begun[0] if len(begun) == 1 else None
-
-
-def _from_text(text: str, options: Sequence[str]) -> dict[str, float] | None:
-    """Probability 1 for the option that the text begins with, if there is just one."""
-    words = " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
-    begun = [option for option in options if f"{words} ".startswith(f"{option.lower()} ")]
-    if len(begun) != 1:
-        return None
-    return {option: float(option == begun[0]) for option in options}

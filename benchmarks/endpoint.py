@@ -1,0 +1,106 @@
+"""How well requests to an OpenAI-compatible endpoint overlap.
+
+    python -m benchmarks.endpoint [--requests 64] [--concurrency 32]
+
+The endpoint is a process of its own that takes 300 ms for each reply. Printed is the time of all
+requests as a ratio to that of one, measured in the same run: the median of five, and each. The
+least that there can be is the number of requests over the concurrency.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import statistics
+import time
+from multiprocessing.connection import Connection
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+
+from lmcot.config import OpenAIFrozen
+from lmcot.frozen.openai_backend import OpenAILM
+from lmcot.records import Completion, Message, Sampling
+
+DELAY_S = 0.3
+REPEATS = 5
+SAMPLING = Sampling(max_new_tokens=8)
+
+
+def _serve(told: Connection) -> None:
+    app = FastAPI()
+
+    @app.post("/v1/chat/completions")
+    async def reply(request: Request) -> Response:
+        text = (await request.json())["messages"][-1]["content"]
+        await asyncio.sleep(DELAY_S)
+        choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        return Response(json.dumps({"choices": [choice]}), media_type="application/json")
+
+    # Any free port; only the server knows which, once it has started.
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+
+    async def run() -> None:
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        told.send(server.servers[0].sockets[0].getsockname()[1])
+        await serving
+
+    asyncio.run(run())
+
+
+def _time(lm: OpenAILM, requests: int) -> float:
+    """Seconds that so many requests take."""
+    prompts = [(Message("user", f"Question {number}"),) for number in range(requests)]
+    started = time.perf_counter()
+    found = lm.generate(prompts, SAMPLING)
+    taken = time.perf_counter() - started
+    failed = [one for one in found if not isinstance(one, Completion)]
+    if failed:
+        raise RuntimeError(f"{len(failed)} requests failed, the first of them: {failed[0]}")
+    return taken
+
+
+def measure(url: str, requests: int, concurrency: int) -> list[float]:
+    """Time of all requests over that of one, of each repeat; the first of all is not counted."""
+    lm = OpenAILM(
+        OpenAIFrozen(
+            backend="openai", base_url=url, model="m", concurrency=concurrency, max_retries=0
+        )
+    )
+    _time(lm, concurrency)
+    ratios = []
+    for _ in range(REPEATS):
+        one = _time(lm, 1)
+        ratios.append(_time(lm, requests) / one)
+    lm.close()
+    return ratios
+
+
+def main() -> None:
+    """Prints the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--concurrency", type=int, default=32)
+    options = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    server = context.Process(target=_serve, args=[there], daemon=True)
+    server.start()
+    try:
+        url = f"http://127.0.0.1:{here.recv()}/v1"
+        ratios = measure(url, options.requests, options.concurrency)
+    finally:
+        server.terminate()
+        server.join()
+    print(
+        f"{options.requests} requests at concurrency {options.concurrency} take "
+        f"{statistics.median(ratios):.2f} times one ({', '.join(f'{one:.2f}' for one in ratios)})"
+    )
+
+
+if __name__ == "__main__":
+    main()
