@@ -3,12 +3,13 @@
 Rationales come from one small LM, greedily; each variant of each kind of prompt is asked about the
 same questions and rationales. Replies are cached: the same command goes on where it was stopped.
 
-    LMCOT_DATA=... python -m experiments.templates --policy DIR --frozen SOURCE
+    LMCOT_DATA=... python -m experiments.templates --policy DIR --rationales FILE --frozen SOURCE
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def main() -> None:
         ),
         PromptSettings(chat=options.chat),
     )
-    rationales = _rationales(examples, options.policy)
+    rationales = _kept_rationales(examples, options.policy, options.rationales)
     print(f"{len(examples)} questions, frozen LM {options.frozen}, chat {options.chat}", flush=True)
     print("| kind | variant | demonstrations | EM | F1 | tokens in |\n|---|---|---|---|---|---|")
     for path in sorted(_VARIANTS.glob(f"{options.variants}.yaml")):
@@ -76,6 +77,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--policy", required=True, help="a folder or other source of the small LM")
+    parser.add_argument("--rationales", required=True, type=Path, help="a JSON file to keep them")
     parser.add_argument("--frozen", required=True, help="source of the frozen LM")
     parser.add_argument("--chat", default="auto", choices=("auto", "never"))
     parser.add_argument("--variants", default="*", help="which of the variants, as a pattern")
@@ -99,6 +101,17 @@ def _questions(share: float, policy: str) -> list[Example]:
         ContextSettings(distractors=0, max_tokens=256),
         lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
     )
+
+
+def _kept_rationales(examples: Sequence[Example], policy: str, path: Path) -> list[str]:
+    """The rationales in a file; what is not there yet is written, and put there."""
+    kept: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    missing = [example for example in examples if example.id not in kept]
+    if missing:
+        texts = _rationales(missing, policy)
+        kept |= {example.id: text for example, text in zip(missing, texts, strict=True)}
+        path.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    return [kept[example.id] for example in examples]
 
 
 def _rationales(examples: Sequence[Example], policy: str) -> list[str]:
