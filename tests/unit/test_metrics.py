@@ -27,7 +27,10 @@ EXAMPLE = Example(
     id="1",
     question="Which river does Elko straddle?",
     answer="Humboldt River",
-    context=(Paragraph("Elko, Nevada", ("The city straddles the Humboldt River.",)),),
+    context=(
+        Paragraph("Elko, Nevada", ("The city straddles the Humboldt River.",)),
+        Paragraph("Kennels", ("They bred poodles.",)),
+    ),
 )
 
 
@@ -35,15 +38,21 @@ EXAMPLE = Example(
     ("metric", "rationale", "value"),
     [
         (metrics.factuality, "Elko straddles the Humboldt River.", 1),
-        (metrics.factuality, "Elko straddles the Colorado. Elko!", 2 / 3),
+        (metrics.factuality, "Elko straddles the Colorado. Elko!", (2 / 3 + 1) / 2),
         (metrics.factuality, "So the answer is Humboldt River.", 1),
+        (metrics.factuality, "Elko Elko Elko", 1 / 3),
+        (metrics.factuality, "Elko bred poodles.", 2 / 3),  # of the second passage, not of both
         (metrics.factuality, "It is so.", 0),
-        (metrics.relevance, "The river of Elko.", 2 / 3),  # of river, elko, straddle
+        (metrics.relevance, "The river of Elko.", 2 * 2 / (3 + 2)),  # of river, elko, straddle
+        (metrics.relevance, "Elko Elko", 2 * 1 / (3 + 2)),
+        (metrics.relevance, "Which river does Elko straddle?", 1),
         (metrics.relevance, "A city in Nevada.", 0),
-        (metrics.coherence, "Elko straddles a river.", 1),
-        (metrics.coherence, "Elko has mines. The mines closed.", 1 / 2),
-        (metrics.coherence, "Elko has mines. Elko has mines.", 0),
-        (metrics.coherence, "Elko has mines. Rome burnt.", 0),
+        (metrics.coherence, "Elko straddles a river.", 2 / 3),  # with the question
+        (metrics.coherence, "Which river does Elko straddle?", 0),
+        (metrics.coherence, "Elko Elko Elko Elko", 1 / 3),
+        (metrics.coherence, "Elko has mines. The mines closed.", (1 / 2 + 1 / 2) / 2),
+        (metrics.coherence, "Elko has mines. Elko has mines.", (1 / 2 + 0) / 2),
+        (metrics.coherence, "Elko has mines. Rome burnt.", (1 / 2 + 0) / 2),
         (metrics.naturalness, "one two three four five", 1),
         (metrics.naturalness, "go go go go", 1 / 3 * 1 / 2 * 1),
         (metrics.readability, "The cat sat. The dog ran.", 1),  # 206.835 - 3.045 - 84.6, clipped

@@ -1,0 +1,285 @@
+"""``lmcot aspects``: fit aspects to human labels, and score rationales, in this process alone.
+
+Labels and rationales are JSON lines, gzipped or not: ``id`` (or ``question_id``), ``question``,
+``context`` (or ``paragraphs``: ``{title, sentences}`` each, or plain strings), ``rationale``, and
+for fitting true or false for each aspect, under the aspect's name or a mapped one.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lmcot.config import Aspect, AspectSettings, Config, GuidanceRewards
+from lmcot.data.files import read_records
+from lmcot.data.formats import BadRecord, parse_record, split_sentences
+from lmcot.data.prompts import PromptTemplates, load_templates
+from lmcot.errors import UserError
+from lmcot.files import write_atomically
+from lmcot.frozen.open import open_frozen_lm
+from lmcot.frozen.protocol import FrozenLM
+from lmcot.records import Example, Failure
+from lmcot.rewards.aspects import (
+    JUDGE_MEASURES,
+    ROSCOE_MEASURES,
+    TEXT_MEASURES,
+    AspectMeter,
+    Columns,
+    Measured,
+)
+from lmcot.rewards.learned import LearnedAspect, LearnedModel, load_learned, save_learned
+
+Source = Literal["metrics", "judge", "learned"]
+FEATURES: Mapping[str, tuple[str, ...]] = {
+    "metrics": TEXT_MEASURES,
+    "embeddings": (*TEXT_MEASURES, *ROSCOE_MEASURES),
+    "all": (*TEXT_MEASURES, *ROSCOE_MEASURES, *JUDGE_MEASURES),
+}
+"""What a model may be fitted on."""
+
+
+@dataclass(frozen=True)
+class Rationale:
+    """One line of a file: a rationale, what it is about, and the line's other columns."""
+
+    example: Example
+    text: str
+    columns: Mapping[str, Any]
+    where: str
+    """File and line, for errors."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A frozen LM and how it is asked."""
+
+    frozen: FrozenLM
+    templates: PromptTemplates
+
+
+def fit(
+    labels: Path,
+    output: Path,
+    *,
+    mapped: Mapping[str, str] | None = None,
+    features: str = "metrics",
+    config: Config | None = None,
+) -> LearnedModel:
+    """Fits every aspect that the file has labels of, and writes the model.
+
+    An aspect whose labels do not do (of one class, or of too few questions) is left out and said.
+
+    Args:
+        mapped: for an aspect, the column of its labels; an aspect's own name otherwise.
+        features: a key of `FEATURES`; ``all`` needs ``config``, whose frozen LM judges.
+
+    Raises:
+        UserError: if the file or the settings do not do, or no aspect can be fitted.
+    """
+    rationales = read_rationales(labels)
+    columns = _label_columns(rationales, mapped or {})
+    values = {a: _labels(rationales, a, column) for a, column in columns.items()}
+    judge = _open_judge(config, "--features all") if features == "all" else None
+    measured = measure(FEATURES[features], rationales, _rewards(config), judge)
+    model = LearnedModel(
+        features=FEATURES[features],
+        frozen=judge.frozen.identity if judge else None,
+        aspects=_fitted(measured, values, [one.example.id for one in rationales]),
+    )
+    save_learned(model, output)
+    return model
+
+
+def score(
+    rationales: Path,
+    source: Source,
+    *,
+    model: Path | None = None,
+    config: Config | None = None,
+    output: Path | None = None,
+) -> None:
+    """Writes a line of JSON for each rationale, to ``output`` or the terminal: id and aspects.
+
+    ``metrics`` measures fluency only with a ``config``, for it takes a frozen LM.
+
+    Raises:
+        UserError: if a file or setting does not do, or the frozen LM fails.
+    """
+    read = read_rationales(rationales)
+    rewards, needs_judge = _scoring(source, model, config)
+    judge = _open_judge(config, f"--source {source}") if needs_judge else None
+    meter = AspectMeter(rewards)
+    rows = meter.measure(
+        [one.example for one in read],
+        [one.text for one in read],
+        frozen=judge.frozen if judge else None,
+        templates=judge.templates if judge else None,
+    )
+    lines = []
+    for one, row in zip(read, rows, strict=True):
+        names = [name.removeprefix("aspect/") for name in row]
+        values = dict(zip(names, _values([*row.values()]), strict=True))
+        lines.append(json.dumps({"id": one.example.id, **values}, ensure_ascii=False) + "\n")
+    if output is None:
+        sys.stdout.write("".join(lines))
+    else:
+        write_atomically(output, "".join(lines))
+
+
+def read_rationales(path: Path) -> list[Rationale]:
+    """The lines of a file of rationales.
+
+    Raises:
+        UserError: naming the line and field that does not do.
+    """
+    found = [_rationale(record, where) for where, record in read_records(path)]
+    if not found:
+        raise UserError(f"'{path}' holds no rationales: give a file of JSON lines")
+    return found
+
+
+def measure(
+    names: Sequence[str],
+    rationales: Sequence[Rationale],
+    rewards: GuidanceRewards,
+    judge: Judge | None = None,
+) -> dict[str, list[float]]:
+    """Measures by name (`AspectMeter.columns`), one value a rationale.
+
+    Raises:
+        UserError: if the frozen LM fails on one.
+    """
+    columns: Columns = AspectMeter(rewards).columns(
+        names,
+        [one.example for one in rationales],
+        [one.text for one in rationales],
+        frozen=judge.frozen if judge else None,
+        templates=judge.templates if judge else None,
+    )
+    return {name: _values(values) for name, values in columns.items()}
+
+
+def _rationale(record: object, where: str) -> Rationale:
+    if isinstance(record, BadRecord):
+        raise UserError(f"{where}: {record}")
+    if not isinstance(record, dict) or not isinstance(record.get("rationale"), str):
+        raise UserError(f"{where}: a line must be a JSON object with the string 'rationale'")
+    passages = record.get("context") or record.get("paragraphs")
+    if isinstance(passages, list):
+        passages = [
+            {"title": "", "sentences": split_sentences(one)} if isinstance(one, str) else one
+            for one in passages
+        ]
+    question = {
+        "id": record.get("id", record.get("question_id")),
+        "question": record.get("question"),
+        "answer": "unknown",  # no measure looks at it
+        "context": passages,
+    }
+    try:
+        return Rationale(parse_record(question), record["rationale"], record, where)
+    except BadRecord as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _label_columns(rationales: Sequence[Rationale], mapped: Mapping[str, str]) -> dict[Aspect, str]:
+    aspects: tuple[Aspect, ...] = get_args(Aspect)
+    for name in mapped:
+        if name not in aspects:
+            raise UserError(f"'{name}' is no aspect: use one of {', '.join(aspects)}")
+    held = {column for one in rationales for column in one.columns}
+    found = {a: mapped.get(a, a) for a in aspects if a in mapped or a in held}
+    if not found:
+        raise UserError(
+            "the file has no column that is named as an aspect: name one with --label, for "
+            "example --label factuality=COLUMN"
+        )
+    return found
+
+
+def _labels(rationales: Sequence[Rationale], aspect: Aspect, column: str) -> list[bool]:
+    for one in rationales:
+        if not isinstance(one.columns.get(column), bool):
+            raise UserError(
+                f"{one.where}: '{column}', the label of {aspect}, must be true or false"
+            )
+    return [one.columns[column] for one in rationales]
+
+
+def _fitted(
+    measured: Mapping[str, Sequence[float]],
+    labels: Mapping[Aspect, Sequence[bool]],
+    questions: Sequence[str],
+) -> dict[Aspect, LearnedAspect]:
+    """What can be fitted, and a line on each aspect."""
+    import numpy as np
+
+    from lmcot.rewards.aspect_fit import UnfitLabels, fit_aspect
+
+    matrix = np.array(list(measured.values()), dtype=float).T
+    fitted: dict[Aspect, LearnedAspect] = {}
+    for aspect, values in labels.items():
+        try:
+            one = fit_aspect(matrix, values, questions)
+        except UnfitLabels as error:
+            print(f"lmcot: {aspect} is not fitted: {error}", file=sys.stderr)
+            continue
+        low, high = one.auc_interval
+        print(f"{aspect}: AUC {one.auc:.3f} [{low:.3f}, {high:.3f}] on unseen questions")
+        fitted[aspect] = one
+    if not fitted:
+        raise UserError("no aspect could be fitted, and nothing is written: see the lines above")
+    return fitted
+
+
+def _scoring(
+    source: Source, model: Path | None, config: Config | None
+) -> tuple[GuidanceRewards, bool]:
+    """What to measure, and whether it takes a frozen LM."""
+    aspects: list[Aspect] = list(get_args(Aspect))
+    if source == "learned":
+        if model is None:
+            raise UserError("--source learned needs --model, the file of 'lmcot aspects fit'")
+        learned = load_learned(model)
+        aspects, needs_judge = list(learned.aspects), learned.frozen is not None
+    elif source == "metrics":
+        text = [a for a in aspects if f"metrics/{a}" in TEXT_MEASURES]
+        needs_judge = config is not None
+        aspects = [*text, "fluency"] if needs_judge else text
+    else:
+        needs_judge = True
+    update = {
+        "aspects": dict.fromkeys(aspects, AspectSettings(source=source)),
+        "learned_model": str(model) if model else None,
+    }
+    return _rewards(config).model_copy(update=update), needs_judge
+
+
+def _rewards(config: Config | None) -> GuidanceRewards:
+    if config is not None and isinstance(config.rewards, GuidanceRewards):
+        return config.rewards
+    return GuidanceRewards()
+
+
+def _open_judge(config: Config | None, asked_by: str) -> Judge:
+    if config is None or config.frozen is None:
+        raise UserError(
+            f"{asked_by} needs a frozen LM: give --config, a file with a 'frozen' section"
+        )
+    templates = load_templates(config.prompts.templates)
+    return Judge(open_frozen_lm(config.frozen, config.prompts), templates)
+
+
+def _values(values: Sequence[Measured]) -> list[float]:
+    """The values, if there is no failure among them."""
+    good = [value for value in values if not isinstance(value, Failure)]
+    failures = [value for value in values if isinstance(value, Failure)]
+    if failures:
+        raise UserError(
+            f"the frozen LM failed {len(failures)} times, first with: {failures[0].reason}"
+        )
+    return good
