@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import ray
+
 from lmcot.actors.base import ActorBase
 from lmcot.actors.frozen_actor import RemoteFrozenLM
 from lmcot.actors.units import Judged, JudgeUnit
@@ -28,10 +30,15 @@ class RewardActor(ActorBase):
         config = self._config
         if config.rewards.kind != "guidance" or config.frozen is None:
             return
+        identity, parameters = "remote", None
+        if any(one.source == "learned" for one in config.rewards.aspects.values()):
+            # Learned aspects are tied to the LM whose judgements they were fitted to.
+            limit = config.actors.start_timeout_s
+            identity, parameters = ray.get(frozen_handles[0].describe.remote(), timeout=limit)
         self._frozen = RemoteFrozenLM(
             frozen_handles,
-            identity="remote",
-            parameters=None,
+            identity=identity,
+            parameters=parameters,
             timeout_s=config.actors.unit_timeout_s,
         )
         self._model = RewardModel(

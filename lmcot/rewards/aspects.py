@@ -156,20 +156,6 @@ class AspectMeter:
         return predicted
 
 
-def measure_aspects(
-    examples: Sequence[Example],
-    rationales: Sequence[str],
-    *,
-    rewards: GuidanceRewards,
-    frozen: FrozenLM,
-    templates: PromptTemplates,
-    meter: AspectMeter | None = None,
-) -> list[dict[str, Measured]]:
-    """`AspectMeter.measure`, with a meter of the caller's that keeps its models between calls."""
-    meter = meter or AspectMeter(rewards)
-    return meter.measure(examples, rationales, frozen=frozen, templates=templates)
-
-
 def _judged(
     examples: Sequence[Example],
     rationales: Sequence[str],

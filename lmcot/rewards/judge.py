@@ -19,7 +19,7 @@ from lmcot.records import (
     Sampling,
 )
 from lmcot.rewards.answers import contains_gold, exact_match, extract_answer, f1, inclusion
-from lmcot.rewards.aspects import Measured, measure_aspects
+from lmcot.rewards.aspects import AspectMeter, Measured
 from lmcot.rewards.custom import load_custom, with_custom
 from lmcot.rewards.likelihood import likelihood_gains
 
@@ -32,7 +32,8 @@ class RewardModel:
     settings ask for them, ``likelihood_gain`` in [-1, 1], and ``custom``, any finite number.
 
     Raises:
-        UserError: if there is no such custom reward; in `judge`, if the custom reward raises.
+        UserError: if there is no such custom reward or learned model; in `judge`, if the custom
+            reward raises.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class RewardModel:
         max_answer_tokens: int,
     ) -> None:
         self._rewards = rewards
+        self._meter = AspectMeter(rewards)
         self._frozen = frozen
         self._templates = templates
         self._demonstrations = demonstrations
@@ -62,12 +64,8 @@ class RewardModel:
             for example, rationale in zip(examples, rationales, strict=True)
         ]
         answers = answer_prompts(self._frozen, prompts, self._max_answer_tokens)
-        aspects = measure_aspects(
-            examples,
-            rationales,
-            rewards=self._rewards,
-            frozen=self._frozen,
-            templates=self._templates,
+        aspects = self._meter.measure(
+            examples, rationales, frozen=self._frozen, templates=self._templates
         )
         measured = self._with_likelihood_gains(aspects, examples, rationales)
         judgements = [

@@ -25,6 +25,7 @@ from lmcot.models.sources import load_tokenizer
 from lmcot.monitor.metrics import Monitor
 from lmcot.monitor.progress import say
 from lmcot.records import Example
+from lmcot.rewards.aspects import AspectMeter
 from lmcot.rewards.custom import load_custom
 from lmcot.stages.budgets import Spending
 from lmcot.stages.interruption import Interruption
@@ -79,10 +80,13 @@ class Run:
         """Reads the data and the tokenizers: a mistake must not cost the start of a cluster.
 
         Raises:
-            UserError: if data, small LM, frozen LM or a custom reward are not what they should be.
+            UserError: if data, small LM, frozen LM, learned aspects or a custom reward are not
+                what they should be.
         """
-        if self.config.rewards.kind == "guidance" and self.config.rewards.custom is not None:
-            load_custom(self.config.rewards.custom)
+        if self.config.rewards.kind == "guidance":
+            AspectMeter(self.config.rewards)  # reads the learned model, if there is one
+            if self.config.rewards.custom is not None:
+                load_custom(self.config.rewards.custom)
         if self.config.frozen is not None:
             check_frozen_lm(self.config.frozen)
         for questions, key in ((self.train, "data.train"), (self.validation, "data.validation")):

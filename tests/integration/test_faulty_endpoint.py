@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+
+from lmcot.cli import main
+from lmcot.monitor.metrics import read_metrics
 from tests.unit.endpoint import FAULTS, Answer, Call, Endpoint, at_fault, completion, running
 
-from lmcot.monitor.metrics import read_metrics
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
 
-pytestmark = pytest.mark.e2e
-
-ROOT = Path(__file__).parents[2]
 STEPS, ROLLOUTS = 3, 6
 SETTINGS = f"""
 data:
@@ -75,15 +77,39 @@ def _faulty(call: Call) -> Answer:
     return at_fault(fault, call, _sound(call)) if digest[0] % 2 else _sound(call)
 
 
-def _refine(run_dir: Path, endpoint: Endpoint, *overrides: str) -> subprocess.CompletedProcess[str]:
+def _sometimes(call: Call) -> Answer:
+    """A fault for about a fifth of all requests: half of the rationales lose one of their three."""
+    digest = hashlib.sha256(json.dumps(call.body).encode()).digest()
+    fault = FAULTS[digest[1] % len(FAULTS)]
+    return at_fault(fault, call, _sound(call)) if digest[0] % 5 == 0 else _sound(call)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """One for all runs, which join the connection that they find."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@dataclass
+class _Done:
+    returncode: int
+    stderr: str
+
+
+def _refine(run_dir: Path, endpoint: Endpoint, *overrides: str) -> _Done:
     config = run_dir.parent / "config.yaml"
     config.write_text(SETTINGS, encoding="utf-8")
     command = [
-        sys.executable, "-m", "lmcot.cli", "refine", "--config", str(config),
+        "refine", "--config", str(config),
         "--run-dir", str(run_dir), f"frozen.base_url={endpoint.url}",
         f"frozen.cache.folder={run_dir.parent / 'cache'}", *overrides,
     ]  # fmt: skip
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    told = io.StringIO()
+    with redirect_stderr(told):
+        code = main(command)
+    return _Done(code, told.getvalue())
 
 
 def _metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -124,24 +150,20 @@ def test_faults_that_pass_change_nothing(endpoint: Endpoint, sound: Path, tmp_pa
 def test_what_is_lost_is_dropped_and_the_rest_has_its_own_rewards(
     endpoint: Endpoint, sound: Path, tmp_path: Path
 ) -> None:
-    """[16] Without retries most rationales of a step lose one of their three requests."""
+    """[16]"""
     endpoint.reset()
-    endpoint.respond = _faulty
+    endpoint.respond = _sometimes
     budgets = "failures={max_infrastructure_share: 1, max_data_share: 1}"
     done = _refine(tmp_path / "run", endpoint, "frozen.max_retries=0", budgets, "refine.steps=1")
     found = {True: 0, False: 0}
     right = _rollouts(sound, 1)
-    if done.returncode == 0:
-        for one, wanted in zip(_rollouts(tmp_path / "run", 1), right, strict=True):
-            judged = one["judgement"]["failure"] is None
-            found[judged] += 1
-            assert one["reward"] == (wanted["reward"] if judged else None)
-        assert found[False] > 0
-        assert found[True] > 0
-        metrics = _metrics(tmp_path / "run")[0]
-        assert metrics["judged_share"] == found[True] / ROLLOUTS
-    else:
-        assert "none of a step's" in done.stderr
+    assert done.returncode == 0, done.stderr
+    for one, wanted in zip(_rollouts(tmp_path / "run", 1), right, strict=True):
+        judged = one["judgement"]["failure"] is None
+        found[judged] += 1
+        assert one["reward"] == (wanted["reward"] if judged else None)
+    assert min(found.values()) > 0
+    assert _metrics(tmp_path / "run")[0]["judged_share"] == found[True] / ROLLOUTS
 
 
 def test_a_budget_for_failures_stops_the_run_and_it_goes_on_later(

@@ -301,8 +301,12 @@ def test_the_scalar_reward_is_the_weighted_sum() -> None:
         },
     )
     [judgement] = _judge(KnownLM(yes=0.5), WRONG, rewards=rewards)
-    # em 0, f1 0.5; factual: straddles, river and elko of elko, straddles, colorado, river.
-    assert scalar_reward(judgement, rewards) == pytest.approx(0.5 * 0.5 + 0.25 * 0.75 + 2 * 0.5)
+    # em 0, f1 0.5; factual: straddles, river and elko of elko, straddles, colorado, river in the
+    # first sentence, river of colorado and river in the second.
+    factuality = (3 / 4 + 1 / 2) / 2
+    assert scalar_reward(judgement, rewards) == pytest.approx(
+        0.5 * 0.5 + 0.25 * factuality + 2 * 0.5
+    )
 
 
 def test_answers_are_read_out_of_completions() -> None:
