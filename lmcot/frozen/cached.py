@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from lmcot.data.render import render_plain
 from lmcot.frozen.cache import ReplyCache
 from lmcot.frozen.protocol import FrozenLM
-from lmcot.records import Choice, Completion, Failure, Prompt, Sampling, Score, Usage
+from lmcot.records import Choice, Completion, Failure, Message, Prompt, Sampling, Score, Usage
 
 Method = Literal["generate", "choose", "score"]
 Reply = Completion | Choice | Score | Failure
@@ -22,6 +23,9 @@ _KINDS: dict[Method, type[Completion] | type[Choice] | type[Score]] = {
 
 _FORM = 1
 """Part of every key: raised when replies of an older form must not be read."""
+_PROBE = (Message("system", "s"), Message("user", "u:"), Message("assistant", "a"))
+"""How it is rendered is part of every key: replies to prompts rendered otherwise are others.
+Chat templates are part of a local model's identity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +140,7 @@ class CachedLM:
         return Replies(list(results), _usage(len(requests), list(replies.values())))
 
     def _keys(self, requests: Sequence[Any]) -> list[bytes]:
-        start = hashlib.sha256(_canonical([_FORM, self.identity]))
+        start = hashlib.sha256(_canonical([_FORM, render_plain(_PROBE), self.identity]))
         texts = [_canonical(request) for request in requests]
         if self._whole_calls:
             # Its place is part of a request then, so no two are the same.

@@ -21,7 +21,7 @@ from tests.unit.endpoint import FAULTS, Answer, Call, Endpoint, at_fault, comple
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
 
-STEPS, ROLLOUTS = 3, 6
+STEPS, ROLLOUTS = 2, 6
 SETTINGS = f"""
 data:
   train: {{kind: sample, split: train}}

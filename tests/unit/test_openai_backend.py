@@ -260,5 +260,5 @@ def test_an_address_must_be_one(url: str) -> None:
 def test_settings_open_the_backend(endpoint: Endpoint) -> None:
     given = settings(endpoint, parameters=7, cache={"enabled": False})
     lm = open_frozen_lm(given, PromptSettings())
-    assert isinstance(lm, OpenAILM)
-    assert lm.parameters == 7
+    assert (lm.identity, lm.parameters) == (f"openai:{endpoint.url}:m", 7)
+    assert lm.generate(ask("say it"), GREEDY) == [Completion("it", 7, 3, "stop")]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from lmcot.errors import UserError
+from lmcot.frozen import cached
 from lmcot.frozen.cache import Held, ReplyCache
 from lmcot.frozen.cached import CachedLM, Method, Replies
 from lmcot.records import (
@@ -78,6 +79,17 @@ def _cached(
     inner = Counting(**changes)
     cache = ReplyCache(tmp_path / "replies.sqlite", GIB)
     return CachedLM(inner, cache, whole_calls=whole_calls), inner
+
+
+def test_prompts_that_are_rendered_otherwise_are_other_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = _cached(tmp_path)
+    first.generate([_prompt("a")], GREEDY)
+    monkeypatch.setattr(cached, "render_plain", lambda prompt: "in another version of lmcot")
+    second, inner = _cached(tmp_path)
+    second.generate([_prompt("a")], GREEDY)
+    assert inner.asked == ["a"]
 
 
 def test_usage_tells_what_the_model_was_sent(tmp_path: Path) -> None:
