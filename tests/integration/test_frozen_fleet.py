@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,16 +16,32 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.frozen_actor import FrozenActor, RemoteFrozenLM
+from lmcot.actors.reward_actor import RewardActor
+from lmcot.actors.units import Judged, JudgeUnit
 from lmcot.config import (
     ActorsSettings,
     CacheSettings,
     PromptSettings,
     RoleSettings,
     TransformersFrozen,
+    parse_config,
 )
+from lmcot.errors import UserError
 from lmcot.frozen.open import calls_at_once, open_frozen_lm
 from lmcot.models.sources import load_tokenizer
-from lmcot.records import Choice, Completion, Message, Prompt, Sampling, Score, Usage
+from lmcot.records import (
+    Choice,
+    Completion,
+    Example,
+    Message,
+    Paragraph,
+    Prompt,
+    Rollout,
+    Sampling,
+    Score,
+    Usage,
+)
+from lmcot.rewards.learned import LearnedAspect, LearnedModel, save_learned
 
 SETTINGS = ActorsSettings(unit_timeout_s=60, start_timeout_s=120)
 GREEDY = Sampling(max_new_tokens=6)
@@ -141,3 +158,53 @@ def _bloom(folder: Path) -> Path:
     BloomForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def test_a_reward_actor_holds_learned_aspects_to_their_frozen_lm(tmp_path: Path) -> None:
+    settings = _settings(None)
+    with _fleet(settings) as fleet:
+        fleet.wait_ready()
+        identity, parameters = ray.get(fleet.handles[0].describe.remote(), timeout=60)
+        assert parameters > 0
+        judged = _judge_with(fleet, tmp_path, fitted_to=identity)
+        assert [one.failure for one in judged.judgements] == [None]
+        components = judged.judgements[0].components
+        # Odds of 1 + 2 (x - 0.5) at a factuality of 1: the judge's word weighs nothing here.
+        assert components["aspect/factuality"] == pytest.approx(1 / (1 + math.exp(-2.0)))
+        assert (judged.usage.asked, judged.usage.sent) == (2, 2)  # an answer and a judgement
+        with pytest.raises(UserError, match="fitted to the judgements of 'another'"):
+            _judge_with(fleet, tmp_path, fitted_to="another")
+
+
+def _judge_with(fleet: Fleet, folder: Path, fitted_to: str) -> Judged:
+    one = LearnedAspect(
+        mean=(0.5, 0.0), scale=(1.0, 1.0), coef=(2.0, 0.0), intercept=1.0,
+        auc=0.7, auc_interval=(0.6, 0.8), labels=20, questions=10,
+    )  # fmt: skip
+    model = LearnedModel(
+        features=("metrics/factuality", "judge/factuality"),
+        frozen=fitted_to,
+        aspects={"factuality": one},
+    )
+    save_learned(model, folder / "aspects.json")
+    config = parse_config(
+        {
+            "data": {"train": {"kind": "counting"}, "validation": {"kind": "counting"}},
+            "policy": {"source": "random:llama"},
+            "frozen": {"backend": "transformers", "source": "random:llama"},
+            "refine": {"start_from": "base"},
+            "prompts": {"demonstrations": 0},
+            "rewards": {
+                "kind": "guidance",
+                "learned_model": str(folder / "aspects.json"),
+                "aspects": {"factuality": {"source": "learned", "weight": 1.0}},
+            },
+        }
+    )
+    actor = RewardActor(config)
+    actor.setup(fleet.handles)
+    passage = Paragraph("Elko", ("Elko straddles the Humboldt River.",))
+    example = Example("q", "Which river does Elko straddle?", "Humboldt River", (passage,))
+    text = "Elko straddles the Humboldt River."
+    rollout = Rollout("u", "q", 0, (1,), (2,), (-0.1,), "eos", text, 0)
+    return actor.judge(JudgeUnit("u", (example,), (rollout,)))

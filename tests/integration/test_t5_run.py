@@ -40,9 +40,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def comparable(run_dir: Path) -> list[dict[str, Any]]:
-    """A run's PPO metrics without the timings."""
+    """A run's PPO metrics without the timings, and what the frozen LM's cache saved."""
     return [
-        {k: v for k, v in line.items() if k != "time" and not k.startswith("seconds/")}
+        {k: v for k, v in line.items() if not k.startswith(("time", "seconds/", "frozen/"))}
         for line in read_metrics(run_dir / "metrics.jsonl")
         if line["stage"] == "refine"
     ]
