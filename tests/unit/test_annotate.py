@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from lmcot.config import FrozenTeacher, load_config
 from lmcot.monitor.metrics import Monitor
-from lmcot.records import Completion, Failure, FailureKind
+from lmcot.records import Completion, Failure, FailureKind, to_json
 from lmcot.stages.annotate import _from_facts, _judge, _read_partial
 from lmcot.stages.interruption import Interruption
 from lmcot.stages.run import Question, Run
@@ -90,3 +91,18 @@ def test_a_line_cut_by_a_kill_is_asked_again(tmp_path: Path) -> None:
     assert [a.example_id for a in _read_partial(path)] == ["a"]
     assert path.read_text(encoding="utf-8") == whole
     assert _read_partial(tmp_path / "none.jsonl") == []
+
+
+def test_what_failed_is_asked_again_when_the_run_goes_on(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "rationales.partial.jsonl"
+    question, other = run.train[:2]
+    teacher = FrozenTeacher(kind="frozen")
+    down = Failure(FailureKind.TRANSIENT, "the endpoint hangs")
+    lost, wrong = _judge(run, teacher, question, down), _judge(run, teacher, other, said("No."))
+    lines = [json.dumps(to_json(one)) + "\n" for one in (lost, wrong)]
+    path.write_text("".join(lines), encoding="utf-8")
+    assert [a.example_id for a in _read_partial(path)] == [other.example.id]
+    # Both lines are in the file by then: the later one counts.
+    found = _judge(run, teacher, question, said(f"So the answer is {question.example.answer}."))
+    path.write_text("".join([*lines, json.dumps(to_json(found)) + "\n"]), encoding="utf-8")
+    assert [a.kept for a in _read_partial(path)] == [False, True]
