@@ -13,6 +13,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from lmcot.actors.base import ActorBase, RemoteError, prepare_process
 from lmcot.actors.units import PromptUnit
 from lmcot.config import OpenAIFrozen, PromptSettings, TransformersFrozen
+from lmcot.errors import UserError
 from lmcot.frozen.cached import CachedLM, Method, Replies
 from lmcot.frozen.open import open_frozen_lm
 from lmcot.records import Choice, Completion, Failure, Prompt, Sampling, Score, Usage
@@ -82,8 +83,14 @@ class RemoteFrozenLM:
         self._parameters = parameters
         self._timeout_s = timeout_s
         self._next = first
+        self._deadline: float | None = None
         self.usage = Usage()
-        """What was asked so far."""
+        """What was asked so far, or since the unit began."""
+
+    def begin_unit(self) -> None:
+        """From now on, usage is counted anew and all calls together have the time limit."""
+        self.usage = Usage()
+        self._deadline = time.monotonic() + self._timeout_s
 
     @property
     def identity(self) -> str:
@@ -110,7 +117,7 @@ class RemoteFrozenLM:
         return self._call("score", prompts, list(continuations))
 
     def _call(self, method: Method, prompts: Sequence[Prompt], argument: Any) -> list[Any]:
-        deadline = time.monotonic() + self._timeout_s
+        deadline = self._deadline or time.monotonic() + self._timeout_s
         while True:
             handle = self._handles[self._next % len(self._handles)]
             self._next += 1
@@ -118,9 +125,9 @@ class RemoteFrozenLM:
                 left = max(deadline - time.monotonic(), 0.0)
                 result = ray.get(handle.ask.remote(method, list(prompts), argument), timeout=left)
             except GetTimeoutError:
-                raise TimeoutError(
-                    f"waited {self._timeout_s:.0f} s for the frozen LM's '{method}': raise "
-                    "actors.unit_timeout_s or lower actors.prompts_per_unit"
+                raise UserError(
+                    f"the frozen LM did not get through a work unit in {self._timeout_s:.0f} s "
+                    f"(at '{method}'): raise actors.unit_timeout_s or lower actors.prompts_per_unit"
                 ) from None
             except RayActorError:
                 if time.monotonic() > deadline:

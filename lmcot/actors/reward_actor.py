@@ -11,9 +11,11 @@ from lmcot.actors.frozen_actor import RemoteFrozenLM
 from lmcot.actors.units import Judged, JudgeUnit
 from lmcot.config import Config
 from lmcot.data.prompts import load_templates
-from lmcot.records import Usage
 from lmcot.rewards.combine import judge_increasing
 from lmcot.rewards.judge import RewardModel
+
+_SHARE_OF_UNIT = 0.9
+"""Of a unit's time for its calls: what is late is told, before the actor is taken to hang."""
 
 
 class RewardActor(ActorBase):
@@ -39,7 +41,7 @@ class RewardActor(ActorBase):
             frozen_handles,
             identity=identity,
             parameters=parameters,
-            timeout_s=config.actors.unit_timeout_s,
+            timeout_s=_SHARE_OF_UNIT * config.actors.unit_timeout_s,
         )
         self._model = RewardModel(
             config.rewards,
@@ -53,6 +55,6 @@ class RewardActor(ActorBase):
         """One judgement for each rollout of the unit."""
         if self._config.rewards.kind == "increasing":
             return Judged(judge_increasing(unit.rollouts, self._config.rewards))
-        self._frozen.usage = Usage()
+        self._frozen.begin_unit()
         judgements = self._model.judge(unit.examples, unit.rollouts)
         return Judged(judgements, self._frozen.usage)

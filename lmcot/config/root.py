@@ -61,6 +61,19 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _endpoint_fails_before_its_unit(self) -> Config:
+        """An endpoint that is down must show as failures, not as actors that hang."""
+        if not isinstance(self.frozen, OpenAIFrozen):
+            return self
+        request, unit = self.frozen.total_timeout_s, self.actors.unit_timeout_s
+        if request > 0.75 * unit:
+            raise ValueError(
+                f"frozen.total_timeout_s is {request:g} s, more than three quarters of "
+                f"actors.unit_timeout_s ({unit:g} s): lower the one or raise the other"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _chat_endpoint_gives_no_likelihoods(self) -> Config:
         """By default, fluency is off there, since its metric is a likelihood."""
         frozen, rewards = self.frozen, self.rewards

@@ -22,6 +22,8 @@ _PERMANENT_STATUS = (501, 505)
 _BUSY_STATUS = (429, 503)
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 _CHARACTERS_PER_TOKEN = 4
+_PROBE_EVERY_S = 10.0
+"""While the endpoint is taken to be down, one request in so many seconds finds out if it is."""
 LONGEST_REASON = 300
 """Characters of a failure's reason."""
 
@@ -75,6 +77,9 @@ class EndpointClient:
         self._requests = _pace(settings.requests_per_minute)
         self._tokens = _pace(settings.tokens_per_minute)
         self._paused_until = 0.0
+        self._failing_since: float | None = None
+        """When the first request failed since the last answer."""
+        self._probe_at = 0.0
 
     def each(
         self, ask: Callable[[Item], Awaitable[Result | Failure]], items: Sequence[Item]
@@ -117,10 +122,12 @@ class EndpointClient:
             try:
                 async with asyncio.timeout(self._settings.total_timeout_s) as limit:
                     for attempt in itertools.count():
+                        self._check_up(last)
                         await self._turn(_estimate(body), limit, last)
                         try:
                             return await self._attempt(body, judge)
                         except EndpointError as error:
+                            self._note(error)
                             if not error.again or attempt >= retries:
                                 raise
                             last = error.failure.reason
@@ -141,6 +148,27 @@ class EndpointClient:
     def close(self) -> None:
         """Gives up what is under way, and the connections."""
         self._thread.close()
+
+    def _note(self, error: EndpointError) -> None:
+        if error.failure.kind is FailureKind.TRANSIENT and self._failing_since is None:
+            self._failing_since = time.monotonic()
+
+    def _check_up(self, last: str) -> None:
+        """Fails at once if nothing was answered for the time that one request may take.
+
+        Else a batch would spend that time on each of its requests, one after the other.
+        """
+        now = time.monotonic()
+        if self._failing_since is None:
+            return
+        if now - self._failing_since < self._settings.total_timeout_s:
+            return
+        if now >= self._probe_at:
+            self._probe_at = now + _PROBE_EVERY_S
+            return
+        silent = now - self._failing_since
+        reason = f"the endpoint has answered nothing for {silent:.0f} s (last: {last})"
+        raise self._error(FailureKind.TRANSIENT, reason)
 
     async def _turn(self, tokens: float, limit: asyncio.Timeout, last: str) -> None:
         """Waits until the endpoint's pause is over and the rate limits let a request go."""
@@ -170,6 +198,7 @@ class EndpointClient:
         api = self._settings.api
         try:
             reply = read(await self._client.post(_PATHS[api], cast_to=str, body=body), api)
+            self._failing_since = None
             used = reply.tokens_in + reply.tokens_out
             if self._tokens and used:
                 self._tokens.settle(_estimate(body), used)

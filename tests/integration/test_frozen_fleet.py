@@ -139,6 +139,18 @@ def test_a_call_goes_to_another_actor_when_its_own_dies(tmp_path: Path) -> None:
                 break
 
 
+def test_a_unit_that_takes_too_long_is_the_users_to_mend(tmp_path: Path) -> None:
+    """Told before the fleet takes the reward actor to hang; its calls share one limit."""
+    with _fleet(_settings(None, "unit")) as fleet:
+        fleet.wait_ready()
+        late = RemoteFrozenLM(fleet.handles, identity="remote", parameters=None, timeout_s=0.2)
+        late.begin_unit()
+        with pytest.raises(
+            UserError, match=r"a work unit in 0 s \(at 'generate'\): raise actors\."
+        ):
+            late.generate(_prompts(0) * 40, Sampling(max_new_tokens=400))
+
+
 def test_a_model_on_the_plain_path_is_told_to_the_user(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -500,6 +500,12 @@ def test_an_endpoint_cannot_measure_fluency() -> None:
     )
 
 
+def test_an_endpoint_gives_up_before_its_unit_does() -> None:
+    slow = {**ENDPOINT, "total_timeout_s": 500}
+    assert "three quarters of actors.unit_timeout_s" in refusal({**LEAST, "frozen": slow})
+    parse_config({**LEAST, "frozen": slow, "actors": {"unit_timeout_s": 700}})
+
+
 @pytest.mark.parametrize("name", ["reward", "module:", "a b:c", "module:one.two", ":f"])
 def test_a_custom_reward_is_named_in_full(name: str) -> None:
     assert "not of the form module:function" in refusal(

@@ -273,3 +273,28 @@ def test_a_check_that_fails_names_what_to_mend(
         lm.check()
     assert "\n" not in str(complaint.value)
     assert len(endpoint.calls) == (3 if status in (200, 503) else 1)
+
+
+def test_an_endpoint_that_is_down_fails_the_rest_of_a_batch_at_once(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each would take its whole time, one after the other; and it is found up again."""
+    monkeypatch.setattr(openai_client, "_PROBE_EVERY_S", 0.2)
+    down = True
+
+    def respond(call: Call) -> Answer:
+        answer = _in_order(call)
+        return at_fault("500", call, answer) if down else answer
+
+    endpoint.respond = respond
+    prompts = ask(*(f"Question {number}?" for number in range(200)))
+    with client(endpoint, concurrency=2, max_retries=10_000, total_timeout_s=0.6) as lm:
+        started = time.monotonic()
+        found = lm.generate(prompts, GREEDY)
+        assert time.monotonic() - started < 10  # and not 200 / 2 times 0.6 seconds
+        reasons = [failure(one, FailureKind.TRANSIENT) for one in found]
+        assert sum("answered nothing for" in reason for reason in reasons) > 150
+        down = False
+        time.sleep(0.25)
+        assert isinstance(lm.generate(prompts[:1], GREEDY)[0], Completion)
+        assert all(isinstance(one, Completion) for one in lm.generate(prompts, GREEDY))
