@@ -96,7 +96,7 @@ def _replay(path: Path, repeats: int) -> None:
         templates.guided(example, rollout.text, 2)
         for example, rollout in zip(examples, rollouts, strict=True)
     ]
-    sampling = reply_sampling(12)
+    sampling = reply_sampling(templates.file.guided, 12)
     cached.generate(prompts, sampling)
     taken = medians(
         {

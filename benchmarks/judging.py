@@ -46,6 +46,8 @@ def main() -> None:
     templates = load_templates("default")
     model = RewardModel(GuidanceRewards(aspects=judged), lm, templates, 2, ANSWER_TOKENS)
 
+    sampling = reply_sampling(templates.file.guided, ANSWER_TOKENS)
+
     def together() -> None:
         judgements = model.judge(examples, rollouts)
         assert all(one.failure is None for one in judgements)
@@ -53,10 +55,7 @@ def main() -> None:
     def one_by_one() -> None:
         for example, rollout in zip(examples, rollouts, strict=True):
             guided = templates.guided(example, rollout.text, 2)
-            assert not isinstance(lm.generate([guided], reply_sampling(ANSWER_TOKENS))[0], Failure)
-            for aspect in get_args(Aspect):
-                question = templates.judge(example, rollout.text, aspect)
-                assert not isinstance(lm.choose([question], ("yes", "no"))[0], Failure)
+            assert not isinstance(lm.generate([guided], sampling)[0], Failure)
 
     taken = medians(
         {"together": together, "one by one": one_by_one}, options.repeats, warm_up=False

@@ -33,7 +33,7 @@ from lmcot.frozen.open import open_frozen_lm
 from lmcot.models.generation.engine import GenerationEngine
 from lmcot.models.generation.requests import SampleRequest
 from lmcot.models.sources import eos_ids, load_model, load_tokenizer
-from lmcot.records import Completion, Example, Failure, Prompt
+from lmcot.records import Completion, Example, Failure, Prompt, Sampling
 from lmcot.rewards.answers import concluded_answer, exact_match, extract_answer, f1
 from lmcot.rewards.judge import reply_sampling
 
@@ -69,7 +69,7 @@ def main() -> None:
                 for example, rationale in zip(examples, rationales, strict=True)
             ]
             length = 96 if kind == "cot" else 16
-            replies = _ask(frozen, prompts, length)
+            replies = _ask(frozen, prompts, reply_sampling(getattr(templates.file, kind), length))
             line = _line(replies, examples, kind)
             print(f"| {kind} | {name} | {shown} | {line} |", flush=True)
 
@@ -148,10 +148,10 @@ def _prompt(
     return templates.cot(example, shown) if kind == "cot" else templates.standard(example, shown)
 
 
-def _ask(frozen: CachedLM, prompts: Sequence[Prompt], length: int) -> list[Completion]:
+def _ask(frozen: CachedLM, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
     replies: list[Completion] = []
     for start in range(0, len(prompts), _BATCH):
-        for reply in frozen.generate(prompts[start : start + _BATCH], reply_sampling(length)):
+        for reply in frozen.generate(prompts[start : start + _BATCH], sampling):
             assert isinstance(reply, Completion), reply
             replies.append(reply)
     return replies

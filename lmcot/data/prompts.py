@@ -42,6 +42,9 @@ class DemonstratedTemplate(Template):
 
     assistant: str
     """The reply in a demonstration: ``{answer}``, ``{rationale}`` or both."""
+    stop: tuple[str, ...] = ("\n\n",)
+    """The reply ends before the first of these. Without a chat template a blank line parts a reply
+    from what a base model would go on with (`lmcot.data.render`)."""
 
 
 class JudgeTemplate(Template):

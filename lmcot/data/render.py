@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 from lmcot.errors import UserError
 from lmcot.records import Message, Prompt
 
 Chat = Literal["auto", "never"]
+# Starts a text from which tokenizers merge nothing into what follows; see `encode_continuation`.
+_ANCHOR = "\n"
 
 
 class Tokenizer(Protocol):
@@ -26,6 +29,10 @@ class Tokenizer(Protocol):
         """Token ids."""
         ...
 
+    def decode(self, token_ids: Any, /) -> Any:
+        """Text."""
+        ...
+
 
 def render(prompt: Prompt, tokenizer: Tokenizer, chat: Chat = "auto") -> str:
     """The prompt as text: by the chat template where there is one and ``chat`` allows it.
@@ -41,11 +48,17 @@ def render(prompt: Prompt, tokenizer: Tokenizer, chat: Chat = "auto") -> str:
 def render_plain(prompt: Prompt) -> str:
     """The prompt as text without a chat template.
 
-    The system line, then each user's text and the reply to it, with blank lines between; the text
-    ends where the reply begins.
+    The system line, then each user's text and the reply to it, with blank lines between. A reply
+    follows a colon on the same line, any other text on the next one; the text ends where the reply
+    begins, after a colon without the space, which is part of a reply's first token.
     """
-    ends = {"system": "\n\n", "user": "\n", "assistant": "\n\n"}
-    return "".join(message.content + ends[message.role] for message in prompt)
+    return "".join(message.content + _end(message) for message in prompt).removesuffix(" ")
+
+
+def _end(message: Message) -> str:
+    if message.role != "user":
+        return "\n\n"
+    return " " if message.content.endswith(":") else "\n"
 
 
 def encode(prompt: Prompt, tokenizer: Tokenizer, chat: Chat = "auto") -> list[int]:
@@ -57,6 +70,31 @@ def encode(prompt: Prompt, tokenizer: Tokenizer, chat: Chat = "auto") -> list[in
     # A chat template writes the special tokens itself: never twice.
     own_tokens = not _uses_chat(tokenizer, chat)
     return tokenizer.encode(render(prompt, tokenizer, chat), add_special_tokens=own_tokens)
+
+
+def encode_continuation(
+    prompt_ids: Sequence[int], text: str, tokenizer: Tokenizer, *, encoder_decoder: bool
+) -> list[int]:
+    """Tokens of a text as it goes on after a prompt, without special tokens.
+
+    For a causal model a space parts it from the prompt, unless there is white space already. It is
+    tokenised behind a line break that is then cut off, since tokenizers in the manner of Llama 2
+    put a space of their own before whatever stands first.
+    """
+    if encoder_decoder:
+        return tokenizer.encode(text, add_special_tokens=False)
+    text = parted(tokenizer.decode(prompt_ids[-1:]), text)
+    anchor = tokenizer.encode(_ANCHOR, add_special_tokens=False)
+    whole = tokenizer.encode(_ANCHOR + text, add_special_tokens=False)
+    if whole[: len(anchor)] == anchor:
+        return whole[len(anchor) :]
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def parted(before: str, text: str) -> str:
+    """The text, with a space in front if neither side has white space there."""
+    joined = before and not before[-1].isspace() and not text[:1].isspace()
+    return f" {text}" if joined else text
 
 
 def _uses_chat(tokenizer: Tokenizer, chat: Chat) -> bool:

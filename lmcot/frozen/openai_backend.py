@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from lmcot.config import OpenAIFrozen
-from lmcot.data.render import render_plain
+from lmcot.data.render import parted, render_plain
 from lmcot.errors import UserError
 from lmcot.frozen.openai_client import LONGEST_REASON, EndpointClient, EndpointError
 from lmcot.frozen.openai_replies import Reply, to_choice, to_completion, to_score
@@ -99,7 +99,7 @@ class OpenAILM:
     ) -> list[Score | Failure]:
         """Log-likelihood of each continuation, where the endpoint echoes text with log-likelihoods.
 
-        It follows the white space that a plainly rendered prompt ends in. Chat endpoints score no
+        A space parts it from the prompt where there is no white space. Chat endpoints score no
         given text: a permanent `Failure` for each.
         """
         pairs = list(zip(prompts, continuations, strict=True))
@@ -134,7 +134,7 @@ class OpenAILM:
 
     async def _ask_for_score(self, pair: tuple[Prompt, str]) -> Score | Failure:
         before = render_plain(pair[0])
-        whole = before + pair[1]
+        whole = before + parted(before, pair[1])
         body = {
             "model": self._settings.model,
             "prompt": whole,

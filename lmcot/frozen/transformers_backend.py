@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from transformers import PreTrainedModel
 
-from lmcot.data.render import encode
+from lmcot.data.render import encode, encode_continuation
 from lmcot.models.generation.engine import GenerationEngine
 from lmcot.models.generation.requests import Generated, SampleRequest, ScoreRequest
 from lmcot.models.generation.shared import SharedEngine
@@ -20,9 +20,6 @@ from lmcot.records import Choice, Completion, Failure, Prompt, Sampling, Score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Starts a text from which tokenizers merge nothing into what follows; see `_continuation_ids`.
-_ANCHOR = "\n"
 
 
 class TransformersLM:
@@ -159,23 +156,9 @@ class TransformersLM:
         return encode(prompt, self._tokenizer, self._chat)
 
     def _continuation_ids(self, prompt_ids: Sequence[int], text: str) -> list[int]:
-        """Tokens of a text as it goes on after a prompt, without special tokens.
-
-        For a causal model a space parts it from the prompt, unless there is white space already.
-        It is tokenised behind a line break that is then cut off, since tokenizers in the manner
-        of Llama 2 put a space of their own before whatever stands first.
-        """
-        plain: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        if self._encoder_decoder:
-            return plain
-        before = self._tokenizer.decode(prompt_ids[-1:])
-        if before and not before[-1].isspace() and not text[:1].isspace():
-            text = " " + text
-        anchor: list[int] = self._tokenizer.encode(_ANCHOR, add_special_tokens=False)
-        whole: list[int] = self._tokenizer.encode(_ANCHOR + text, add_special_tokens=False)
-        if whole[: len(anchor)] == anchor:
-            return whole[len(anchor) :]
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return encode_continuation(
+            prompt_ids, text, self._tokenizer, encoder_decoder=self._encoder_decoder
+        )
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))

@@ -177,6 +177,17 @@ def parameters_of(source: str) -> int:
     return count_parameters(model)
 
 
+def is_encoder_decoder(source: str) -> bool:
+    """Whether a source's model has an encoder apart from its decoder, from its config alone.
+
+    Raises:
+        UserError: if there is no model at the source.
+    """
+    with _refusing(f"'{source}' has no config that loads"):
+        config = AutoConfig.from_pretrained(resolve_source(source), **_NO_CODE)
+    return bool(config.is_encoder_decoder)
+
+
 def save_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from lmcot.config import GuidanceRewards
-from lmcot.data.prompts import PromptTemplates
+from lmcot.data.prompts import DemonstratedTemplate, PromptTemplates
 from lmcot.frozen.protocol import FrozenLM
 from lmcot.records import (
     Answer,
@@ -63,7 +63,8 @@ class RewardModel:
             self._templates.guided(example, rationale, self._demonstrations)
             for example, rationale in zip(examples, rationales, strict=True)
         ]
-        answers = answer_prompts(self._frozen, prompts, self._max_answer_tokens)
+        sampling = reply_sampling(self._templates.file.guided, self._max_answer_tokens)
+        answers = answer_prompts(self._frozen, prompts, sampling)
         aspects = self._meter.measure(
             examples, rationales, frozen=self._frozen, templates=self._templates
         )
@@ -111,16 +112,13 @@ class RewardModel:
         ]
 
 
-def reply_sampling(max_new_tokens: int) -> Sampling:
-    """How the frozen LM replies, to rewards, annotation and evaluation alike: greedy.
-
-    Without a chat template a blank line ends the reply (`lmcot.data.render`).
-    """
-    return Sampling(max_new_tokens=max_new_tokens, stop=("\n\n",))
+def reply_sampling(template: DemonstratedTemplate, max_new_tokens: int) -> Sampling:
+    """How the frozen LM replies, to rewards, annotation and evaluation alike: greedy."""
+    return Sampling(max_new_tokens=max_new_tokens, stop=template.stop)
 
 
 def answer_prompts(
-    frozen: FrozenLM, prompts: Sequence[Prompt], max_answer_tokens: int
+    frozen: FrozenLM, prompts: Sequence[Prompt], sampling: Sampling
 ) -> list[Answer | Failure]:
     """The frozen LM's greedy answer to each prompt, as written and as read out of that."""
     return [
@@ -132,7 +130,7 @@ def answer_prompts(
             tokens_in=completion.tokens_in,
             tokens_out=completion.tokens_out,
         )
-        for completion in frozen.generate(prompts, reply_sampling(max_answer_tokens))
+        for completion in frozen.generate(prompts, sampling)
     ]
 
 

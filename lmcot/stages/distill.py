@@ -9,8 +9,10 @@ from typing import Final
 from lmcot.actors.cluster import check_room
 from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.actors.learner_group import LearnerLost
+from lmcot.data.render import encode_continuation
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import Interrupted
+from lmcot.models.sources import is_encoder_decoder
 from lmcot.monitor.progress import Progress, progress, say
 from lmcot.records import Annotation, RunState
 from lmcot.stages.annotate import annotate, read_annotations
@@ -86,16 +88,19 @@ def _step(run: Run, learners: Learners, state: RunState, pairs: list[_Pair]) -> 
 
 def _pairs(run: Run, annotations: list[Annotation]) -> list[_Pair]:
     """Prompts and kept rationales as token ids, EOS at the end."""
+    encoder_decoder = is_encoder_decoder(run.config.policy.source)
     rationales = {a.example_id: a.rationale for a in annotations if a.kept}
     eos = run.tokenizer.eos_token_id
-    return [
-        _Pair(
-            run.rationale_prompt(question.example),
-            (*run.tokenizer.encode(rationale, add_special_tokens=False), eos),
-        )
-        for question in run.train
-        if (rationale := rationales.get(question.example.id)) is not None
-    ]
+    pairs = []
+    for question in run.train:
+        rationale = rationales.get(question.example.id)
+        if rationale is not None:
+            prompt = run.rationale_prompt(question.example)
+            ids = encode_continuation(
+                prompt, rationale, run.tokenizer, encoder_decoder=encoder_decoder
+            )
+            pairs.append(_Pair(prompt, (*ids, eos)))
+    return pairs
 
 
 def _state(run: Run, found: RunState | None) -> RunState:

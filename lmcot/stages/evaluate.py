@@ -192,8 +192,11 @@ class _Evaluation:
             self._prompt(row, index, rationales) for index in range(len(self._run.validation))
         ]
         length = frozen.max_rationale_tokens if row == "cot" else frozen.max_answer_tokens
+        file = self._run.templates.file
+        template = {"cot": file.cot, "standard": file.standard}.get(row, file.guided)
+        sampling = reply_sampling(template, length)
         units = [
-            PromptUnit(f"{row}/{rows[0]}", tuple(prompts[i] for i in rows), reply_sampling(length))
+            PromptUnit(f"{row}/{rows[0]}", tuple(prompts[i] for i in rows), sampling)
             for rows in in_units(range(len(prompts)), self._run.config.actors.prompts_per_unit)
         ]
         run = self._run

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lmcot.config import Aspect, SampleData
 from lmcot.data import encode, load_examples, load_templates, render, render_context
+from lmcot.data.render import parted, render_plain
 from lmcot.errors import UserError
 from lmcot.records import Example, Message, Paragraph, Prompt
 
@@ -239,6 +240,17 @@ def tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
 def test_plain_text_without_a_chat_template() -> None:
     assert render(PROMPT, tokenizer(), "auto") == PLAIN
     assert render(PROMPT, tokenizer(CHATML), "never") == PLAIN
+
+
+def test_plain_replies_follow_a_colon_on_its_own_line() -> None:
+    """The space before a reply belongs to its first token, so a prompt ends without it."""
+    prompt = tuple(
+        Message(one.role, f"{one.content}:" if one.role == "user" else one.content)
+        for one in PROMPT
+    )
+    assert render_plain(prompt) == "be brief\n\nq1: a1\n\nq2:"
+    assert [parted(before, "x") for before in ("q2:", "q2\n", "")] == [" x", "x", "x"]
+    assert parted("q2:", " x") == " x"
 
 
 def test_plain_text_takes_the_tokenizers_own_special_tokens() -> None:

@@ -311,10 +311,11 @@ def test_the_scalar_reward_is_the_weighted_sum() -> None:
 
 def test_answers_are_read_out_of_completions() -> None:
     prompts = [load_templates("default").guided(EXAMPLE, RIGHT, 0)]
-    [answer] = answer_prompts(KnownLM(), prompts, 8)
+    greedy = Sampling(max_new_tokens=8)
+    [answer] = answer_prompts(KnownLM(), prompts, greedy)
     assert not isinstance(answer, Failure)
     assert answer.extracted == "Humboldt River"
-    assert isinstance(answer_prompts(KnownLM(broken="generate"), prompts, 8)[0], Failure)
+    assert isinstance(answer_prompts(KnownLM(broken="generate"), prompts, greedy)[0], Failure)
 
 
 @pytest.mark.parametrize(
