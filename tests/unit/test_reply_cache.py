@@ -9,14 +9,16 @@ import signal
 import sqlite3
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lmcot.cli import main
 from lmcot.errors import UserError
 from lmcot.frozen import cached
-from lmcot.frozen.cache import Held, ReplyCache
+from lmcot.frozen.cache import Held, ReplyCache, cache_path
 from lmcot.frozen.cached import CachedLM, Method, Replies
 from lmcot.records import (
     Choice,
@@ -299,3 +301,39 @@ def test_writers_that_are_killed_leave_whole_replies(tmp_path: Path) -> None:
         (total,) = connection.execute("SELECT bytes FROM held").fetchone()
     connection.close()
     assert total == sum(one.bytes for one in cache.held())
+
+
+def test_the_command_shows_and_clears_by_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = ["--folder", str(tmp_path)]
+    assert main(["cache", "show", *folder]) == 0
+    assert capsys.readouterr().out.startswith("there is no cache at ")
+    cache = ReplyCache(cache_path(str(tmp_path)), GIB)
+    cache.put("one", [(b"a", "{}"), (b"b", "{}")])
+    cache.put("two", [(b"c", "{}")])
+    assert main(["cache", "show", *folder]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [(line[0], line[-1]) for line in shown[:2]] == [("2", "one"), ("1", "two")]
+    assert shown[2][0] == "3"
+    assert main(["cache", "clear", "--model", "one", *folder]) == 0
+    assert capsys.readouterr().out.startswith("dropped 2 replies from ")
+    assert [held.model for held in cache.held()] == ["two"]
+    assert main(["cache", "clear", *folder]) == 0
+    assert cache.held() == []
+
+
+def test_threads_share_a_cache(tmp_path: Path) -> None:
+    """One connection for the clients of one actor."""
+    cache = ReplyCache(tmp_path / "replies.sqlite", GIB)
+
+    def use(number: int) -> list[str | None]:
+        keys = [bytes([number, place]) for place in range(20)]
+        for key in keys:
+            cache.put("model", [(key, f"reply {number}")])
+        return cache.get(keys)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(use, range(8)))
+    assert found == [[f"reply {number}"] * 20 for number in range(8)]
+    assert cache.held() == [Held("model", 160, 160 * (2 + len("reply 0")))]
