@@ -143,6 +143,11 @@ class PromptTemplates:
         fields = {**_fields(example), "rationale": rationale}
         return self._demonstrated(self.file.guided, fields, demonstrations)
 
+    def reply(self, template: DemonstratedTemplate, example: Example) -> str:
+        """The right reply, in the form that demonstrations show; the rationale is left out."""
+        fields = {"answer": example.answer.strip(), "rationale": ""}
+        return _fill(template.assistant, fields)
+
     def judge(self, example: Example, rationale: str, aspect: Aspect) -> Prompt:
         """Asks the frozen LM whether a rationale is good in one respect: yes or no."""
         criterion = self.file.judge.aspects[aspect]

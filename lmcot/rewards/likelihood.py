@@ -22,10 +22,11 @@ def likelihood_gains(
     """``P(gold | question, context, rationale) - P(gold | question, context)``, or the failure.
 
     In [-1, 1], for each rationale and the example it belongs to. ``P`` is
-    ``exp(log-likelihood / tokens)`` of the gold answer after the guided and the standard prompt:
-    the geometric mean of its tokens' probabilities. The gain is that of Rainier (Liu et al. 2022),
-    whose ``P`` is shared out among given choices; questions about a text come without choices.
-    The length is divided out, lest every long answer have a probability, and a gain, near 0.
+    ``exp(log-likelihood / tokens)`` of the gold answer, in the form of the templates' replies,
+    after the guided and the standard prompt: the geometric mean of its tokens' probabilities. The
+    gain is that of Rainier (Liu et al. 2022), whose ``P`` is shared out among given choices;
+    questions about a text come without choices. The length is divided out, lest every long answer
+    have a probability, and a gain, near 0.
 
     The standard prompt is asked once for all rationales of an example.
     """
@@ -35,8 +36,13 @@ def likelihood_gains(
     ]
     distinct = list(dict.fromkeys(examples))
     standard = [templates.standard(example, demonstrations) for example in distinct]
+    file = templates.file
     scores = frozen.score(
-        [*standard, *guided], [example.answer.strip() for example in (*distinct, *examples)]
+        [*standard, *guided],
+        [
+            *(templates.reply(file.standard, example) for example in distinct),
+            *(templates.reply(file.guided, example) for example in examples),
+        ],
     )
     without = dict(zip(distinct, scores, strict=False))
     with_rationale = scores[len(distinct) :]

@@ -53,7 +53,8 @@ class ScoringLM:
         return [self._score(prompt[-1].content) for prompt in prompts]
 
     def _score(self, text: str) -> Score | Failure:
-        lines = [line for line in text.splitlines() if line in self.scores]
+        lines = [line.removeprefix("A student's ") for line in text.splitlines()]
+        lines = [line for line in lines if line in self.scores]
         return self.scores[lines[-1]]
 
 
@@ -77,8 +78,8 @@ def test_the_gain_is_a_difference_of_mean_token_probabilities() -> None:
     found, _ = gains(
         {
             "Question: Question 1?": score(4 * math.log(0.1), 4),
-            "Reasoning: good": score(4 * math.log(0.5), 4),
-            "Reasoning: bad": score(4 * math.log(0.05), 4),
+            "reasoning: good": score(4 * math.log(0.5), 4),
+            "reasoning: bad": score(4 * math.log(0.05), 4),
         },
         [example(1)] * 2,
         ["good", "bad"],
@@ -90,8 +91,8 @@ def test_the_bounds_are_one() -> None:
     scores: dict[str, Score | Failure] = {
         "Question: Question 1?": score(-math.inf, 3),
         "Question: Question 2?": score(0.0, 3),
-        "Reasoning: sure": score(0.0, 3),
-        "Reasoning: never": score(-math.inf, 3),
+        "reasoning: sure": score(0.0, 3),
+        "reasoning: never": score(-math.inf, 3),
     }
     found, _ = gains(scores, [example(1), example(2)], ["sure", "never"])
     assert found == [1.0, -1.0]
@@ -101,7 +102,7 @@ def test_all_are_asked_in_one_call_and_an_example_without_a_rationale_once() -> 
     scores: dict[str, Score | Failure] = {
         "Question: Question 1?": score(-1, 1),
         "Question: Question 2?": score(-2, 1),
-        "Reasoning: some": score(-3, 1),
+        "reasoning: some": score(-3, 1),
     }
     examples = [example(1), example(1), example(2, "yes"), example(1)]
     found, frozen = gains(scores, examples, ["some"] * 4)
@@ -115,14 +116,23 @@ def test_all_are_asked_in_one_call_and_an_example_without_a_rationale_once() -> 
     assert found == pytest.approx([first, first, second, first])
 
 
-@pytest.mark.parametrize("broken", ["Question: Question 1?", "Reasoning: some"])
+def test_a_base_models_reply_holds_the_answer_in_its_own_form() -> None:
+    frozen = ScoringLM({"Question: Question 1?": score(-1, 5), "Reasoning: some": score(-1, 5)})
+    likelihood_gains(
+        [example(1)], ["some"], frozen=frozen, templates=load_templates("base"), demonstrations=1
+    )
+    [(_, continuations)] = frozen.calls
+    assert continuations == ["the answer is Humboldt River."] * 2
+
+
+@pytest.mark.parametrize("broken", ["Question: Question 1?", "reasoning: some"])
 def test_either_failure_is_the_measure_of_all_that_need_it(broken: str) -> None:
     """[16] Never a gain of zero."""
     scores: dict[str, Score | Failure] = {
         "Question: Question 1?": score(-1, 1),
         "Question: Question 2?": score(-1, 1),
-        "Reasoning: some": score(-1, 1),
-        "Reasoning: other": score(-1, 1),
+        "reasoning: some": score(-1, 1),
+        "reasoning: other": score(-1, 1),
     }
     found, _ = gains(
         {**scores, broken: HANGS},

@@ -38,14 +38,18 @@ def test_rationale_prompt() -> None:
 
 def test_standard_prompt_without_demonstrations() -> None:
     _, user = DEFAULT.standard(EXAMPLE, 0)
-    assert user.content == f"{CONTEXT}\n\nQuestion: Who wrote {{answer}}?\nAnswer:"
+    assert (
+        user.content
+        == f"Context:\n{CONTEXT}\n\nQuestion: Who wrote {{answer}}?\nThe answer in a few words:"
+    )
 
 
 def test_guided_prompt_does_not_read_the_rationale_as_a_template() -> None:
     rationale = "{question} {0} {} {context} {{x}} \\1 \\g<0> %s $x"
     user = DEFAULT.guided(EXAMPLE, rationale, 1)[-1]
     assert user.content == (
-        f"{CONTEXT}\n\nQuestion: Who wrote {{answer}}?\nReasoning: {rationale}\nAnswer:"
+        f"Context:\n{CONTEXT}\n\nQuestion: Who wrote {{answer}}?\n"
+        f"A student's reasoning: {rationale}\nThe answer in a few words:"
     )
 
 
@@ -113,7 +117,7 @@ def test_any_text_goes_in_as_it_is(question: str, rationale: str, aspect: Aspect
 def test_shipped_questions_all_make_prompts() -> None:
     for example in load_examples(SampleData(kind="sample", split="validation")).examples:
         user = DEFAULT.guided(example, "Because.", 2)[-1].content
-        assert user.startswith(render_context(example.context))
+        assert user.startswith(f"Context:\n{render_context(example.context)}")
         assert example.question.strip() in user
 
 
@@ -195,7 +199,7 @@ def test_files_that_are_no_templates(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must hold a mapping"):
         load_templates(written(tmp_path, ["x"]))
     with pytest.raises(
-        UserError, match="no templates named 'defualt': use one of counting, default, or"
+        UserError, match="no templates named 'defualt': use one of base, counting, default"
     ):
         load_templates("defualt")
 

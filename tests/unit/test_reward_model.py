@@ -66,7 +66,7 @@ class KnownLM:
 
     def _answer(self, prompt: Prompt) -> Completion | Failure:
         failure = self._failure("generate", prompt)
-        right = "Humboldt" in prompt[-1].content.split("Reasoning:")[1]
+        right = "Humboldt" in prompt[-1].content.split("reasoning:")[1]
         text = " The answer is Humboldt River." if right else " Colorado River"
         return failure or Completion(text, 50, 4, "stop")
 
