@@ -43,8 +43,8 @@ toy: $(STAMP) ## see PPO learn to count upwards (one to two minutes)
 	@echo "Refining a tiny model on a toy task whose optimum is known (one to two minutes)."
 	@$(RUN) lmcot refine --config configs/toy.yaml --run-dir runs/toy
 
-test: $(STAMP) ## run all tests, the end-to-end ones too (20 to 25 minutes)
-	@echo "Running all tests (20 to 25 minutes)."
+test: $(STAMP) ## run all tests, the end-to-end ones too (25 to 28 minutes)
+	@echo "Running all tests (25 to 28 minutes)."
 	@$(RUN) pytest --durations=15
 
 test-fast: $(STAMP) ## run the tests without the end-to-end ones
