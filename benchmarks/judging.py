@@ -45,7 +45,6 @@ def main() -> None:
     judged = {aspect: AspectSettings(source="judge") for aspect in get_args(Aspect)}
     templates = load_templates("default")
     model = RewardModel(GuidanceRewards(aspects=judged), lm, templates, 2, ANSWER_TOKENS)
-
     sampling = reply_sampling(templates.file.guided, ANSWER_TOKENS)
 
     def together() -> None:
@@ -56,6 +55,9 @@ def main() -> None:
         for example, rollout in zip(examples, rollouts, strict=True):
             guided = templates.guided(example, rollout.text, 2)
             assert not isinstance(lm.generate([guided], sampling)[0], Failure)
+            for aspect in get_args(Aspect):
+                question = templates.judge(example, rollout.text, aspect)
+                assert not isinstance(lm.choose([question], ("yes", "no"))[0], Failure)
 
     taken = medians(
         {"together": together, "one by one": one_by_one}, options.repeats, warm_up=False
