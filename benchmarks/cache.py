@@ -17,9 +17,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
-from benchmarks.judging import _batch, _frozen_lm
+from benchmarks.judging import batch, frozen_lm
 from benchmarks.timing import medians
 from lmcot.data.prompts import load_templates
 from lmcot.frozen.cache import ReplyCache
@@ -68,7 +70,7 @@ def _rates(path: Path, processes: int) -> tuple[float, float]:
     return total / writing, total / reading
 
 
-def _work(path: Path, number: int, barrier: object, results: object) -> None:
+def _work(path: Path, number: int, barrier: Barrier, results: SimpleQueue[list[float]]) -> None:
     cache = ReplyCache(path, 2**30)
     calls = [
         [hashlib.sha256(f"{number}/{call}/{n}".encode()).digest() for n in range(REPLIES)]
@@ -76,7 +78,7 @@ def _work(path: Path, number: int, barrier: object, results: object) -> None:
     ]
     taken = []
     for do in ("write", "read"):
-        barrier.wait()  # type: ignore[attr-defined]
+        barrier.wait()
         started = time.perf_counter()
         for keys in calls:
             if do == "write":
@@ -84,14 +86,14 @@ def _work(path: Path, number: int, barrier: object, results: object) -> None:
             else:
                 assert None not in cache.get(keys)
         taken.append(time.perf_counter() - started)
-    results.put(taken)  # type: ignore[attr-defined]
+    results.put(taken)
 
 
 def _replay(path: Path, repeats: int) -> None:
-    lm = _frozen_lm()
+    lm = frozen_lm()
     cached = CachedLM(lm, ReplyCache(path, 2**30), whole_calls=True)
     templates = load_templates("default")
-    examples, rollouts = _batch(REPLIES)
+    examples, rollouts = batch(REPLIES)
     prompts = [
         templates.guided(example, rollout.text, 2)
         for example, rollout in zip(examples, rollouts, strict=True)

@@ -40,8 +40,8 @@ def main() -> None:
     parser.add_argument("--rationales", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=1)
     options = parser.parse_args()
-    lm = _frozen_lm()
-    examples, rollouts = _batch(options.rationales)
+    lm = frozen_lm()
+    examples, rollouts = batch(options.rationales)
     judged = {aspect: AspectSettings(source="judge") for aspect in get_args(Aspect)}
     templates = load_templates("default")
     model = RewardModel(GuidanceRewards(aspects=judged), lm, templates, 2, ANSWER_TOKENS)
@@ -67,7 +67,7 @@ def main() -> None:
     print(f"together is {taken['one by one'] / taken['together']:.1f} times as fast (goal: 4)")
 
 
-def _frozen_lm() -> CachedLM:
+def frozen_lm() -> CachedLM:
     settings = TransformersFrozen(
         backend="transformers",
         source=SMOLLM2,
@@ -77,7 +77,7 @@ def _frozen_lm() -> CachedLM:
     return open_frozen_lm(settings, PromptSettings())
 
 
-def _batch(number: int) -> tuple[list[Example], list[Rollout]]:
+def batch(number: int) -> tuple[list[Example], list[Rollout]]:
     """Real questions with their gold paragraphs; a question's rationales differ in length."""
     loaded = load_examples(questions(), limit=-(-number // SAMPLES)).examples
     gold = ContextSettings(distractors=0, max_tokens=256)

@@ -54,7 +54,7 @@ class LearnedModel(Settings):
     format: Literal[1] = 1
     """Version of this layout."""
     features: tuple[str, ...] = Field(min_length=1)
-    """Names of the features, in order (`lmcot.rewards.aspects.measure_columns`)."""
+    """Names of the features, in order (`lmcot.rewards.aspects.AspectMeter.columns`)."""
     frozen: str | None = None
     """Identity of the frozen LM that judged, if any feature is its judgement."""
     aspects: dict[Aspect, LearnedAspect] = Field(min_length=1)

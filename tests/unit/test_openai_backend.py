@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -24,25 +23,11 @@ from tests.unit.endpoint import (
     client,
     completion,
     failure,
-    running,
     settings,
 )
 
 YES_NO = ("yes", "no")
 GREEDY = Sampling(max_new_tokens=8)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Endpoint]:
-    with running() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-def endpoint(server: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Endpoint:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    server.reset()
-    return server
 
 
 def _slowly(call: Call) -> Answer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,6 @@ from tests.unit.endpoint import (
     client,
     completion,
     failure,
-    running,
 )
 
 YES_NO = ("yes", "no")
@@ -27,19 +26,6 @@ YES_NO = ("yes", "no")
 TOKENS = ("Is", " it", "?", "\n", "Yes", " it", " is")
 LOGPROBS = (None, -1.0, -2.0, -0.5, -0.25, -1.5, -0.125)
 SCORE = Score(-1.875, 3, 7)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Endpoint]:
-    with running() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-def endpoint(server: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Endpoint:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    server.reset()
-    return server
 
 
 def _echo(

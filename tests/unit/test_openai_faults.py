@@ -8,7 +8,7 @@ import random
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from email.utils import formatdate
 from typing import Any
@@ -31,7 +31,6 @@ from tests.unit.endpoint import (
     client,
     completion,
     failure,
-    running,
 )
 
 YES_NO = ("yes", "no")
@@ -40,19 +39,10 @@ TIMEOUT_S = 0.6
 PERMANENT_FAULTS = ("empty", "nan")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Endpoint]:
-    with running() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-def endpoint(server: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Endpoint:
-    """With pauses that a test can wait for."""
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a test can wait for."""
     monkeypatch.setattr(openai_client, "backoff_s", lambda attempt: 0.001)
-    server.reset()
-    return server
 
 
 def _in_order(call: Call) -> Answer:

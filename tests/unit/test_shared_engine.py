@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -87,9 +88,9 @@ def test_what_threads_ask_goes_through_the_model_together() -> None:
     with ThreadPoolExecutor(4) as pool:
         calls = [pool.submit(shared.sample, _samples(number)) for number in range(4)]
         started.wait(10)
-        deadline = threading.Event()
-        while len(shared._waiting) < 3 and not deadline.wait(0.01):
-            pass
+        deadline = time.monotonic() + 10
+        while len(shared._waiting) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
         gate.set()
         assert all(len(call.result(30)) == 3 for call in calls)
     shared.close()
