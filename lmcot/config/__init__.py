@@ -46,7 +46,6 @@ from lmcot.config.runtime import (
     ActorsSettings,
     CheckpointSettings,
     EvaluateSettings,
-    LearnerRole,
     RoleSettings,
 )
 from lmcot.config.training import (
@@ -90,7 +89,6 @@ __all__ = [
     "HeadCritic",
     "HubData",
     "IncreasingRewards",
-    "LearnerRole",
     "LearnerSettings",
     "LoraSettings",
     "ModelCritic",

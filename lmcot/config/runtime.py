@@ -43,6 +43,11 @@ class RoleSettings(Settings):
     """Ray CPUs reserved for one actor."""
     gpus: NonNegativeFloat = 0.0
     """Ray GPUs reserved for one actor."""
+    resources: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Custom Ray resources reserved for one actor, by name: it is placed on nodes that offer
+    them."""
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """Ray's placement strategy: together on as few nodes as possible, or apart."""
 
 
 class ComputingRole(RoleSettings):
@@ -50,13 +55,6 @@ class ComputingRole(RoleSettings):
 
     threads: PositiveInt = 1
     """Threads that one actor computes with; fixed, since results to the bit depend on it."""
-
-
-class LearnerRole(ComputingRole):
-    """The learners: one actor a rank of the DeepSpeed group."""
-
-    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-    """Ray's placement strategy: together on as few nodes as possible, or apart."""
 
 
 class ActorsSettings(Settings):
@@ -70,8 +68,8 @@ class ActorsSettings(Settings):
     """Actors that judge rationales."""
     frozen: ComputingRole = ComputingRole()
     """Actors that run, or call, the frozen LM."""
-    learner: LearnerRole = LearnerRole()
-    """The actors that train."""
+    learner: ComputingRole = ComputingRole()
+    """The actors that train: one a rank of the DeepSpeed group."""
     prompts_per_unit: PositiveInt = 4
     """Questions in one work unit: a fixed micro-batch, whoever runs it."""
     max_attempts: PositiveInt = 3
@@ -82,6 +80,8 @@ class ActorsSettings(Settings):
     """How often the learners are started again from the last checkpoint when one of them dies."""
     start_timeout_s: PositiveFloat = 300.0
     """Time limit for actors to start and load their models."""
+    verify_weights: bool = False
+    """Compare the checksum of what a rollout actor holds with the learner's, at each version."""
 
 
 class CheckpointSettings(Settings):

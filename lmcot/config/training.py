@@ -141,6 +141,9 @@ class RefineSettings(Settings):
     """Questions in one step."""
     samples_per_prompt: PositiveInt = 4
     """Rationales sampled for each question."""
+    max_staleness: NonNegativeInt = 0
+    """By how many updates the policy that sampled a batch may lag behind the one that learns it.
+    0: sampling and learning take turns, and a run is exactly resumable; 1 or more: they overlap."""
     epochs: PositiveInt = 1
     """Passes over a step's batch."""
     minibatches: PositiveInt = 1

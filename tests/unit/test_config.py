@@ -290,7 +290,7 @@ def test_every_setting_is_documented(settings: type[BaseModel]) -> None:
 
 def test_the_walk_finds_nested_and_tagged_settings() -> None:
     names = {settings.__name__ for settings in every_settings_class()}
-    assert {"Config", "HubData", "AspectSettings", "AdaptiveKl", "LearnerRole"} <= names
+    assert {"Config", "HubData", "AspectSettings", "AdaptiveKl", "ComputingRole"} <= names
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
