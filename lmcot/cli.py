@@ -73,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
         _add_overrides(command)
     _add_cache(commands)
     _add_aspects(commands)
+    text = "show what each stage's actors take, and whether the cluster has room for them"
+    plan = commands.add_parser("plan", help=text, description=text)
+    _add_config(plan)
+    _add_overrides(plan)
     show = commands.add_parser("config", help="check settings and print them as resolved")
     _add_config(show)
     _add_overrides(show)
@@ -137,6 +141,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "config":
         print(dump_config(config), end="")
         return 0
+    if options.command == "plan":
+        return _run_plan(config)
     return _run_stage(options.command, config, options.run_dir)
 
 
@@ -185,6 +191,15 @@ def _run_aspects(options: argparse.Namespace) -> int:
         features=options.features,
         config=config,
     )
+    return 0
+
+
+def _run_plan(config: Config) -> int:
+    from lmcot.actors.base import prepare_process
+    from lmcot.stages.plan import show_plan
+
+    prepare_process(threads=1)
+    show_plan(config)
     return 0
 
 

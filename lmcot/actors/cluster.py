@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray.util import placement_group_table
+from ray.util.placement_group import PlacementGroup
 
-from lmcot.config import ActorsSettings, RoleSettings
+from lmcot.actors.packing import Node
+from lmcot.actors.placement import captured_in
+from lmcot.actors.plan import Plan, Published, Roles, make_plan
+from lmcot.config import ActorsSettings
 from lmcot.errors import UserError
+from lmcot.monitor.progress import say
 
 
 @contextmanager
@@ -62,22 +68,65 @@ def _object_store_bytes() -> int:
     return max(min(2**32, free // 3), 128 * 2**20)
 
 
-def check_room(fleets: Mapping[str, RoleSettings]) -> None:
-    """Compares what the fleets of a stage take together with what the cluster has.
+def find_plan(stage: str, roles: Roles, published: Published | None = None) -> Plan:
+    """The resource plan of a stage on the cluster as it is now.
+
+    Inside a placement group that captures this process's actors (a trial of Ray Tune) the group
+    is all there is, and it has placed its bundles already: strategies say nothing there.
+    """
+    group = captured_in()
+    if group is None:
+        return make_plan(stage, roles, _nodes(), published)
+    free = {
+        name: role.model_copy(update={"placement": "PACK"})
+        for name, role in roles.items()
+        if role.takes
+    }
+    return make_plan(stage, free, _nodes_of_group(group))
+
+
+def check_plan(
+    stage: str, roles: Roles, settings: ActorsSettings, published: Published | None = None
+) -> None:
+    """Says what the actors of a stage take, before one waits for room for ever.
 
     Raises:
-        UserError: naming what is short, before an actor waits for it for ever.
+        UserError: naming what is short and what would fit, unless nodes may join.
     """
-    have = ray.cluster_resources()
-    for resource, key in (("CPU", "cpus"), ("GPU", "gpus")):
-        need = math.fsum(role.count * getattr(role, key) for role in fleets.values())
-        if need > have.get(resource, 0.0) + 1e-9:
-            parts = ", ".join(
-                f"actors.{name} {role.count} x {getattr(role, key):g}"
-                for name, role in fleets.items()
-                if getattr(role, key)
-            )
-            raise UserError(
-                f"the cluster has {have.get(resource, 0.0):g} {resource}, but the actors of this "
-                f"stage take {need:g} ({parts}): lower 'count' or '{key}' there, or add nodes"
-            )
+    plan = find_plan(stage, roles, published)
+    say(plan.summary)
+    for notice in plan.notices:
+        say(notice)
+    if plan.short and not settings.autoscaling:
+        raise UserError(plan.refusal)
+    if plan.short:
+        say(f"{stage}: short of room ({plan.short}); actors wait for nodes to join")
+
+
+def _nodes() -> list[Node]:
+    """The nodes that are alive, by address; where several share one, by their id too."""
+    alive = sorted(
+        (node for node in ray.nodes() if node["Alive"]),
+        key=lambda node: (node["NodeManagerAddress"], node["NodeID"]),
+    )
+    here = ray.util.get_node_ip_address()
+    shared = Counter(node["NodeManagerAddress"] for node in alive)
+    found = []
+    for node in alive:
+        address = node["NodeManagerAddress"]
+        name = "this machine" if address == here else address
+        if shared[address] > 1:
+            name += f" ({node['NodeID'][:6]})"
+        found.append(Node(name, node["Resources"]))
+    return found
+
+
+def _nodes_of_group(group: PlacementGroup) -> list[Node]:
+    """What a group holds on each node, less what this process takes of it."""
+    table = placement_group_table(group)
+    held: dict[str, Counter[str]] = {}
+    for number, bundle in table["bundles"].items():
+        held.setdefault(table["bundles_to_node_id"][number], Counter()).update(bundle)
+    context = ray.get_runtime_context()
+    held[context.get_node_id()].subtract(context.get_assigned_resources())
+    return [Node(f"{node_id[:6]} (placement group)", has) for node_id, has in sorted(held.items())]

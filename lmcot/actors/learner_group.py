@@ -6,11 +6,10 @@ import time
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lmcot.actors.base import RemoteError
 from lmcot.actors.learner_actor import LearnerActor, LearnerPlan
+from lmcot.actors.placement import Placement
 from lmcot.config import Config
 
 _STARTING = ("meeting", "setup")
@@ -38,7 +37,7 @@ class PendingCall:
 
 
 class LearnerGroup:
-    """Learner actors in one placement group. Use as a context manager.
+    """Learner actors, placed together. Use as a context manager.
 
     A call goes to all ranks at once, for they compute together. When one of them dies the
     others would wait for it, so they are ended too, and `LearnerLost` is raised; `start` makes
@@ -50,7 +49,7 @@ class LearnerGroup:
         self._plan = plan
         self._settings = config.actors
         self.handles: list[Any] = []
-        self._placement: PlacementGroup | None = None
+        self._placement: Placement | None = None
         self._setup: PendingCall | None = None
 
     def __enter__(self) -> LearnerGroup:
@@ -75,26 +74,11 @@ class LearnerGroup:
 
     def _start(self) -> None:
         role, limit = self._settings.learner, self._settings.start_timeout_s
-        bundles = [{"CPU": role.cpus, "GPU": role.gpus} for _ in range(role.count)]
-        wanted = [{name: amount for name, amount in b.items() if amount} for b in bundles]
-        self._placement = placement_group(
-            [bundle or {"CPU": 0.001} for bundle in wanted], strategy=role.placement
-        )
-        if not self._placement.wait(limit):
-            raise TimeoutError(
-                f"waited {limit:.0f} s for the placement of {role.count} learner(s) with "
-                f"{role.cpus:g} CPUs and {role.gpus:g} GPUs each (strategy {role.placement}): "
-                "check that the nodes have them free, or change actors.learner"
-            )
+        self._placement = Placement("learner", role)
+        self._placement.wait(limit)
         self.handles = [
             ray.remote(LearnerActor)
-            .options(
-                num_cpus=role.cpus,
-                num_gpus=role.gpus,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    self._placement, placement_group_bundle_index=rank
-                ),
-            )
+            .options(**self._placement.options(rank))
             .remote(self._config, self._plan, rank)
             for rank in range(role.count)
         ]
@@ -121,7 +105,7 @@ class LearnerGroup:
             ray.kill(handle)
         self.handles = []
         if self._placement is not None:
-            remove_placement_group(self._placement)
+            self._placement.remove()
             self._placement = None
 
     def call(self, method: str, *, timeout_s: float | None = None, **kwargs: Any) -> list[Any]:

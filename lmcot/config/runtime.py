@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lmcot.config.base import (
     NonNegativeFloat,
@@ -14,6 +14,9 @@ from lmcot.config.base import (
     Row,
     Settings,
 )
+
+_FINEST = 0.0001
+"""Ray's smallest share of a resource."""
 
 
 class EvaluateSettings(Settings):
@@ -49,6 +52,30 @@ class RoleSettings(Settings):
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """Ray's placement strategy: together on as few nodes as possible, or apart."""
 
+    @property
+    def takes(self) -> dict[str, float]:
+        """What is reserved for one actor, by Ray's names; what is 0 is left out."""
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
+        return {name: amount for name, amount in amounts.items() if amount}
+
+    @model_validator(mode="after")
+    def _amounts_that_ray_grants(self) -> RoleSettings:
+        if self.gpus > 1 and self.gpus % 1:
+            raise ValueError(
+                f"gpus is {self.gpus:g}, but an actor has a share of one GPU or several whole "
+                f"ones: set it to {self.gpus // 1:g} or {self.gpus // 1 + 1:g}"
+            )
+        for name in ("CPU", "GPU", "memory", "object_store_memory"):
+            if name in self.resources:
+                raise ValueError(
+                    f"resources holds '{name}', which is Ray's own: CPUs and GPUs are set by "
+                    "'cpus' and 'gpus', memory cannot be reserved"
+                )
+        for name, amount in self.takes.items():
+            if amount < _FINEST:
+                raise ValueError(f"{amount:g} {name} is less than Ray's smallest share, {_FINEST}")
+        return self
+
 
 class ComputingRole(RoleSettings):
     """A fleet whose actors compute themselves."""
@@ -62,6 +89,9 @@ class ActorsSettings(Settings):
 
     address: str | None = None
     """A running Ray cluster (``auto`` or ``ray://...``); unset: RAY_ADDRESS, else a local one."""
+    autoscaling: bool = False
+    """Whether nodes may join the cluster as actors need them: what does not fit yet is then no
+    error."""
     rollout: ComputingRole = ComputingRole()
     """Actors that sample rationales from the small policy."""
     reward: RoleSettings = RoleSettings()

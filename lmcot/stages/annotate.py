@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from lmcot.actors.cluster import check_room
+from lmcot.actors.cluster import check_plan
 from lmcot.actors.units import PromptUnit
 from lmcot.config import FrozenTeacher
 from lmcot.errors import UserError
@@ -17,6 +17,7 @@ from lmcot.records import Annotation, Completion, Failure, Usage, to_json
 from lmcot.rewards.answers import concluded_answer, f1
 from lmcot.rewards.judge import reply_sampling
 from lmcot.stages.budgets import Losses
+from lmcot.stages.plan import annotate_roles
 from lmcot.stages.run import Question, Run, in_units
 from lmcot.stages.summary import usage_metrics
 
@@ -91,7 +92,7 @@ def _ask_frozen(run: Run, teacher: FrozenTeacher) -> list[Annotation]:
     groups = in_units(open_rows, run.config.actors.prompts_per_unit)
     units = [_unit(run, rows) for rows in groups]
     losses = Losses(run.config.failures, len(run.train), "answers to the training questions")
-    check_room({"frozen": run.config.actors.frozen})
+    check_plan("annotate", annotate_roles(run.config), run.config.actors)
     with (
         run.frozen_fleet() as fleet,
         progress("annotate", total=len(run.train), unit="question", done=len(known)) as bar,

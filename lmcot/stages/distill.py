@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from lmcot.actors.cluster import check_room
+from lmcot.actors.cluster import check_plan
 from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.actors.learner_group import LearnerLost
 from lmcot.data.render import encode_continuation
@@ -18,6 +18,7 @@ from lmcot.records import Annotation, RunState
 from lmcot.stages.annotate import annotate, read_annotations
 from lmcot.stages.environment import versions
 from lmcot.stages.learners import Learners
+from lmcot.stages.plan import distill_roles
 from lmcot.stages.run import Run
 
 STAGE: Final = "distill"
@@ -39,7 +40,7 @@ def distill(run: Run) -> None:
     settings = run.config.distill
     steps = math.ceil(len(pairs) * settings.epochs / settings.batch_size)
     plan = LearnerPlan(STAGE, run.config.policy.source, steps)
-    check_room({"learner": run.config.actors.learner})
+    check_plan(STAGE, distill_roles(run.config), run.config.actors)
     with Learners(run, plan, prefix="distill-step-") as learners:
         learners.wait_ready()
         state = _state(run, learners.resume())

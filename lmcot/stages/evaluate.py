@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
 
-from lmcot.actors.cluster import check_room
+from lmcot.actors.cluster import check_plan
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.units import PromptUnit, RolloutPrompt, RolloutUnit
 from lmcot.config import Row, TransformersFrozen, flat_settings, may_change
@@ -23,6 +23,7 @@ from lmcot.records import Completion, Example, Failure, Prompt, Rollout, Usage
 from lmcot.rewards.answers import concluded_answer, extract_answer
 from lmcot.rewards.judge import reply_sampling
 from lmcot.stages.budgets import Losses
+from lmcot.stages.plan import evaluate_roles
 from lmcot.stages.predictions import (
     Prediction,
     predict,
@@ -109,14 +110,11 @@ class _Evaluation:
     def run(self, rows: Sequence[Row]) -> dict[Row, list[Prediction]]:
         """Predictions of each row; each is on disk once it is done."""
         config = self._run.config
-        needs_small = any(_source_of(row, self._sources) for row in rows)
-        roles = {"frozen": config.actors.frozen}
-        if needs_small:
-            roles["rollout"] = config.actors.rollout
-        check_room(roles)
+        roles = evaluate_roles(config, rows)
+        check_plan("evaluate", roles, config.actors)
         with ExitStack() as stack:
             self._frozen = stack.enter_context(self._run.frozen_fleet())
-            if needs_small:
+            if "rollout" in roles:
                 first = self._run.rollout_fleet(config.policy.source)
                 self._rollout: Fleet = stack.enter_context(first)
                 self._rollout.wait_ready()

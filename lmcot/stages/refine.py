@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
-from lmcot.actors.cluster import check_room
+from lmcot.actors.cluster import check_plan
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.actors.learner_group import LearnerLost
@@ -21,6 +21,7 @@ from lmcot.rewards.combine import penalties, scalar_reward
 from lmcot.stages.budgets import Losses
 from lmcot.stages.environment import versions
 from lmcot.stages.learners import Learners
+from lmcot.stages.plan import published_weights
 from lmcot.stages.run import Run, in_units
 from lmcot.stages.summary import step_metrics, usage_metrics
 
@@ -214,7 +215,7 @@ def _start(run: Run, stack: ExitStack) -> _Actors:
     needs_frozen = config.rewards.kind == "guidance"
     if needs_frozen:
         roles["frozen"] = config.actors.frozen
-    check_room(roles)
+    check_plan(STAGE, roles, config.actors, published_weights(config))
     learners = Learners(run, LearnerPlan(STAGE, source, config.refine.steps))
     frozen = stack.enter_context(run.frozen_fleet()) if needs_frozen else None
     stack.enter_context(learners)

@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from lmcot.actors.base import ActorBase
-from lmcot.actors.cluster import check_room
+from lmcot.actors.cluster import check_plan
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.units import RolloutPrompt, RolloutUnit
@@ -149,9 +149,12 @@ def test_actors_that_cannot_start_are_named_when_the_time_is_up(tmp_path: Path) 
 
 
 def test_actors_that_do_not_fit_are_refused_with_what_is_short() -> None:
-    with pytest.raises(UserError, match=r"has 2 CPU, .* take 64\.5 \(actors\.rollout 1 x 64"):
-        check_room({"rollout": RoleSettings(cpus=64), "reward": RoleSettings(cpus=0.5)})
-    check_room({"rollout": RoleSettings(cpus=2)})
+    roles = {"rollout": RoleSettings(cpus=64), "reward": RoleSettings(cpus=0.5)}
+    short = r"\(CPU: 64\.5 needed, 2 there\): use actors\.rollout\.cpus 1\.5 instead of 64"
+    with pytest.raises(UserError, match=short):
+        check_plan("test", roles, SETTINGS)
+    check_plan("test", roles, SETTINGS.model_copy(update={"autoscaling": True}))
+    check_plan("test", {"rollout": RoleSettings(cpus=2)}, SETTINGS)
 
 
 def test_rollout_actors_take_up_published_weights() -> None:

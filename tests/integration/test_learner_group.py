@@ -275,7 +275,7 @@ def test_without_room_it_says_what_is_missing() -> None:
         pass
     assert time.monotonic() - started < SOON_S
     assert str(told.value) == (
-        "waited 1 s for the placement of 2 learner(s) with 3 CPUs and 0 GPUs each (strategy "
-        "PACK): check that the nodes have them free, or change actors.learner"
+        "waited 1 s for the placement of 2 learner actor(s) with 3 CPUs each (strategy PACK): "
+        "check that the nodes have them free, or change actors.learner"
     )
     assert_nothing_is_left(group)

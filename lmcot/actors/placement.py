@@ -1,0 +1,81 @@
+"""Room for the actors of one role: a Ray placement group, or the one that this process is in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.util import get_current_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from lmcot.actors.packing import amounts, bundle
+from lmcot.config import RoleSettings
+
+
+def captured_in() -> PlacementGroup | None:
+    """The placement group that takes in what this process starts, as in a trial of Ray Tune."""
+    group = get_current_placement_group()
+    if group is None:
+        return None
+    context = ray.get_runtime_context()
+    return group if context.should_capture_child_tasks_in_placement_group else None
+
+
+class Placement:
+    """Room for the actors of one role, reserved for all of them or for none.
+
+    In a process whose placement group captures its actors there is no other group: that one's
+    owner has settled what they may take, and where.
+    """
+
+    def __init__(self, role: str, settings: RoleSettings) -> None:
+        """Asks for the room; `wait` waits for it.
+
+        Args:
+            role: its name below ``actors``.
+        """
+        self._role = role
+        self._settings = settings
+        self._group: PlacementGroup | None = None
+        if captured_in() is None:
+            bundles = [bundle(settings) for _ in range(settings.count)]
+            self._group = placement_group(bundles, strategy=settings.placement)
+
+    def options(self, number: int) -> dict[str, Any]:
+        """Keyword arguments for ``options`` of the actor class.
+
+        Args:
+            number: which actor of the role, from 0.
+        """
+        options: dict[str, Any] = {
+            "num_cpus": self._settings.cpus,
+            "num_gpus": self._settings.gpus,
+            "resources": dict(self._settings.resources),
+        }
+        if self._group is not None:
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                self._group, placement_group_bundle_index=number
+            )
+        return options
+
+    def wait(self, limit_s: float) -> None:
+        """Waits until there is room for all actors.
+
+        Raises:
+            TimeoutError: naming the role, what it takes and its strategy.
+        """
+        if self._group is None or self._group.wait(limit_s):
+            return
+        settings = self._settings
+        raise TimeoutError(
+            f"waited {limit_s:.0f} s for the placement of {settings.count} {self._role} actor(s) "
+            f"with {amounts(bundle(settings))} each (strategy {settings.placement}): check that "
+            f"the nodes have them free, or change actors.{self._role}"
+        )
+
+    def remove(self) -> None:
+        """Gives the room back, and ends what is still in it; may be called again."""
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
