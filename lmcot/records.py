@@ -196,6 +196,8 @@ class ScoredRollout:
     rollout: Rollout
     judgement: Judgement
     reward: float
+    penalties: dict[str, float] = field(default_factory=dict)
+    """What was taken from the judgement's components, by name."""
 
 
 @dataclass(slots=True)
@@ -207,6 +209,7 @@ class RunState:
     """Optimiser batches done."""
     sampler: dict[str, int] = field(default_factory=dict)
     units_in_flight: list[str] = field(default_factory=list)
+    """Of batches that are not learnt yet: a resumed run asks them again."""
     kl_controller: dict[str, float] = field(default_factory=dict)
     reward_statistics: dict[str, float] = field(default_factory=dict)
     seeds: dict[str, int] = field(default_factory=dict)

@@ -7,13 +7,19 @@ import os
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from ray.exceptions import RayError
 
 from lmcot.errors import UserError
 
 _USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 # torch and safetensors report a full disk as errors of their own, without a number.
 _FULL_DISK = ("No space left on device", "PytorchStreamWriter failed writing file")
+
+
+class Unanswered(UserError):
+    """What an actor needed of another one did not come: a later attempt may fare better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +32,15 @@ class RemoteError:
 
     message: str
     details: str
-    users: bool
-    """Whether it is the user's to mend."""
+    kind: Literal["user", "unanswered", "bug"]
+    """Whether it is the user's to mend, another attempt may mend it, or it is an error of ours."""
 
     def to_exception(self, actor: str) -> Exception:
         """The error as the driver raises it."""
-        if self.users:
+        if self.kind == "user":
             return UserError(self.message)
+        if self.kind == "unanswered":
+            return Unanswered(self.message)
         return RuntimeError(f"the {actor} failed: {self.message}\n{self.details}")
 
 
@@ -43,21 +51,42 @@ class ActorBase:
         """Health probe."""
         return "pong"
 
-    def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Runs ``func(self, ...)``; what it raises is returned as a `RemoteError`."""
+    def apply(self, func: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Calls a method by its name, or ``func(self, ...)``.
+
+        What it raises is returned as a `RemoteError`.
+        """
         try:
+            if isinstance(func, str):
+                return getattr(self, func)(*args, **kwargs)
             return func(self, *args, **kwargs)
+        except Unanswered as error:
+            return RemoteError(str(error), "", "unanswered")
         except UserError as error:
-            return RemoteError(str(error), "", users=True)
+            return RemoteError(str(error), "", "user")
+        except RayError as error:  # of a call to another actor, or of an object that is gone
+            first = str(error).partition("\n")[0]
+            return RemoteError(f"{type(error).__name__}: {first}", "", "unanswered")
         except OSError as error:
-            users = error.errno in _USERS_TO_MEND
-            return RemoteError(str(error), traceback.format_exc(), users)
+            kind: Literal["user", "bug"] = "user" if error.errno in _USERS_TO_MEND else "bug"
+            return RemoteError(str(error), traceback.format_exc(), kind)
         except Exception as error:  # the boundary of the process: it is raised again in the driver
             if any(sign in str(error) for sign in _FULL_DISK):
                 message = "no space left on the disk: free some and run the same command again"
-                return RemoteError(message, traceback.format_exc(), users=True)
+                return RemoteError(message, traceback.format_exc(), "user")
             message = f"{type(error).__name__}: {error}"
-            return RemoteError(message, traceback.format_exc(), users=False)
+            return RemoteError(message, traceback.format_exc(), "bug")
+
+
+def thread_environment(threads: int) -> dict[str, Any]:
+    """Options of an actor whose process computes with so many threads.
+
+    Threads that wait for each other sleep: by default they spin, and two processes of two threads
+    on two cores then get through a seventh of their work.
+    """
+    return {
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}}
+    }
 
 
 def prepare_process(threads: int) -> None:

@@ -1,57 +1,28 @@
 """A fleet of actors of one role, and the work that goes through it.
 
 RLlib's `FaultTolerantActorManager` keeps the actors: calls, health probes, restarts. It never
-marks a slow actor unhealthy and drops requests above its bound, so the fleet sends one unit at a
-time to each actor, watches the deadline itself, and asks a lost unit again elsewhere.
+marks a slow actor unhealthy and drops requests above its bound, so work goes through a ledger of
+our own: the fleet sends one unit at a time to each actor, watches the deadline itself, and asks a
+lost unit again elsewhere.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
-from lmcot.actors.base import ActorBase, RemoteError
-from lmcot.config import ActorsSettings, RoleSettings
+from lmcot.actors.base import ActorBase, RemoteError, Unanswered, thread_environment
+from lmcot.actors.ledger import Assignment, Ledger, UnitLost
+from lmcot.actors.news import LONGEST_WAIT_S, wait_for_news
+from lmcot.actors.placement import Placement
+from lmcot.actors.upkeep import Upkeep
+from lmcot.config import ActorsSettings, ComputingRole, RoleSettings
 from lmcot.monitor.progress import say
-
-_SHORTEST_PAUSE_S = 0.002
-_LONGEST_PAUSE_S = 0.25
-_PROBE_EVERY_S = 2.0
-_PROBE_TIMEOUT_S = 1.0
-
-
-class _Pauses:
-    """Pauses between looks for results: short at first, then longer and longer.
-
-    A driver that looks all the time takes CPU from the actors that compute on the same machine.
-    """
-
-    def __init__(self) -> None:
-        self._pause = _SHORTEST_PAUSE_S
-
-    def reset(self) -> None:
-        """Something came: the next may follow at once."""
-        self._pause = _SHORTEST_PAUSE_S
-
-    def sleep(self) -> None:
-        """Sleeps, and will sleep longer the next time."""
-        time.sleep(self._pause)
-        self._pause = min(self._pause * 1.3, _LONGEST_PAUSE_S)
-
-
-@dataclass(slots=True)
-class _Underway:
-    """A unit that an actor is working on."""
-
-    index: int
-    actor_id: int
-    deadline: float
 
 
 class Fleet:
@@ -78,18 +49,29 @@ class Fleet:
         self.role = role
         self._settings = settings
         self._check = check
-        self._on_restore: list[tuple[str, dict[str, Any]]] = []
-        remote = ray.remote(actor_class).options(
-            num_cpus=resources.cpus,
-            num_gpus=resources.gpus,
-            max_restarts=-1,
-            max_concurrency=calls_at_once,
-        )
-        self.handles = [remote.remote(**arguments) for _ in range(resources.count)]
+        threads = resources.threads if isinstance(resources, ComputingRole) else 1
+        self._placement = Placement(role, resources)
+        remote = ray.remote(actor_class)
+        self.handles = [
+            remote.options(
+                **self._placement.options(number),
+                **thread_environment(threads),
+                max_restarts=-1,
+                max_concurrency=calls_at_once,
+            ).remote(**arguments)
+            for number in range(resources.count)
+        ]
         self._manager = FaultTolerantActorManager(
             self.handles, max_remote_requests_in_flight_per_actor=1
         )
-        self._last_probe = 0.0
+        self._upkeep = Upkeep(role, self._manager, self._unwrap)
+        self._ledger: Ledger[str] = Ledger(
+            settings.max_attempts, settings.unit_timeout_s, actors=resources.count
+        )
+        self._refs: dict[Any, Assignment[str]] = {}
+        self._none_since: float | None = None
+        self._busy_s = 0.0
+        self._asked = time.monotonic()
 
     def __enter__(self) -> Fleet:
         return self
@@ -100,11 +82,41 @@ class Fleet:
     def stop(self) -> None:
         """Ends all actors."""
         self._manager.clear()
+        self._placement.remove()
 
     @property
-    def restarts(self) -> int:
-        """How many actors came back after a failure."""
-        return int(self._manager.total_num_restarts())
+    def recoveries(self) -> list[float]:
+        """Seconds from each loss of an actor to its return into service."""
+        return self._upkeep.recoveries
+
+    @property
+    def waiting(self) -> int:
+        """Units that no actor has yet."""
+        return self._ledger.waiting
+
+    @property
+    def lost(self) -> int:
+        """Attempts at units that came to nothing."""
+        return self._ledger.lost
+
+    def open(self) -> list[str]:
+        """Keys of the units that are not done."""
+        return self._ledger.open
+
+    def refs(self) -> list[Any]:
+        """Units underway: what a wait for news of this fleet waits for."""
+        return list(self._refs)
+
+    def idle_share(self) -> float:
+        """Share of the actors' time since the last call in which they had no unit."""
+        now = time.monotonic()
+        busy = self._busy_s + sum(self._seconds(one, now) for one in self._refs.values())
+        available = (now - self._asked) * len(self.handles)
+        self._busy_s, self._asked = 0.0, now
+        return max(0.0, 1 - busy / available) if available else 0.0
+
+    def _seconds(self, assignment: Assignment[str], now: float) -> float:
+        return now - max(assignment.since, self._asked)
 
     def wait_ready(self, **setup: Any) -> None:
         """Waits until each actor has set itself up, and says what their ``setup`` returned.
@@ -124,39 +136,74 @@ class Fleet:
     def call(
         self, method: str, *, timeout_s: float | None = None, restored: bool = False, **kwargs: Any
     ) -> list[Any]:
-        """Calls a method on every actor and returns the results in the order of the actors.
+        """Calls a method on every healthy actor; results in the order of the actors.
 
         Args:
             restored: whether an actor that was restarted gets this call again (the latest one of
-                each method), before it gets work.
+                each method), before it gets work. Then one that is lost meanwhile is no error,
+                as long as there are others.
 
         Raises:
             TimeoutError, RuntimeError: naming the role and the method.
         """
         limit = timeout_s or self._settings.unit_timeout_s
         if restored:
-            self._on_restore = [c for c in self._on_restore if c[0] != method]
-            self._on_restore.append((method, kwargs))
+            self._upkeep.remember(method, kwargs)
         sent = self._manager.foreach_actor_async(method, tag=method, kwargs=kwargs)
         results: dict[int, Any] = {}
+        lost = ""
         deadline = time.monotonic() + limit
-        pauses = _Pauses()
-        while len(results) < sent:
+        while sent:
             self._check()
-            for result in self._manager.fetch_ready_async_reqs(tags=method):
-                if not result.ok:
-                    raise RuntimeError(
-                        f"a {self.role} actor was lost during '{method}': {result.get()}"
-                    )
-                results[result.actor_id] = self._unwrap(result.get())
-            if time.monotonic() > deadline:
+            for result in self._manager.fetch_ready_async_reqs(
+                tags=method, timeout_seconds=LONGEST_WAIT_S
+            ):
+                sent -= 1
+                if result.ok:
+                    results[result.actor_id] = self._unwrap(result.get())
+                    continue
+                lost = str(result.get()).strip().partition("\n")[0]
+                self._upkeep.lost(result.actor_id, lost)
+            if sent and time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"waited {limit:.0f} s for '{method}' on {sent - len(results)} of "
+                    f"waited {limit:.0f} s for '{method}' on {sent} of "
                     f"{self._manager.num_actors()} {self.role} actor(s): check that the cluster "
                     "has the resources that 'actors' asks for, or raise the time limit there"
                 )
-            pauses.sleep()
-        return [results[actor_id] for actor_id in sorted(results)]
+        if lost and not (restored and results):
+            raise RuntimeError(f"a {self.role} actor was lost during '{method}': {lost}")
+        return [results[actor] for actor in sorted(results)]
+
+    def submit(self, method: str, key: str, unit: Any) -> None:
+        """Takes a unit on: some actor's ``method`` will be called with it. See `turn`."""
+        self._ledger.add(key, (method, unit))
+
+    def abandon(self) -> None:
+        """Forgets all units; results that still come are dropped."""
+        self._ledger.abandon()
+
+    def turn(self) -> list[tuple[str, Any]]:
+        """Results that came, by key; gives out more work. Never waits.
+
+        A unit whose actor died or overran its time limit is done again, up to
+        ``actors.max_attempts`` times.
+
+        Raises:
+            UnitLost: if a unit cannot be done.
+            UserError, RuntimeError: what an actor refused, or failed at.
+            TimeoutError: if no actor came back for ``actors.start_timeout_s``.
+        """
+        results = self._harvest()
+        self._end_overdue()
+        healthy = self._manager.healthy_actor_ids()
+        busy = {one.actor for one in self._refs.values()}
+        self._upkeep.look(actor for actor in healthy if actor not in busy)
+        for actor in self._manager.healthy_actor_ids():
+            if given := self._ledger.assign(actor, time.monotonic()):
+                method, unit = given.entry.unit
+                self._refs[self.handles[actor].apply.remote(method, unit=unit)] = given
+        self._check_somebody_is_there()
+        return results
 
     def map(
         self,
@@ -167,102 +214,89 @@ class Fleet:
     ) -> list[Any]:
         """Does every unit once, on whichever actor is free; results in the order of the units.
 
-        A unit whose actor died or overran its time limit is done again, up to
-        ``actors.max_attempts`` times.
-
         Args:
             on_result: told each unit's index and result as they come.
 
-        Raises:
-            RuntimeError: if a unit cannot be done, or an actor's code failed.
+        Raises: as `turn` does.
         """
+        numbers = {f"{method}/{index}": index for index in range(len(units))}
+        for key, index in numbers.items():
+            self.submit(method, key, units[index])
         results: dict[int, Any] = {}
-        attempts = [0] * len(units)
-        waiting = deque(range(len(units)))
-        underway: dict[str, _Underway] = {}
-        pauses = _Pauses()
-        while len(results) < len(units):
-            self._check()
-            self._restore()
-            self._send(method, units, waiting, underway)
-            for tag, result in self._finished(underway):
-                pauses.reset()
-                unit = underway.pop(tag)
-                if result is not None:
-                    value = self._unwrap(result.get())
-                    results[unit.index] = value
-                    on_result(unit.index, value)
-                    continue
-                attempts[unit.index] += 1
-                if attempts[unit.index] >= self._settings.max_attempts:
-                    raise RuntimeError(
-                        f"unit {unit.index} of '{method}' was lost {attempts[unit.index]} times "
-                        f"on {self.role} actors: see Ray's logs for why they die"
-                    )
-                waiting.append(unit.index)
-            pauses.sleep()
+        try:
+            while len(results) < len(units):
+                self._check()
+                for key, value in self.turn():
+                    results[numbers[key]] = value
+                    on_result(numbers[key], value)
+                if len(results) < len(units):
+                    wait_for_news(self)
+        finally:
+            self.abandon()
         return [results[index] for index in range(len(units))]
 
-    def _send(
-        self,
-        method: str,
-        units: Sequence[Any],
-        waiting: deque[int],
-        underway: dict[str, _Underway],
-    ) -> None:
-        """Gives each free healthy actor one unit."""
-        busy = {unit.actor_id for unit in underway.values()}
-        for actor_id in self._manager.healthy_actor_ids():
-            if not waiting or actor_id in busy:
-                continue
-            index = waiting.popleft()
-            tag = f"{method}/{index}"
-            self._manager.foreach_actor_async(
-                method, tag=tag, kwargs={"unit": units[index]}, remote_actor_ids=[actor_id]
-            )
-            deadline = time.monotonic() + self._settings.unit_timeout_s
-            underway[tag] = _Underway(index, actor_id, deadline)
-
-    def _finished(self, underway: dict[str, _Underway]) -> list[tuple[str, Any]]:
-        """Units that ended: with their result, or None for those that were lost."""
-        if not underway:
+    def _harvest(self) -> list[tuple[str, Any]]:
+        if not self._refs:
             return []
-        finished = [
-            (str(result.tag), result if result.ok else None)
-            for result in self._manager.fetch_ready_async_reqs(tags=list(underway))
-        ]
-        told = {tag for tag, _ in finished}
-        now = time.monotonic()
-        for tag, unit in underway.items():
-            if tag not in told and now > unit.deadline:
-                # Only its end frees an actor that hangs; Ray starts it anew.
-                ray.kill(self.handles[unit.actor_id], no_restart=False)
-                self._manager.set_actor_state(unit.actor_id, healthy=False)
-                finished.append((tag, None))
-        return finished
+        ready, _ = ray.wait(list(self._refs), num_returns=len(self._refs), timeout=0)
+        results = []
+        for ref in ready:
+            assignment = self._take(ref)
+            try:
+                value = ray.get(ref)
+            except RayError as error:
+                self._lose(assignment, str(error).strip().partition("\n")[0])
+                continue
+            if isinstance(value, RemoteError) and value.kind == "unanswered":
+                self._retry(assignment, value)
+            elif self._ledger.settle(assignment):
+                results.append((assignment.entry.key, self._unwrap(value)))
+        return results
 
-    def _restore(self) -> None:
-        """Takes actors that Ray started anew back into service, set up as the others are."""
-        if self._manager.num_healthy_actors() == self._manager.num_actors():
+    def _take(self, ref: Any) -> Assignment[str]:
+        """Takes a call off the books."""
+        assignment = self._refs.pop(ref)
+        self._busy_s += self._seconds(assignment, time.monotonic())
+        return assignment
+
+    def _end_overdue(self) -> None:
+        """Only its end frees an actor that hangs; Ray starts it anew."""
+        limit = self._settings.unit_timeout_s
+        for assignment in self._ledger.overdue(time.monotonic()):
+            ray.kill(self.handles[assignment.actor], no_restart=False)
+            self._take(next(ref for ref, one in self._refs.items() if one is assignment))
+            self._lose(assignment, f"it took longer than actors.unit_timeout_s, {limit:g} s")
+
+    def _lose(self, assignment: Assignment[str], reason: str) -> None:
+        self._upkeep.lost(assignment.actor, reason)
+        try:
+            self._ledger.lose(assignment, time.monotonic())
+        except UnitLost as lost:
+            raise UnitLost(
+                f"{lost} on {self.role} actors, the last time because {reason}: see Ray's logs "
+                "for why they die"
+            ) from None
+
+    def _retry(self, assignment: Assignment[str], error: RemoteError) -> None:
+        """The actor is well, but what it needed of another one did not come."""
+        say(f"{self.role} actor {assignment.actor}: {error.message}; the unit is tried again")
+        try:
+            self._ledger.lose(assignment, time.monotonic())
+        except UnitLost:
+            raise Unanswered(error.message) from None
+
+    def _check_somebody_is_there(self) -> None:
+        if self._manager.num_healthy_actors() or not self._ledger.waiting:
+            self._none_since = None
             return
-        if time.monotonic() - self._last_probe < _PROBE_EVERY_S:
-            return
-        restored = self._manager.probe_unhealthy_actors(
-            timeout_seconds=_PROBE_TIMEOUT_S, mark_healthy=True
-        )
-        self._last_probe = time.monotonic()
-        for actor_id in restored:
-            for method, kwargs in self._on_restore:
-                results = self._manager.foreach_actor(
-                    method,
-                    kwargs=kwargs,
-                    remote_actor_ids=[actor_id],
-                    timeout_seconds=self._settings.start_timeout_s,
-                )
-                done = [self._unwrap(result.get()) for result in results.ignore_errors()]
-                if not done:  # lost again, or too slow: no work before it is set up
-                    self._manager.set_actor_state(actor_id, healthy=False)
-                    break
+        limit, now = self._settings.start_timeout_s, time.monotonic()
+        self._none_since = self._none_since or now
+        if now - self._none_since > limit:
+            raise TimeoutError(
+                f"waited {limit:.0f} s for one of {len(self.handles)} {self.role} actor(s) to "
+                "come back: check that the cluster still has the resources that "
+                "'actors' asks for, or raise actors.start_timeout_s"
+            )
 
     def _unwrap(self, value: Any) -> Any:
         if isinstance(value, RemoteError):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from lmcot.actors.base import ActorBase, RemoteError, prepare_process
+from lmcot.actors.base import ActorBase, RemoteError, Unanswered, prepare_process
 from lmcot.actors.units import PromptUnit
 from lmcot.config import OpenAIFrozen, PromptSettings, TransformersFrozen
-from lmcot.errors import UserError
 from lmcot.frozen.cached import CachedLM, Method, Replies
 from lmcot.frozen.open import open_frozen_lm
 from lmcot.records import Choice, Completion, Failure, Prompt, Sampling, Score, Usage
@@ -53,7 +53,12 @@ class FrozenActor(ActorBase):
 
         An actor that Ray started anew loads its model first.
         """
-        return self.apply(lambda actor: actor._lm().replies(method, prompts, argument))
+        return self.apply(FrozenActor._timed, method, prompts, argument)
+
+    def _timed(self, method: Method, prompts: Sequence[Prompt], argument: Any) -> Replies:
+        started = time.monotonic()
+        replies = self._lm().replies(method, prompts, argument)
+        return replace(replies, seconds=time.monotonic() - started)
 
     def _lm(self) -> CachedLM:
         with self._opening:  # several clients may call at once
@@ -66,7 +71,8 @@ class RemoteFrozenLM:
     """The `FrozenLM` protocol over a fleet of `FrozenActor`s.
 
     Each call goes whole to one actor, so that a local model batches within one work unit; the
-    next actor is asked if one is lost.
+    next actor is asked if one is lost. One that takes longer than the time limit is ended, for it
+    may hang.
     """
 
     def __init__(
@@ -86,10 +92,12 @@ class RemoteFrozenLM:
         self._deadline: float | None = None
         self.usage = Usage()
         """What was asked so far, or since the unit began."""
+        self.seconds = 0.0
+        """That the actors worked on it, likewise."""
 
     def begin_unit(self) -> None:
         """From now on, usage is counted anew and all calls together have the time limit."""
-        self.usage = Usage()
+        self.usage, self.seconds = Usage(), 0.0
         self._deadline = time.monotonic() + self._timeout_s
 
     @property
@@ -125,7 +133,9 @@ class RemoteFrozenLM:
                 left = max(deadline - time.monotonic(), 0.0)
                 result = ray.get(handle.ask.remote(method, list(prompts), argument), timeout=left)
             except GetTimeoutError:
-                raise UserError(
+                # Only its end frees an actor that hangs; Ray starts it anew.
+                ray.kill(handle, no_restart=False)
+                raise Unanswered(
                     f"the frozen LM did not get through a work unit in {self._timeout_s:.0f} s "
                     f"(at '{method}'): raise actors.unit_timeout_s or lower actors.prompts_per_unit"
                 ) from None
@@ -138,4 +148,5 @@ class RemoteFrozenLM:
                 raise result.to_exception("frozen-LM actor")
             replies: Replies = result
             self.usage += replies.usage
+            self.seconds += replies.seconds
             return replies.results

@@ -57,4 +57,4 @@ class RewardActor(ActorBase):
             return Judged(judge_increasing(unit.rollouts, self._config.rewards))
         self._frozen.begin_unit()
         judgements = self._model.judge(unit.examples, unit.rollouts)
-        return Judged(judgements, self._frozen.usage)
+        return Judged(judgements, self._frozen.usage, self._frozen.seconds)

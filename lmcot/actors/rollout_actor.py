@@ -20,17 +20,30 @@ if TYPE_CHECKING:
 
 
 class RolloutActor(ActorBase):
-    """Holds one copy of the policy, of the version that it was last told."""
+    """Holds one copy of the policy, of the version that its last unit asked for."""
 
     def __init__(
-        self, policy: PolicySettings, source: str, threads: int, *, trains: bool = False
+        self,
+        policy: PolicySettings,
+        source: str,
+        threads: int,
+        *,
+        trains: bool = False,
+        verify: bool = False,
     ) -> None:
-        """Args: trains: whether the learner's versions will come, in adapters where it has them."""
+        """Starts the process; `setup` loads the model.
+
+        Args:
+            trains: whether the learner's versions will come, in adapters where it has them.
+            verify: whether to compare checksums of what was loaded with the learner's.
+        """
         prepare_process(threads)
         self._trains = trains
+        self._verify = verify
         self._settings = policy
         self._source = source
         self._version = 0
+        self._held = ""
         self._model: PreTrainedModel
         self._tokenizer: PreTrainedTokenizerBase
         self._engine: GenerationEngine
@@ -41,43 +54,60 @@ class RolloutActor(ActorBase):
         return self._engine.notice
 
     def use_source(self, source: str) -> None:
-        """Takes its weights from a model source, as version 0."""
+        """Takes its weights from a model source; those are its own from now on."""
+        self._source = source
         self._model, self._tokenizer = load_model(source, self._settings.dtype)
         if self._settings.lora is not None and self._trains:
             self._model = add_adapters(self._model, self._settings.lora, seed=0).eval()
         # Units run one at a time, each a batch of its own: nothing of one is kept for the next.
         self._engine = GenerationEngine(self._model, pad_id=self._tokenizer.pad_token_id)
-        self._version = 0
+        self._version, self._held = 0, ""
 
-    def use_weights(self, weights: list[Any]) -> None:
-        """Takes up a version that the learner published.
+    def use_weights(self, weights: tuple[Any, ...]) -> None:
+        """Takes up a version that the learner published, or its own source's if there is none.
 
-        Args:
-            weights: one object reference, in a list so that Ray does not resolve it on the way.
+        Which it holds goes by the object, not by the version's number: learners that were
+        restored count again from their checkpoint.
+
+        Raises:
+            RuntimeError: if what it then holds is not what the learner sent.
         """
         import ray
 
+        wanted = weights[0].hex() if weights else ""
+        if wanted == self._held:
+            return
+        if not weights:
+            self.use_source(self._source)
+            return
         fetched: Weights = ray.get(weights[0])
+        self._held = "in between"  # a load that fails half-way leaves no version
         load_weights(self._model, fetched)
+        if self._verify and (own := self.checksum()) != fetched.checksum:
+            raise RuntimeError(
+                f"this actor's weights have checksum {own} after loading version "
+                f"{fetched.version}, whose checksum is {fetched.checksum}"
+            )
         self._engine.weights_changed()
-        self._version = fetched.version
+        self._version, self._held = fetched.version, wanted
 
     def checksum(self) -> int:
         """Checksum of the weights that it samples with."""
         return checksum(self._model)
 
     def sample(self, unit: RolloutUnit) -> list[Rollout]:
-        """All samples of a unit: question by question, K each.
+        """All samples of a unit: question by question, K each; takes up its version before.
 
         Raises:
-            RuntimeError: if the unit asks for another version than the actor holds.
+            RuntimeError: if the unit's weights are not of the version that it names.
             UserError: if the policy cannot go on from a prompt: it is too long for the model, or
                 the model's logits are no numbers.
         """
+        self.use_weights(unit.weights)
         if unit.policy_version != self._version:
             raise RuntimeError(
-                f"unit {unit.unit_id} wants policy version {unit.policy_version}, but this actor "
-                f"holds version {self._version}"
+                f"unit {unit.unit_id} wants policy version {unit.policy_version}, but its weights "
+                f"are of version {self._version}"
             )
         ends = eos_ids(self._model, self._tokenizer)
         found = self._engine.sample(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from lmcot.data.sampler import sample_seed
 from lmcot.records import Example, Judgement, Prompt, Rollout, Sampling, Usage
@@ -28,6 +29,9 @@ class RolloutUnit:
     seed: int
     step: int
     policy_version: int
+    weights: tuple[Any, ...] = ()
+    """The object reference of that version's weights, in a tuple so that Ray does not resolve it
+    on the way; none: the weights of the actor's own source."""
 
     def sample_seed(self, example_id: str, sample: int) -> int:
         """Seed of one sample: a function of (run seed, step, question, k) alone."""
@@ -50,6 +54,8 @@ class Judged:
     judgements: list[Judgement]
     usage: Usage = field(default_factory=Usage)
     """What the frozen LM was asked for it."""
+    frozen_seconds: float = 0.0
+    """That the frozen LM's actors worked on it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ from lmcot.config.root import RESUME_MAY_CHANGE, Config
 from lmcot.config.runtime import (
     ActorsSettings,
     CheckpointSettings,
+    ComputingRole,
     EvaluateSettings,
     RoleSettings,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "BudgetSettings",
     "CacheSettings",
     "CheckpointSettings",
+    "ComputingRole",
     "Config",
     "ContextSettings",
     "CountingData",

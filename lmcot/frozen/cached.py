@@ -35,6 +35,8 @@ class Replies:
     results: list[Any]
     """One for each request, failures among them."""
     usage: Usage
+    seconds: float = 0.0
+    """That they took, where somebody measured it."""
 
 
 class CachedLM:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from lmcot.learner.layout import check_settings
 from lmcot.monitor.progress import say
 from lmcot.records import RunState
 from lmcot.stages.run import Run
+
+_PROBE_LIMIT_S = 10.0
 
 
 class Learners:
@@ -36,6 +39,8 @@ class Learners:
         self._saving: tuple[RunState, Path, PendingCall] | None = None
         self._saved_step = -1
         self.restarts = 0
+        self.recoveries: list[float] = []
+        """Seconds from each loss of a rank until all stood at the last checkpoint again."""
         found = self._store.latest()
         if found is not None:
             state, folder = found
@@ -67,18 +72,38 @@ class Learners:
         """Calls a method on every rank; results by rank. Raises as `LearnerGroup.call` does."""
         return self._group.call(method, **kwargs)
 
+    def begin(self, method: str, **kwargs: Any) -> PendingCall:
+        """Calls a method on every rank without waiting for it."""
+        return self._group.begin(method, **kwargs)
+
     def learn(self, method: str, **kwargs: Any) -> dict[str, float]:
-        """One step of training; its metrics.
+        """One step of training; its metrics."""
+        return self.learned(self.begin(method, **kwargs))
+
+    def learned(self, pending: PendingCall) -> dict[str, float]:
+        """Waits for a step of training that was begun; its metrics.
 
         A step that is refused ends the ranks: what it left is half a step ahead of the state, and
         must not become a checkpoint.
         """
         try:
-            metrics: dict[str, float] = self.call(method, **kwargs)[0]
+            metrics: dict[str, float] = pending.result()[0]
         except UserError:
             self._group.stop()
             raise
         return metrics
+
+    def refs(self) -> list[Any]:
+        """What a wait for news of the learners' health waits for."""
+        return self._group.refs()
+
+    def check(self) -> None:
+        """Raises `LearnerLost` if a rank is known to be dead; never waits."""
+        self._group.check()
+
+    def probe(self) -> None:
+        """Raises `LearnerLost` if a rank turns out to be dead."""
+        self._group.probe(_PROBE_LIMIT_S)
 
     def resume(self) -> RunState | None:
         """Takes up the newest checkpoint; None if there is none."""
@@ -97,6 +122,7 @@ class Learners:
             RuntimeError: after ``actors.max_learner_restarts``.
         """
         self._saving = None
+        started = time.monotonic()
         while True:
             if self.restarts >= self._run.config.actors.max_learner_restarts:
                 raise RuntimeError(
@@ -108,7 +134,10 @@ class Learners:
             try:
                 self._group.start()
                 self.wait_ready()
-                return self.resume()
+                state = self.resume()
+                self.recoveries.append(time.monotonic() - started)
+                say(f"{self._plan.stage}: the learners are back after {self.recoveries[-1]:.1f} s")
+                return state
             except LearnerLost as again:
                 lost = again
 

@@ -140,7 +140,7 @@ class Run:
             "rollout", RolloutActor, role, self.config.actors,
             arguments={
                 "policy": self.config.policy, "source": source, "threads": role.threads,
-                "trains": trains,
+                "trains": trains, "verify": self.config.actors.verify_weights,
             },
             check=self.interruption.check,
         )  # fmt: skip

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from lmcot.records import Judgement, Rollout, ScoredRollout, Usage
+from lmcot.records import Judgement, Rollout, ScoredRollout, Usage, to_json
 
 
 def step_metrics(
     rollouts: Sequence[Rollout],
     judgements: Sequence[Judgement],
     scored: Sequence[ScoredRollout],
-    penalties: Sequence[Mapping[str, float]],
 ) -> dict[str, float]:
     """Metrics from the ordered records, so that they do not depend on who did the work.
 
     Means over the judged rationales: ``reward/mean``, ``reward_std``, ``component/NAME``,
-    ``penalty/NAME`` (``penalties`` go with ``scored``), ``contains_gold``; over all: lengths in
-    tokens, the shares that were cut and judged.
+    ``penalty/NAME``, ``contains_gold``; over all: lengths in tokens, the shares that were cut and
+    judged.
     """
     rewards = [s.reward for s in scored]
     names = scored[0].judgement.components if scored else {}
@@ -26,7 +26,8 @@ def step_metrics(
         f"component/{name}": _mean(s.judgement.components[name] for s in scored) for name in names
     }
     taken = {
-        name: _mean(one[name] for one in penalties) for name in (penalties[0] if penalties else ())
+        name: _mean(s.penalties[name] for s in scored)
+        for name in (scored[0].penalties if scored else ())
     }
     gold = [s.judgement.contains_gold for s in scored if s.judgement.contains_gold is not None]
     return {
@@ -51,6 +52,21 @@ def usage_metrics(usage: Usage) -> dict[str, float]:
         "frozen/cache_hit_rate": 1 - usage.sent / usage.asked,
         "frozen/tokens": float(usage.tokens),
     }
+
+
+def rollout_records(
+    rollouts: list[Rollout], judgements: list[Judgement], scored: list[ScoredRollout]
+) -> list[dict[str, Any]]:
+    """One record for each rationale of a step; ``reward`` is null where it was not judged."""
+    rewards = {(s.rollout.example_id, s.rollout.sample): s.reward for s in scored}
+    return [
+        {
+            **to_json(rollout),
+            "judgement": to_json(judgement),
+            "reward": rewards.get((rollout.example_id, rollout.sample)),
+        }
+        for rollout, judgement in zip(rollouts, judgements, strict=True)
+    ]
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -46,4 +46,4 @@ def test_a_bug_keeps_its_traceback_and_names_the_actor() -> None:
     assert "the learner actor failed: ValueError: a bug" in str(raised)
     assert "Traceback" in str(raised)
     missing = raising(FileNotFoundError(errno.ENOENT, "No such file", "/x"))
-    assert not missing.users
+    assert missing.kind == "bug"

@@ -11,8 +11,8 @@ import pytest
 from lmcot.config import GuidanceRewards, RefineSettings
 from lmcot.errors import UserError
 from lmcot.records import Failure, FailureKind, Judgement, Rollout
-from lmcot.stages.refine import _penalties, _records, _score
-from lmcot.stages.summary import step_metrics
+from lmcot.stages.refine import _score, check_staleness
+from lmcot.stages.summary import rollout_records, step_metrics
 
 GOOD = Judgement({"em": 1.0, "f1": 1.0, **{f"aspect/{name}": 0.5 for name in (
     "factuality", "relevance", "logicality", "consistency", "coherence", "fluency",
@@ -42,11 +42,11 @@ def test_a_failed_judgement_never_enters_a_batch() -> None:
     scored = _score(run(), sampled, judged)
     assert [one.rollout.sample for one in scored] == [0, 2]
     assert [one.reward for one in scored] == [1.0, 1.0]
-    metrics = step_metrics(sampled, judged, scored, [{}, {}])
+    metrics = step_metrics(sampled, judged, scored)
     assert metrics["judged_share"] == 0.5
     assert metrics["failures"] == 2.0
     assert metrics["reward/mean"] == 1.0, "failures are not rewards of zero"
-    records = _records(sampled, judged, scored)
+    records = rollout_records(sampled, judged, scored)
     assert [record["reward"] for record in records] == [1.0, None, 1.0, None]
 
 
@@ -57,8 +57,7 @@ def test_penalties_are_taken_from_the_reward_and_logged() -> None:
     settings = run(missing_end_penalty=0.25, length_penalty=0.5)
     scored = _score(settings, [short, long, long], [GOOD, GOOD, FAILED])
     assert [one.reward for one in scored] == [1.0, 1.0 - 0.25 - 0.5]
-    taken = [_penalties(settings, one.rollout) for one in scored]
-    metrics = step_metrics([short, long, long], [GOOD, GOOD, FAILED], scored, taken)
+    metrics = step_metrics([short, long, long], [GOOD, GOOD, FAILED], scored)
     assert metrics["penalty/missing_end"] == 0.125
     assert metrics["penalty/length"] == 0.25
     assert metrics["reward/mean"] == 0.625
@@ -68,3 +67,13 @@ def test_penalties_are_taken_from_the_reward_and_logged() -> None:
 def test_a_step_without_any_judgement_ends_the_run() -> None:
     with pytest.raises(UserError, match=r"none of a step's 2 .*the endpoint hangs"):
         _score(run(), rollouts(2), [FAILED, FAILED])
+
+
+def test_what_a_policy_too_old_sampled_is_refused() -> None:
+    """[27] A rationale bears its version; one beyond the bound never enters a batch."""
+    sampled = [replace(one, policy_version=3) for one in rollouts(2)]
+    check_staleness(sampled, 3, 0)
+    check_staleness(sampled, 5, 2)
+    for version, limit in ((4, 0), (6, 2), (2, 2)):
+        with pytest.raises(RuntimeError, match=r"sampled by policy version 3, .*max_staleness"):
+            check_staleness(sampled, version, limit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ UNIT = RolloutUnit(
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     """Without Ray: what it would fetch is handed over, and this process stays as it is."""
-    monkeypatch.setattr("ray.get", lambda given: given)
+    monkeypatch.setattr("ray.get", lambda given: given.weights)
     monkeypatch.setattr(rollout_actor, "prepare_process", lambda threads: None)
 
 
@@ -51,6 +51,16 @@ def _actor(kind: str, lora: LoraSettings | None = None) -> RolloutActor:
     actor = RolloutActor(settings, source, 1, trains=True)
     actor.setup()
     return actor
+
+
+@dataclass
+class Reference:
+    """What stands for an object in Ray's store."""
+
+    weights: Weights
+
+    def hex(self) -> str:
+        return str(id(self))
 
 
 def _published(model: nn.Module, version: int, shift: float = 0.0) -> Weights:
@@ -117,15 +127,42 @@ def test_new_weights_change_what_is_sampled(kind: str, lora: LoraSettings | None
     actor = _actor(kind, lora)
     first = actor.sample(UNIT)
     old, new = _published(actor._model, 2), _published(actor._model, 1, shift=0.1)
-    actor.use_weights([new])
+    newer = replace(UNIT, policy_version=1, weights=(Reference(new),))
+    second = actor.sample(newer)
     assert actor.checksum() == new.checksum != old.checksum
-    second = actor.sample(replace(UNIT, policy_version=1))
     assert {one.policy_version for one in second} == {1}
     assert _responses(second) != _responses(first)
-    assert second != actor.sample(replace(UNIT, policy_version=1, seed=8))
-    actor.use_weights([old])
-    third = actor.sample(replace(UNIT, policy_version=2))
+    assert second != actor.sample(replace(newer, seed=8))
+    third = actor.sample(replace(UNIT, policy_version=2, weights=(Reference(old),)))
     assert [replace(one, policy_version=0) for one in third] == first
+    assert actor.sample(newer) == second, "a lost unit's older version comes back with it"
+    assert actor.sample(UNIT) == first, "so does the source"
+
+
+def test_a_version_counts_anew_after_the_learners_were_restarted() -> None:
+    """The object decides, not the number: the same number may mean other weights."""
+    actor = _actor("llama")
+    units = [
+        replace(UNIT, policy_version=3, weights=(Reference(_published(actor._model, 3, shift)),))
+        for shift in (0.1, 0.2)
+    ]
+    assert _responses(actor.sample(units[0])) != _responses(actor.sample(units[1]))
+
+
+def test_what_was_loaded_is_verified_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[27] against the learner's checksum; a load that went wrong is not sampled with."""
+    actor = _actor("llama")
+    actor._verify = True
+    unit = replace(UNIT, policy_version=1, weights=(Reference(_published(actor._model, 1, 0.1)),))
+    actor.sample(unit)
+    with monkeypatch.context() as patched:
+        patched.setattr(rollout_actor, "load_weights", lambda model, weights: None)
+        wrong = replace(
+            unit, policy_version=2, weights=(Reference(_published(actor._model, 2, 1)),)
+        )
+        with pytest.raises(RuntimeError, match=r"after loading version 2, whose checksum is \d+"):
+            actor.sample(wrong)
+    assert {one.policy_version for one in actor.sample(wrong)} == {2}
 
 
 @BOTH
@@ -137,7 +174,7 @@ def test_adapters_that_learnt_nothing_change_nothing(kind: str) -> None:
 
 def test_another_source_starts_over(tiny: TinyModel) -> None:
     actor = _actor("counting-llama")
-    actor.use_weights([_published(actor._model, 5, shift=0.1)])
+    actor.use_weights((Reference(_published(actor._model, 5, shift=0.1)),))
     actor.use_source("random:llama")
     assert actor.checksum() == checksum(tiny("llama")[0])
     assert actor.sample(UNIT) == _actor("llama").sample(UNIT)
@@ -145,7 +182,7 @@ def test_another_source_starts_over(tiny: TinyModel) -> None:
 
 def test_units_of_another_version_are_refused() -> None:
     actor = _actor("llama")
-    with pytest.raises(RuntimeError, match=r"wants policy version 1, but .* holds version 0"):
+    with pytest.raises(RuntimeError, match=r"wants policy version 1, but .* of version 0"):
         actor.sample(replace(UNIT, policy_version=1))
 
 
@@ -154,13 +191,11 @@ def test_a_policy_of_nan_is_the_users_to_mend(kind: str) -> None:
     """The error names question and version; sound weights afterwards meet nothing of it."""
     actor = _actor(kind)
     first = actor.sample(UNIT)
-    sound = _published(actor._model, 5)
-    actor.use_weights([_published(actor._model, 4, shift=math.nan)])
+    sound, unsound = _published(actor._model, 5), _published(actor._model, 4, shift=math.nan)
     said = "no rationale for question born from policy version 4: .* not finite numbers"
     with pytest.raises(UserError, match=said):
-        actor.sample(replace(UNIT, policy_version=4))
-    actor.use_weights([sound])
-    again = actor.sample(replace(UNIT, policy_version=5))
+        actor.sample(replace(UNIT, policy_version=4, weights=(Reference(unsound),)))
+    again = actor.sample(replace(UNIT, policy_version=5, weights=(Reference(sound),)))
     assert [replace(one, policy_version=0) for one in again] == first
 
 
@@ -173,7 +208,7 @@ def test_a_prompt_too_long_for_the_model_names_its_question() -> None:
         actor.sample(replace(UNIT, prompts=(QUESTIONS[0], long, QUESTIONS[1])))
     told = actor.apply(RolloutActor.sample, replace(UNIT, prompts=(long,)))
     assert isinstance(told, RemoteError)
-    assert told.users
+    assert told.kind == "user"
     assert actor.sample(UNIT) == _actor("llama").sample(UNIT)
     fits = replace(UNIT, prompts=(RolloutPrompt("fits", (30,) * 2036),), samples=1)
     assert len(actor.sample(fits)) == 1

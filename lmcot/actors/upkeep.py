@@ -1,0 +1,123 @@
+"""Keeps a fleet's actors in service: notices the dead, takes back those that Ray started anew.
+
+RLlib's `FaultTolerantActorManager` knows who is healthy and makes the calls; nothing here waits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+
+from lmcot.actors.base import RemoteError
+from lmcot.monitor.progress import say
+
+_LOOK_EVERY_S = 0.25
+_WATCH_EVERY_S = 5.0
+_REVIVE_EVERY_S = 1.0
+_WATCH = "watch"
+
+Call = tuple[str, dict[str, Any]]
+"""A method and its keyword arguments."""
+
+
+class Upkeep:
+    """Watches the actors that have no work, and sets up again those that were lost."""
+
+    def __init__(
+        self,
+        role: str,
+        manager: FaultTolerantActorManager,
+        unwrap: Callable[[Any], Any],
+    ) -> None:
+        """Args: unwrap: raises what a setup refused for good."""
+        self._role = role
+        self._manager = manager
+        self._unwrap = unwrap
+        self._setup: list[Call] = []
+        self._lost_at: dict[int, float] = {}
+        self._asked_at: dict[int, float] = {}
+        self._reviving: dict[int, int] = {}
+        self._looked = self._watched = time.monotonic()
+        self.recoveries: list[float] = []
+        """Seconds from each loss of an actor to its return into service."""
+
+    def remember(self, method: str, kwargs: dict[str, Any]) -> None:
+        """An actor that comes back gets this call before work: the latest of each method."""
+        self._setup = [call for call in self._setup if call[0] != method]
+        self._setup.append((method, kwargs))
+
+    def lost(self, actor: int, reason: str) -> None:
+        """Takes an actor out of service."""
+        self._manager.set_actor_state(actor, healthy=False)
+        self._reviving.pop(actor, None)
+        if actor not in self._lost_at:
+            self._lost_at[actor] = time.monotonic()
+            say(f"{self._role} actor {actor} was lost ({reason}); Ray starts it anew")
+
+    def look(self, idle: Iterable[int]) -> None:
+        """Follows up what was asked of the actors; asks again where it is time.
+
+        Args:
+            idle: healthy actors without work, whose death would go unnoticed.
+        """
+        now = time.monotonic()
+        if now - self._looked < _LOOK_EVERY_S:
+            return
+        self._looked = now
+        self._watch(list(idle), now)
+        for actor in [one for one in self._lost_at if one in self._reviving]:
+            self._follow(actor)
+        for actor in self._lost_at:
+            if actor not in self._reviving and now - self._asked_at.get(actor, 0) > _REVIVE_EVERY_S:
+                self._asked_at[actor] = now
+                self._ask(actor, 0)
+
+    def _watch(self, idle: Sequence[int], now: float) -> None:
+        for result in self._manager.fetch_ready_async_reqs(tags=_WATCH):
+            if not result.ok:
+                self.lost(result.actor_id, _first_line(result.get()))
+        if idle and now - self._watched > _WATCH_EVERY_S:
+            self._watched = now
+            alive = [one for one in idle if self._manager.is_actor_healthy(one)]
+            if alive:
+                self._manager.foreach_actor_async("ping", tag=_WATCH, remote_actor_ids=alive)
+
+    def _ask(self, actor: int, number: int) -> None:
+        """Makes a lost actor's next call: a ping, then all that sets it up."""
+        method, kwargs = [("ping", {}), *self._setup][number]
+        self._reviving[actor] = number
+        self._manager.foreach_actor_async(
+            method,
+            tag=_tag(actor),
+            kwargs=kwargs,
+            remote_actor_ids=[actor],
+            healthy_only=False,
+        )
+
+    def _follow(self, actor: int) -> None:
+        for result in self._manager.fetch_ready_async_reqs(tags=_tag(actor)):
+            number = self._reviving.pop(actor)
+            if not result.ok:
+                return  # not there yet, or lost again: asked again in a while
+            value = result.get()
+            if isinstance(value, RemoteError) and value.kind == "unanswered":
+                return
+            self._unwrap(value)
+            if number < len(self._setup):
+                self._ask(actor, number + 1)
+                return
+            self._manager.set_actor_state(actor, healthy=True)
+            seconds = time.monotonic() - self._lost_at.pop(actor)
+            self.recoveries.append(seconds)
+            say(f"{self._role} actor {actor} is back {seconds:.1f} s after it was lost")
+
+
+def _tag(actor: int) -> str:
+    return f"revive/{actor}"
+
+
+def _first_line(error: object) -> str:
+    return str(error).strip().partition("\n")[0]

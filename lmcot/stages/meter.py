@@ -1,0 +1,70 @@
+"""How the actors spent a step's time: phases, idle shares, queues, losses."""
+
+from __future__ import annotations
+
+import time
+
+from lmcot.stages.pipeline import Batch, Crew, Pipeline
+
+
+class Meter:
+    """Measures one step after the other.
+
+    The phases that are marked add up to the step; what the batch itself went through may lie
+    before it, and overlap with them.
+    """
+
+    def __init__(self, crew: Crew, pipeline: Pipeline) -> None:
+        self._crew = crew
+        self._pipeline = pipeline
+        self._phases: dict[str, float] = {}
+        self._marked = time.monotonic()
+        self._driver = time.process_time()
+        self._frozen = pipeline.frozen_seconds
+
+    def mark(self, phase: str) -> None:
+        """What was done since the last mark is this phase."""
+        now = time.monotonic()
+        self._phases[phase] = now - self._marked
+        self._marked = now
+
+    def metrics(self, batch: Batch) -> dict[str, float]:
+        """Of the step that ends now.
+
+        ``seconds/sample`` goes from the batch's opening to its last rationale, ``seconds/judge``
+        on to its last judgement; ``seconds/driver`` is the driver's own CPU time; ``idle/ROLE``
+        is the share of the step in which its actors had no work; losses and restarts count from
+        the start of the stage, ``seconds/recovery`` is the longest time that one took.
+        """
+        crew = self._crew
+        step = sum(self._phases.values())
+        driver, self._driver = time.process_time() - self._driver, time.process_time()
+        recoveries = [s for fleet in crew.fleets for s in fleet.recoveries]
+        recoveries += crew.learners.recoveries
+        return {
+            **{f"seconds/{phase}": seconds for phase, seconds in self._phases.items()},
+            "seconds/step": step,
+            "seconds/sample": batch.sampled - batch.opened,
+            "seconds/judge": batch.judged - batch.sampled,
+            "seconds/driver": driver,
+            "seconds/recovery": max(recoveries, default=0.0),
+            "idle/rollout": crew.rollout.idle_share(),
+            "idle/reward": crew.reward.idle_share(),
+            **self._frozen_idle(step),
+            "idle/learner": self._phases["wait"] / step,
+            "staleness": float(batch.step - batch.version),
+            "queue/sample": float(crew.rollout.waiting),
+            "queue/judge": float(crew.reward.waiting),
+            "queue/learn": float(self._pipeline.ready()),
+            "lost_units": float(crew.rollout.lost + crew.reward.lost),
+            "actor_restarts": float(sum(len(fleet.recoveries) for fleet in crew.fleets)),
+            "learner_restarts": float(crew.learners.restarts),
+        }
+
+    def _frozen_idle(self, step: float) -> dict[str, float]:
+        """As far as the units tell that came back in this step; calls may overlap in an actor."""
+        if self._crew.frozen is None:
+            return {}
+        seconds = self._pipeline.frozen_seconds - self._frozen
+        self._frozen = self._pipeline.frozen_seconds
+        return {"idle/frozen": max(0.0, 1 - seconds / (step * len(self._crew.frozen.handles)))}

@@ -1,0 +1,248 @@
+"""Batches on their way from questions to judged rationales, while the learners learn.
+
+The policy of version v may sample the batches up to step v + ``max_staleness``: a batch is opened
+as soon as that version is there, all of it is sampled by that version, and it is learnt in its
+turn. Hence what a batch holds depends neither on how many actors there are nor on how fast they
+work, at no staleness; and there are never more than ``max_staleness`` + 1 batches to keep.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmcot.actors.base import Unanswered
+from lmcot.actors.fleet import Fleet
+from lmcot.actors.learner_group import PendingCall
+from lmcot.actors.ledger import UnitLost
+from lmcot.actors.news import wait_for_news
+from lmcot.actors.units import Judged, JudgeUnit, RolloutPrompt, RolloutUnit
+from lmcot.data.sampler import PromptSampler
+from lmcot.errors import UserError
+from lmcot.records import Example, Judgement, Rollout, RunState, Usage
+from lmcot.stages.budgets import Losses
+from lmcot.stages.learners import Learners
+from lmcot.stages.run import Run, in_units
+
+
+@dataclass(slots=True)
+class Crew:
+    """The actors that refine."""
+
+    rollout: Fleet
+    reward: Fleet
+    learners: Learners
+    frozen: Fleet | None = None
+
+    @property
+    def fleets(self) -> list[Fleet]:
+        """All fleets; the learners are none."""
+        return [self.rollout, self.reward, *([self.frozen] if self.frozen else [])]
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one step learns from, as it grows."""
+
+    step: int
+    """Counts from 0: how many steps come before."""
+    version: int
+    """Of the policy that samples it."""
+    examples: dict[str, Example]
+    sampler: dict[str, int]
+    """State of the prompt sampler after its questions were drawn."""
+    keys: list[str]
+    """Its units, in order."""
+    losses: Losses
+    opened: float
+    sampled: float = 0.0
+    """When its last rationale had been sampled."""
+    judged: float = 0.0
+    """When its last judgement had come."""
+    rollouts_by_unit: dict[str, list[Rollout]] = field(default_factory=dict)
+    judged_by_unit: dict[str, Judged] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all its rationales are judged."""
+        return len(self.judged_by_unit) == len(self.keys)
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """All rationales: unit by unit, question by question, K each."""
+        return [one for key in self.keys for one in self.rollouts_by_unit[key]]
+
+    @property
+    def judgements(self) -> list[Judgement]:
+        """One for each rationale, in the same order."""
+        return [one for key in self.keys for one in self.judged_by_unit[key].judgements]
+
+    @property
+    def usage(self) -> Usage:
+        """What the frozen LM was asked for it."""
+        return sum((one.usage for one in self.judged_by_unit.values()), Usage())
+
+
+class Pipeline:
+    """The batches that are open, and what is done with each piece of news."""
+
+    def __init__(self, run: Run, crew: Crew, state: RunState, stage: str) -> None:
+        self._run = run
+        self._crew = crew
+        self._stage = stage
+        self._next = state.step
+        self._sampler = PromptSampler(len(run.train), run.config.seed)
+        self._sampler.restore(state.sampler)
+        self._batches: dict[int, Batch] = {}
+        self._of_unit: dict[str, Batch] = {}
+        self._trouble: UserError | None = None
+        self.frozen_seconds = 0.0
+        """That the frozen LM's actors have worked so far."""
+
+    def wants(self, version: int) -> bool:
+        """Whether the policy of this version may sample batches that are not open yet."""
+        return self._next < self._end(version)
+
+    def open(self, version: int, weights: Sequence[Any]) -> None:
+        """Opens all batches that the policy of this version may sample.
+
+        Args:
+            weights: the object reference of its weights, if it is not the actors' own source.
+        """
+        while self._next < self._end(version):
+            self._open(version, tuple(weights))
+            self._next += 1
+
+    def _end(self, version: int) -> int:
+        refine = self._run.config.refine
+        return min(version + refine.max_staleness + 1, refine.steps)
+
+    def units_in_flight(self) -> list[str]:
+        """Units of all open batches that are not judged yet."""
+        return [
+            key
+            for batch in self._batches.values()
+            for key in batch.keys
+            if key not in batch.judged_by_unit
+        ]
+
+    def ready(self) -> int:
+        """How many open batches only wait to be learnt."""
+        return sum(batch.complete for batch in self._batches.values())
+
+    def take(self, step: int) -> Batch:
+        """The batch of a step; waits until all of it is judged.
+
+        Raises:
+            UserError: if too much of a batch failed, or the frozen LM's budget is spent.
+            LearnerLost: if a learner died meanwhile.
+        """
+        batch = self._batches[step]
+        while not batch.complete:
+            self._run.interruption.check()
+            if self._trouble is not None:
+                raise self._trouble
+            self._turn()
+            if not batch.complete:
+                wait_for_news(self._crew.rollout, self._crew.reward, self._crew.learners)
+        del self._batches[step]
+        for key in batch.keys:
+            del self._of_unit[key]
+        return batch
+
+    def work_until(self, pending: PendingCall) -> PendingCall:
+        """Keeps the others at work until the learners are done with a call.
+
+        What goes wrong for the user to mend is raised by the next `take`, so that the learners'
+        step is not lost with it.
+        """
+        while not pending.done():
+            if self._trouble is None:
+                try:
+                    self._turn()
+                except UserError as error:
+                    self._trouble = error
+            wait_for_news(self._crew.rollout, self._crew.reward, self._crew.learners, pending)
+        return pending
+
+    def abandon(self) -> None:
+        """Forgets all open batches."""
+        self._crew.rollout.abandon()
+        self._crew.reward.abandon()
+
+    def _turn(self) -> None:
+        """Takes in what came, and hands on what follows from it."""
+        self._crew.learners.check()
+        if self._crew.frozen is not None:
+            self._crew.frozen.turn()
+        try:
+            for key, rollouts in self._crew.rollout.turn():
+                self._sampled(key, rollouts)
+            for key, judged in self._crew.reward.turn():
+                self._judged(key, judged)
+        except (UnitLost, Unanswered):
+            self._crew.learners.probe()  # weights are gone with the learner that held them
+            raise
+
+    def _open(self, version: int, weights: tuple[Any, ...]) -> None:
+        config = self._run.config
+        rows = self._sampler.next(config.refine.prompts_per_step)
+        examples = {q.example.id: q.example for q in (self._run.train[row] for row in rows)}
+        units = self._units(list(examples.values()), version, weights)
+        total = len(examples) * config.refine.samples_per_prompt
+        batch = Batch(
+            step=self._next,
+            version=version,
+            examples=examples,
+            sampler=self._sampler.state(),
+            keys=[unit.unit_id for unit in units],
+            losses=Losses(config.failures, total, f"judgements of step {self._next + 1}"),
+            opened=time.monotonic(),
+        )
+        self._batches[batch.step] = batch
+        for unit in units:
+            self._of_unit[unit.unit_id] = batch
+            self._crew.rollout.submit("sample", unit.unit_id, unit)
+
+    def _units(
+        self, examples: list[Example], version: int, weights: tuple[Any, ...]
+    ) -> list[RolloutUnit]:
+        config = self._run.config
+        groups = in_units(range(len(examples)), config.actors.prompts_per_unit)
+        return [
+            RolloutUnit(
+                unit_id=f"step-{self._next + 1}/{number}",
+                prompts=tuple(
+                    RolloutPrompt(examples[i].id, self._run.rationale_prompt(examples[i]))
+                    for i in rows
+                ),
+                samples=config.refine.samples_per_prompt,
+                temperature=config.policy.temperature,
+                max_new_tokens=config.policy.max_new_tokens,
+                seed=config.seed,
+                step=self._next,
+                policy_version=version,
+                weights=weights,
+            )
+            for number, rows in enumerate(groups)
+        ]
+
+    def _sampled(self, key: str, rollouts: list[Rollout]) -> None:
+        """A unit's rationales go on to be judged, while others are still being sampled."""
+        batch = self._of_unit[key]
+        batch.rollouts_by_unit[key] = rollouts
+        if len(batch.rollouts_by_unit) == len(batch.keys):
+            batch.sampled = time.monotonic()
+        examples = tuple(batch.examples[r.example_id] for r in rollouts)
+        self._crew.reward.submit("judge", key, JudgeUnit(key, examples, tuple(rollouts)))
+
+    def _judged(self, key: str, judged: Judged) -> None:
+        batch = self._of_unit[key]
+        batch.judged_by_unit[key] = judged
+        if batch.complete:
+            batch.judged = time.monotonic()
+        self.frozen_seconds += judged.frozen_seconds
+        self._run.spending.add(self._stage, judged.usage)
+        batch.losses.add(judgement.failure for judgement in judged.judgements)
