@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_overrides(command)
     _add_cache(commands)
     _add_aspects(commands)
+    _add_debug(commands)
     text = "show what each stage's actors take, and whether the cluster has room for them"
     plan = commands.add_parser("plan", help=text, description=text)
     _add_config(plan)
@@ -124,6 +125,31 @@ def _add_aspects(commands: Any) -> None:
         )
 
 
+def _add_debug(commands: Any) -> None:
+    text = "run a part of refinement by itself"
+    parts = commands.add_parser("debug", help=text, description=text).add_subparsers(
+        dest="part", metavar="PART", required=True
+    )
+    summaries = {
+        "rollout": "sample and judge the first steps' rationales, without a learner",
+        "learn": "learn from rationales on disk, without any other actor",
+        "replay": "do a step's learning once more, and compare its metrics",
+    }
+    for name, summary in summaries.items():
+        part = parts.add_parser(name, help=summary, description=summary)
+        _add_config(part)
+        part.add_argument("--run-dir", required=True, type=Path, metavar="DIR")
+        if name == "rollout":
+            part.add_argument("--steps", type=int, default=1, metavar="N", help="default: 1")
+            part.add_argument("--policy", metavar="SOURCE", help="model to sample with")
+        elif name == "learn":
+            part.add_argument("--rollouts", type=Path, metavar="DIR", help="default: the run's own")
+            part.add_argument("--steps", type=int, metavar="N", help="default: all that are there")
+        else:
+            part.add_argument("--step", type=int, required=True, metavar="N")
+        _add_overrides(part)
+
+
 def _add_overrides(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="settings that replace the file's"
@@ -143,6 +169,8 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     if options.command == "plan":
         return _run_plan(config)
+    if options.command == "debug":
+        return _run_debug(options, config)
     return _run_stage(options.command, config, options.run_dir)
 
 
@@ -213,6 +241,26 @@ def _run_stage(command: str, config: Config, run_dir: Path) -> int:
     stage = getattr(import_module(f"lmcot.stages.{command}"), command)
     with open_run(config, run_dir) as run:
         stage(run)
+    return 0
+
+
+def _run_debug(options: argparse.Namespace, config: Config) -> int:
+    from lmcot.actors.base import prepare_process
+    from lmcot.stages import debug
+    from lmcot.stages.run import open_run
+
+    for name in ("steps", "step"):
+        number = getattr(options, name, None)
+        if number is not None and number < 1:
+            raise UserError(f"--{name} is {number}, but steps count from 1")
+    prepare_process(threads=1)
+    with open_run(config, options.run_dir) as run:
+        if options.part == "rollout":
+            debug.rollout_only(run, steps=options.steps, policy=options.policy)
+        elif options.part == "learn":
+            debug.learn_only(run, rollouts=options.rollouts, last=options.steps)
+        else:
+            debug.replay(run, step=options.step)
     return 0
 
 

@@ -78,17 +78,6 @@ class ActorBase:
             return RemoteError(message, traceback.format_exc(), "bug")
 
 
-def thread_environment(threads: int) -> dict[str, Any]:
-    """Options of an actor whose process computes with so many threads.
-
-    Threads that wait for each other sleep: by default they spin, and two processes of two threads
-    on two cores then get through a seventh of their work.
-    """
-    return {
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}}
-    }
-
-
 def prepare_process(threads: int) -> None:
     """Fixes the number of threads of this process and quietens the libraries.
 

@@ -16,12 +16,12 @@ import ray
 from ray.exceptions import RayError
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
-from lmcot.actors.base import ActorBase, RemoteError, Unanswered, thread_environment
+from lmcot.actors.base import ActorBase, RemoteError, Unanswered
 from lmcot.actors.ledger import Assignment, Ledger, UnitLost
 from lmcot.actors.news import LONGEST_WAIT_S, wait_for_news
 from lmcot.actors.placement import Placement
 from lmcot.actors.upkeep import Upkeep
-from lmcot.config import ActorsSettings, ComputingRole, RoleSettings
+from lmcot.config import ActorsSettings, RoleSettings
 from lmcot.monitor.progress import say
 
 
@@ -49,13 +49,11 @@ class Fleet:
         self.role = role
         self._settings = settings
         self._check = check
-        threads = resources.threads if isinstance(resources, ComputingRole) else 1
         self._placement = Placement(role, resources)
         remote = ray.remote(actor_class)
         self.handles = [
             remote.options(
                 **self._placement.options(number),
-                **thread_environment(threads),
                 max_restarts=-1,
                 max_concurrency=calls_at_once,
             ).remote(**arguments)

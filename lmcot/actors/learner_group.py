@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from lmcot.actors.base import RemoteError, thread_environment
+from lmcot.actors.base import RemoteError
 from lmcot.actors.learner_actor import LearnerActor, LearnerPlan
 from lmcot.actors.placement import Placement
 from lmcot.config import Config
@@ -143,7 +143,7 @@ class LearnerGroup:
         self._placement.wait(limit)
         self.handles = [
             ray.remote(LearnerActor)
-            .options(**self._placement.options(rank), **thread_environment(role.threads))
+            .options(**self._placement.options(rank))
             .remote(self._config, self._plan, rank)
             for rank in range(role.count)
         ]

@@ -49,13 +49,16 @@ class CheckpointStore:
             if old not in kept:
                 _remove(old)
 
-    def latest(self) -> tuple[RunState, Path] | None:
+    def latest(self, before: int | None = None) -> tuple[RunState, Path] | None:
         """The newest complete checkpoint; those without a marker are passed over.
+
+        Args:
+            before: only one of fewer steps.
 
         Raises:
             UserError: if a file of it is missing or truncated.
         """
-        complete = self._complete()
+        complete = self._complete(before)
         if not complete:
             return None
         folder = complete[-1]
@@ -66,10 +69,10 @@ class CheckpointStore:
             raise UserError(_damaged(folder, f"{STATE}: {error}")) from None
         return state, folder
 
-    def _complete(self) -> list[Path]:
-        return [folder for folder in self._folders() if (folder / MARKER).is_file()]
+    def _complete(self, before: int | None = None) -> list[Path]:
+        return [folder for folder in self._folders(before) if (folder / MARKER).is_file()]
 
-    def _folders(self) -> list[Path]:
+    def _folders(self, before: int | None = None) -> list[Path]:
         """All that bear this stage's name, oldest step first."""
         if not self._root.is_dir():
             return []
@@ -79,7 +82,7 @@ class CheckpointStore:
             for folder in self._root.iterdir()
             if (match := name.fullmatch(folder.name))
         }
-        return [steps[step] for step in sorted(steps)]
+        return [steps[step] for step in sorted(steps) if before is None or step < before]
 
 
 def _remove(folder: Path) -> None:

@@ -105,9 +105,13 @@ class Learners:
         """Raises `LearnerLost` if a rank turns out to be dead."""
         self._group.probe(_PROBE_LIMIT_S)
 
-    def resume(self) -> RunState | None:
-        """Takes up the newest checkpoint; None if there is none."""
-        found = self._store.latest()
+    def resume(self, before: int | None = None) -> RunState | None:
+        """Takes up the newest checkpoint; None if there is none.
+
+        Args:
+            before: only one of fewer steps.
+        """
+        found = self._store.latest(before)
         if found is None:
             return None
         state, folder = found

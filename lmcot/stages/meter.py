@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from lmcot.stages.pipeline import Batch, Crew, Pipeline
+from lmcot.stages.learners import Learners
+from lmcot.stages.pipeline import Batch, Fleets, Pipeline
 
 
 class Meter:
@@ -14,8 +15,9 @@ class Meter:
     before it, and overlap with them.
     """
 
-    def __init__(self, crew: Crew, pipeline: Pipeline) -> None:
-        self._crew = crew
+    def __init__(self, fleets: Fleets, learners: Learners, pipeline: Pipeline) -> None:
+        self._fleets = fleets
+        self._learners = learners
         self._pipeline = pipeline
         self._phases: dict[str, float] = {}
         self._marked = time.monotonic()
@@ -36,11 +38,11 @@ class Meter:
         is the share of the step in which its actors had no work; losses and restarts count from
         the start of the stage, ``seconds/recovery`` is the longest time that one took.
         """
-        crew = self._crew
+        fleets = self._fleets
         step = sum(self._phases.values())
         driver, self._driver = time.process_time() - self._driver, time.process_time()
-        recoveries = [s for fleet in crew.fleets for s in fleet.recoveries]
-        recoveries += crew.learners.recoveries
+        recoveries = [s for fleet in fleets.all for s in fleet.recoveries]
+        recoveries += self._learners.recoveries
         return {
             **{f"seconds/{phase}": seconds for phase, seconds in self._phases.items()},
             "seconds/step": step,
@@ -48,23 +50,23 @@ class Meter:
             "seconds/judge": batch.judged - batch.sampled,
             "seconds/driver": driver,
             "seconds/recovery": max(recoveries, default=0.0),
-            "idle/rollout": crew.rollout.idle_share(),
-            "idle/reward": crew.reward.idle_share(),
+            "idle/rollout": fleets.rollout.idle_share(),
+            "idle/reward": fleets.reward.idle_share(),
             **self._frozen_idle(step),
             "idle/learner": self._phases["wait"] / step,
             "staleness": float(batch.step - batch.version),
-            "queue/sample": float(crew.rollout.waiting),
-            "queue/judge": float(crew.reward.waiting),
+            "queue/sample": float(fleets.rollout.waiting),
+            "queue/judge": float(fleets.reward.waiting),
             "queue/learn": float(self._pipeline.ready()),
-            "lost_units": float(crew.rollout.lost + crew.reward.lost),
-            "actor_restarts": float(sum(len(fleet.recoveries) for fleet in crew.fleets)),
-            "learner_restarts": float(crew.learners.restarts),
+            "lost_units": float(fleets.rollout.lost + fleets.reward.lost),
+            "actor_restarts": float(sum(len(fleet.recoveries) for fleet in fleets.all)),
+            "learner_restarts": float(self._learners.restarts),
         }
 
     def _frozen_idle(self, step: float) -> dict[str, float]:
         """As far as the units tell that came back in this step; calls may overlap in an actor."""
-        if self._crew.frozen is None:
+        if self._fleets.frozen is None:
             return {}
         seconds = self._pipeline.frozen_seconds - self._frozen
         self._frozen = self._pipeline.frozen_seconds
-        return {"idle/frozen": max(0.0, 1 - seconds / (step * len(self._crew.frozen.handles)))}
+        return {"idle/frozen": max(0.0, 1 - seconds / (step * len(self._fleets.frozen.handles)))}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from lmcot.actors.base import Unanswered
 from lmcot.actors.fleet import Fleet
@@ -23,22 +23,33 @@ from lmcot.data.sampler import PromptSampler
 from lmcot.errors import UserError
 from lmcot.records import Example, Judgement, Rollout, RunState, Usage
 from lmcot.stages.budgets import Losses
-from lmcot.stages.learners import Learners
 from lmcot.stages.run import Run, in_units
 
 
+class Watched(Protocol):
+    """Learners, as far as their health goes."""
+
+    def refs(self) -> list[Any]:
+        """What a wait for news of it waits for."""
+
+    def check(self) -> None:
+        """Raises `LearnerLost` if a rank is known to be dead; never waits."""
+
+    def probe(self) -> None:
+        """Raises `LearnerLost` if a rank turns out to be dead."""
+
+
 @dataclass(slots=True)
-class Crew:
-    """The actors that refine."""
+class Fleets:
+    """The actors that batches go through."""
 
     rollout: Fleet
     reward: Fleet
-    learners: Learners
     frozen: Fleet | None = None
 
     @property
-    def fleets(self) -> list[Fleet]:
-        """All fleets; the learners are none."""
+    def all(self) -> list[Fleet]:
+        """In no order that matters."""
         return [self.rollout, self.reward, *([self.frozen] if self.frozen else [])]
 
 
@@ -88,10 +99,12 @@ class Batch:
 class Pipeline:
     """The batches that are open, and what is done with each piece of news."""
 
-    def __init__(self, run: Run, crew: Crew, state: RunState, stage: str) -> None:
+    def __init__(self, run: Run, fleets: Fleets, learners: Watched, state: RunState) -> None:
+        """Begins after ``state``'s last step, with no batch open."""
         self._run = run
-        self._crew = crew
-        self._stage = stage
+        self._fleets = fleets
+        self._learners = learners
+        self._stage = state.stage
         self._next = state.step
         self._sampler = PromptSampler(len(run.train), run.config.seed)
         self._sampler.restore(state.sampler)
@@ -139,14 +152,14 @@ class Pipeline:
             UserError: if too much of a batch failed, or the frozen LM's budget is spent.
             LearnerLost: if a learner died meanwhile.
         """
+        if self._trouble is not None:
+            raise self._trouble
         batch = self._batches[step]
         while not batch.complete:
             self._run.interruption.check()
-            if self._trouble is not None:
-                raise self._trouble
             self._turn()
             if not batch.complete:
-                wait_for_news(self._crew.rollout, self._crew.reward, self._crew.learners)
+                wait_for_news(self._fleets.rollout, self._fleets.reward, self._learners)
         del self._batches[step]
         for key in batch.keys:
             del self._of_unit[key]
@@ -164,26 +177,26 @@ class Pipeline:
                     self._turn()
                 except UserError as error:
                     self._trouble = error
-            wait_for_news(self._crew.rollout, self._crew.reward, self._crew.learners, pending)
+            wait_for_news(self._fleets.rollout, self._fleets.reward, self._learners, pending)
         return pending
 
     def abandon(self) -> None:
         """Forgets all open batches."""
-        self._crew.rollout.abandon()
-        self._crew.reward.abandon()
+        self._fleets.rollout.abandon()
+        self._fleets.reward.abandon()
 
     def _turn(self) -> None:
         """Takes in what came, and hands on what follows from it."""
-        self._crew.learners.check()
-        if self._crew.frozen is not None:
-            self._crew.frozen.turn()
+        self._learners.check()
+        if self._fleets.frozen is not None:
+            self._fleets.frozen.turn()
         try:
-            for key, rollouts in self._crew.rollout.turn():
+            for key, rollouts in self._fleets.rollout.turn():
                 self._sampled(key, rollouts)
-            for key, judged in self._crew.reward.turn():
+            for key, judged in self._fleets.reward.turn():
                 self._judged(key, judged)
         except (UnitLost, Unanswered):
-            self._crew.learners.probe()  # weights are gone with the learner that held them
+            self._learners.probe()  # weights are gone with the learner that held them
             raise
 
     def _open(self, version: int, weights: tuple[Any, ...]) -> None:
@@ -204,7 +217,7 @@ class Pipeline:
         self._batches[batch.step] = batch
         for unit in units:
             self._of_unit[unit.unit_id] = batch
-            self._crew.rollout.submit("sample", unit.unit_id, unit)
+            self._fleets.rollout.submit("sample", unit.unit_id, unit)
 
     def _units(
         self, examples: list[Example], version: int, weights: tuple[Any, ...]
@@ -236,7 +249,7 @@ class Pipeline:
         if len(batch.rollouts_by_unit) == len(batch.keys):
             batch.sampled = time.monotonic()
         examples = tuple(batch.examples[r.example_id] for r in rollouts)
-        self._crew.reward.submit("judge", key, JudgeUnit(key, examples, tuple(rollouts)))
+        self._fleets.reward.submit("judge", key, JudgeUnit(key, examples, tuple(rollouts)))
 
     def _judged(self, key: str, judged: Judged) -> None:
         batch = self._of_unit[key]

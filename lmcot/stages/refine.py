@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Final
 
 from lmcot.actors.cluster import check_plan
@@ -21,12 +22,20 @@ from lmcot.rewards.combine import penalties, scalar_reward
 from lmcot.stages.environment import versions
 from lmcot.stages.learners import Learners
 from lmcot.stages.meter import Meter
-from lmcot.stages.pipeline import Batch, Crew, Pipeline
+from lmcot.stages.pipeline import Batch, Fleets, Pipeline
 from lmcot.stages.plan import published_weights, refine_roles
 from lmcot.stages.run import Run
 from lmcot.stages.summary import rollout_records, step_metrics, usage_metrics
 
 STAGE: Final = "refine"
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """The actors of this stage."""
+
+    fleets: Fleets
+    learners: Learners
 
 
 def refine(
@@ -52,7 +61,7 @@ def refine(
         try:
             with progress(STAGE, total=steps, done=state.step) as bar:
                 while True:
-                    pipeline = Pipeline(run, crew, state, STAGE)
+                    pipeline = Pipeline(run, crew.fleets, crew.learners, state)
                     try:
                         _finish(run, crew, state, pipeline, bar, on_step)
                         break
@@ -77,7 +86,7 @@ def _finish(
 ) -> None:
     """All steps that are left, then the export."""
     steps = run.config.refine.steps
-    meter = Meter(crew, pipeline)
+    meter = Meter(crew.fleets, crew.learners, pipeline)
     while state.step < steps:
         _open_batches(crew, state, pipeline)
         meter.mark("publish")
@@ -115,7 +124,7 @@ def _learn(
     """
     rollouts, judgements = batch.rollouts, batch.judgements
     check_staleness(rollouts, state.policy_version, run.config.refine.max_staleness)
-    scored = _score(run, rollouts, judgements)
+    scored = score(run, rollouts, judgements)
     crew.learners.finish_save()  # begun after the last step, and done by now
     pending = crew.learners.begin("ppo_step", scored=scored, step=batch.step)
     learned = crew.learners.learned(pipeline.work_until(pending))
@@ -146,8 +155,8 @@ def check_staleness(rollouts: Sequence[Rollout], version: int, limit: int) -> No
             )
 
 
-def _score(run: Run, rollouts: list[Rollout], judgements: list[Judgement]) -> list[ScoredRollout]:
-    """What goes into the batch: what could not be judged is left out, never given a reward.
+def score(run: Run, rollouts: list[Rollout], judgements: list[Judgement]) -> list[ScoredRollout]:
+    """What goes into a batch: what could not be judged is left out, never given a reward.
 
     Raises:
         UserError: if nothing is left, whatever the budgets for failures say.
@@ -171,23 +180,37 @@ def _score(run: Run, rollouts: list[Rollout], judgements: list[Judgement]) -> li
 def _start(run: Run, stack: ExitStack) -> Crew:
     """Starts the actors; all of them load at the same time."""
     config = run.config
-    source = _start_source(run)
-    needs_frozen = config.rewards.kind == "guidance"
+    source = start_source(run)
     check_plan(STAGE, refine_roles(config), config.actors, published_weights(config))
-    learners = Learners(run, LearnerPlan(STAGE, source, config.refine.steps))
+    learners = stack.enter_context(Learners(run, LearnerPlan(STAGE, source, config.refine.steps)))
+    fleets = start_fleets(run, source, stack)
+    learners.wait_ready()
+    return Crew(fleets, learners)
+
+
+def start_fleets(run: Run, source: str, stack: ExitStack) -> Fleets:
+    """Starts the fleets that sample and judge; they end with the stack.
+
+    Args:
+        source: model source that the rollout actors start from.
+    """
+    needs_frozen = run.config.rewards.kind == "guidance"
     frozen = stack.enter_context(run.frozen_fleet()) if needs_frozen else None
-    stack.enter_context(learners)
     rollout = stack.enter_context(run.rollout_fleet(source, trains=True))
     reward = stack.enter_context(run.reward_fleet())
     if frozen is not None:
         frozen.wait_ready()
-    learners.wait_ready()
     rollout.wait_ready()
     reward.wait_ready(frozen_handles=frozen.handles if frozen else [])
-    return Crew(rollout, reward, learners, frozen)
+    return Fleets(rollout, reward, frozen)
 
 
-def _start_source(run: Run) -> str:
+def start_source(run: Run) -> str:
+    """Model source that refinement starts from.
+
+    Raises:
+        UserError: if there is no distilled model, and there should be one.
+    """
     if run.config.refine.start_from == "base":
         return run.config.policy.source
     if not run.directory.finished("distill"):
@@ -198,15 +221,18 @@ def _start_source(run: Run) -> str:
     return str(run.directory.distilled)
 
 
+def fresh_state(run: Run) -> RunState:
+    """Before the first step."""
+    sampler = PromptSampler(len(run.train), run.config.seed)
+    return RunState(
+        STAGE, sampler=sampler.state(), seeds={"run": run.config.seed}, versions=versions()
+    )
+
+
 def _resume(run: Run, found: RunState | None) -> RunState:
     """The state to go on from: a checkpoint's, or a fresh one."""
-    if found is None:
-        sampler = PromptSampler(len(run.train), run.config.seed)
-        state = RunState(
-            STAGE, sampler=sampler.state(), seeds={"run": run.config.seed}, versions=versions()
-        )
-    else:
-        state = found
+    state = found or fresh_state(run)
+    if found is not None:
         again = len(state.units_in_flight)
         more = f"; {again} units that were in flight then are asked again" if again else ""
         say(f"refine: goes on after step {state.step}{more}")

@@ -11,7 +11,7 @@ import pytest
 from lmcot.config import GuidanceRewards, RefineSettings
 from lmcot.errors import UserError
 from lmcot.records import Failure, FailureKind, Judgement, Rollout
-from lmcot.stages.refine import _score, check_staleness
+from lmcot.stages.refine import check_staleness, score
 from lmcot.stages.summary import rollout_records, step_metrics
 
 GOOD = Judgement({"em": 1.0, "f1": 1.0, **{f"aspect/{name}": 0.5 for name in (
@@ -39,7 +39,7 @@ def run(**refine: float) -> Any:
 def test_a_failed_judgement_never_enters_a_batch() -> None:
     """[16] It is left out and counted, and its record has no reward."""
     sampled, judged = rollouts(4), [GOOD, FAILED, GOOD, FAILED]
-    scored = _score(run(), sampled, judged)
+    scored = score(run(), sampled, judged)
     assert [one.rollout.sample for one in scored] == [0, 2]
     assert [one.reward for one in scored] == [1.0, 1.0]
     metrics = step_metrics(sampled, judged, scored)
@@ -55,7 +55,7 @@ def test_penalties_are_taken_from_the_reward_and_logged() -> None:
     short, long = rollouts(2)
     long = replace(long, response_ids=(3, 4, 5, 6), finish_reason="length")
     settings = run(missing_end_penalty=0.25, length_penalty=0.5)
-    scored = _score(settings, [short, long, long], [GOOD, GOOD, FAILED])
+    scored = score(settings, [short, long, long], [GOOD, GOOD, FAILED])
     assert [one.reward for one in scored] == [1.0, 1.0 - 0.25 - 0.5]
     metrics = step_metrics([short, long, long], [GOOD, GOOD, FAILED], scored)
     assert metrics["penalty/missing_end"] == 0.125
@@ -66,7 +66,7 @@ def test_penalties_are_taken_from_the_reward_and_logged() -> None:
 
 def test_a_step_without_any_judgement_ends_the_run() -> None:
     with pytest.raises(UserError, match=r"none of a step's 2 .*the endpoint hangs"):
-        _score(run(), rollouts(2), [FAILED, FAILED])
+        score(run(), rollouts(2), [FAILED, FAILED])
 
 
 def test_what_a_policy_too_old_sampled_is_refused() -> None:

@@ -1,0 +1,202 @@
+"""Parts of refinement by themselves: sampling alone, learning alone, a step once more.
+
+What they write lies in ``debug/`` below the run directory; the run itself is left as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lmcot.actors.cluster import check_plan
+from lmcot.actors.learner_actor import LearnerPlan
+from lmcot.errors import UserError
+from lmcot.monitor.metrics import Monitor, read_metrics
+from lmcot.monitor.progress import progress, say
+from lmcot.records import Answer, Judgement, Rollout, ScoredRollout
+from lmcot.stages.learners import Learners
+from lmcot.stages.pipeline import Pipeline
+from lmcot.stages.plan import distill_roles, refine_roles
+from lmcot.stages.refine import STAGE, fresh_state, score, start_fleets, start_source
+from lmcot.stages.run import Run
+from lmcot.stages.summary import rollout_records, step_metrics
+
+_NOT_REPEATABLE = ("seconds/", "idle/", "queue/")
+
+
+class _NoLearners:
+    """Stands where the learners would be: nothing to wait for, nothing to lose."""
+
+    def refs(self) -> list[Any]:
+        return []
+
+    def check(self) -> None:
+        return
+
+    def probe(self) -> None:
+        return
+
+
+def rollout_only(run: Run, *, steps: int, policy: str | None = None) -> list[dict[str, float]]:
+    """Samples and judges the first steps' batches, without a learner: is the signal there?
+
+    Args:
+        policy: model source to sample with; unset: what refinement starts from.
+
+    Returns:
+        the metrics of each batch, which ``debug/rollout/`` holds beside the rationales.
+    """
+    roles = {name: role for name, role in refine_roles(run.config).items() if name != "learner"}
+    check_plan("debug rollout", roles, run.config.actors)
+    ahead = run.config.refine.model_copy(update={"max_staleness": steps - 1, "steps": steps})
+    run = replace(run, config=run.config.model_copy(update={"refine": ahead}))
+    found = []
+    with ExitStack() as stack:
+        fleets = start_fleets(run, policy or start_source(run), stack)
+        pipeline = Pipeline(run, fleets, _NoLearners(), fresh_state(run))
+        monitor = stack.enter_context(Monitor(_fresh(run, "rollout")))
+        bar = stack.enter_context(progress("debug rollout", total=steps))
+        pipeline.open(0, ())
+        for step in range(steps):
+            batch = pipeline.take(step)
+            scored = score(run, batch.rollouts, batch.judgements)
+            metrics = step_metrics(batch.rollouts, batch.judgements, scored)
+            monitor.log(step + 1, STAGE, metrics)
+            records = rollout_records(batch.rollouts, batch.judgements, scored)
+            monitor.rollouts(step + 1, records)
+            bar.update(1, reward=metrics["reward/mean"])
+            found.append(metrics)
+    say(f"debug rollout: the rationales are in {run.directory.path / 'debug' / 'rollout'}")
+    return found
+
+
+def learn_only(run: Run, *, rollouts: Path | None = None, last: int | None = None) -> None:
+    """Learns from rationales on disk, from the start of refinement, without any other actor.
+
+    Args:
+        rollouts: a folder of ``step-NNNNNN.jsonl``; unset: the run's own.
+        last: up to which step; unset: all that are there.
+
+    Raises:
+        UserError: if there are none, or a step is missing between them.
+    """
+    folder = rollouts or run.directory.path / "rollouts"
+    steps = last or _last_step(folder)
+    batches = [read_scored(folder, step) for step in range(1, steps + 1)]
+    with ExitStack() as stack:
+        learners = _start_learners(run, stack)
+        monitor = stack.enter_context(Monitor(_fresh(run, "learn")))
+        bar = stack.enter_context(progress("debug learn", total=steps))
+        for step, batch in enumerate(batches):
+            metrics = learners.learn("ppo_step", scored=batch, step=step)
+            monitor.log(step + 1, STAGE, metrics)
+            bar.update(1, reward=metrics["score"], kl=metrics["kl"])
+    say(f"debug learn: the metrics are in {run.directory.path / 'debug' / 'learn'}")
+
+
+def replay(run: Run, *, step: int) -> dict[str, tuple[float, float]]:
+    """Does a step's learning once more, from the newest checkpoint before it.
+
+    Returns:
+        the metrics that came out otherwise: name to (then, now). None does where the settings,
+        the versions and the machine are the same.
+
+    Raises:
+        UserError: if the run has no such step, or its rationales are gone.
+    """
+    lines = {
+        line["step"]: line
+        for line in read_metrics(run.monitor.metrics_path)
+        if line["stage"] == STAGE
+    }
+    if step not in lines:
+        raise UserError(f"the run in '{run.directory.path}' has no step {step} to replay")
+    with ExitStack() as stack:
+        learners = _start_learners(run, stack)
+        state = learners.resume(before=step) or fresh_state(run)
+        say(f"debug replay: from step {state.step} on")
+        folder = run.directory.path / "rollouts"
+        batches = [read_scored(folder, number) for number in range(state.step + 1, step + 1)]
+        for number, batch in enumerate(batches, start=state.step):
+            metrics = learners.learn("ppo_step", scored=batch, step=number)
+    differing = {
+        name: (then, metrics[name])
+        for name, then in lines[step].items()
+        if name in metrics and metrics[name] != then and not name.startswith(_NOT_REPEATABLE)
+    }
+    _show(step, metrics, lines[step], differing)
+    return differing
+
+
+def read_scored(folder: Path, step: int) -> list[ScoredRollout]:
+    """The judged rationales of a step, as ``rollouts/`` keeps them.
+
+    Raises:
+        UserError: if the file is not there, or not one of lmcot's.
+    """
+    path = folder / f"step-{step:06d}.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+        return [_scored(record) for record in records if record["reward"] is not None]
+    except OSError as error:
+        raise UserError(f"the rationales of step {step} cannot be read: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{path}' does not hold rationales of lmcot ({error!r})") from None
+
+
+def _scored(record: dict[str, Any]) -> ScoredRollout:
+    judgement, reward = record.pop("judgement"), record.pop("reward")
+    answer = judgement.pop("answer")
+    for name in ("prompt_ids", "response_ids", "logprobs"):
+        record[name] = tuple(record[name])
+    return ScoredRollout(
+        Rollout(**record),
+        Judgement(**judgement, answer=Answer(**answer) if answer else None),
+        reward,
+    )
+
+
+def _last_step(folder: Path) -> int:
+    names = [path.stem.removeprefix("step-") for path in folder.glob("step-*.jsonl")]
+    if not names:
+        raise UserError(f"there are no rationales (step-NNNNNN.jsonl) in '{folder}' to learn from")
+    return max(int(name) for name in names)
+
+
+def _start_learners(run: Run, stack: ExitStack) -> Learners:
+    check_plan("debug", distill_roles(run.config), run.config.actors)
+    plan = LearnerPlan(STAGE, start_source(run), run.config.refine.steps)
+    learners = stack.enter_context(Learners(run, plan))
+    learners.wait_ready()
+    return learners
+
+
+def _fresh(run: Run, what: str) -> Path:
+    """A folder for a debug run's files, without those of the one before."""
+    folder = run.directory.path / "debug" / what
+    for old in (
+        folder / "metrics.jsonl",
+        *folder.glob("rollouts/*"),
+        *folder.glob("tensorboard/*"),
+    ):
+        old.unlink(missing_ok=True)
+    return folder
+
+
+def _show(
+    step: int,
+    now: dict[str, float],
+    then: dict[str, Any],
+    differing: dict[str, tuple[float, float]],
+) -> None:
+    names: Sequence[str] = [name for name in now if name in then]
+    for name in names:
+        mark = "  <- differs" if name in differing else ""
+        print(f"{name:28s} {then[name]!s:>24} {now[name]!s:>24}{mark}")
+    verdict = f"{len(differing)} of {len(names)} metrics differ" if differing else "all equal"
+    say(f"debug replay: step {step} then and now: {verdict}")

@@ -1,0 +1,150 @@
+"""Runs of the toy task whose processes get killed, and what must be left of it."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from lmcot.config import load_config
+from lmcot.monitor.metrics import read_metrics
+from lmcot.stages.refine import refine
+from lmcot.stages.run import open_run
+
+TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
+PROMPTS, SAMPLES = 4, 3
+SETTINGS = (
+    f"refine.prompts_per_step={PROMPTS}",
+    f"refine.samples_per_prompt={SAMPLES}",
+    "refine.epochs=1",
+    "actors.prompts_per_unit=2",
+    "actors.rollout.cpus=0.2",
+    "actors.reward.cpus=0.1",
+    "actors.frozen.cpus=0.2",
+    "actors.learner.cpus=0.2",
+    "actors.max_attempts=5",
+    "checkpoints.every=2",
+    "checkpoints.keep=1",
+)
+JUDGED = (
+    "frozen={backend: transformers, source: 'random:counting-llama', dtype: float32, "
+    "max_answer_tokens: 4, cache: {enabled: false}}",
+    "rewards={kind: guidance}",
+)
+"""The toy task with a frozen LM: it answers nonsense, but it must be there to do so."""
+
+OnStep = Callable[[int, dict[str, float]], None]
+_VARYING = ("time", "lost_units", "actor_restarts", "learner_restarts")
+_VARYING_GROUPS = ("seconds/", "idle/", "queue/")
+
+
+def run(folder: Path, *overrides: str, on_step: OnStep = lambda step, metrics: None) -> None:
+    """What `lmcot refine` does."""
+    config = load_config(TOY, [*SETTINGS, *overrides])
+    with open_run(config, folder) as opened:
+        refine(opened, on_step=on_step)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """A run's metrics, save those that tell how it went about it."""
+    return [
+        {
+            name: value
+            for name, value in line.items()
+            if name not in _VARYING and not name.startswith(_VARYING_GROUPS)
+        }
+        for line in read_metrics(folder / "metrics.jsonl")
+    ]
+
+
+def told(folder: Path, name: str) -> list[float]:
+    """One metric, step by step."""
+    return [line[name] for line in read_metrics(folder / "metrics.jsonl")]
+
+
+def samples(folder: Path, steps: int) -> list[list[dict[str, Any]]]:
+    """The records of each step's rationales, whichever unit they were in."""
+    found = []
+    for step in range(1, steps + 1):
+        text = (folder / "rollouts" / f"step-{step:06d}.jsonl").read_text(encoding="utf-8")
+        found.append([json.loads(line) for line in text.splitlines()])
+    return found
+
+
+def assert_counted_once(folder: Path, steps: int) -> None:
+    """Every step has its questions' samples, each once; its units are its own."""
+    for number, records in enumerate(samples(folder, steps), start=1):
+        counts = Counter((record["example_id"], record["sample"]) for record in records)
+        assert set(counts.values()) == {1}
+        assert len(counts) == PROMPTS * SAMPLES
+        assert {record["unit_id"].partition("/")[0] for record in records} == {f"step-{number}"}
+    assert [line["step"] for line in read_metrics(folder / "metrics.jsonl")] == [
+        *range(1, steps + 1)
+    ]
+
+
+def processes(kind: str) -> list[psutil.Process]:
+    """Living actors of a kind among this process's descendants."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            title = " ".join(process.cmdline())
+            if f"ray::{kind}" in title and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue  # it has just ended
+    return found
+
+
+class Killer:
+    """Kills (-9) one actor of a kind after some steps, at a random moment of the next one."""
+
+    def __init__(self, plan: dict[int, Callable[[], None]], seed: int) -> None:
+        self._plan = dict(plan)
+        self._chance = random.Random(seed)
+        self._timers: list[threading.Timer] = []
+        self.errors: list[BaseException] = []
+
+    def on_step(self, step: int, metrics: dict[str, float]) -> None:
+        """Told after each step; a step that is done again kills nobody again."""
+        strike = self._plan.pop(step, None)
+        if strike is None:
+            return
+        delay = self._chance.random() * metrics["seconds/step"]
+        timer = threading.Timer(delay, self._strike, args=(strike,))
+        self._timers.append(timer)
+        timer.start()
+
+    def _strike(self, strike: Callable[[], None]) -> None:
+        try:
+            strike()
+        except BaseException as error:  # told by `finish`, in the test's own thread
+            self.errors.append(error)
+
+    def finish(self) -> None:
+        """Waits for the last strike; raises what went wrong with one."""
+        for timer in self._timers:
+            timer.join()
+        assert self._plan == {}, "some strikes were never due"
+        if self.errors:
+            raise self.errors[0]
+
+
+def kill(kind: str) -> Callable[[], None]:
+    """Ends an actor of a kind at once; waits until there is one."""
+
+    def strike() -> None:
+        deadline = time.monotonic() + 30
+        while not (alive := processes(kind)):
+            assert time.monotonic() < deadline, f"no {kind} to kill"
+            time.sleep(0.05)
+        alive[0].kill()
+
+    return strike

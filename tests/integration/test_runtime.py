@@ -1,0 +1,135 @@
+"""The distributed runtime: whatever is killed, and however many actors there are, the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from lmcot.errors import UserError
+from lmcot.learner.checkpoints import CheckpointStore
+from tests.integration.runtime_cases import (
+    JUDGED,
+    Killer,
+    assert_counted_once,
+    kill,
+    metrics,
+    processes,
+    run,
+    samples,
+    told,
+)
+
+pytestmark = pytest.mark.e2e
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path:
+    """The run that the others are to equal: one rollout actor, judged by a frozen LM."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(folder, *JUDGED, f"refine.steps={STEPS}", "actors.rollout.count=1")
+    assert_counted_once(folder, STEPS)
+    assert told(folder, "actor_restarts") == [0] * STEPS
+    return folder
+
+
+def test_every_kind_of_actor_may_be_killed(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """kill -9 at random moments: the run ends as the undisturbed one, with its recovery times."""
+    killer = Killer(
+        {
+            2: kill("RolloutActor"),
+            5: kill("RewardActor"),
+            8: kill("FrozenActor"),
+            11: kill("LearnerActor"),
+        },
+        seed=0,
+    )
+    run(
+        tmp_path, *JUDGED, f"refine.steps={STEPS}", "actors.rollout.count=2",
+        "actors.verify_weights=true", on_step=killer.on_step,
+    )  # fmt: skip
+    killer.finish()
+    assert_counted_once(tmp_path, STEPS)
+    assert metrics(tmp_path) == metrics(undisturbed)
+    assert samples(tmp_path, STEPS) == samples(undisturbed, STEPS)
+    assert told(tmp_path, "learner_restarts")[-1] == 1
+    recovery = told(tmp_path, "seconds/recovery")[-1]
+    said = capsys.readouterr().err
+    assert 0 < recovery < 120
+    for role in ("rollout", "reward", "frozen-LM"):
+        assert f"{role} actor 0 was lost (" in said or f"{role} actor 1 was lost (" in said
+    assert "reward actor 0 is back " in said
+    assert "the learners are back after " in said
+    print(f"\nlongest recovery: {recovery:.1f} s")
+
+
+def test_the_number_of_actors_does_not_show_in_the_results(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    """The same seed gives the same batches and metrics with 1, 2 and 4 rollout actors."""
+    run(
+        tmp_path, *JUDGED, f"refine.steps={STEPS}", "actors.rollout.count=4",
+        "actors.reward.count=2", "actors.frozen.count=2",
+    )  # fmt: skip
+    assert metrics(tmp_path) == metrics(undisturbed)
+    assert samples(tmp_path, STEPS) == samples(undisturbed, STEPS)
+
+
+@pytest.mark.parametrize("staleness", [1, 2])
+def test_batches_are_sampled_ahead_and_each_bears_its_version(
+    staleness: int, tmp_path: Path
+) -> None:
+    """Asynchronous, and yet the same run again with other actors."""
+    overrides = (f"refine.max_staleness={staleness}", "refine.steps=6")
+    run(tmp_path / "one", *overrides, "actors.rollout.count=1")
+    lags = [min(step, staleness) for step in range(6)]
+    assert told(tmp_path / "one", "staleness") == lags
+    for step, records in enumerate(samples(tmp_path / "one", 6)):
+        assert {record["policy_version"] for record in records} == {step - lags[step]}
+    assert_counted_once(tmp_path / "one", 6)
+    weights = told(tmp_path / "one", "importance_weight")
+    assert weights[0] == pytest.approx(1.0, abs=1e-4), "nothing stale yet"
+    assert all(abs(weight - 1) > 1e-6 for weight in weights[1:]), "staleness is corrected for"
+    if staleness == 1:
+        run(tmp_path / "two", *overrides, "actors.rollout.count=2")
+        assert metrics(tmp_path / "two") == metrics(tmp_path / "one")
+
+
+def test_units_in_flight_at_a_checkpoint_are_asked_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The driver stops in the middle: none lost, none doubled, staleness within its bound."""
+    overrides = ("refine.max_staleness=2", "refine.steps=8", "checkpoints.every=4")
+
+    def stop(step: int, metrics: dict[str, float]) -> None:
+        if step == 6:
+            raise UserError("stop here")
+
+    with pytest.raises(UserError, match="stop here"):
+        run(tmp_path, *overrides, on_step=stop)
+    found = CheckpointStore(tmp_path / "checkpoints").latest()
+    assert found is not None
+    state = found[0]
+    assert state.step == 6
+    assert {key.partition("/")[0] for key in state.units_in_flight} <= {"step-7", "step-8"}
+    assert state.units_in_flight
+    capsys.readouterr()
+    run(tmp_path, *overrides)
+    again = len(state.units_in_flight)
+    assert f"after step 6; {again} units that were in flight then" in capsys.readouterr().err
+    assert_counted_once(tmp_path, 8)
+    assert told(tmp_path, "staleness") == [0, 1, 2, 2, 2, 2, 0, 1]
+    assert not processes("RolloutActor")
