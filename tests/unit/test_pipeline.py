@@ -90,6 +90,11 @@ def judged(unit: Any) -> Judged:
     return Judged([Judgement({"em": 1.0}) for _ in unit.rollouts], Usage(1, 1, 5))
 
 
+def as_run(**parts: Any) -> Any:
+    """As much of a `Run` as a pipeline needs."""
+    return SimpleNamespace(**parts)
+
+
 class Stand:
     """A pipeline between fakes: 12 questions, 4 a step, 2 a unit, 3 rationales each."""
 
@@ -104,7 +109,7 @@ class Stand:
             SimpleNamespace(example=Example(f"q{n}", "?", "a", (Paragraph("t", ("s",)),)))
             for n in range(12)
         ]
-        self.run: Any = SimpleNamespace(  # as much of a Run as a pipeline needs
+        self.run = as_run(
             config=load_config(TOY, [*settings, *overrides]),
             train=questions,
             rationale_prompt=lambda example: (1, 2),
