@@ -26,7 +26,8 @@ LIMIT_S = 20.0
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """Two nodes of two CPUs; GPUs that are none, and a resource of its own on the second."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    head = {"num_cpus": 2, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(num_cpus=2, num_gpus=2, resources={"tag": 2})
     ray.init(address=cluster.address, log_to_driver=False)
     yield

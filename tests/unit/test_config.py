@@ -160,6 +160,10 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("policy.lora", {"target_modules": "q_proj"},
      "'policy.lora.target_modules' is 'q_proj': it should be 'all-linear', or it should be a "),
     ("actors.learner.placement", "NEAR", "'actors.learner.placement' is 'NEAR': it should be 'PA"),
+    ("actors.rollout.gpus", 1.5, "actors.rollout: gpus is 1.5, but an actor has a share of one GPU "
+     "or several whole ones: set it to 1 or 2"),
+    ("actors.rollout.cpus", 0.00005, "actors.rollout: 5e-05 CPU is less than Ray's smallest share"),
+    ("actors.rollout.resources", {"GPU": 1}, "actors.rollout: resources holds 'GPU', which is "),
     ("actors.learner.count", 0, "'actors.learner.count' is 0: it should be greater than 0"),
     ("refine", {"minibatches": 9, "prompts_per_step": 4, "samples_per_prompt": 2},
      "refine: minibatches is 9, but a step has only 8 rationales (prompts_per_step x "

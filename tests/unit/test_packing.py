@@ -21,8 +21,8 @@ def nodes(*each: dict[str, float]) -> list[Node]:
 
 
 CPU4 = {"CPU": 4.0}
-PACKED = {"placement": "STRICT_PACK"}
-APART = {"placement": "STRICT_SPREAD"}
+PACKED = "STRICT_PACK"
+APART = "STRICT_SPREAD"
 
 
 @pytest.mark.parametrize(
@@ -48,15 +48,23 @@ APART = {"placement": "STRICT_SPREAD"}
         ([role(2, gpus=0.6), role(2, gpus=0.4), role(1, gpus=1)], [{"GPU": 3.0}], True),
         ([role(2, 1, resources={"tag": 1})], [CPU4, {"CPU": 1.0, "tag": 2.0}], False),
         ([role(2, 1, resources={"tag": 1})], [CPU4, {"CPU": 2.0, "tag": 2.0}], True),
-        ([role(4, 1, **PACKED)], [CPU4, {"CPU": 3.0}], True),
-        ([role(4, 1, **PACKED)], [{"CPU": 3.0}] * 4, False),
-        ([role(2, 1, **PACKED), role(2, 1.5, **PACKED)], [{"CPU": 3.0}, {"CPU": 2.0}], True),
-        ([role(2, 1, **PACKED), role(2, 1, **PACKED)], [{"CPU": 3.0}, {"CPU": 1.0}], False),
-        ([role(2, 1, **APART)], [CPU4], False),
-        ([role(2, 1, **APART)], [CPU4, CPU4], True),
-        ([role(2, 1, **APART), role(2, 1, **APART)], [{"CPU": 2.0}] * 2, True),
-        ([role(2, 1, **APART), role(1, 3)], [CPU4, {"CPU": 1.0}], True),
-        ([role(2, 1, **APART), role(1, 4)], [CPU4, {"CPU": 1.0}], False),
+        ([role(4, 1, placement=PACKED)], [CPU4, {"CPU": 3.0}], True),
+        ([role(4, 1, placement=PACKED)], [{"CPU": 3.0}] * 4, False),
+        (
+            [role(2, 1, placement=PACKED), role(2, 1.5, placement=PACKED)],
+            [{"CPU": 3.0}, {"CPU": 2.0}],
+            True,
+        ),
+        (
+            [role(2, 1, placement=PACKED), role(2, 1, placement=PACKED)],
+            [{"CPU": 3.0}, {"CPU": 1.0}],
+            False,
+        ),
+        ([role(2, 1, placement=APART)], [CPU4], False),
+        ([role(2, 1, placement=APART)], [CPU4, CPU4], True),
+        ([role(2, 1, placement=APART), role(2, 1, placement=APART)], [{"CPU": 2.0}] * 2, True),
+        ([role(2, 1, placement=APART), role(1, 3)], [CPU4, {"CPU": 1.0}], True),
+        ([role(2, 1, placement=APART), role(1, 4)], [CPU4, {"CPU": 1.0}], False),
         ([role(2, 1, placement="SPREAD")], [CPU4], True),  # apart only if it can be
         # A small actor must not take the CPUs beside the GPU.
         ([role(4, 1), role(1, 4, 1)], [{"CPU": 4.0, "GPU": 1.0}, CPU4], True),
