@@ -6,7 +6,12 @@ import time
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_current_placement_group,
+    placement_group,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lmcot.actors.base import RemoteError
@@ -77,10 +82,12 @@ class LearnerGroup:
         role, limit = self._settings.learner, self._settings.start_timeout_s
         bundles = [{"CPU": role.cpus, "GPU": role.gpus} for _ in range(role.count)]
         wanted = [{name: amount for name, amount in b.items() if amount} for b in bundles]
-        self._placement = placement_group(
-            [bundle or {"CPU": 0.001} for bundle in wanted], strategy=role.placement
-        )
-        if not self._placement.wait(limit):
+        # A caller in a group (a trial of a sweep) has room for the ranks in its own.
+        if get_current_placement_group() is None:
+            self._placement = placement_group(
+                [bundle or {"CPU": 0.001} for bundle in wanted], strategy=role.placement
+            )
+        if self._placement is not None and not self._placement.wait(limit):
             raise TimeoutError(
                 f"waited {limit:.0f} s for the placement of {role.count} learner(s) with "
                 f"{role.cpus:g} CPUs and {role.gpus:g} GPUs each (strategy {role.placement}): "
@@ -93,7 +100,9 @@ class LearnerGroup:
                 num_gpus=role.gpus,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     self._placement, placement_group_bundle_index=rank
-                ),
+                )
+                if self._placement is not None
+                else None,
             )
             .remote(self._config, self._plan, rank)
             for rank in range(role.count)

@@ -23,6 +23,7 @@ from lmcot.config.load import (
     load_config,
     may_change,
     parse_config,
+    parse_settings,
     read_yaml_mapping,
 )
 from lmcot.config.models import (
@@ -48,6 +49,13 @@ from lmcot.config.runtime import (
     EvaluateSettings,
     RoleSettings,
 )
+from lmcot.config.sweep import (
+    AshaSettings,
+    SweepSettings,
+    Trial,
+    load_sweep,
+    plan_trials,
+)
 from lmcot.config.training import (
     AdaptiveKl,
     DistillSettings,
@@ -66,6 +74,7 @@ __all__ = [
     "RESUME_MAY_CHANGE",
     "ActorsSettings",
     "AdaptiveKl",
+    "AshaSettings",
     "Aspect",
     "AspectSettings",
     "BudgetSettings",
@@ -102,13 +111,18 @@ __all__ = [
     "Row",
     "SampleData",
     "SupportingFactsTeacher",
+    "SweepSettings",
     "TransformersFrozen",
+    "Trial",
     "check_files",
     "differences",
     "dump_config",
     "flat_settings",
     "load_config",
+    "load_sweep",
     "may_change",
     "parse_config",
+    "parse_settings",
+    "plan_trials",
     "read_yaml_mapping",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,6 +13,7 @@ from lmcot.actors.fleet import Fleet
 from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.actors.learner_group import LearnerLost
 from lmcot.actors.units import Judged, JudgeUnit, RolloutPrompt, RolloutUnit
+from lmcot.config import Config, RoleSettings
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import Interrupted, UserError
 from lmcot.monitor.curves import plot_training
@@ -38,8 +40,13 @@ class _Actors:
     """Of the policy that the rollout actors hold; None if that is to be seen to."""
 
 
-def refine(run: Run) -> None:
+def refine(
+    run: Run, *, on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None
+) -> None:
     """Refines up to ``refine.steps`` and writes ``refined/``; goes on where it was left.
+
+    Args:
+        on_step: told each step's number and metrics once it is done.
 
     Raises:
         UserError: if there is no distilled model to start from, or too few rationales could be
@@ -57,7 +64,7 @@ def refine(run: Run) -> None:
             with progress(STAGE, total=steps, done=state.step) as bar:
                 while True:
                     try:
-                        _finish(run, actors, state, bar)
+                        _finish(run, actors, state, bar, on_step)
                         break
                     except LearnerLost as lost:
                         state = _resume(run, actors, actors.learners.recover(lost))
@@ -69,7 +76,13 @@ def refine(run: Run) -> None:
     plot_training(run.monitor.metrics_path, run.directory.path / "refine.png", STAGE)
 
 
-def _finish(run: Run, actors: _Actors, state: RunState, bar: Progress) -> None:
+def _finish(
+    run: Run,
+    actors: _Actors,
+    state: RunState,
+    bar: Progress,
+    on_step: Callable[[int, dict[str, float]], None],
+) -> None:
     """All steps that are left, then the export."""
     steps = run.config.refine.steps
     while state.step < steps:
@@ -78,6 +91,7 @@ def _finish(run: Run, actors: _Actors, state: RunState, bar: Progress) -> None:
         bar.update(1, reward=metrics["reward/mean"], kl=metrics["kl"])
         if state.step % run.config.checkpoints.every == 0 or state.step == steps:
             actors.learners.begin_save(state)
+        on_step(state.step, metrics)
     actors.learners.export(run.directory.refined, run.directory.critic)
 
 
@@ -202,19 +216,19 @@ def _penalties(run: Run, rollout: Rollout) -> dict[str, float]:
     return penalties(rollout, run.config.refine, run.config.policy.max_new_tokens)
 
 
+def roles(config: Config) -> dict[str, RoleSettings]:
+    """The fleets of actors that this stage starts, by role."""
+    actors = config.actors
+    started = {"rollout": actors.rollout, "reward": actors.reward, "learner": actors.learner}
+    return {**started, **({"frozen": actors.frozen} if config.rewards.kind == "guidance" else {})}
+
+
 def _start(run: Run, stack: ExitStack) -> _Actors:
     """Starts the actors; all of them load at the same time."""
     config = run.config
     source = _start_source(run)
-    roles: dict[str, Any] = {
-        "rollout": config.actors.rollout,
-        "reward": config.actors.reward,
-        "learner": config.actors.learner,
-    }
     needs_frozen = config.rewards.kind == "guidance"
-    if needs_frozen:
-        roles["frozen"] = config.actors.frozen
-    check_room(roles)
+    check_room(roles(config))
     learners = Learners(run, LearnerPlan(STAGE, source, config.refine.steps))
     frozen = stack.enter_context(run.frozen_fleet()) if needs_frozen else None
     stack.enter_context(learners)
