@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -204,7 +205,7 @@ class Trial:
     def name(self) -> str:
         """Number and values: its folder, and its row of the table."""
         values = ",".join(f"{key.rpartition('.')[2]}={v}" for key, v in self.values.items())
-        plain = "".join(c if c.isalnum() or c in "=,.-_+" else "_" for c in values)
+        plain = re.sub(r"[^\w=,.+-]+", "_", values)
         return f"{self.number:04d}-{plain}"[:_LONGEST_NAME]
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ray import tune
+import ray
+from ray import cloudpickle, tune
 from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler
 
@@ -34,6 +35,7 @@ from lmcot.stages.sweep_trial import bundles, check_fits, run_trial, running_mea
 _TUNE = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trials have metrics of their own
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `Interruption` has it
+    "RAY_AIR_NEW_OUTPUT": "0",  # the other output is not silent at verbosity 0
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # settings may hold relative paths
 }
 _NOTICE = "ending the sweep; its trials go on from their last checkpoints"
@@ -60,15 +62,23 @@ def sweep(
     trials = plan_trials(config, overrides, settings)
     base = load_config(config, overrides)
     run_dir = run_dir.absolute()
-    with RunDirectory(run_dir) as directory, Interruption(_NOTICE) as interruption:
-        directory.check_config(base)
+    with RunDirectory(run_dir) as directory:
+        for difference in directory.check_config(base):
+            say(f"resumed with another {difference}")
         table = SweepTable(run_dir, settings, trials)
         left = table.numbers("unfinished", *(("failed",) if retry else ()))
         if left:
             for number in left:
                 _prepare(table.folder / table.rows[number].trial, trials[number - 1], directory)
             directory.write_config(base)
-            with ray_cluster(base.actors):
+            table.write()
+            # Ray sets a handler for signals of its own: ours comes after it.
+            with ray_cluster(base.actors), Interruption(_NOTICE) as interruption:
+                if ray.util.client.ray.is_connected():
+                    raise UserError(
+                        "a sweep cannot be run through a Ray client ('ray://...'): run it on a "
+                        "node of the cluster, with actors.address 'auto'"
+                    )
                 for number in left:
                     check_fits(trials[number - 1], settings)
                 _run(settings, trials, left, table, interruption)
@@ -80,8 +90,8 @@ def sweep(
             say(f"the best settings, those of trial {best:04d}, are in '{run_dir}/best.yaml'")
         if len(table.numbers("failed")) == len(trials):
             raise UserError(
-                f"all {len(trials)} trials failed, the first because {table.rows[1].reason}: mend "
-                "that and run the same command with --retry-failed"
+                f"none of the {len(trials)} trials could be run; the first failure: "
+                f"{table.rows[1].reason}; mend that and run the same command with --retry-failed"
             )
 
 
@@ -153,8 +163,9 @@ def _run(
         )
         try:
             tuner.fit()
-        except TuneError:
-            interruption.check()  # what `watch` raised to end it
+        except TuneError as error:
+            if isinstance(error.__context__, UserError):  # `watch` raised it while Tune called it
+                raise error.__context__ from None
             raise
 
 
@@ -246,14 +257,14 @@ class _Watch(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Records a trial that came to its end, or was stopped early."""
         number = trial.config["trial"]
-        with_facts = RunDirectory(self._table.folder / self._table.rows[number].trial)
-        facts = with_facts.finished(stage.STAGE)
+        directory = RunDirectory(self._table.folder / self._table.rows[number].trial)
+        facts = directory.finished(stage.STAGE)
         steps = self._trials[number - 1].config.refine.steps
         self._end(number, "finished" if facts and facts["steps"] >= steps else "stopped early")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Records a trial that failed, and why."""
-        self._end(trial.config["trial"], "failed", _reason(trial.get_pickled_error()))
+        self._end(trial.config["trial"], "failed", _reason(trial))
 
     def _end(self, number: int, status: Any, reason: str | None = None) -> None:
         row = self._table.record(number, status, reason, self._seconds(number))
@@ -267,8 +278,12 @@ class _Watch(tune.Callback):
         return time.monotonic() - self._started.pop(number, time.monotonic())
 
 
-def _reason(error: Any) -> str:
-    """The first line of what a trial raised."""
+def _reason(trial: Any) -> str:
+    """The first line of what a trial raised, from the file where Tune keeps it."""
+    if trial.pickled_error_file is None:
+        return "Ray Tune could not run it: see Ray's logs"
+    with Path(trial.pickled_error_file).open("rb") as file:
+        error = cloudpickle.load(file)
     cause = getattr(error, "cause", None) or error
-    text = str(cause).strip().splitlines() or [type(cause).__name__]
-    return text[0] if isinstance(cause, UserError) else f"{type(cause).__name__}: {text[0]}"
+    text = (str(cause).strip().splitlines() or [""])[0]
+    return text if isinstance(cause, UserError) else f"{type(cause).__name__}: {text}"

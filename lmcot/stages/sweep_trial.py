@@ -67,7 +67,10 @@ def running_means(folder: Path, sweep: SweepSettings) -> list[float]:
     for line in steps_done(folder):
         if sweep.metric not in line:
             known = ", ".join(sorted(line.keys() - {"step", "stage", "time"}))
-            raise UserError(f"metric '{sweep.metric}' is none of the steps': choose from {known}")
+            raise UserError(
+                f"'{sweep.metric}' is none of the metrics of refine's steps: set metric to one of "
+                f"{known}"
+            )
         values.append(line[sweep.metric])
     means = []
     for end in range(1, len(values) + 1):
