@@ -74,25 +74,35 @@ def sweep(
             table.write()
             # Ray sets a handler for signals of its own: ours comes after it.
             with ray_cluster(base.actors), Interruption(_NOTICE) as interruption:
-                if ray.util.client.ray.is_connected():
-                    raise UserError(
-                        "a sweep cannot be run through a Ray client ('ray://...'): run it on a "
-                        "node of the cluster, with actors.address 'auto'"
-                    )
-                for number in left:
-                    check_fits(trials[number - 1], settings)
+                _check_cluster(settings, [trials[number - 1] for number in left])
                 _run(settings, trials, left, table, interruption)
         table.write()
-        print(table.markdown(), end="", flush=True)
-        best = table.best()
-        if best is not None:
-            write_atomically(run_dir / "best.yaml", dump_config(trials[best - 1].config))
-            say(f"the best settings, those of trial {best:04d}, are in '{run_dir}/best.yaml'")
-        if len(table.numbers("failed")) == len(trials):
-            raise UserError(
-                f"none of the {len(trials)} trials could be run; the first failure: "
-                f"{table.rows[1].reason}; mend that and run the same command with --retry-failed"
-            )
+        _conclude(run_dir, trials, table)
+
+
+def _check_cluster(settings: SweepSettings, trials: list[Trial]) -> None:
+    """Refuses a cluster that the trials cannot run on."""
+    if ray.util.client.ray.is_connected():
+        raise UserError(
+            "a sweep cannot be run through a Ray client ('ray://...'): run it on a node of the "
+            "cluster, with actors.address 'auto'"
+        )
+    for trial in trials:
+        check_fits(trial, settings)
+
+
+def _conclude(run_dir: Path, trials: list[Trial], table: SweepTable) -> None:
+    """Prints the table and writes the best settings."""
+    print(table.markdown(), end="", flush=True)
+    best = table.best()
+    if best is not None:
+        write_atomically(run_dir / "best.yaml", dump_config(trials[best - 1].config))
+        say(f"the best settings, those of trial {best:04d}, are in '{run_dir}/best.yaml'")
+    if len(table.numbers("failed")) == len(trials):
+        raise UserError(
+            f"none of the {len(trials)} trials could be run; the first failure: "
+            f"{table.rows[1].reason}; mend that and run the same command with --retry-failed"
+        )
 
 
 def _prepare(folder: Path, trial: Trial, sweep_directory: RunDirectory) -> None:
