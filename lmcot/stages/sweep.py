@@ -70,11 +70,11 @@ def sweep(
         if left:
             for number in left:
                 _prepare(table.folder / table.rows[number].trial, trials[number - 1], directory)
-            directory.write_config(base)
-            table.write()
             # Ray sets a handler for signals of its own: ours comes after it.
             with ray_cluster(base.actors), Interruption(_NOTICE) as interruption:
                 _check_cluster(settings, [trials[number - 1] for number in left])
+                directory.write_config(base)
+                table.write()
                 _run(settings, trials, left, table, interruption)
         table.write()
         _conclude(run_dir, trials, table)

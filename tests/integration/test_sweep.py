@@ -60,6 +60,15 @@ def steps_logged(folder: Path) -> list[int]:
     return [line["step"] for line in read_metrics(files[0])] if files else []
 
 
+def wait_for_step(folder: Path, step: int, driver: subprocess.Popen[str]) -> None:
+    """Waits until the only trial has come so far."""
+    deadline = time.monotonic() + SOON_S
+    while len(steps_logged(folder)) < step:
+        assert time.monotonic() < deadline
+        assert driver.poll() is None
+        time.sleep(0.02)
+
+
 @pytest.fixture
 def room_for_one() -> Iterator[None]:
     """A cluster with room for one trial's bundles and not one more actor."""
@@ -121,9 +130,8 @@ def test_what_cannot_run_is_told(
         "(driver_cpus 1 x 0.25, actors.rollout 2 x 0.25, actors.reward 1 x 0.25, actors.learner "
         "1 x 0.25): lower these, or add nodes\n"
     )
-    assert (
-        main([*arguments, "refine.start_from=distilled", "teacher={kind: supporting_facts}"]) == 2
-    )
+    distilled = ("refine.start_from=distilled", "teacher={kind: supporting_facts}")
+    assert main([*arguments, *distilled]) == EXIT_USER_ERROR
     assert "run 'lmcot annotate' and 'lmcot distill' on this run" in capsys.readouterr().err
     assert main(arguments) == EXIT_USER_ERROR
     out, err = capsys.readouterr()
@@ -146,13 +154,12 @@ def test_an_ended_and_a_killed_sweep_go_on(
             stderr=subprocess.PIPE,
             text=True,
         )
-        deadline = time.monotonic() + SOON_S
-        while len(steps_logged(tmp_path)) < reached + 2:
-            assert time.monotonic() < deadline
-            assert driver.poll() is None
-            time.sleep(0.02)
-        driver.send_signal(number)
-        told = driver.communicate(timeout=SOON_S)[1]
+        try:
+            wait_for_step(tmp_path, reached + 2, driver)
+            driver.send_signal(number)
+            told = driver.communicate(timeout=SOON_S)[1]
+        finally:
+            driver.kill()
         assert driver.returncode == code
         if number == signal.SIGINT:
             assert "ending the sweep; its trials go on from their last checkpoints" in told
