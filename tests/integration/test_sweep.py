@@ -36,7 +36,7 @@ SETTINGS = (
     "learner.max_skipped_updates=0",
     "checkpoints.every=1",
 )
-SOON_S = 300.0
+SOON_S = 600.0
 
 
 def command(folder: Path, steps: int, space: dict[str, Any], **settings: Any) -> list[str]:
