@@ -63,14 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, summary in _STAGES.items():
         command = commands.add_parser(name, help=summary, description=summary)
         _add_config(command)
-        command.add_argument(
-            "--run-dir",
-            required=True,
-            type=Path,
-            metavar="DIR",
-            help="where the run leaves everything; the same DIR again goes on with it",
-        )
+        _add_run_dir(command)
         _add_overrides(command)
+    _add_sweep(commands)
     _add_cache(commands)
     _add_aspects(commands)
     _add_debug(commands)
@@ -88,6 +83,30 @@ def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--config", required=True, metavar="FILE", help="settings, a YAML file (see configs/)"
     )
+
+
+def _add_run_dir(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--run-dir",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="where the run leaves everything; the same DIR again goes on with it",
+    )
+
+
+def _add_sweep(commands: Any) -> None:
+    text = "refine over a search space, with Ray Tune, and show which settings do best"
+    command = commands.add_parser("sweep", help=text, description=text)
+    _add_config(command)
+    command.add_argument(
+        "--space", required=True, metavar="FILE", help="what is varied and how, a YAML file"
+    )
+    _add_run_dir(command)
+    command.add_argument(
+        "--retry-failed", action="store_true", help="run the trials that failed again"
+    )
+    _add_overrides(command)
 
 
 def _add_cache(commands: Any) -> None:
@@ -163,6 +182,8 @@ def _run(options: argparse.Namespace) -> int:
         return _run_cache(options.action, options.folder, options.model)
     if options.command == "aspects":
         return _run_aspects(options)
+    if options.command == "sweep":
+        return _run_sweep(options)
     config = load_config(options.config, options.overrides)
     if options.command == "config":
         print(dump_config(config), end="")
@@ -228,6 +249,19 @@ def _run_plan(config: Config) -> int:
 
     prepare_process(threads=1)
     show_plan(config)
+    return 0
+
+
+def _run_sweep(options: argparse.Namespace) -> int:
+    from lmcot.stages.sweep import sweep
+
+    sweep(
+        options.config,
+        options.overrides,
+        options.space,
+        options.run_dir,
+        retry=options.retry_failed,
+    )
     return 0
 
 

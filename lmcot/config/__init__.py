@@ -23,6 +23,7 @@ from lmcot.config.load import (
     load_config,
     may_change,
     parse_config,
+    parse_settings,
     read_yaml_mapping,
 )
 from lmcot.config.models import (
@@ -49,6 +50,13 @@ from lmcot.config.runtime import (
     EvaluateSettings,
     RoleSettings,
 )
+from lmcot.config.sweep import (
+    AshaSettings,
+    SweepSettings,
+    Trial,
+    load_sweep,
+    plan_trials,
+)
 from lmcot.config.training import (
     AdaptiveKl,
     DistillSettings,
@@ -67,6 +75,7 @@ __all__ = [
     "RESUME_MAY_CHANGE",
     "ActorsSettings",
     "AdaptiveKl",
+    "AshaSettings",
     "Aspect",
     "AspectSettings",
     "BudgetSettings",
@@ -104,13 +113,18 @@ __all__ = [
     "Row",
     "SampleData",
     "SupportingFactsTeacher",
+    "SweepSettings",
     "TransformersFrozen",
+    "Trial",
     "check_files",
     "differences",
     "dump_config",
     "flat_settings",
     "load_config",
+    "load_sweep",
     "may_change",
     "parse_config",
+    "parse_settings",
+    "plan_trials",
     "read_yaml_mapping",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from lmcot.config.data import FileData
 from lmcot.config.root import RESUME_MAY_CHANGE, Config
 from lmcot.errors import UserError
+
+_Kind = TypeVar("_Kind", bound=BaseModel)
 
 _NOT_A_MAPPING = ("model_type", "model_attributes_type", "dict_type")
 """Types of pydantic's errors."""
@@ -35,15 +37,20 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def parse_config(values: dict[str, Any]) -> Config:
-    """Settings from plain values.
+    """Settings of a run from plain values. Raises as `parse_settings` does."""
+    return parse_settings(Config, values)
+
+
+def parse_settings(kind: type[_Kind], values: dict[str, Any]) -> _Kind:
+    """Settings of some kind from plain values.
 
     Raises:
         UserError: one sentence about the first key that is wrong.
     """
     try:
-        return Config.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError(_sentence(error)) from None
+        raise UserError(_sentence(error, kind)) from None
 
 
 def read_yaml_mapping(path: str | Path) -> dict[str, Any]:
@@ -137,16 +144,16 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     node[parts[-1]] = value
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError, root: type[BaseModel]) -> str:
     # An unknown key explains more than the errors that follow from it.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
     kind, context = problem["type"], problem.get("ctx", {})
-    path, model = _locate(problem["loc"])
+    path, model = _locate(problem["loc"], root)
     key = ".".join(path)
     if kind == "extra_forbidden":
         return _unknown_key(path, sorted(model.model_fields) if model else [])
-    if "[key]" in problem["loc"]:
+    if "[key]" in problem["loc"] and "expected" in context:
         return _unknown_key(path, re.findall(r"'(\w+)'", context["expected"]))
     if kind == "missing":
         return f"the key '{key}' is missing: add it"
@@ -161,8 +168,9 @@ def _sentence(error: ValidationError) -> str:
     if kind in _NOT_A_MAPPING:
         return f"'{key}' is {problem['input']!r}: it should be a mapping of keys to values"
     # A key of several types has one problem for each.
-    wishes = [str(p["msg"]) for p in problems if _locate(p["loc"])[0] == path]
+    wishes = [str(p["msg"]) for p in problems if _locate(p["loc"], root)[0] == path]
     wish = ", or ".join(wishes).replace("Input should", "it should")
+    wish = wish.replace("a valid tuple", "a list").replace("Tuple should", "the list should")
     return f"'{key}' is {problem['input']!r}: {wish}"
 
 
@@ -172,10 +180,12 @@ def _unknown_key(path: list[str], known: list[str]) -> str:
     return f"unknown key '{'.'.join(path)}': {hint}"
 
 
-def _locate(loc: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel] | None]:
+def _locate(
+    loc: tuple[int | str, ...], root: type[BaseModel]
+) -> tuple[list[str], type[BaseModel] | None]:
     """The dotted path as the user wrote it (pydantic adds union tags), and the model it is in."""
     path: list[str] = []
-    model: type[BaseModel] | None = Config
+    model: type[BaseModel] | None = root
     candidates: list[type[BaseModel]] = []
     for part in map(str, loc):
         tagged = [c for c in candidates if _has_tag(c, part)]

@@ -94,7 +94,7 @@ class Progress:
         parts = [
             f"{self.name}: {self.done}/{self.total} {self.unit}s ({share:.0f}%)",
             f"elapsed {_clock(elapsed)}",
-            *([f"about {_clock(left)} left"] if self.done < self.total else []),
+            *([f"about {_clock(left)} left"] if here and self.done < self.total else []),
             *(f"{key} {value:.4g}" for key, value in values.items()),
         ]
         return ", ".join(parts)

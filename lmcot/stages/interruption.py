@@ -17,8 +17,10 @@ class Interruption:
     Outside the main thread (Ray Tune runs trials there) signals stay as they are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notice: str = "ending at the next safe point, with a checkpoint") -> None:
+        """Args: ``notice`` is what the first signal is answered with."""
         self.requested = False
+        self._notice = notice
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -40,8 +42,4 @@ class Interruption:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        print(
-            "ending at the next safe point, with a checkpoint (again to end at once) ...",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"{self._notice} (again to end at once) ...", file=sys.stderr, flush=True)

@@ -98,9 +98,9 @@ def _finish(
         metrics |= meter.metrics(batch)
         run.monitor.log(state.step, STAGE, metrics)
         bar.update(1, reward=metrics["reward/mean"], kl=metrics["kl"])
-        on_step(state.step, metrics)
         if state.step % run.config.checkpoints.every == 0 or state.step == steps:
             crew.learners.begin_save(state)
+        on_step(state.step, metrics)
     crew.learners.export(run.directory.refined, run.directory.critic)
 
 

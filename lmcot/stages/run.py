@@ -166,11 +166,12 @@ def open_run(config: Config, path: Path) -> Iterator[Run]:
         for difference in directory.check_config(config):
             say(f"resumed with another {difference}")
         monitor = stack.enter_context(Monitor(path))
-        interruption = stack.enter_context(Interruption())
+        interruption = Interruption()
         run = Run(config, directory, monitor, interruption)
         run.check_inputs()
         directory.write_config(config)
         stack.enter_context(ray_cluster(config.actors))
+        stack.enter_context(interruption)  # Ray sets a handler for SIGTERM: ours comes after it
         yield run
 
 

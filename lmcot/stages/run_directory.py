@@ -24,6 +24,10 @@ from lmcot.stages.environment import versions
 _LEAST_FREE_BYTES = 256 * 2**20
 
 
+class DirectoryInUse(UserError):
+    """Another process owns the run directory."""
+
+
 class RunDirectory:
     """Paths of a run, its settings on disk and the record of finished stages.
 
@@ -67,7 +71,7 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
-            raise UserError(
+            raise DirectoryInUse(
                 f"another lmcot process is writing to the run directory '{self.path}': wait for "
                 "it, or choose another with --run-dir"
             ) from None
