@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -148,3 +152,35 @@ def kill(kind: str) -> Callable[[], None]:
         alive[0].kill()
 
     return strike
+
+
+def command(folder: Path, *overrides: str) -> psutil.Popen:
+    """The same run as a command of its own, with a cluster of its own."""
+    arguments = ["refine", "--config", str(TOY), "--run-dir", str(folder), *SETTINGS, *overrides]
+    return psutil.Popen(
+        [sys.executable, "-m", "lmcot.cli", *arguments],
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end_after(
+    driver: psutil.Popen, folder: Path, steps: int, number: signal.Signals
+) -> tuple[int, list[psutil.Process]]:
+    """Sends a command a signal once it has done so many steps.
+
+    Returns:
+        its exit code, and which of the processes that it had started outlive it for long.
+    """
+    deadline = time.monotonic() + 180
+    while len(read_metrics(folder / "metrics.jsonl")) < steps:
+        assert driver.poll() is None, driver.stderr.read()
+        assert time.monotonic() < deadline, "the command does not come to its steps"
+        time.sleep(0.05)
+    started = driver.children(recursive=True)
+    driver.send_signal(number)
+    code = driver.wait(120)
+    driver.stderr.close()
+    return int(code), psutil.wait_procs(started, timeout=30)[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from tests.integration.runtime_cases import (
     JUDGED,
     Killer,
     assert_counted_once,
+    command,
+    end_after,
     kill,
     metrics,
     processes,
@@ -133,3 +136,21 @@ def test_units_in_flight_at_a_checkpoint_are_asked_again(
     assert_counted_once(tmp_path, 8)
     assert told(tmp_path, "staleness") == [0, 1, 2, 2, 2, 2, 0, 1]
     assert not processes("RolloutActor")
+
+
+def test_a_driver_that_is_ended_or_killed_goes_on_with_the_same_command(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    """SIGTERM leaves a checkpoint and exit code 130; kill -9 what the last checkpoint has."""
+    for number, steps in ((signal.SIGTERM, 3), (signal.SIGKILL, 9)):
+        driver = command(tmp_path, *JUDGED, f"refine.steps={STEPS}", "actors.rollout.count=1")
+        code, left = end_after(driver, tmp_path, steps, number)
+        assert code == {signal.SIGTERM: 130, signal.SIGKILL: -9}[number]
+        assert not left, "its Ray processes end with it"
+        found = CheckpointStore(tmp_path / "checkpoints").latest()
+        assert found is not None
+        assert steps - 2 <= found[0].step < STEPS
+    run(tmp_path, *JUDGED, f"refine.steps={STEPS}", "actors.rollout.count=1")
+    assert_counted_once(tmp_path, STEPS)
+    assert metrics(tmp_path) == metrics(undisturbed)
+    assert samples(tmp_path, STEPS) == samples(undisturbed, STEPS)
