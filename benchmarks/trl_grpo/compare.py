@@ -1,13 +1,15 @@
 """A whole GRPO step: `lmcot refine` beside TRL's GRPOTrainer, in samples a second.
 
-    benchmarks/trl_grpo/run.sh [--dtype auto|float32|bfloat16] [--steps 4] [--rows 4 8 16]
+    benchmarks/trl_grpo/run.sh [--dtype auto|float32|bfloat16] [--steps 4] [--questions 16]
+        [--rows 4 8 16]
 
-Both refine SmolLM2-135M with a reference model on the same 16 HotpotQA questions a step with their
-gold paragraphs, four samples each of at most 64 tokens at temperature 1, one optimiser step with a
-KL term, on two threads; the reward looks at two numbers of the text and costs nothing. lmcot's side
-is the real command with its actors: sampling, judging, learning and the broadcast of the weights.
-TRL's is timed with each number of rows in a micro-batch (``--rows``), and the fastest counts. The
-first step of each is not counted; of the others, it is the median.
+Both refine SmolLM2-135M with a reference model on the same HotpotQA questions with their gold
+paragraphs, 16 a step, four samples each of at most 64 tokens at temperature 1, one optimiser step
+with a KL term, on two threads; the reward looks at two numbers of the text and costs nothing.
+lmcot's side is the real command with its actors: sampling, judging, learning and the broadcast of
+the weights. TRL's is timed with each number of rows in a micro-batch (``--rows``), and the fastest
+counts. The first step of each is not counted; of the others, it is the median. ``--dtype auto``,
+the default, is bfloat16 where the processor computes in it, else float32.
 """
 
 from __future__ import annotations
@@ -32,14 +34,14 @@ from lmcot.monitor.metrics import read_metrics
 from lmcot.stages.refine import refine
 from lmcot.stages.run import Run, open_run
 
-QUESTIONS, SAMPLES, TOKENS, THREADS = 16, 4, 64, 2
+SAMPLES, TOKENS, THREADS = 4, 64, 2
 KL, CLIP, LEARNING_RATE, EPS = 0.05, 0.2, 1e-6, 1e-8
 GOAL = 2.0
 PARTS = ("publish", "sample", "judge", "learn")
 
 
-def config(dtype: str, steps: int, budget: int) -> Config:
-    """Args: budget: tokens in a micro-batch of the learner."""
+def config(dtype: str, questions: int, steps: int, budget: int) -> Config:
+    """Args: questions: in a step; budget: tokens in a micro-batch of the learner."""
     sample = {"kind": "sample"}
     computing = {"count": 1, "cpus": 0.5, "threads": THREADS}
     return parse_config(
@@ -54,7 +56,7 @@ def config(dtype: str, steps: int, budget: int) -> Config:
             "refine": {
                 "start_from": "base",
                 "steps": steps,
-                "prompts_per_step": QUESTIONS,
+                "prompts_per_step": questions,
                 "samples_per_prompt": SAMPLES,
                 "advantage": {"kind": "grpo"},
                 "clip": CLIP,
@@ -63,7 +65,7 @@ def config(dtype: str, steps: int, budget: int) -> Config:
             },
             "learner": {"zero_stage": 0, "tokens_per_micro_batch": budget},
             "actors": {
-                "prompts_per_unit": QUESTIONS,
+                "prompts_per_unit": questions,
                 "rollout": computing,
                 "learner": computing,
                 "reward": {"count": 1, "cpus": 0.25},
@@ -79,7 +81,8 @@ def workload(run: Run) -> dict[str, Any]:
     sampler = PromptSampler(len(run.train), settings.seed)
     steps = []
     for _ in range(settings.refine.steps):
-        examples = [run.train[row].example for row in sampler.next(QUESTIONS)]
+        rows = sampler.next(settings.refine.prompts_per_step)
+        examples = [run.train[row].example for row in rows]
         steps.append(
             [
                 {
@@ -161,16 +164,17 @@ def main() -> None:
     parser.add_argument("--trl-python", required=True, help="of an environment with TRL")
     parser.add_argument("--dtype", choices=get_args(Dtype), default="auto")
     parser.add_argument("--steps", type=int, default=4, help="that are counted")
+    parser.add_argument("--questions", type=int, default=16, help="in a step")
     parser.add_argument("--rows", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--budget", type=int, default=2048, help="lmcot's tokens_per_micro_batch")
     options = parser.parse_args()
     dtype = str(resolve_dtype(options.dtype)).removeprefix("torch.")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        settings = config(dtype, options.steps + 1, options.budget)
+        settings = config(dtype, options.questions, options.steps + 1, options.budget)
         ours, work = time_lmcot(settings, folder / "run")
         theirs = {rows: time_trl(options.trl_python, work, rows, folder) for rows in options.rows}
-    samples = QUESTIONS * SAMPLES
+    samples = options.questions * SAMPLES
     best = min(theirs, key=lambda rows: theirs[rows])
     print(
         f"lmcot {samples / ours:.2f} samples/s, TRL {samples / theirs[best]:.2f} samples/s "
