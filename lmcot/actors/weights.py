@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+
+ALIGNMENT = 64
+"""Tensors begin at multiples of it (bytes), as Ray's buffers do: they can be read in place."""
+
+_SPARE = 2**22
+"""Room for what alignment adds, enough for 65,536 tensors; memory is only taken where written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +28,11 @@ class TensorEntry:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+
+    @property
+    def place(self) -> slice:
+        """Its bytes in the buffer."""
+        return slice(self.offset, self.offset + self.nbytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +46,7 @@ class Weights:
     entries: tuple[TensorEntry, ...]
     buffer: npt.NDArray[np.uint8]
     checksum: int
+    """CRC-32 of the tensors' bytes, one after another, without the gaps between them."""
 
 
 def pack_weights(tensors: Iterable[tuple[str, Tensor]], nbytes: int, version: int) -> Weights:
@@ -41,18 +54,27 @@ def pack_weights(tensors: Iterable[tuple[str, Tensor]], nbytes: int, version: in
 
     Args:
         nbytes: of all tensors together.
+
+    Raises:
+        RuntimeError: if the tensors have more bytes, or fewer.
     """
-    buffer = np.empty(nbytes, np.uint8)
-    entries, offset = [], 0
+    buffer = np.zeros(nbytes + _SPARE, np.uint8)
+    entries: list[TensorEntry] = []
+    found = end = crc = 0
     for name, tensor in tensors:
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        buffer[offset : offset + flat.nbytes] = flat
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        entries.append(TensorEntry(name, dtype, tuple(tensor.shape), offset, flat.nbytes))
-        offset += flat.nbytes
-    if offset != nbytes:
-        raise RuntimeError(f"the weights have {offset} bytes, not the {nbytes} announced")
-    return Weights(version, tuple(entries), buffer, zlib.crc32(buffer.data))
+        piece = _bytes_of(tensor)
+        found += piece.nbytes
+        if found > nbytes:
+            raise RuntimeError(f"the weights have more bytes than the {nbytes} announced")
+        offset = -(-end // ALIGNMENT) * ALIGNMENT
+        end = offset + piece.nbytes
+        buffer[offset:end] = piece
+        crc = zlib.crc32(piece.data, crc)
+        shape = tuple(tensor.shape)
+        entries.append(TensorEntry(name, _name(tensor.dtype), shape, offset, piece.nbytes))
+    if found != nbytes:
+        raise RuntimeError(f"the weights have {found} bytes, not the {nbytes} announced")
+    return Weights(version, tuple(entries), buffer[:end], crc)
 
 
 @torch.no_grad()
@@ -60,29 +82,54 @@ def load_weights(model: nn.Module, weights: Weights) -> None:
     """Copies a version's tensors into a model in place: all that trains in it.
 
     Raises:
-        RuntimeError: if names, shapes or checksum do not match.
+        RuntimeError: if names, shapes, dtypes or checksum do not match; the model is as before.
     """
     parameters = _trained(model)
-    if list(parameters) != [entry.name for entry in weights.entries]:
-        raise RuntimeError("the weights are those of another architecture: names differ")
-    if [tuple(p.shape) for p in parameters.values()] != [e.shape for e in weights.entries]:
-        raise RuntimeError("the weights are those of another architecture: shapes differ")
-    if zlib.crc32(weights.buffer.data) != weights.checksum:
-        raise RuntimeError(f"the weights of version {weights.version} arrived damaged")
+    _check_fit(parameters, weights.entries)
+    crc = 0
     for entry in weights.entries:
-        # A copy, for torch wants a writable, aligned array.
-        piece = weights.buffer[entry.offset : entry.offset + entry.nbytes].copy()
-        source = torch.from_numpy(piece).view(getattr(torch, entry.dtype)).reshape(entry.shape)
-        parameters[entry.name].copy_(source)
+        crc = zlib.crc32(weights.buffer[entry.place].data, crc)
+    if crc != weights.checksum:
+        raise RuntimeError(f"the weights of version {weights.version} arrived damaged")
+    flat = _in_place(weights.buffer)
+    for entry in weights.entries:
+        parameter = parameters[entry.name]
+        parameter.copy_(flat[entry.place].view(parameter.dtype).view(entry.shape))
 
 
 def checksum(model: nn.Module) -> int:
     """The checksum that a model's trained tensors would travel with."""
-    parameters = _trained(model)
-    nbytes = sum(p.numel() * p.element_size() for p in parameters.values())
-    return pack_weights(parameters.items(), nbytes, 0).checksum
+    crc = 0
+    for parameter in _trained(model).values():
+        crc = zlib.crc32(_bytes_of(parameter).data, crc)
+    return crc
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """All parameters; of a model with adapters only theirs. Tied ones once."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _check_fit(parameters: dict[str, nn.Parameter], entries: tuple[TensorEntry, ...]) -> None:
+    if list(parameters) != [entry.name for entry in entries]:
+        raise RuntimeError("the weights are those of another architecture: names differ")
+    if [tuple(p.shape) for p in parameters.values()] != [entry.shape for entry in entries]:
+        raise RuntimeError("the weights are those of another architecture: shapes differ")
+    if [_name(p.dtype) for p in parameters.values()] != [entry.dtype for entry in entries]:
+        raise RuntimeError("the weights are of another dtype than the model that takes them")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _bytes_of(tensor: Tensor) -> npt.NDArray[np.uint8]:
+    """A tensor's bytes: its own memory where that is contiguous and on the host."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def _in_place(buffer: npt.NDArray[np.uint8]) -> Tensor:
+    """A tensor on the buffer's own memory. It is not to be written to: Ray's is read-only."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(buffer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lmcot.actors.weights import Weights, checksum, load_weights, pack_weights
+from lmcot.actors.weights import ALIGNMENT, Weights, checksum, load_weights, pack_weights
 from lmcot.config import LoraSettings
 from lmcot.models.adapters import add_adapters
 from tests.conftest import TinyModel
@@ -63,7 +62,8 @@ def test_tied_weights_travel_once(tiny: TinyModel) -> None:
     names = [entry.name for entry in weights.entries]
     assert "model.embed_tokens.weight" in names
     assert "lm_head.weight" not in names
-    assert weights.buffer.nbytes == 4 * sum(p.numel() for p in actor.parameters())
+    parameters = sum(p.numel() for p in actor.parameters())
+    assert sum(entry.nbytes for entry in weights.entries) == 4 * parameters
     load_weights(actor, weights)
     assert actor.lm_head.weight is actor.model.embed_tokens.weight
 
@@ -123,24 +123,91 @@ def test_weights_of_another_shape_are_refused() -> None:
         assert checksum(actor) == before
 
 
+def test_weights_of_another_dtype_are_refused() -> None:
+    """[27] a converted tensor would not be the learner's to the bit: refused, untouched."""
+    actor = nn.Linear(4, 4)
+    before = checksum(actor)
+    with pytest.raises(RuntimeError, match="another dtype"):
+        load_weights(actor, _packed(nn.Linear(4, 4).bfloat16()))
+    assert checksum(actor) == before
+
+
+def _odd(seed: int = 0) -> nn.ParameterDict:
+    """Tensors of sizes that fit no alignment: scalars, three dtypes, one not contiguous."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    return nn.ParameterDict(
+        {
+            "a": noise(3, dtype=torch.bfloat16),
+            "b": noise(),
+            "c": noise(5, 7, dtype=torch.float64),
+            "d": noise(7, 5).T,
+            "e": noise(dtype=torch.bfloat16),
+            "f": noise(1, 33),
+        }
+    )
+
+
 def test_every_entry_lies_where_it_says(tiny: TinyModel) -> None:
-    """[27] entries follow one another without gap or overlap."""
-    weights = _packed(tiny("t5")[0])
-    end = 0
-    for entry in weights.entries:
-        assert dataclasses.astuple(entry)[3] == end == entry.offset
-        end += entry.nbytes
-    assert end == weights.buffer.nbytes
+    """[27] entries follow one another, aligned, without overlap, and with nothing in the gaps."""
+    for module in (tiny("t5")[0], _odd()):
+        weights = _packed(module)
+        end = 0
+        for entry in weights.entries:
+            assert entry.offset % ALIGNMENT == 0
+            assert 0 <= entry.offset - end < ALIGNMENT
+            assert not weights.buffer[end : entry.offset].any()
+            end = entry.offset + entry.nbytes
+        assert end == weights.buffer.nbytes
 
 
-@pytest.mark.parametrize("difference", [-64, -1, 1, 4096])
+def test_odd_sizes_arrive_to_the_bit() -> None:
+    """[27] scalars, odd sizes, mixed dtypes and transposed tensors, from read-only memory."""
+    learner, actor = _odd(1), _odd(2)
+    weights = pickle.loads(pickle.dumps(_packed(learner), protocol=5))
+    weights.buffer.setflags(write=False)
+    load_weights(actor, weights)
+    assert all(torch.equal(actor[name], learner[name]) for name in learner)
+    assert checksum(actor) == checksum(learner) == weights.checksum
+
+
+def test_only_what_was_packed_travels() -> None:
+    """[27] the room kept for alignment stays behind, in Ray's out-of-band format too."""
+    weights = _packed(_odd())
+    buffers: list[pickle.PickleBuffer] = []
+    pickle.dumps(weights, protocol=5, buffer_callback=buffers.append)
+    assert [buffer.raw().nbytes for buffer in buffers] == [weights.buffer.nbytes]
+    assert weights.buffer.nbytes < sum(e.nbytes + ALIGNMENT for e in weights.entries)
+
+
+def test_loading_copies_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[27] tensors are read where they lie: on memory that changes later, they would too."""
+    learner, actor = _odd(1), _odd(2)
+    weights = _packed(learner)
+    sources: list[int] = []
+    copy_ = torch.Tensor.copy_
+
+    def noted(self: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        sources.append(source.data_ptr())
+        return copy_(self, source)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", noted)
+    load_weights(actor, weights)
+    start = weights.buffer.ctypes.data
+    assert sources == [start + entry.offset for entry in weights.entries]
+
+
+@pytest.mark.parametrize("difference", [-(2**23), -64, -1, 1, 4096])
 def test_another_size_than_announced_is_refused(difference: int) -> None:
-    """[27] too small a buffer would lose the end, too large a one would travel with garbage."""
-    tensors = {"weight": torch.ones(4, 4), "bias": torch.zeros(4)}
-    assert pack_weights(tensors.items(), 80, 0).buffer.nbytes == 80
-    said = "the weights have 80 bytes, not the" if difference > 0 else "could not broadcast"
-    with pytest.raises((RuntimeError, ValueError), match=said):
-        pack_weights(tensors.items(), 80 + difference, 0)
+    """[27] a tensor that is missing, or one too many, is noticed where it is packed."""
+    tensors = {"weight": torch.ones(4, 2**20), "bias": torch.zeros(4)}
+    nbytes = 2**24 + 16
+    pack_weights(tensors.items(), nbytes, 0)
+    with pytest.raises(RuntimeError, match=r"the weights have .* bytes.* announced"):
+        pack_weights(tensors.items(), nbytes + difference, 0)
 
 
 def test_tensors_are_taken_one_at_a_time() -> None:
@@ -152,8 +219,9 @@ def test_tensors_are_taken_one_at_a_time() -> None:
             yield str(number), whole.fill_(number)
             whole.fill_(torch.nan)
 
-    buffer = pack_weights(gathered(), 48, 0).buffer
-    assert buffer.view("float32").tolist() == [0.0] * 4 + [1.0] * 4 + [2.0] * 4
+    weights = pack_weights(gathered(), 48, 0)
+    pieces = [weights.buffer[entry.place].view("float32").tolist() for entry in weights.entries]
+    assert pieces == [[0.0] * 4, [1.0] * 4, [2.0] * 4]
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
