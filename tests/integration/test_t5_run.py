@@ -155,7 +155,7 @@ def children_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 STEPS = 6
-SIX_STEPS = ("refine.start_from=base", f"refine.steps={STEPS}")
+SIX_STEPS = ("refine.start_from=base", f"refine.steps={STEPS}", "policy.max_new_tokens=64")
 
 
 def test_an_interrupted_run_ends_where_one_in_one_go_ends(tmp_path: Path) -> None:
