@@ -154,17 +154,17 @@ def children_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
-STEPS = 6
-SIX_STEPS = ("refine.start_from=base", f"refine.steps={STEPS}", "policy.max_new_tokens=64")
+STEPS = 8
+EIGHT_STEPS = ("refine.start_from=base", f"refine.steps={STEPS}", "policy.max_new_tokens=64")
 
 
 def test_an_interrupted_run_ends_where_one_in_one_go_ends(tmp_path: Path) -> None:
     """[29] Steps in one go equal steps, Ctrl-C, further steps, kill -9, and the rest."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    done = run("refine", whole, *SIX_STEPS)
+    done = run("refine", whole, *EIGHT_STEPS)
     assert done.returncode == 0, done.stderr
 
-    process = process_of("refine", broken, *SIX_STEPS)
+    process = process_of("refine", broken, *EIGHT_STEPS)
     wait_for_step_after(broken, 0, process)
     family = children_of(process)
     process.send_signal(signal.SIGINT)
@@ -176,7 +176,7 @@ def test_an_interrupted_run_ends_where_one_in_one_go_ends(tmp_path: Path) -> Non
 
     until = last_step(broken)
     assert 0 < until < STEPS
-    process = process_of("refine", broken, *SIX_STEPS)
+    process = process_of("refine", broken, *EIGHT_STEPS)
     wait_for_step_after(broken, until, process)
     family = children_of(process)
     process.kill()
@@ -188,7 +188,7 @@ def test_an_interrupted_run_ends_where_one_in_one_go_ends(tmp_path: Path) -> Non
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive, f"left running: {alive}"
 
-    done = run("refine", broken, *SIX_STEPS)
+    done = run("refine", broken, *EIGHT_STEPS)
     assert done.returncode == 0, done.stderr
     assert "refine: goes on after step" in done.stderr
     assert comparable(broken) == comparable(whole)
