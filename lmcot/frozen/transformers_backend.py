@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from transformers import PreTrainedModel
 
 from lmcot.data.render import encode, encode_continuation
 from lmcot.models.generation.engine import GenerationEngine
@@ -19,7 +18,7 @@ from lmcot.models.sources import count_parameters, eos_ids
 from lmcot.records import Choice, Completion, Failure, Prompt, Sampling, Score
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class TransformersLM:

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ if not torch.cuda.is_available():
 
 import deepspeed
 from torch import Tensor, nn
-from transformers import get_scheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from lmcot.config import LearnerSettings, OptimiserSettings
 from lmcot.errors import UserError
@@ -95,11 +96,8 @@ class TrainEngine:
             model=module,
             optimizer=self._adam(parameter_groups, optimiser),
             config=_deepspeed_config(optimiser, learner, self._bf16),
-            lr_scheduler=lambda adam: get_scheduler(
-                "linear" if optimiser.decay == "linear" else "constant_with_warmup",
-                adam,
-                num_warmup_steps=optimiser.warmup_steps,
-                num_training_steps=total_steps,
+            lr_scheduler=lambda adam: LambdaLR(
+                adam, partial(_share_of_rate, settings=optimiser, total_steps=total_steps)
             ),
         )
         if self._bf16 and self._stage == 0:
@@ -262,6 +260,19 @@ class _CheckedAdamW(torch.optim.AdamW):
             return
         torch.nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
         super().step(closure)
+
+
+def _share_of_rate(step: int, settings: OptimiserSettings, total_steps: int) -> float:
+    """By what the learning rate is multiplied at a step: the warm-up, then the decay.
+
+    As transformers' schedules do, whose module takes a second to import: peft comes with it.
+    """
+    warmup = settings.warmup_steps
+    if step < warmup:
+        return step / warmup
+    if settings.decay == "linear":
+        return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+    return 1.0
 
 
 def _deepspeed_config(

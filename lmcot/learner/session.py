@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from lmcot.config import Config, Gae, ModelCritic
 from lmcot.errors import UserError
@@ -35,6 +34,9 @@ from lmcot.models.policy import (
 from lmcot.models.sequences import SequenceBatch
 from lmcot.models.sources import device, load_model, load_tokenizer, save_model, save_tensors
 from lmcot.records import RunState
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class LearnerSession:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import random
 from collections.abc import Iterator
-from contextlib import redirect_stderr
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
-from lmcot.cli import main
 from lmcot.monitor.metrics import read_metrics
+from tests.integration.command import Done, lmcot
 from tests.unit.endpoint import FAULTS, Answer, Call, Endpoint, at_fault, completion, running
 
-pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("cluster", "one_thread")]
 
 STEPS, ROLLOUTS = 2, 6
 SETTINGS = f"""
@@ -84,32 +80,14 @@ def _sometimes(call: Call) -> Answer:
     return at_fault(fault, call, _sound(call)) if digest[0] % 5 == 0 else _sound(call)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    """One for all runs, which join the connection that they find."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@dataclass
-class _Done:
-    returncode: int
-    stderr: str
-
-
-def _refine(run_dir: Path, endpoint: Endpoint, *overrides: str) -> _Done:
+def _refine(run_dir: Path, endpoint: Endpoint, *overrides: str) -> Done:
     config = run_dir.parent / "config.yaml"
     config.write_text(SETTINGS, encoding="utf-8")
-    command = [
+    return lmcot(
         "refine", "--config", str(config),
         "--run-dir", str(run_dir), f"frozen.base_url={endpoint.url}",
         f"frozen.cache.folder={run_dir.parent / 'cache'}", *overrides,
-    ]  # fmt: skip
-    told = io.StringIO()
-    with redirect_stderr(told):
-        code = main(command)
-    return _Done(code, told.getvalue())
+    )  # fmt: skip
 
 
 def _metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -125,7 +103,7 @@ def _rollouts(run_dir: Path, step: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def sound(endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sound(cluster: None, endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with an endpoint that is never at fault."""
     endpoint.respond = _sound
     run_dir = tmp_path_factory.mktemp("sound") / "run"

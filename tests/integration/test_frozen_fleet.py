@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -43,16 +44,11 @@ from lmcot.records import (
 )
 from lmcot.rewards.learned import LearnedAspect, LearnedModel, save_learned
 
+pytestmark = pytest.mark.usefixtures("cluster", "one_thread")
+
 SETTINGS = ActorsSettings(unit_timeout_s=60, start_timeout_s=120)
 GREEDY = Sampling(max_new_tokens=6)
 CLIENTS = 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def _settings(
@@ -85,26 +81,39 @@ def _prompts(client: int) -> list[Prompt]:
     return [(Message("user", f"Where is lake {client} {number}?"),) for number in range(3)]
 
 
-def test_clients_at_once_get_what_each_would_get_alone(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def shared(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """One actor with a cache, for tests that leave it as it is."""
+    with _fleet(_settings(tmp_path_factory.mktemp("cache"))) as fleet:
+        fleet.wait_ready()
+        yield fleet
+
+
+def test_an_actor_imports_only_what_it_needs(shared: Fleet) -> None:
+    """transformers and peft would bring all of them into every process, for seconds."""
+    unneeded = {"datasets", "deepspeed", "matplotlib", "pandas", "peft", "scipy", "sklearn"}
+    imported = shared.handles[0].apply.remote(lambda actor: sorted(unneeded & sys.modules.keys()))
+    assert ray.get(imported, timeout=60) == []
+
+
+def test_clients_at_once_get_what_each_would_get_alone(shared: Fleet) -> None:
     """Texts to the letter; probabilities up to the rounding of the arithmetic."""
     alone = open_frozen_lm(_settings(None), PromptSettings())
-    settings = _settings(tmp_path)
-    assert (calls_at_once(settings), calls_at_once(_settings(None, "unit"))) == (32, 1)
-    with _fleet(settings) as fleet:
-        fleet.wait_ready()
-        clients = [_client(fleet) for _ in range(CLIENTS)]
+    assert calls_at_once(_settings(None)) == 32
+    assert calls_at_once(_settings(None, "unit")) == 1
+    clients = [_client(shared) for _ in range(CLIENTS)]
 
-        def ask(number: int) -> tuple[list[object], list[object], list[object]]:
-            lm, prompts = clients[number], _prompts(number)
-            return (
-                list(lm.generate(prompts, GREEDY)),
-                list(lm.choose(prompts, ("yes", "no"))),
-                list(lm.score(prompts, ["one", "two", "three"])),
-            )
+    def ask(number: int) -> tuple[list[object], list[object], list[object]]:
+        lm, prompts = clients[number], _prompts(number)
+        return (
+            list(lm.generate(prompts, GREEDY)),
+            list(lm.choose(prompts, ("yes", "no"))),
+            list(lm.score(prompts, ["one", "two", "three"])),
+        )
 
-        with ThreadPoolExecutor(CLIENTS) as pool:
-            found = list(pool.map(ask, range(CLIENTS)))
-            again = list(pool.map(ask, range(CLIENTS)))
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        found = list(pool.map(ask, range(CLIENTS)))
+        again = list(pool.map(ask, range(CLIENTS)))
     assert again == found  # from the cache
     for number, (texts, choices, scores) in enumerate(found):
         prompts = _prompts(number)
@@ -172,20 +181,19 @@ def _bloom(folder: Path) -> Path:
     return folder
 
 
-def test_a_reward_actor_holds_learned_aspects_to_their_frozen_lm(tmp_path: Path) -> None:
-    settings = _settings(None)
-    with _fleet(settings) as fleet:
-        fleet.wait_ready()
-        identity, parameters = ray.get(fleet.handles[0].describe.remote(), timeout=60)
-        assert parameters > 0
-        judged = _judge_with(fleet, tmp_path, fitted_to=identity)
-        assert [one.failure for one in judged.judgements] == [None]
-        components = judged.judgements[0].components
-        # Odds of 1 + 2 (x - 0.5) at a factuality of 1: the judge's word weighs nothing here.
-        assert components["aspect/factuality"] == pytest.approx(1 / (1 + math.exp(-2.0)))
-        assert (judged.usage.asked, judged.usage.sent) == (2, 2)  # an answer and a judgement
-        with pytest.raises(UserError, match="fitted to the judgements of 'another'"):
-            _judge_with(fleet, tmp_path, fitted_to="another")
+def test_a_reward_actor_holds_learned_aspects_to_their_frozen_lm(
+    shared: Fleet, tmp_path: Path
+) -> None:
+    identity, parameters = ray.get(shared.handles[0].describe.remote(), timeout=60)
+    assert parameters > 0
+    judged = _judge_with(shared, tmp_path, fitted_to=identity)
+    assert [one.failure for one in judged.judgements] == [None]
+    components = judged.judgements[0].components
+    # Odds of 1 + 2 (x - 0.5) at a factuality of 1: the judge's word weighs nothing here.
+    assert components["aspect/factuality"] == pytest.approx(1 / (1 + math.exp(-2.0)))
+    assert (judged.usage.asked, judged.usage.sent) == (2, 2)  # an answer and a judgement
+    with pytest.raises(UserError, match="fitted to the judgements of 'another'"):
+        _judge_with(shared, tmp_path, fitted_to="another")
 
 
 def _judge_with(fleet: Fleet, folder: Path, fitted_to: str) -> Judged:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,22 +16,28 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lmcot.monitor.metrics import read_metrics
+from tests.integration.command import Done, lmcot
+
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("cluster")]
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "smoke_t5.yaml"
 
 
 def command(stage: str, run_dir: Path, *overrides: str) -> list[str]:
-    return [
-        sys.executable, "-m", "lmcot.cli", stage,
-        "--config", str(CONFIG), "--run-dir", str(run_dir), *overrides,
-    ]  # fmt: skip
+    return [stage, "--config", str(CONFIG), "--run-dir", str(run_dir), *overrides]
 
 
-def run(stage: str, run_dir: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(stage, run_dir, *overrides), cwd=ROOT, capture_output=True, text=True, check=False
-    )
+def run(stage: str, run_dir: Path, *overrides: str) -> Done:
+    return lmcot(*command(stage, run_dir, *overrides))
+
+
+def process_of(stage: str, run_dir: Path, *overrides: str) -> subprocess.Popen[str]:
+    """The same in a process and a cluster of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "lmcot.cli", *command(stage, run_dir, *overrides)],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -49,7 +54,7 @@ def comparable(run_dir: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path:
     """A run of all stages."""
     run_dir = tmp_path_factory.mktemp("runs") / "t5"
     done = run("train", run_dir)
@@ -57,7 +62,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-@pytest.mark.e2e
 def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
     rationales = lines(finished / "rationales.jsonl")
     assert len(rationales) == 12
@@ -89,7 +93,6 @@ def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
     assert (finished / "refine.png").stat().st_size > 1000
 
 
-@pytest.mark.e2e
 def test_the_report_has_every_row(finished: Path) -> None:
     report = json.loads((finished / "report.json").read_text(encoding="utf-8"))
     rows = report["rows"]
@@ -111,7 +114,6 @@ def test_the_report_has_every_row(finished: Path) -> None:
     assert (finished / "report.png").stat().st_size > 1000
 
 
-@pytest.mark.e2e
 def test_plain_transformers_loads_what_was_trained(finished: Path) -> None:
     weights = {}
     for name in ("distilled", "refined"):
@@ -121,7 +123,6 @@ def test_plain_transformers_loads_what_was_trained(finished: Path) -> None:
     assert (weights["distilled"] - weights["refined"]).abs().max() > 0
 
 
-@pytest.mark.e2e
 def test_the_same_command_again_does_nothing(finished: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")}
     metrics = (finished / "metrics.jsonl").read_bytes()
@@ -134,69 +135,68 @@ def test_the_same_command_again_does_nothing(finished: Path) -> None:
     assert (finished / "metrics.jsonl").read_bytes() == metrics
 
 
-def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
-    """Until the step is logged."""
+def last_step(run_dir: Path) -> int:
+    """The last that is logged; 0 if none is."""
+    steps = [m["step"] for m in read_metrics(run_dir / "metrics.jsonl") if m["stage"] == "refine"]
+    return max(steps, default=0)
+
+
+def wait_for_step_after(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Until one more is logged."""
     deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        metrics = read_metrics(run_dir / "metrics.jsonl")
-        if any(m["stage"] == "refine" and m["step"] >= step for m in metrics):
-            return
+    while last_step(run_dir) <= step:
         assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, f"no step after step {step} was logged within 240 s"
         time.sleep(0.1)
-    raise AssertionError(f"step {step} was not logged within 240 s")
 
 
 def children_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
-FOUR_STEPS = ("refine.start_from=base", "refine.steps=4")
+STEPS = 8
+EIGHT_STEPS = ("refine.start_from=base", f"refine.steps={STEPS}", "policy.max_new_tokens=64")
 
 
-@pytest.fixture(scope="module")
-def in_one_go(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four PPO steps without an interruption."""
-    run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    done = run("refine", run_dir, *FOUR_STEPS)
+def test_an_interrupted_run_ends_where_one_in_one_go_ends(tmp_path: Path) -> None:
+    """[29] Steps in one go equal steps, Ctrl-C, further steps, kill -9, and the rest."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    done = run("refine", whole, *EIGHT_STEPS)
     assert done.returncode == 0, done.stderr
-    return run_dir
 
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_run_ends_where_one_in_one_go_ends(
-    in_one_go: Path, tmp_path: Path, how: signal.Signals
-) -> None:
-    """[29] N + M steps in one go equal N steps, an interruption, M steps."""
-    broken = tmp_path / "broken"
-    process = subprocess.Popen(
-        command("refine", broken, *FOUR_STEPS), cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
-    wait_for_step(broken, 2, process)
+    process = process_of("refine", broken, *EIGHT_STEPS)
+    wait_for_step_after(broken, 0, process)
     family = children_of(process)
-    os.kill(process.pid, how)
+    process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=120)[1]
-    if how == signal.SIGINT:
-        assert process.returncode == 130, errors
-        assert "the same command goes on from here" in errors
-        _, alive = psutil.wait_procs(family, timeout=30)
-    else:
-        alive = family  # nobody was there to end them: they end by themselves, or are ended here
-        psutil.wait_procs(family, timeout=15)
-        for survivor in psutil.wait_procs(family, timeout=0)[1]:
-            survivor.kill()
-        alive = psutil.wait_procs(family, timeout=10)[1]
+    assert process.returncode == 130, errors
+    assert "the same command goes on from here" in errors
+    _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive, f"left running: {alive}"
-    done = run("refine", broken, *FOUR_STEPS)
+
+    until = last_step(broken)
+    assert 0 < until < STEPS
+    process = process_of("refine", broken, *EIGHT_STEPS)
+    wait_for_step_after(broken, until, process)
+    family = children_of(process)
+    process.kill()
+    errors = process.communicate(timeout=120)[1]
+    assert f"refine: goes on after step {until}" in errors
+    # Nobody was there to end them: they end by themselves, or are ended here.
+    for survivor in psutil.wait_procs(family, timeout=15)[1]:
+        survivor.kill()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive, f"left running: {alive}"
+
+    done = run("refine", broken, *EIGHT_STEPS)
     assert done.returncode == 0, done.stderr
     assert "refine: goes on after step" in done.stderr
-    assert comparable(broken) == comparable(in_one_go)
-    for step in range(1, 5):
+    assert comparable(broken) == comparable(whole)
+    for step in range(1, STEPS + 1):
         name = f"step-{step:06d}.jsonl"
-        assert lines(broken / "rollouts" / name) == lines(in_one_go / "rollouts" / name)
+        assert lines(broken / "rollouts" / name) == lines(whole / "rollouts" / name)
 
 
-@pytest.mark.e2e
 def test_a_frozen_teacher_that_is_never_right_is_told_in_one_sentence(tmp_path: Path) -> None:
     run_dir = tmp_path / "frozen"
     done = run("annotate", run_dir, "teacher={kind: frozen}", "data.max_train=3")
