@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from lmcot.cli import main
 from lmcot.config import load_config
 from lmcot.monitor.metrics import read_metrics
 from lmcot.stages.refine import refine
@@ -184,3 +185,11 @@ def end_after(
     code = driver.wait(120)
     driver.stderr.close()
     return int(code), psutil.wait_procs(started, timeout=30)[1]
+
+
+def command_line(*arguments: Any) -> int:
+    """What `lmcot debug PART --run-dir FOLDER` does with a run of 20 judged steps."""
+    command, part, folder, *options = arguments
+    settings = (*SETTINGS, *JUDGED, "refine.steps=20", "actors.rollout.count=1")
+    config = ["--config", str(TOY), "--run-dir", str(folder)]
+    return main([command, part, *config, *options, *settings])

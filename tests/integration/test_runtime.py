@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.integration.runtime_cases import (
     Killer,
     assert_counted_once,
     command,
+    command_line,
     end_after,
     kill,
     metrics,
@@ -154,3 +156,28 @@ def test_a_driver_that_is_ended_or_killed_goes_on_with_the_same_command(
     assert_counted_once(tmp_path, STEPS)
     assert metrics(tmp_path) == metrics(undisturbed)
     assert samples(tmp_path, STEPS) == samples(undisturbed, STEPS)
+
+
+def test_parts_of_a_run_can_be_looked_at_by_themselves(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sampling alone, learning alone, a step once more: all as in the run that they are of."""
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    before = metrics(folder)
+    assert command_line("debug", "replay", folder, "--step", "4") == 0
+    said = capsys.readouterr()
+    assert "debug replay: step 4 then and now: all equal" in said.err
+    assert any(line.startswith("policy_loss ") for line in said.out.splitlines())
+    assert command_line("debug", "learn", folder, "--steps", "3") == 0
+    learned = metrics(folder / "debug" / "learn")
+    assert [line["step"] for line in learned] == [1, 2, 3]
+    for mine, theirs in zip(learned, before, strict=False):
+        assert mine == {name: theirs[name] for name in mine}
+    assert command_line("debug", "rollout", folder, "--steps", "2") == 0
+    sampled = metrics(folder / "debug" / "rollout")
+    assert [line["step"] for line in sampled] == [1, 2]
+    assert samples(folder / "debug" / "rollout", 1) == samples(folder, 1)
+    assert metrics(folder) == before, "the run is left as it is"
+    assert command_line("debug", "replay", folder, "--step", "99") == 2
+    assert "has no step 99 to replay" in capsys.readouterr().err

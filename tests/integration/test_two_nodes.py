@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import torch
+from ray._private.internal_api import node_stats
 from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
+from lmcot.actors.fleet import Fleet
+from lmcot.actors.rollout_actor import RolloutActor
+from lmcot.actors.weights import checksum, pack_weights
+from lmcot.config import ActorsSettings, PolicySettings, RoleSettings
+from lmcot.models.sources import load_model
 from tests.integration.runtime_cases import (
     Killer,
     assert_counted_once,
@@ -48,6 +56,40 @@ def cluster() -> Iterator[Cluster]:
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+
+
+def test_weights_travel_once_to_a_node_and_go_when_they_are_old(cluster: Cluster) -> None:
+    """[27] Three actors of one node fetch one copy of each version; none is left behind."""
+    policy = PolicySettings(source="random:llama", dtype="float32", max_new_tokens=2)
+    model, _ = load_model(policy.source, "float32")
+    nbytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    role = RoleSettings(count=3, cpus=0.1, resources={"worker": 1}, placement="STRICT_PACK")
+    arguments = {"policy": policy, "source": policy.source, "threads": 1, "verify": True}
+    with Fleet("rollout", RolloutActor, role, ActorsSettings(), arguments=arguments) as fleet:
+        fleet.wait_ready()
+        node = ray.get(
+            fleet.handles[0].apply.remote(lambda _: ray.get_runtime_context().get_node_id())
+        )
+        before = stored(cluster, node)
+        for version in range(1, 11):
+            with torch.no_grad():
+                next(model.parameters()).add_(1.0)
+            weights = ray.put(pack_weights(model.named_parameters(), nbytes, version))
+            fleet.call("use_weights", weights=(weights,))
+            assert fleet.call("checksum") == [checksum(model)] * 3
+        assert stored(cluster, node)[0] - before[0] == 10, "one copy of each version"
+        del weights
+        deadline = time.monotonic() + 30
+        while stored(cluster, node)[1] > before[1]:
+            assert time.monotonic() < deadline, "old versions stay in the object store"
+            time.sleep(0.2)
+
+
+def stored(cluster: Cluster, node: str) -> tuple[int, int]:
+    """Objects that a node's store has ever held, and the bytes that it holds now."""
+    (found,) = (one for one in ray.nodes() if one["NodeID"] == node)
+    stats = node_stats(found["NodeManagerAddress"], found["NodeManagerPort"]).store_stats
+    return stats.cumulative_created_objects, stats.object_store_bytes_used
 
 
 def nodes_of(resource: str, actors: int) -> list[set[str]]:
