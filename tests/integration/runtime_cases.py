@@ -181,10 +181,15 @@ def end_after(
         assert time.monotonic() < deadline, "the command does not come to its steps"
         time.sleep(0.05)
     started = driver.children(recursive=True)
+    # Of a driver that was killed, Ray's two agents of a node end only after a minute or two.
+    agents = [one for one in started if one.name().endswith("Agent")]
     driver.send_signal(number)
     code = driver.wait(120)
     driver.stderr.close()
-    return int(code), psutil.wait_procs(started, timeout=30)[1]
+    left = psutil.wait_procs([one for one in started if one not in agents], timeout=30)[1]
+    for agent in psutil.wait_procs(agents, timeout=0)[1]:
+        agent.kill()
+    return int(code), left
 
 
 def command_line(*arguments: Any) -> int:

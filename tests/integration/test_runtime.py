@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
+from safetensors.torch import load_file
 
 from lmcot.errors import UserError
 from lmcot.learner.checkpoints import CheckpointStore
@@ -52,7 +55,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path
 def test_every_kind_of_actor_may_be_killed(
     undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """kill -9 at random moments: the run ends as the undisturbed one, with its recovery times."""
+    """kill -9 at random moments: the run ends as the undisturbed one, with its recovery times.
+
+    It has four rollout actors, the undisturbed one has one: their number does not show either.
+    """
     killer = Killer(
         {
             2: kill("RolloutActor"),
@@ -63,54 +69,42 @@ def test_every_kind_of_actor_may_be_killed(
         seed=0,
     )
     run(
-        tmp_path, *JUDGED, f"refine.steps={STEPS}", "actors.rollout.count=2",
-        "actors.verify_weights=true", on_step=killer.on_step,
+        tmp_path, *JUDGED, f"refine.steps={STEPS}", "actors.rollout.count=4",
+        "actors.frozen.count=2", "actors.verify_weights=true", on_step=killer.on_step,
     )  # fmt: skip
     killer.finish()
     assert_counted_once(tmp_path, STEPS)
     assert metrics(tmp_path) == metrics(undisturbed)
     assert samples(tmp_path, STEPS) == samples(undisturbed, STEPS)
+    for name in ("refined", "critic"):
+        mine = load_file(tmp_path / name / "model.safetensors")
+        theirs = load_file(undisturbed / name / "model.safetensors")
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     assert told(tmp_path, "learner_restarts")[-1] == 1
     recovery = told(tmp_path, "seconds/recovery")[-1]
     said = capsys.readouterr().err
     assert 0 < recovery < 120
     for role in ("rollout", "reward", "frozen-LM"):
-        assert f"{role} actor 0 was lost (" in said or f"{role} actor 1 was lost (" in said
+        assert re.search(rf"{role} actor \d was lost \(", said)
     assert "reward actor 0 is back " in said
     assert "the learners are back after " in said
     print(f"\nlongest recovery: {recovery:.1f} s")
 
 
-def test_the_number_of_actors_does_not_show_in_the_results(
-    undisturbed: Path, tmp_path: Path
-) -> None:
-    """The same seed gives the same batches and metrics with 1, 2 and 4 rollout actors."""
-    run(
-        tmp_path, *JUDGED, f"refine.steps={STEPS}", "actors.rollout.count=4",
-        "actors.reward.count=2", "actors.frozen.count=2",
-    )  # fmt: skip
-    assert metrics(tmp_path) == metrics(undisturbed)
-    assert samples(tmp_path, STEPS) == samples(undisturbed, STEPS)
-
-
-@pytest.mark.parametrize("staleness", [1, 2])
-def test_batches_are_sampled_ahead_and_each_bears_its_version(
-    staleness: int, tmp_path: Path
-) -> None:
+def test_batches_are_sampled_ahead_and_each_bears_its_version(tmp_path: Path) -> None:
     """Asynchronous, and yet the same run again with other actors."""
-    overrides = (f"refine.max_staleness={staleness}", "refine.steps=6")
+    overrides = ("refine.max_staleness=1", "refine.steps=6")
     run(tmp_path / "one", *overrides, "actors.rollout.count=1")
-    lags = [min(step, staleness) for step in range(6)]
-    assert told(tmp_path / "one", "staleness") == lags
+    assert told(tmp_path / "one", "staleness") == [0, 1, 1, 1, 1, 1]
     for step, records in enumerate(samples(tmp_path / "one", 6)):
-        assert {record["policy_version"] for record in records} == {step - lags[step]}
+        assert {record["policy_version"] for record in records} == {max(step - 1, 0)}
     assert_counted_once(tmp_path / "one", 6)
     weights = told(tmp_path / "one", "importance_weight")
     assert weights[0] == pytest.approx(1.0, abs=1e-4), "nothing stale yet"
     assert all(abs(weight - 1) > 1e-6 for weight in weights[1:]), "staleness is corrected for"
-    if staleness == 1:
-        run(tmp_path / "two", *overrides, "actors.rollout.count=2")
-        assert metrics(tmp_path / "two") == metrics(tmp_path / "one")
+    run(tmp_path / "two", *overrides, "actors.rollout.count=2")
+    assert metrics(tmp_path / "two") == metrics(tmp_path / "one")
 
 
 def test_units_in_flight_at_a_checkpoint_are_asked_again(
@@ -152,7 +146,7 @@ def test_a_driver_that_is_ended_or_killed_goes_on_with_the_same_command(
         found = CheckpointStore(tmp_path / "checkpoints").latest()
         assert found is not None
         assert steps - 2 <= found[0].step < STEPS
-    run(tmp_path, *JUDGED, f"refine.steps={STEPS}", "actors.rollout.count=1")
+    run(tmp_path, *JUDGED, f"refine.steps={STEPS}", "actors.rollout.count=2")
     assert_counted_once(tmp_path, STEPS)
     assert metrics(tmp_path) == metrics(undisturbed)
     assert samples(tmp_path, STEPS) == samples(undisturbed, STEPS)
