@@ -127,7 +127,9 @@ def units_of(run: Run, step: int) -> list[RolloutUnit]:
             step=step,
             policy_version=0,
         )
-        for number, group in enumerate(in_units(range(len(examples)), config.actors.prompts_per_unit))
+        for number, group in enumerate(
+            in_units(range(len(examples)), config.actors.prompts_per_unit)
+        )
     ]
 
 
@@ -248,11 +250,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="longest rationale")
     parser.add_argument("--steps", type=int, default=5, help="steps that count, of each run")
     parser.add_argument("--threads", type=int, default=2, help="of sampler and learner, each")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="float32")
     case = Case(**vars(parser.parse_args()))
-    with tempfile.TemporaryDirectory() as folder, serving(DELAY_S) as url:
-        with ray_cluster(case.config(url).actors):
-            measure(case, url, Path(folder))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(DELAY_S) as url,
+        ray_cluster(case.config(url).actors),
+    ):
+        measure(case, url, Path(folder))
 
 
 if __name__ == "__main__":

@@ -233,9 +233,7 @@ def plot(fake: Sequence[Point], real: Sequence[Point]) -> None:
         shares = [100 * one.share for one in points]
         right.plot(actors, shares, marker=marker, color=colour, label=name)
     left.plot(FAKE, FAKE, "--", color="gray", label="ideal", zorder=0)
-    left.set(
-        yscale="log", ylabel="throughput, in actors that never wait", title="Weak scaling"
-    )
+    left.set(yscale="log", ylabel="throughput, in actors that never wait", title="Weak scaling")
     right.axhline(100 * GOAL, linestyle="--", color="gray", label=f"goal, {GOAL:.0%}", zorder=0)
     right.set(yscale="log", ylabel="% of the time", title="The driver's own CPU time")
     for axes in (left, right):

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import random
 import time
-from typing import Any
+from typing import Any, get_args
 
 from lmcot.actors.base import ActorBase
 from lmcot.actors.units import Judged, JudgeUnit, RolloutUnit
+from lmcot.config import Aspect
 from lmcot.records import Answer, Judgement, Rollout, Usage
 
 SAMPLE_S, JUDGE_S, LEARN_S = 1.0, 0.5, 2.0
 RESPONSE = 64
 """Tokens of a response."""
 _chance = random.Random(0)
-_WORDS = "the film was made in nineteen hundred by a man who lived near that town".split()
+_WORDS = ("the", "film", "was", "made", "by", "a", "man", "who", "lived", "near", "that", "town")
 _IDS = [tuple(_chance.choices(range(49152), k=RESPONSE)) for _ in range(64)]
 _LOGPROBS = [tuple(-_chance.expovariate(1.0) for _ in range(RESPONSE)) for _ in range(64)]
 _TEXTS = [" ".join(_chance.choices(_WORDS, k=48)) for _ in range(64)]
-COMPONENTS = ("em", "f1", "inclusion", *(f"aspect/{number}" for number in range(8)))
+COMPONENTS = ("em", "f1", "inclusion", *(f"aspect/{name}" for name in get_args(Aspect)))
 
 
 def sampled(unit: RolloutUnit) -> list[Rollout]:
@@ -30,11 +31,11 @@ def sampled(unit: RolloutUnit) -> list[Rollout]:
     picked = iter(_chance.sample(range(64), len(unit.prompts) * unit.samples))
     return [
         Rollout(
-            unit.unit_id, prompt.example_id, k, prompt.prompt_ids, _IDS[one], _LOGPROBS[one],
-            "length", _TEXTS[one], unit.policy_version,
+            unit.unit_id, prompt.example_id, k, prompt.prompt_ids, _IDS[one := next(picked)],
+            _LOGPROBS[one], "length", _TEXTS[one], unit.policy_version,
         )
         for prompt in unit.prompts
-        for k, one in zip(range(unit.samples), picked, strict=False)
+        for k in range(unit.samples)
     ]  # fmt: skip
 
 
