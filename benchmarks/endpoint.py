@@ -15,6 +15,8 @@ import json
 import multiprocessing
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 import uvicorn
@@ -29,14 +31,28 @@ REPEATS = 5
 SAMPLING = Sampling(max_new_tokens=8)
 
 
-def _serve(told: Connection) -> None:
+@contextmanager
+def serving(delay_s: float) -> Iterator[str]:
+    """The address of an endpoint that says "yes" to everything, each time after this delay."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    server = context.Process(target=_serve, args=[there, delay_s], daemon=True)
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{here.recv()}/v1"
+    finally:
+        server.terminate()
+        server.join()
+
+
+def _serve(told: Connection, delay_s: float) -> None:
     app = FastAPI()
 
     @app.post("/v1/chat/completions")
     async def reply(request: Request) -> Response:
-        text = (await request.json())["messages"][-1]["content"]
-        await asyncio.sleep(DELAY_S)
-        choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        await request.body()
+        await asyncio.sleep(delay_s)
+        choice = {"message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}
         return Response(json.dumps({"choices": [choice]}), media_type="application/json")
 
     # Any free port; only the server knows which, once it has started.
@@ -86,16 +102,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--concurrency", type=int, default=32)
     options = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    server = context.Process(target=_serve, args=[there], daemon=True)
-    server.start()
-    try:
-        url = f"http://127.0.0.1:{here.recv()}/v1"
+    with serving(DELAY_S) as url:
         ratios = measure(url, options.requests, options.concurrency)
-    finally:
-        server.terminate()
-        server.join()
     print(
         f"{options.requests} requests at concurrency {options.concurrency} take "
         f"{statistics.median(ratios):.2f} times one ({', '.join(f'{one:.2f}' for one in ratios)})"

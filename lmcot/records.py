@@ -6,8 +6,9 @@ people and for the frozen LM, and is never tokenised again for training.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
@@ -218,5 +219,18 @@ class RunState:
 
 
 def to_json(record: Any) -> dict[str, Any]:
-    """A record as plain JSON types."""
-    return asdict(record)
+    """A record as plain JSON types. What holds no record is taken as it is, not copied."""
+    return {name: _to_json(getattr(record, name)) for name in _names(type(record))}
+
+
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(one.name for one in fields(kind))
+
+
+def _to_json(value: Any) -> Any:
+    if is_dataclass(value):
+        return to_json(value)
+    if isinstance(value, tuple) and value and is_dataclass(value[0]):
+        return tuple(to_json(one) for one in value)
+    return value

@@ -54,8 +54,8 @@ class Monitor:
 
     def rollouts(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Writes a step's rollouts, one JSON line each, to ``rollouts/step-NNNNNN.jsonl``."""
-        lines = [json.dumps(_plain(record), ensure_ascii=False) + "\n" for record in records]
-        write_atomically(self.run_dir / "rollouts" / f"step-{step:06d}.jsonl", "".join(lines))
+        text = "".join(f"{_line(record)}\n" for record in records)
+        write_atomically(self.run_dir / "rollouts" / f"step-{step:06d}.jsonl", text)
 
     def truncate(self, stage: str, step: int) -> None:
         """Drops what the stage logged after ``step``, so that a resumed run logs it once.
@@ -131,6 +131,14 @@ def _add_scalars(events: EventFileWriter, line: Mapping[str, Any]) -> None:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    """Looked through only if the encoder, which is many times as fast, meets a NaN or infinity."""
+    try:
+        return json.dumps(record, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_plain(record), ensure_ascii=False)
 
 
 def _plain(value: Any) -> Any:

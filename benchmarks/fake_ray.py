@@ -1,0 +1,171 @@
+"""Ray's calls without Ray: actors that take their time and do nothing, all in one process.
+
+What Ray would serialise is serialised, for that is the driver's work. What the actors do is not: it
+is counted in `FakeRay.spent`, and no part of the driver's own time. An actor has no thread: from
+when on a call's result is there is known as soon as the call is made.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import ray
+from ray import cloudpickle
+from ray.rllib.utils import actor_manager
+
+from lmcot.actors import fleet, learner_group, news
+from lmcot.stages import refine, run
+
+
+class StandIn:
+    """In an actor's place; its methods say in ``took`` how long they take."""
+
+    def __init__(self) -> None:
+        self.took = 0.0
+        self.free_at = 0.0
+
+    def ping(self) -> str:
+        """Health probe."""
+        return "pong"
+
+    def setup(self, **_: Any) -> str:
+        """Is ready at once, and has nothing to say."""
+        return ""
+
+
+class _Ref:
+    """An object reference."""
+
+    __slots__ = ("name", "payload", "ready_at")
+    _names = itertools.count()
+
+    def __init__(self, payload: bytes = b"", ready_at: float = 0.0) -> None:
+        self.name = f"{next(self._names):056x}"
+        self.payload = payload
+        self.ready_at = ready_at
+
+    def hex(self) -> str:
+        return self.name
+
+    def __reduce__(self) -> tuple[type[_Ref], tuple[()]]:
+        return _Ref, ()  # a reference travels without its object
+
+
+class _Method:
+    def __init__(self, ray: FakeRay, role: str, actor: StandIn, name: str | None) -> None:
+        self._ray = ray
+        self._role = role
+        self._actor = actor
+        self._name = name
+
+    def remote(self, *args: Any, **kwargs: Any) -> _Ref:
+        cloudpickle.dumps((args, kwargs))
+        started = time.process_time()
+        actor = self._actor
+        function, args = (getattr(actor, self._name), args) if self._name else self._applied(*args)
+        actor.took = 0.0
+        payload = cloudpickle.dumps(function(*args, **kwargs))
+        actor.free_at = max(actor.free_at, time.monotonic()) + actor.took
+        self._ray.spent += time.process_time() - started
+        return _Ref(payload, actor.free_at)
+
+    def _applied(self, func: str | Callable[..., Any], *args: Any) -> Any:
+        """What ``apply`` is to call: a method by its name, or one of the class stood in for."""
+        if isinstance(func, str):
+            return getattr(self._actor, func), args
+        if func.__qualname__.startswith(f"{self._role}."):
+            return getattr(self._actor, func.__name__), args
+        return func, (self._actor, *args)
+
+
+class _Apply(_Method):
+    """RLlib's manager names the function, our own calls do not."""
+
+    def remote(self, *args: Any, **kwargs: Any) -> _Ref:
+        if "func" in kwargs:
+            args = (kwargs.pop("func"), *args)
+        return super().remote(*args, **kwargs)
+
+
+class _Handle:
+    def __init__(self, ray: FakeRay, role: str, actor: StandIn) -> None:
+        self.apply = _Apply(ray, role, actor, None)
+        self.ping = _Method(ray, role, actor, "ping")
+
+
+class _Class:
+    def __init__(self, ray: FakeRay, role: str) -> None:
+        self._ray = ray
+        self._role = role
+
+    def options(self, **_: Any) -> _Class:
+        return self
+
+    def remote(self, *_: Any, **__: Any) -> _Handle:
+        return _Handle(self._ray, self._role, self._ray.stand_ins[self._role]())
+
+
+class FakeRay:
+    """As much of the module `ray` as the driver uses."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self, stand_ins: Mapping[str, type[StandIn]]) -> None:
+        """Args: stand_ins: by the names of the actor classes."""
+        self.stand_ins = stand_ins
+        self.spent = 0.0
+        """CPU seconds that went into the actors' results."""
+
+    def remote(self, actor_class: type) -> Any:
+        """The class, whose actors are stand-ins."""
+        return _Class(self, actor_class.__name__)
+
+    def put(self, value: Any) -> Any:
+        """A reference to a copy."""
+        return _Ref(cloudpickle.dumps(value))
+
+    def get(self, ref: Any) -> Any:
+        """A copy of the object."""
+        return cloudpickle.loads(ref.payload)
+
+    def kill(self, *_: Any, **__: Any) -> None:
+        """Nobody dies."""
+
+    def wait(
+        self,
+        refs: Sequence[Any],
+        *,
+        num_returns: int = 1,
+        timeout: float | None = None,
+        fetch_local: bool = True,
+    ) -> tuple[list[Any], list[Any]]:
+        """Sleeps until so many are ready, or the time is up."""
+        times = sorted(ref.ready_at for ref in refs)
+        until = times[num_returns - 1]
+        if timeout is not None:
+            until = min(until, time.monotonic() + timeout)
+        time.sleep(max(0.0, until - time.monotonic()))
+        there = min(num_returns, bisect.bisect_right(times, time.monotonic()))
+        ready = sorted(refs, key=lambda ref: ref.ready_at)[:there] if there else []
+        chosen = set(map(id, ready))
+        return ready, [ref for ref in refs if id(ref) not in chosen]
+
+
+@contextmanager
+def faked(stand_ins: Mapping[str, type[StandIn]]) -> Iterator[FakeRay]:
+    """Puts a fake Ray below the fleets and the learners; nothing above them is touched."""
+    fake = FakeRay(stand_ins)
+    with ExitStack() as stack:
+        for module in (fleet, news, learner_group, actor_manager):
+            stack.enter_context(mock.patch.object(module, "ray", fake))
+        for module in (fleet, learner_group):
+            stack.enter_context(mock.patch.object(module, "Placement", mock.MagicMock()))
+        stack.enter_context(mock.patch.object(run, "ray_cluster", mock.MagicMock()))
+        stack.enter_context(mock.patch.object(refine, "check_plan"))
+        yield fake

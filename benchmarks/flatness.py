@@ -1,0 +1,159 @@
+"""Does a long run keep to its memory? The toy task with a frozen LM, some hundred steps of it.
+
+    python -m benchmarks.flatness [--steps 300]
+
+Sampled every few steps: what every process holds for itself (USS) and its open files, by role, and
+what is used of the object store. Printed are the medians of the second and of the last quarter of
+the run, and their ratio; the first quarter is warm-up. The goal is a ratio of at most 1.05, or a
+rise of no more than 4 MiB or 4 files where a figure is small. Ray's own processes are listed too;
+its idle workers are left out, since they come and go.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import ray
+from ray._private.internal_api import node_stats
+
+from lmcot.config import load_config
+from lmcot.stages.refine import refine
+from lmcot.stages.run import open_run
+
+CONFIG = Path(__file__).parents[1] / "configs" / "toy.yaml"
+SETTINGS = (
+    "frozen={backend: transformers, source: 'random:counting-llama', dtype: float32, "
+    "max_answer_tokens: 4, cache: {enabled: false}}",
+    "rewards={kind: guidance}",
+    "refine.prompts_per_step=4",
+    "refine.samples_per_prompt=3",
+    "refine.epochs=1",
+    "refine.max_staleness=1",
+    "actors.prompts_per_unit=2",
+    "actors.rollout.cpus=0.2",
+    "actors.reward.cpus=0.1",
+    "actors.frozen.cpus=0.2",
+    "actors.learner.cpus=0.2",
+)
+GOAL = 1.05
+TOLERATED = {"MiB": 4.0, "files": 4.0}
+EVERY = 3
+_ACTOR = re.compile(r"ray::(\w+)")
+_RAY = ("raylet", "gcs_server")
+
+Sample = dict[tuple[str, str], float]
+"""Amount by (whose, unit)."""
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Medians of an earlier and a later part of a run."""
+
+    name: str
+    unit: str
+    before: float
+    after: float
+
+    @property
+    def ratio(self) -> float:
+        """Of the later to the earlier one."""
+        return self.after / self.before if self.before else float(self.after == 0) or float("inf")
+
+    def flat(self, goal: float, tolerated: float) -> bool:
+        """Whether it has risen neither by that ratio nor, where it is small, by that amount."""
+        return self.ratio <= goal or self.after - self.before <= tolerated
+
+
+def take_sample() -> Sample:
+    """What this process, its actors and Ray hold now."""
+    found: Sample = defaultdict(float)
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            role = _role(process)
+            if role is not None:
+                found[role, "MiB"] += process.memory_full_info().uss / 2**20
+                found[role, "files"] += process.num_fds()
+        except psutil.Error:
+            continue  # it has just ended
+    found["object store", "MiB"] = _stored() / 2**20
+    return dict(found)
+
+
+def _role(process: psutil.Process) -> str | None:
+    """The driver, an actor's class, or a part of Ray; None: not to be looked at."""
+    if process.pid == psutil.Process().pid:
+        return "driver"
+    title = " ".join(process.cmdline())
+    if actor := _ACTOR.search(title):
+        return None if actor[1] == "IDLE" else actor[1]
+    return next((name for name in _RAY if name in process.name()), None)
+
+
+def _stored() -> int:
+    """Bytes used of the object stores of all nodes."""
+    return sum(
+        node_stats(
+            node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False
+        ).store_stats.object_store_bytes_used
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+
+
+def trends(before: Sequence[Sample], after: Sequence[Sample]) -> list[Trend]:
+    """One for each figure that both parts have."""
+    names = sorted({name for one in before for name in one} & {n for one in after for n in one})
+    return [
+        Trend(
+            *name,
+            statistics.median(one[name] for one in before if name in one),
+            statistics.median(one[name] for one in after if name in one),
+        )
+        for name in names
+    ]
+
+
+def sampled_run(folder: Path, steps: int, *overrides: str, every: int = EVERY) -> list[Sample]:
+    """Refines so many steps; a sample after every few of them."""
+    found: list[Sample] = []
+
+    def on_step(step: int, metrics: dict[str, float]) -> None:
+        if step % every == 0:
+            found.append(take_sample())
+
+    config = load_config(CONFIG, [*SETTINGS, f"refine.steps={steps}", *overrides])
+    with open_run(config, folder) as run:
+        refine(run, on_step=on_step)
+    return found
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description="Memory and open files over a long run.")
+    parser.add_argument("--steps", type=int, default=300)
+    steps = parser.parse_args().steps
+    with tempfile.TemporaryDirectory() as folder:
+        samples = sampled_run(Path(folder), steps, "checkpoints.every=20")
+    quarter = len(samples) // 4
+    found = trends(samples[quarter : 2 * quarter], samples[-quarter:])
+    print("| whose | unit | second quarter | last quarter | ratio | |\n|---|---|---|---|---|---|")
+    for one in found:
+        verdict = "" if one.flat(GOAL, TOLERATED[one.unit]) else "GROWS"
+        print(
+            f"| {one.name} | {one.unit} | {one.before:.1f} | {one.after:.1f} | {one.ratio:.3f} "
+            f"| {verdict} |"
+        )
+    growing = sum(not one.flat(GOAL, TOLERATED[one.unit]) for one in found)
+    print(f"{growing} of {len(found)} figures grow over {steps} steps (goal: 0)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""How much of a step asynchronous refinement hides.
+
+    python -m benchmarks.overlap [--prompts 16] [--samples 4] [--tokens 64] [--steps 5]
+
+SmolLM2-135M samples rationales for HotpotQA questions and learns from them (GRPO) on this machine;
+the frozen LM is an HTTP endpoint in a process of its own that takes half a second for each reply.
+Every rationale takes nine requests: an answer, and a question for each aspect.
+
+First each phase by itself, on the batches that the runs will meet: sampling, learning (with the
+publishing of the weights), judging. The endpoint's concurrency is set to what makes judging last
+as long as sampling and learning together. Then `refine` at max_staleness 0 and at 1. At 0 the
+units of a batch are judged while others are sampled, so its step is shorter than the sum of the
+phases. The least that a step could take is the longer of judging and of sampling + learning, for
+those two share the machine's cores; the gain is the share of what lies between it and the
+synchronous step that the asynchronous one saves. The goal is 0.8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from benchmarks.cases import SMOLLM2
+from benchmarks.endpoint import serving
+from lmcot.actors.cluster import ray_cluster
+from lmcot.actors.learner_actor import LearnerPlan
+from lmcot.actors.units import JudgeUnit, RolloutPrompt, RolloutUnit
+from lmcot.config import Aspect, Config, parse_config
+from lmcot.data.sampler import PromptSampler
+from lmcot.monitor.metrics import read_metrics
+from lmcot.records import Judgement, Rollout, ScoredRollout
+from lmcot.stages.learners import Learners
+from lmcot.stages.refine import refine
+from lmcot.stages.run import Run, in_units, open_run
+
+DELAY_S = 0.5
+WARM_UP = 2
+"""First steps of a run, which are not counted; nor is the last one, with nothing to sample."""
+PHASES = 3
+"""Batches that each phase is measured on; the first one warms up."""
+REQUESTS = 1 + len(get_args(Aspect))
+"""That the judging of one rationale takes."""
+GOAL = 0.8
+
+Batch = list[tuple[RolloutUnit, list[Rollout]]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the command line asks for."""
+
+    prompts: int
+    samples: int
+    tokens: int
+    steps: int
+    threads: int
+    dtype: str
+
+    def config(self, url: str, *, staleness: int = 0, concurrency: int = 1) -> Config:
+        """Its settings."""
+        sample = {"kind": "sample", "split": "train"}
+        computing = {"cpus": 0.5, "threads": self.threads}
+        return parse_config(
+            {
+                "data": {
+                    "train": sample,
+                    "validation": sample,
+                    "max_validation": 1,
+                    "context": {"distractors": 0, "max_tokens": 256},
+                },
+                "policy": {"source": SMOLLM2, "dtype": self.dtype, "max_new_tokens": self.tokens},
+                "frozen": {
+                    "backend": "openai",
+                    "base_url": url,
+                    "model": "m",
+                    "concurrency": concurrency,
+                    "cache": {"enabled": False},
+                },
+                "rewards": {
+                    "kind": "guidance",
+                    "aspects": {name: {"source": "judge"} for name in get_args(Aspect)},
+                },
+                "refine": {
+                    "start_from": "base",
+                    "steps": WARM_UP + self.steps + 1,
+                    "prompts_per_step": self.prompts,
+                    "samples_per_prompt": self.samples,
+                    "max_staleness": staleness,
+                    "advantage": {"kind": "grpo"},
+                },
+                "learner": {"zero_stage": 0},
+                "actors": {
+                    "prompts_per_unit": max(1, self.prompts // 4),
+                    "rollout": computing,
+                    "learner": computing,
+                    "frozen": {"cpus": 0.1},
+                    "reward": {"count": 2, "cpus": 0.1},
+                },
+                "checkpoints": {"every": 1000},
+            }
+        )
+
+
+def units_of(run: Run, step: int) -> list[RolloutUnit]:
+    """The units of a step, as `refine` draws them."""
+    config = run.config
+    sampler = PromptSampler(len(run.train), config.seed)
+    for _ in range(step + 1):
+        rows = sampler.next(config.refine.prompts_per_step)
+    examples = [run.train[row].example for row in rows]
+    return [
+        RolloutUnit(
+            unit_id=f"step-{step + 1}/{number}",
+            prompts=tuple(
+                RolloutPrompt(examples[i].id, run.rationale_prompt(examples[i])) for i in group
+            ),
+            samples=config.refine.samples_per_prompt,
+            temperature=config.policy.temperature,
+            max_new_tokens=config.policy.max_new_tokens,
+            seed=config.seed,
+            step=step,
+            policy_version=0,
+        )
+        for number, group in enumerate(
+            in_units(range(len(examples)), config.actors.prompts_per_unit)
+        )
+    ]
+
+
+def measure_rollout(run: Run) -> tuple[float, list[Batch]]:
+    """Seconds of sampling alone, and what was sampled."""
+    taken, batches = [], []
+    with run.rollout_fleet(SMOLLM2, trains=True) as fleet:
+        fleet.wait_ready()
+        for step in range(WARM_UP - 1, WARM_UP - 1 + PHASES):
+            units = units_of(run, step)
+            started = time.monotonic()
+            sampled = fleet.map("sample", units)
+            taken.append(time.monotonic() - started)
+            batches.append(list(zip(units, sampled, strict=True)))
+    return statistics.median(taken[1:]), batches
+
+
+def measure_learn(run: Run, batches: list[Batch]) -> float:
+    """Seconds of learning alone, and of publishing what was learnt."""
+    chooser = random.Random(0)
+    taken = []
+    with Learners(run, LearnerPlan("refine", SMOLLM2, run.config.refine.steps)) as learners:
+        learners.wait_ready()
+        for step, batch in enumerate(batches):
+            scored = [
+                ScoredRollout(rollout, Judgement(), chooser.random())
+                for _, rollouts in batch
+                for rollout in rollouts
+            ]
+            started = time.monotonic()
+            learners.learn("ppo_step", scored=scored, step=step)
+            learners.call("publish", version=step + 1)
+            taken.append(time.monotonic() - started)
+    return statistics.median(taken[1:])
+
+
+def measure_judge(run: Run, batches: list[Batch]) -> float:
+    """Seconds of judging alone."""
+    examples = {question.example.id: question.example for question in run.train}
+    taken = []
+    with run.frozen_fleet() as frozen, run.reward_fleet() as reward:
+        frozen.wait_ready()
+        reward.wait_ready(frozen_handles=frozen.handles)
+        for batch in batches[1:]:
+            units = [
+                JudgeUnit(
+                    unit.unit_id,
+                    tuple(examples[rollout.example_id] for rollout in rollouts),
+                    tuple(rollouts),
+                )
+                for unit, rollouts in batch
+            ]
+            started = time.monotonic()
+            judged = reward.map("judge", units)
+            taken.append(time.monotonic() - started)
+            failed = [j.failure for one in judged for j in one.judgements if j.failure]
+            if failed:
+                raise RuntimeError(f"{len(failed)} judgements failed, the first: {failed[0]}")
+    return statistics.median(taken)
+
+
+def measure_run(config: Config, folder: Path) -> dict[str, float]:
+    """Medians of a run's metrics over the steps that count."""
+    with open_run(config, folder) as run:
+        refine(run)
+    counted: list[dict[str, Any]] = read_metrics(folder / "metrics.jsonl")[WARM_UP:-1]
+    names = [name for name in counted[0] if name.startswith(("seconds/", "idle/"))]
+    return {name: statistics.median(line[name] for line in counted) for name in names}
+
+
+def show_run(name: str, found: dict[str, float]) -> None:
+    """A run's line."""
+    idle = ", ".join(
+        f"{key.removeprefix('idle/')} {share:.0%}"
+        for key, share in found.items()
+        if key.startswith("idle/")
+    )
+    print(f"{name}: {found['seconds/step']:.1f} s a step; idle: {idle}", flush=True)
+
+
+def measure(case: Case, url: str, folder: Path) -> None:
+    """Prints phases, runs and the gain."""
+    with open_run(case.config(url), folder / "phases") as run:
+        rollout, batches = measure_rollout(run)
+        learn = measure_learn(run, batches)
+    rollouts = case.prompts * case.samples
+    concurrency = max(1, round(rollouts * REQUESTS * DELAY_S / (rollout + learn)))
+    with open_run(case.config(url, concurrency=concurrency), folder / "judging") as run:
+        judge = measure_judge(run, batches)
+    lengths = [len(r.response_ids) for batch in batches for _, rs in batch for r in rs]
+    print(
+        f"{case.prompts} prompts, {case.samples} rationales each of "
+        f"{statistics.fmean(lengths):.0f} tokens, {case.dtype}\n"
+        f"alone: sampling {rollout:.1f} s, learning {learn:.1f} s, judging {judge:.1f} s "
+        f"({judge / (rollout + learn):.2f} of the other two) at {concurrency} requests at once",
+        flush=True,
+    )
+    found = []
+    for staleness in (0, 1):
+        config = case.config(url, staleness=staleness, concurrency=concurrency)
+        found.append(measure_run(config, folder / f"staleness-{staleness}"))
+        show_run(f"max_staleness {staleness}", found[-1])
+    synchronous, asynchronous = (one["seconds/step"] for one in found)
+    ideal = max(rollout + learn, judge)
+    gain = (synchronous - asynchronous) / (synchronous - ideal)
+    print(
+        f"ideal: {ideal:.1f} s; asynchronous steps take {asynchronous / synchronous:.2f} of "
+        f"synchronous ones, {asynchronous / ideal:.2f} of the ideal\n"
+        f"gain: {gain:.2f} of what can be gained (goal: {GOAL})"
+    )
+
+
+def main() -> None:
+    """Measures once."""
+    parser = argparse.ArgumentParser(description="The gain of asynchronous refinement.")
+    parser.add_argument("--prompts", type=int, default=16, help="questions in a step")
+    parser.add_argument("--samples", type=int, default=4, help="rationales for each")
+    parser.add_argument("--tokens", type=int, default=64, help="longest rationale")
+    parser.add_argument("--steps", type=int, default=5, help="steps that count, of each run")
+    parser.add_argument("--threads", type=int, default=2, help="of sampler and learner, each")
+    parser.add_argument("--dtype", default="float32")
+    case = Case(**vars(parser.parse_args()))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(DELAY_S) as url,
+        ray_cluster(case.config(url).actors),
+    ):
+        measure(case, url, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Memory, open files and the object store stay as they are while a run goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.flatness import sampled_run, trends
+
+pytestmark = pytest.mark.e2e
+
+STEPS = 30
+WEIGHTS_MIB = 1.0
+"""More than one version of the toy's policy takes in the object store."""
+
+
+def test_nothing_grows_while_steps_are_made(tmp_path: Path) -> None:
+    """The last third of a run against the one before it."""
+    samples = sampled_run(tmp_path, STEPS, "checkpoints.every=5", every=2)
+    third = len(samples) // 3
+    found = trends(samples[third : 2 * third], samples[-third:])
+    names = {one.name for one in found}
+    assert {"driver", "RolloutActor", "RewardActor", "FrozenActor", "LearnerActor"} <= names
+    for one in found:
+        if one.name == "object store":
+            assert one.after <= 1.05 * one.before + WEIGHTS_MIB, one
+        else:
+            assert one.flat(1.10, 8.0), one
