@@ -5,6 +5,9 @@ BIN   := $(CURDIR)/$(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP   := $(VENV)/bin/python -m pip --disable-pip-version-check
 FLAGS := -q --progress-bar off -c constraints.txt
+# Half of an end-to-end test is waiting for processes to start, end or be missed. Each file goes to
+# one of two processes, which have folders and Ray clusters of their own.
+WORKERS := -n 2 --dist loadfile
 # Commands run as if the environment were activated: DeepSpeed looks for ninja on the PATH.
 RUN   := PATH="$(BIN):$$PATH"
 
@@ -43,13 +46,13 @@ toy: $(STAMP) ## see PPO learn to count upwards (one to two minutes)
 	@echo "Refining a tiny model on a toy task whose optimum is known (one to two minutes)."
 	@$(RUN) lmcot refine --config configs/toy.yaml --run-dir runs/toy
 
-test: $(STAMP) ## run all tests, the end-to-end ones too (25 to 28 minutes)
-	@echo "Running all tests (25 to 28 minutes)."
-	@$(RUN) pytest --durations=15
+test: $(STAMP) ## run all tests, the end-to-end ones too (about 25 minutes)
+	@echo "Running all tests, in two processes (about 25 minutes)."
+	@$(RUN) pytest $(WORKERS) --durations=20
 
-test-fast: $(STAMP) ## run the tests without the end-to-end ones
-	@echo "Running the fast tests (a minute or two)."
-	@$(RUN) pytest -m "not e2e" --durations=10
+test-fast: $(STAMP) ## run the tests without the end-to-end ones (about five minutes)
+	@echo "Running the fast tests, in two processes (about five minutes)."
+	@$(RUN) pytest $(WORKERS) -m "not e2e" --durations=10
 
 lint: $(STAMP) ## check style, types and which room imports which
 	@echo "Checking style (seconds)"

@@ -220,7 +220,8 @@ class RunState:
 
 def to_json(record: Any) -> dict[str, Any]:
     """A record as plain JSON types. What holds no record is taken as it is, not copied."""
-    return {name: _to_json(getattr(record, name)) for name in _names(type(record))}
+    kind: Any = type(record)
+    return {name: _to_json(getattr(record, name)) for name in _names(kind)}
 
 
 @cache
