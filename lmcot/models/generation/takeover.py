@@ -51,7 +51,7 @@ def refusal(decoder: TreeDecoder) -> str | None:
         return "its layers do not tell their sliding window"
     theirs = _theirs(model, prompts, written)
     # What the arithmetic's rounding may change, in parts of the logits' spread.
-    # In bfloat16, thirty layers of it come to 5e-2 (SmolLM2); another attention to several times 1e-1.
+    # Thirty layers of bfloat16 come to 5e-2 (SmolLM2).
     tolerance = 1e-4 if model.dtype == torch.float32 else 1e-1
     difference = float(
         (ours.float() - theirs.float()).square().mean().sqrt() / theirs.float().std()
