@@ -1,6 +1,6 @@
 """How much of a step asynchronous refinement hides.
 
-    python -m benchmarks.overlap [--prompts 16] [--samples 4] [--tokens 64] [--steps 5]
+    python -m benchmarks.overlap [--prompts 4] [--samples 4] [--tokens 48] [--steps 4]
 
 SmolLM2-135M samples rationales for HotpotQA questions and learns from them (GRPO) on this machine;
 the frozen LM is an HTTP endpoint in a process of its own that takes half a second for each reply.
@@ -245,10 +245,10 @@ def measure(case: Case, url: str, folder: Path) -> None:
 def main() -> None:
     """Measures once."""
     parser = argparse.ArgumentParser(description="The gain of asynchronous refinement.")
-    parser.add_argument("--prompts", type=int, default=16, help="questions in a step")
+    parser.add_argument("--prompts", type=int, default=4, help="questions in a step")
     parser.add_argument("--samples", type=int, default=4, help="rationales for each")
-    parser.add_argument("--tokens", type=int, default=64, help="longest rationale")
-    parser.add_argument("--steps", type=int, default=5, help="steps that count, of each run")
+    parser.add_argument("--tokens", type=int, default=48, help="longest rationale")
+    parser.add_argument("--steps", type=int, default=4, help="steps that count, of each run")
     parser.add_argument("--threads", type=int, default=2, help="of sampler and learner, each")
     parser.add_argument("--dtype", default="float32")
     case = Case(**vars(parser.parse_args()))

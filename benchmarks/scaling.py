@@ -33,6 +33,7 @@ from typing import Any
 from benchmarks import stand_ins
 from benchmarks.cases import SMOLLM2
 from benchmarks.fake_ray import FakeRay, StandIn, faked
+from lmcot.actors.cluster import ray_cluster
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.units import Judged, JudgeUnit, RolloutPrompt, RolloutUnit
 from lmcot.config import ActorsSettings, Config, RoleSettings, SampleData, parse_config
@@ -242,7 +243,10 @@ def plot(fake: Sequence[Point], real: Sequence[Point]) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
     left.set(yticks=FAKE, yticklabels=FAKE)
-    left.minorticks_off()
+    ticks = (0.5, 1, 2, 5, 10, 20, 50, 100)
+    right.set(yticks=ticks, yticklabels=[f"{tick:g}" for tick in ticks])
+    for axes in (left, right):
+        axes.minorticks_off()
     figure.savefig(IMAGE, dpi=130)
 
 
@@ -266,11 +270,8 @@ def main() -> None:
         return
     fake = [fake_point(actors, options.steps) for actors in FAKE]
     show("simulated", fake)
-    import ray
-
-    ray.init(address="local", include_dashboard=False, log_to_driver=False)
-    real = [real_point(actors) for actors in REAL]
-    ray.shutdown()
+    with ray_cluster(ActorsSettings()):
+        real = [real_point(actors) for actors in REAL]
     show("real", real)
     plot(fake, real)
     print(f"\nthe driver's share with {FAKE[-1]} + {FAKE[-1] // 4} actors: {fake[-1].share:.1%}")

@@ -6,9 +6,8 @@ people and for the frozen LM, and is never tokenised again for training.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from enum import StrEnum
-from functools import cache
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
@@ -220,13 +219,8 @@ class RunState:
 
 def to_json(record: Any) -> dict[str, Any]:
     """A record as plain JSON types. What holds no record is taken as it is, not copied."""
-    kind: Any = type(record)
-    return {name: _to_json(getattr(record, name)) for name in _names(kind)}
-
-
-@cache
-def _names(kind: Any) -> tuple[str, ...]:
-    return tuple(one.name for one in fields(kind))
+    # The names themselves: fields() makes them anew at each call, which is most of the work.
+    return {name: _to_json(getattr(record, name)) for name in record.__dataclass_fields__}
 
 
 def _to_json(value: Any) -> Any:

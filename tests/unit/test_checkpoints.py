@@ -258,7 +258,11 @@ def test_a_state_that_is_not_understood_is_damage(tmp_path: Path, text: str) -> 
     assert _refusal(store).startswith(f"the checkpoint '{folder}' is damaged ({STATE}: ")
 
 
-@pytest.mark.parametrize("name", ["layout.json", STATE, f".{MARKER}.{os.getpid()}.partial"])
+@pytest.mark.parametrize(
+    "name",
+    ["layout.json", STATE, f".{MARKER}.{os.getpid()}.partial"],
+    ids=["layout", "state", "marker"],
+)
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, name: str) -> None:
     """[29] while the engine's part, the state or the marker is written: a true ENOSPC."""
     store = CheckpointStore(tmp_path, keep=1)
