@@ -62,7 +62,7 @@ class Fleet:
         self._manager = FaultTolerantActorManager(
             self.handles, max_remote_requests_in_flight_per_actor=1
         )
-        self._upkeep = Upkeep(role, self._manager, self._unwrap)
+        self._upkeep = Upkeep(role, self._manager, self._unwrap, settings.start_timeout_s)
         self._ledger: Ledger[str] = Ledger(
             settings.max_attempts, settings.unit_timeout_s, actors=resources.count
         )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import ray
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 from lmcot.actors.base import RemoteError
@@ -31,11 +32,18 @@ class Upkeep:
         role: str,
         manager: FaultTolerantActorManager,
         unwrap: Callable[[Any], Any],
+        limit_s: float,
     ) -> None:
-        """Args: unwrap: raises what a setup refused for good."""
+        """Begins with all actors in service.
+
+        Args:
+            unwrap: raises what a setup refused for good.
+            limit_s: how long one call that sets an actor up again may take.
+        """
         self._role = role
         self._manager = manager
         self._unwrap = unwrap
+        self._limit_s = limit_s
         self._setup: list[Call] = []
         self._lost_at: dict[int, float] = {}
         self._asked_at: dict[int, float] = {}
@@ -70,9 +78,11 @@ class Upkeep:
         self._watch(list(idle), now)
         for actor in [one for one in self._lost_at if one in self._reviving]:
             self._follow(actor)
+            if actor in self._reviving and now - self._asked_at[actor] > self._limit_s:
+                ray.kill(self._manager.actors()[actor], no_restart=False)
+                self.lost(actor, "it hung while it was set up")
         for actor in self._lost_at:
             if actor not in self._reviving and now - self._asked_at.get(actor, 0) > _REVIVE_EVERY_S:
-                self._asked_at[actor] = now
                 self._ask(actor, 0)
 
     def _watch(self, idle: Sequence[int], now: float) -> None:
@@ -89,6 +99,7 @@ class Upkeep:
         """Makes a lost actor's next call: a ping, then all that sets it up."""
         method, kwargs = [("ping", {}), *self._setup][number]
         self._reviving[actor] = number
+        self._asked_at[actor] = time.monotonic()
         self._manager.foreach_actor_async(
             method,
             tag=_tag(actor),

@@ -88,6 +88,7 @@ def _finish(
     steps = run.config.refine.steps
     meter = Meter(crew.fleets, crew.learners, pipeline)
     while state.step < steps:
+        run.interruption.check()
         _open_batches(crew, state, pipeline)
         meter.mark("publish")
         batch = pipeline.take(state.step)
@@ -113,6 +114,7 @@ def _open_batches(crew: Crew, state: RunState, pipeline: Pipeline) -> None:
     if version:  # the actors load version 0 themselves
         weights = pipeline.work_until(crew.learners.begin("publish", version=version)).result()[0]
     pipeline.open(version, weights)
+    state.units_in_flight = pipeline.units_in_flight()
 
 
 def _learn(
