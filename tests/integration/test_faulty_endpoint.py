@@ -49,7 +49,7 @@ actors:
 checkpoints: {{every: 1}}
 """
 # With the machine's other work, timings and traffic are all that may differ.
-PASSING = ("time", "seconds/", "frozen/")
+PASSING = ("time", "seconds/", "idle/", "queue/", "frozen/")
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def comparable(run_dir: Path) -> list[dict[str, Any]]:
     """A run's PPO metrics without the timings, and what the frozen LM's cache saved."""
     return [
-        {k: v for k, v in line.items() if not k.startswith(("time", "seconds/", "frozen/"))}
+        {
+            k: v
+            for k, v in line.items()
+            if not k.startswith(("time", "seconds/", "idle/", "queue/", "frozen/"))
+        }
         for line in read_metrics(run_dir / "metrics.jsonl")
         if line["stage"] == "refine"
     ]
