@@ -22,6 +22,10 @@ class Unanswered(UserError):
     """What an actor needed of another one did not come: a later attempt may fare better."""
 
 
+class NotSetUp(Exception):
+    """Ray started the actor anew without anybody noticing: it has not been set up again."""
+
+
 @dataclass(frozen=True, slots=True)
 class RemoteError:
     """An error inside an actor, returned instead of raised.
@@ -32,8 +36,9 @@ class RemoteError:
 
     message: str
     details: str
-    kind: Literal["user", "unanswered", "bug"]
-    """Whether it is the user's to mend, another attempt may mend it, or it is an error of ours."""
+    kind: Literal["user", "unanswered", "not set up", "bug"]
+    """Whether it is the user's to mend, another attempt may mend it, the actor is to be set up
+    first, or it is an error of ours."""
 
     def to_exception(self, actor: str) -> Exception:
         """The error as the driver raises it."""
@@ -60,6 +65,8 @@ class ActorBase:
             if isinstance(func, str):
                 return getattr(self, func)(*args, **kwargs)
             return func(self, *args, **kwargs)
+        except NotSetUp as error:
+            return RemoteError(str(error), "", "not set up")
         except Unanswered as error:
             return RemoteError(str(error), "", "unanswered")
         except UserError as error:

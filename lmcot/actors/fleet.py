@@ -247,6 +247,8 @@ class Fleet:
                 continue
             if isinstance(value, RemoteError) and value.kind == "unanswered":
                 self._retry(assignment, value)
+            elif isinstance(value, RemoteError) and value.kind == "not set up":
+                self._lose(assignment, value.message)
             elif self._ledger.settle(assignment):
                 results.append((assignment.entry.key, self._unwrap(value)))
         return results

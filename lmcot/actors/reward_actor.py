@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from lmcot.actors.base import ActorBase
+from lmcot.actors.base import ActorBase, NotSetUp
 from lmcot.actors.frozen_actor import RemoteFrozenLM
 from lmcot.actors.units import Judged, JudgeUnit
 from lmcot.config import Config
@@ -55,6 +55,8 @@ class RewardActor(ActorBase):
         """One judgement for each rollout of the unit."""
         if self._config.rewards.kind == "increasing":
             return Judged(judge_increasing(unit.rollouts, self._config.rewards))
+        if not hasattr(self, "_model"):
+            raise NotSetUp("it was started anew")
         self._frozen.begin_unit()
         judgements = self._model.judge(unit.examples, unit.rollouts)
         return Judged(judgements, self._frozen.usage, self._frozen.seconds)

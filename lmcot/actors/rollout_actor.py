@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lmcot.actors.base import ActorBase, prepare_process
+from lmcot.actors.base import ActorBase, NotSetUp, prepare_process
 from lmcot.actors.units import RolloutPrompt, RolloutUnit
 from lmcot.actors.weights import Weights, checksum, load_weights
 from lmcot.config import PolicySettings
@@ -103,6 +103,8 @@ class RolloutActor(ActorBase):
             UserError: if the policy cannot go on from a prompt: it is too long for the model, or
                 the model's logits are no numbers.
         """
+        if not hasattr(self, "_engine"):
+            raise NotSetUp("it was started anew")
         self.use_weights(unit.weights)
         if unit.policy_version != self._version:
             raise RuntimeError(

@@ -50,6 +50,13 @@ def worker_class() -> type[ActorBase]:
         def hello(self, unit: int) -> str:
             return f"{self.greeting} {unit}"
 
+        def ready_hello(self, unit: int) -> str:
+            if self.greeting == "not set up":
+                from lmcot.actors.base import NotSetUp
+
+                raise NotSetUp("it was started anew")
+            return self.hello(unit)
+
         def once(self, unit: dict[str, Any]) -> tuple[int, str]:
             """Notes that it began; the first time, ends or hangs as the unit says."""
             began = self.folder / f"{unit['index']}"
@@ -102,6 +109,20 @@ def test_a_killed_actors_unit_is_done_again_by_an_actor_set_up_as_the_others(
         assert len(fleet.recoveries) == 1
         assert 0 < fleet.recoveries[0] < 60
         assert set(fleet.map("hello", [1] * 8)) == {"version 7 1"}
+
+
+def test_an_actor_that_was_started_anew_unnoticed_is_set_up_first(tmp_path: Path) -> None:
+    """It died without work, and Ray had it back before anybody asked."""
+    with start(tmp_path) as fleet:
+        ray.kill(fleet.handles[0], no_restart=False)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:  # nobody of the fleet looks meanwhile
+            try:
+                if ray.get(fleet.handles[0].ping.remote(), timeout=20) == "pong":
+                    break
+            except ray.exceptions.RayError:
+                time.sleep(0.2)
+        assert set(fleet.map("ready_hello", [1] * 6)) == {"ready 1"}
 
 
 def test_an_actor_that_hangs_is_ended_and_its_unit_done_elsewhere(tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ def test_every_kind_of_actor_may_be_killed(
     recovery = told(tmp_path, "seconds/recovery")[-1]
     said = capsys.readouterr().err
     assert 0 < recovery < 120
-    for role in ("rollout", "reward", "frozen-LM"):
+    # A frozen-LM actor may be back, by itself, before anybody asks it again.
+    for role in ("rollout", "reward"):
         assert re.search(rf"{role} actor \d was lost \(", said)
     assert "reward actor 0 is back " in said
     assert "the learners are back after " in said

@@ -212,3 +212,11 @@ def test_a_prompt_too_long_for_the_model_names_its_question() -> None:
     assert actor.sample(UNIT) == _actor("llama").sample(UNIT)
     fits = replace(UNIT, prompts=(RolloutPrompt("fits", (30,) * 2036),), samples=1)
     assert len(actor.sample(fits)) == 1
+
+
+def test_an_actor_that_was_started_anew_asks_to_be_set_up() -> None:
+    """Ray may have done so while nobody looked: its unit is done again, it is no error of ours."""
+    settings = PolicySettings(source="random:llama", dtype="float32")
+    told = RolloutActor(settings, "random:llama", 1).apply("sample", unit=UNIT)
+    assert isinstance(told, RemoteError)
+    assert told.kind == "not set up"
