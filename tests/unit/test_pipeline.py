@@ -78,6 +78,11 @@ class Call:
         return []
 
 
+def pending(looks: int) -> Any:
+    """A `Call`, where a `PendingCall` is asked for."""
+    return Call(looks)
+
+
 def sampled(unit: Any) -> list[Rollout]:
     return [
         Rollout(unit.unit_id, prompt.example_id, k, (1,), (2,), (-0.5,), "eos", "x",
@@ -180,7 +185,7 @@ def test_no_more_batches_are_open_than_staleness_admits(
     versions = []
     for step in range(10):
         stand.pipeline.open(step, ())
-        stand.pipeline.work_until(Call(looks=20))  # type: ignore[arg-type]
+        stand.pipeline.work_until(pending(looks=20))
         assert stand.pipeline.ready() == min(staleness + 1, 10 - step)
         batch = stand.pipeline.take(step)
         versions.append(batch.version)
@@ -235,8 +240,8 @@ def test_what_goes_wrong_while_the_learners_learn_waits_until_they_have(
     stand.pipeline.take(0)
     failed = Judgement(failure=Failure(FailureKind.TRANSIENT, "the endpoint is down"))
     stand.reward.answer = lambda unit: Judged([failed] * len(unit.rollouts))
-    call = Call(looks=30)
-    stand.pipeline.work_until(call)  # type: ignore[arg-type]
+    call = pending(looks=30)
+    stand.pipeline.work_until(call)
     assert call.left < 0
     with pytest.raises(UserError, match=r"judgements of step 2 failed, .*the endpoint is down"):
         stand.pipeline.take(1)
