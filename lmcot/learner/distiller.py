@@ -34,10 +34,10 @@ class Distiller:
         result = self._engine.step()
         return {
             "loss": loss,
-            "grad_norm": result.grad_norm,
-            "learning_rate": result.learning_rate,
-            "tokens": float(tokens),
-            "skipped_updates": float(not result.applied),
+            "optimiser/grad_norm": result.grad_norm,
+            "optimiser/learning_rate": result.learning_rate,
+            "batch/tokens": float(tokens),
+            "optimiser/skipped_updates": float(not result.applied),
         }
 
     def _loss_sum(self, pairs: Sequence[TokenPair], micro: MicroBatch) -> torch.Tensor:

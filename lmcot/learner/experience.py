@@ -19,6 +19,9 @@ from lmcot.models.batches import pad_right
 from lmcot.models.sequences import SequenceBatch
 from lmcot.records import ScoredRollout
 
+_ROUNDING = 1e-3
+"""Nats per rationale that arithmetic alone may give."""
+
 Forward = Callable[[SequenceBatch], Tensor]
 """Logits of a batch under some model, [tokens, vocabulary]."""
 Reference = Callable[[], AbstractContextManager[Forward]]
@@ -84,18 +87,23 @@ class ExperienceMaker:
         experience = Experience(
             pairs, mask, proximal, reference, values, advantages, returns, weight
         )
+        of_rationales = (kl * mask).sum(-1)
         metrics = {
-            "score": float(scores.mean()),
-            "kl": float((kl * mask).sum(-1).mean()),
-            "kl_k3": float(maths.masked_mean(maths.kl_k3(proximal, reference), mask)),
-            "sampler_gap": float(((proximal - behaviour).abs() * mask).max()),
-            "importance_weight": float(maths.masked_mean(weight, mask)),
+            **_reward_spread(scored),
+            "batch/tokens": float(mask.sum()),
+            "reward/score": float(scores.mean()),
+            "kl": float(of_rationales.mean()),
+            "kl/negative_count": float((of_rationales < -_ROUNDING).sum()),
+            "kl/k3": float(maths.masked_mean(maths.kl_k3(proximal, reference), mask)),
+            "sampler/gap": float(((proximal - behaviour).abs() * mask).max()),
+            "sampler/kl": float(maths.masked_mean(maths.kl_k3(behaviour, proximal), mask)),
+            "sampler/importance_weight": float(maths.masked_mean(weight, mask)),
         }
         if isinstance(self._settings.advantage, Gae):
             metrics |= {
-                "value": float(maths.masked_mean(values, mask)),
-                "return": float(maths.masked_mean(returns, mask)),
-                "explained_variance": maths.explained_variance(values, returns, mask),
+                "value/mean": float(maths.masked_mean(values, mask)),
+                "value/return": float(maths.masked_mean(returns, mask)),
+                "value/explained_variance": maths.explained_variance(values, returns, mask),
             }
         return experience, metrics
 
@@ -174,6 +182,22 @@ def _question(scored: ScoredRollout) -> tuple[str, tuple[int, ...]]:
 def _group_numbers(scored: Sequence[ScoredRollout]) -> list[int]:
     numbers: dict[tuple[str, tuple[int, ...]], int] = {}
     return [numbers.setdefault(_question(one), len(numbers)) for one in scored]
+
+
+def _reward_spread(scored: Sequence[ScoredRollout]) -> dict[str, float]:
+    """The least and the greatest reward; the share of questions whose rationales have all one.
+
+    Only questions with several rationales count there; without any it is left out.
+    """
+    groups: dict[tuple[str, tuple[int, ...]], list[float]] = {}
+    for one in scored:
+        groups.setdefault(_question(one), []).append(one.reward)
+    equal = [min(rewards) == max(rewards) for rewards in groups.values() if len(rewards) > 1]
+    return {
+        "reward/min": min(one.reward for one in scored),
+        "reward/max": max(one.reward for one in scored),
+        **({"reward/equal_groups": sum(equal) / len(equal)} if equal else {}),
+    }
 
 
 def _padded_floats(rows: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from lmcot.learner.batching import BatchPlanner, MicroBatch, split_evenly
 from lmcot.learner.engine import StepResult, TrainEngine
 from lmcot.learner.experience import Experience, ExperienceMaker, Reference, usable
 from lmcot.learner.kl_control import KlController
-from lmcot.learner.ranks import sum_over_ranks
+from lmcot.learner.ranks import max_over_ranks, sum_over_ranks
 from lmcot.learner.reward_scale import RewardScale
 from lmcot.records import ScoredRollout
 
@@ -73,9 +73,9 @@ class PPO:
         return {
             **metrics,
             **updates,
-            "dropped": float(len(scored) - len(batch)),
-            "coefficient/kl": self.kl_controller.coefficient,
-            "warning/negative_kl": float(metrics["kl"] < 0),
+            "batch/dropped": float(len(scored) - len(batch)),
+            "kl/coefficient": self.kl_controller.coefficient,
+            "kl/negative": float(metrics["kl"] < 0),
         }
 
     def _scores(self, scored: Sequence[ScoredRollout]) -> Tensor:
@@ -89,28 +89,33 @@ class PPO:
     def _update(self, experience: Experience, step: int, warming: bool) -> dict[str, float]:
         """All optimiser steps on one batch; returns means of their metrics over tokens."""
         totals: dict[str, float] = {}
+        extremes: list[Tensor] = []
         results: list[StepResult] = []
         tokens_seen, stopped_early = 0.0, False
         for minibatch in self._minibatches(experience, step):
             tokens = float(experience.mask[minibatch].sum())
-            sums = self._accumulate(experience, minibatch, tokens, warming)
+            sums, extreme = self._accumulate(experience, minibatch, tokens, warming)
+            extremes.append(extreme)
             frozen = (POLICY_GROUP,) if warming else ()
             results.append(self._engine.step(frozen))
             tokens_seen += tokens
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + value
             target = self._settings.target_kl  # the sums are all ranks', and so is the decision
-            if target is not None and sums["approx_kl"] / tokens > target:
+            if target is not None and sums["policy/approx_kl"] / tokens > target:
                 stopped_early = True
                 break
+        least, greatest = max_over_ranks(torch.stack(extremes).amax(0).cpu().double()).tolist()
         applied = [result for result in results if result.applied]
         return {
             **{name: value / tokens_seen for name, value in totals.items()},
-            "grad_norm": sum(r.grad_norm for r in applied) / max(len(applied), 1),
-            "learning_rate": results[-1].learning_rate,
-            "updates": float(len(applied)),
-            "skipped_updates": float(len(results) - len(applied)),
-            "stopped_early": float(stopped_early),
+            "policy/ratio_min": math.exp(-least),
+            "policy/ratio_max": math.exp(greatest),
+            "optimiser/grad_norm": sum(r.grad_norm for r in applied) / max(len(applied), 1),
+            "optimiser/learning_rate": results[-1].learning_rate,
+            "optimiser/updates": float(len(applied)),
+            "optimiser/skipped_updates": float(len(results) - len(applied)),
+            "optimiser/stopped_early": float(stopped_early),
         }
 
     def _minibatches(self, experience: Experience, step: int) -> list[list[int]]:
@@ -131,21 +136,30 @@ class PPO:
 
     def _accumulate(
         self, experience: Experience, minibatch: list[int], tokens: float, warming: bool
-    ) -> dict[str, float]:
-        """Backward passes over one minibatch; returns sums over the tokens of all ranks."""
+    ) -> tuple[dict[str, float], Tensor]:
+        """Backward passes over one minibatch.
+
+        Returns:
+            sums over the tokens of all ranks, and of this rank's log-ratios the greatest, [2]:
+            of the negated ones, and of all as they are.
+        """
         sums: dict[str, Tensor] = {}
+        extreme = torch.full((2,), -math.inf)
         for micro in self._planner.plan(experience.pairs, minibatch):
-            loss, parts = self._loss(experience, micro, warming)
+            loss, parts, log_ratios = self._loss(experience, micro, warming)
             self._engine.backward(loss * (micro.counted / tokens))
             for name, value in parts.items():
                 sums[name] = sums.get(name, torch.zeros(())) + value * micro.counted
+            if micro.counted:
+                found = torch.stack([-log_ratios.min(), log_ratios.max()]).cpu()
+                extreme = torch.maximum(extreme, found)
         added = sum_over_ranks(torch.stack(list(sums.values())).cpu().double())
-        return dict(zip(sums, added.tolist(), strict=True))
+        return dict(zip(sums, added.tolist(), strict=True)), extreme
 
     def _loss(
         self, experience: Experience, micro: MicroBatch, warming: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss summed over the tokens of a micro-batch, and its parts likewise."""
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Loss summed over the tokens of a micro-batch, its parts likewise, and the log-ratios."""
         settings = self._settings
         batch = self._planner.lay_out(experience.pairs, micro)
         logits, values = self._engine.forward(batch, values=True, head_only=warming)
@@ -168,16 +182,19 @@ class PPO:
         if warming:
             # The zero keeps a gradient (of zeros) on the trunk, which the engine expects.
             total = 0.0 * policy
-        parts = {"policy_loss": policy, "entropy": entropy, "clip_fraction": clipped}
+        parts = {"loss/policy": policy, "policy/entropy": entropy, "policy/clip_fraction": clipped}
         if values is not None and isinstance(settings.advantage, Gae):
             gae = settings.advantage
             value = maths.value_loss(
                 values, of(experience.values), of(experience.returns), gae.value_clip
             )
             total = total + gae.value_coefficient * value
-            parts["value_loss"] = value
-        parts["approx_kl"] = maths.kl_k3(proximal, logprobs)
-        return total.sum(), {name: part.detach().sum() for name, part in parts.items()}
+            parts["loss/value"] = value
+        parts["policy/approx_kl"] = maths.kl_k3(proximal, logprobs)
+        log_ratios = (logprobs.detach() - proximal).clamp(
+            -maths.LOG_RATIO_BOUND, maths.LOG_RATIO_BOUND
+        )
+        return total.sum(), {n: part.detach().sum() for n, part in parts.items()}, log_ratios
 
     def _entropy(self, logits: Tensor) -> Tensor:
         """[tokens]; tracked by autograd only if it is part of the loss."""

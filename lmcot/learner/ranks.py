@@ -68,6 +68,15 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return placed.cpu()
 
 
+def max_over_ranks(tensor: Tensor) -> Tensor:
+    """The largest of every rank's tensor, element by element, on every rank (on the CPU)."""
+    if world_size() == 1:
+        return tensor
+    placed = tensor.clone().to("cuda" if torch.cuda.is_available() else "cpu")
+    dist.all_reduce(placed, dist.ReduceOp.MAX)
+    return placed.cpu()
+
+
 def _own_address() -> str:
     """The address that other nodes reach this one by."""
     try:

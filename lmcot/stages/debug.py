@@ -94,7 +94,7 @@ def learn_only(run: Run, *, rollouts: Path | None = None, last: int | None = Non
         for step, batch in enumerate(batches):
             metrics = learners.learn("ppo_step", scored=batch, step=step)
             monitor.log(step + 1, STAGE, metrics)
-            bar.update(1, reward=metrics["score"], kl=metrics["kl"])
+            bar.update(1, reward=metrics["reward/score"], kl=metrics["kl"])
     say(f"debug learn: the metrics are in {run.directory.path / 'debug' / 'learn'}")
 
 

@@ -54,13 +54,13 @@ class Meter:
             "idle/reward": fleets.reward.idle_share(),
             **self._frozen_idle(step),
             "idle/learner": self._phases["wait"] / step,
-            "staleness": float(batch.step - batch.version),
+            "batch/staleness": float(batch.step - batch.version),
             "queue/sample": float(fleets.rollout.waiting),
             "queue/judge": float(fleets.reward.waiting),
             "queue/learn": float(self._pipeline.ready()),
-            "lost_units": float(fleets.rollout.lost + fleets.reward.lost),
-            "actor_restarts": float(sum(len(fleet.recoveries) for fleet in fleets.all)),
-            "learner_restarts": float(self._learners.restarts),
+            "health/lost_units": float(fleets.rollout.lost + fleets.reward.lost),
+            "health/actor_restarts": float(sum(len(fleet.recoveries) for fleet in fleets.all)),
+            "health/learner_restarts": float(self._learners.restarts),
         }
 
     def _frozen_idle(self, step: float) -> dict[str, float]:

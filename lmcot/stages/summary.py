@@ -32,14 +32,14 @@ def step_metrics(
     gold = [s.judgement.contains_gold for s in scored if s.judgement.contains_gold is not None]
     return {
         "reward/mean": _mean(rewards),
-        "reward_std": statistics.pstdev(rewards) if rewards else 0.0,
+        "reward/std": statistics.pstdev(rewards) if rewards else 0.0,
         **components,
         **taken,
         **({"contains_gold": _mean(map(float, gold))} if gold else {}),
-        "response_length": _mean(float(len(r.response_ids)) for r in rollouts),
-        "cut_share": _mean(float(r.finish_reason == "length") for r in rollouts),
-        "judged_share": len(scored) / len(rollouts),
-        "failures": float(sum(j.failure is not None for j in judgements)),
+        "response/length": _mean(float(len(r.response_ids)) for r in rollouts),
+        "response/cut_share": _mean(float(r.finish_reason == "length") for r in rollouts),
+        "batch/judged_share": len(scored) / len(rollouts),
+        "batch/failed": float(sum(j.failure is not None for j in judgements)),
     }
 
 

@@ -34,13 +34,13 @@ def test_all_stages_on_a_real_small_lm(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     metrics = read_metrics(run_dir / "metrics.jsonl")
     step = next(m for m in metrics if m["stage"] == "refine")
-    assert step["sampler_gap"] < 1e-3, "[1] the sampler's log-probs are the learner's"
+    assert step["sampler/gap"] < 1e-3, "[1] the sampler's log-probs are the learner's"
     assert abs(step["kl"]) < 1e-6, "[9] the reference is the policy at step 0"
-    assert abs(step["importance_weight"] - 1) < 1e-4
-    assert step["judged_share"] == 1
+    assert abs(step["sampler/importance_weight"] - 1) < 1e-4
+    assert step["batch/judged_share"] == 1
     assert 0 < step["component/aspect/fluency"] < 1
-    assert step["grad_norm"] > 0
-    assert step["updates"] == 1
+    assert step["optimiser/grad_norm"] > 0
+    assert step["optimiser/updates"] == 1
     report = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
     assert list(report["rows"]) == [
         "standard", "guided_distilled", "guided_refined", "small_alone",

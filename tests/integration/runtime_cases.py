@@ -46,7 +46,7 @@ JUDGED = (
 """The toy task with a frozen LM: it answers nonsense, but it must be there to do so."""
 
 OnStep = Callable[[int, dict[str, float]], None]
-_VARYING = ("time", "lost_units", "actor_restarts", "learner_restarts")
+_VARYING = ("time", "health/lost_units", "health/actor_restarts", "health/learner_restarts")
 _VARYING_GROUPS = ("seconds/", "idle/", "queue/")
 
 

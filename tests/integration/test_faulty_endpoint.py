@@ -141,7 +141,7 @@ def test_what_is_lost_is_dropped_and_the_rest_has_its_own_rewards(
         found[judged] += 1
         assert one["reward"] == (wanted["reward"] if judged else None)
     assert min(found.values()) > 0
-    assert _metrics(tmp_path / "run")[0]["judged_share"] == found[True] / ROLLOUTS
+    assert _metrics(tmp_path / "run")[0]["batch/judged_share"] == found[True] / ROLLOUTS
 
 
 def test_a_budget_for_failures_stops_the_run_and_it_goes_on_later(

@@ -143,8 +143,8 @@ def test_a_group_works_as_one(group: LearnerGroup, tmp_path: Path) -> None:
     before = group.call("checksum")
     metrics = group.call("ppo_step", scored=made_up(0), step=0)
     assert metrics[0] == metrics[1]
-    assert metrics[0]["updates"] == 4
-    assert metrics[0]["skipped_updates"] == 0
+    assert metrics[0]["optimiser/updates"] == 4
+    assert metrics[0]["optimiser/skipped_updates"] == 0
 
     after = group.call("checksum")
     assert after[0] != before[0]
@@ -190,7 +190,7 @@ def test_an_export_that_cannot_be_written_leaves_the_group_usable(
     with pytest.raises(RuntimeError, match=r"^the learner failed: .*File exists"):
         group.call("export", folder=str(tmp_path / "file" / "below"))
     assert (group.call("pid"), group.call("checksum")) == before
-    assert group.call("ppo_step", scored=made_up(3), step=3)[0]["updates"] == 4
+    assert group.call("ppo_step", scored=made_up(3), step=3)[0]["optimiser/updates"] == 4
 
 
 def test_when_one_is_killed_all_are_started_again_where_they_were(

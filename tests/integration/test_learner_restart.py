@@ -113,7 +113,7 @@ def kill_during(monkeypatch: pytest.MonkeyPatch, *calls: tuple[str, int]) -> lis
 
 def comparable(folder: Path) -> list[dict[str, Any]]:
     """A run's metrics, save those that tell how it went about it."""
-    left_out = {"stage", "time", "learner_restarts"}
+    left_out = {"stage", "time", "health/learner_restarts"}
     timed = ("seconds/", "idle/", "queue/")
     return [
         {k: v for k, v in line.items() if k not in left_out and not k.startswith(timed)}
@@ -123,7 +123,7 @@ def comparable(folder: Path) -> list[dict[str, Any]]:
 
 def restarts(folder: Path) -> list[float]:
     """Of the learners, as each step tells."""
-    return [line["learner_restarts"] for line in read_metrics(folder / "metrics.jsonl")]
+    return [line["health/learner_restarts"] for line in read_metrics(folder / "metrics.jsonl")]
 
 
 def checkpoints(folder: Path) -> list[str]:
@@ -248,7 +248,7 @@ def test_what_a_refused_step_left_is_not_saved(
             "refine.minibatches=4",
             "checkpoints.every=8",
         )
-    assert [line["updates"] for line in comparable(tmp_path)] == [8, 8]
+    assert [line["optimiser/updates"] for line in comparable(tmp_path)] == [8, 8]
     assert checkpoints(tmp_path) == []
     assert ended()
 

@@ -143,8 +143,8 @@ def test_two_ranks_take_the_steps_that_one_takes(ranks: Ranks, setting: Setting)
     assert_like_one_rank(both[0], alone, setting.dtype)
     assert distance(alone["before"], alone["parameters"]) > 4e-3, "or there is nothing to compare"
     assert all(torch.equal(alone["before"][name], t) for name, t in both[0]["before"].items())
-    assert [m.get("skipped_updates") for m in both[0]["metrics"]] == [0, 0]
-    assert max(m["grad_norm"] for m in alone["metrics"]) > 0.02
+    assert [m.get("optimiser/skipped_updates") for m in both[0]["metrics"]] == [0, 0]
+    assert max(m["optimiser/grad_norm"] for m in alone["metrics"]) > 0.02
 
 
 @named(cases.FEW_SETTINGS)
@@ -170,10 +170,10 @@ def test_all_ranks_stop_at_the_same_update(ranks: Ranks, setting: Setting) -> No
     """[26] early stop on the approximate KL of all ranks together, as one rank stops."""
     both, alone = ranks.both("early stop", setting), ranks.alone("early stop", setting.reference)
     assert_ranks_agree(both)
-    updates = [metrics["updates"] for metrics in both[0]["metrics"]]
-    assert updates == [metrics["updates"] for metrics in alone["metrics"]]
+    updates = [metrics["optimiser/updates"] for metrics in both[0]["metrics"]]
+    assert updates == [metrics["optimiser/updates"] for metrics in alone["metrics"]]
     assert len(set(updates)) >= 4, "the bounds are to stop it at different updates"
-    assert [metrics["stopped_early"] for metrics in both[0]["metrics"]] == [1, 1, 1, 1, 0]
+    assert [metrics["optimiser/stopped_early"] for metrics in both[0]["metrics"]] == [1, 1, 1, 1, 0]
 
 
 @named(cases.POISONED)
@@ -187,9 +187,9 @@ def test_what_is_not_a_number_on_one_rank_is_skipped_by_both(
     assert_ranks_agree(both)
     assert_like_one_rank(both[0], alone, setting.dtype)
     first, second = both[0]["metrics"]
-    assert (first["updates"], first["skipped_updates"]) == (1, 1)
-    assert (second["updates"], second["skipped_updates"]) == (2, 0)
-    assert math.isfinite(first["grad_norm"])
+    assert (first["optimiser/updates"], first["optimiser/skipped_updates"]) == (1, 1)
+    assert (second["optimiser/updates"], second["optimiser/skipped_updates"]) == (2, 0)
+    assert math.isfinite(first["optimiser/grad_norm"])
     assert all(math.isfinite(value) for value in second.values())
     assert all(bool(t.isfinite().all()) for t in both[0]["parameters"].values())
 

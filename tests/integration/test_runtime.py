@@ -48,7 +48,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path
     folder = tmp_path_factory.mktemp("undisturbed")
     run(folder, *JUDGED, f"refine.steps={STEPS}", "actors.rollout.count=1")
     assert_counted_once(folder, STEPS)
-    assert told(folder, "actor_restarts") == [0] * STEPS
+    assert told(folder, "health/actor_restarts") == [0] * STEPS
     return folder
 
 
@@ -81,7 +81,7 @@ def test_every_kind_of_actor_may_be_killed(
         theirs = load_file(undisturbed / name / "model.safetensors")
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
-    assert told(tmp_path, "learner_restarts")[-1] == 1
+    assert told(tmp_path, "health/learner_restarts")[-1] == 1
     recovery = told(tmp_path, "seconds/recovery")[-1]
     said = capsys.readouterr().err
     assert 0 < recovery < 120
@@ -97,11 +97,11 @@ def test_batches_are_sampled_ahead_and_each_bears_its_version(tmp_path: Path) ->
     """Asynchronous, and yet the same run again with other actors."""
     overrides = ("refine.max_staleness=1", "refine.steps=6")
     run(tmp_path / "one", *overrides, "actors.rollout.count=1")
-    assert told(tmp_path / "one", "staleness") == [0, 1, 1, 1, 1, 1]
+    assert told(tmp_path / "one", "batch/staleness") == [0, 1, 1, 1, 1, 1]
     for step, records in enumerate(samples(tmp_path / "one", 6)):
         assert {record["policy_version"] for record in records} == {max(step - 1, 0)}
     assert_counted_once(tmp_path / "one", 6)
-    weights = told(tmp_path / "one", "importance_weight")
+    weights = told(tmp_path / "one", "sampler/importance_weight")
     assert weights[0] == pytest.approx(1.0, abs=1e-4), "nothing stale yet"
     assert all(abs(weight - 1) > 1e-6 for weight in weights[1:]), "staleness is corrected for"
     run(tmp_path / "two", *overrides, "actors.rollout.count=2")
@@ -131,7 +131,7 @@ def test_units_in_flight_at_a_checkpoint_are_asked_again(
     again = len(state.units_in_flight)
     assert f"after step 6; {again} units that were in flight then" in capsys.readouterr().err
     assert_counted_once(tmp_path, 8)
-    assert told(tmp_path, "staleness") == [0, 1, 2, 2, 2, 2, 0, 1]
+    assert told(tmp_path, "batch/staleness") == [0, 1, 2, 2, 2, 2, 0, 1]
     assert not processes("RolloutActor")
 
 

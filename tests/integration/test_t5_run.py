@@ -77,7 +77,7 @@ def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
     assert [m["step"] for m in metrics if m["stage"] == "refine"] == [1, 2]
     first = next(m for m in metrics if m["stage"] == "refine")
     assert abs(first["kl"]) < 1e-4, "[9] the reference is the policy at step 0"
-    assert first["sampler_gap"] < 1e-3, "the sampler's log-probs are the learner's"
+    assert first["sampler/gap"] < 1e-3, "the sampler's log-probs are the learner's"
     aspects = {name for name in first if name.startswith("component/aspect/")}
     assert len(aspects) == 8
     for step in (1, 2):

@@ -115,7 +115,7 @@ def test_a_node_that_vanishes_takes_a_learner_and_a_rollout_actor_with_it(
 
     run(tmp_path / "undisturbed", *SETTINGS, on_step=look)
     assert [len(nodes) for nodes in placed] == [2, 2], "learners and rollout actors, on two nodes"
-    assert told(tmp_path / "undisturbed", "learner_restarts")[-1] == 0
+    assert told(tmp_path / "undisturbed", "health/learner_restarts")[-1] == 0
 
     doomed = cluster.worker_nodes.copy().pop()
     killer = Killer({6: lambda: cluster.remove_node(doomed, allow_graceful=False)}, seed=1)
@@ -123,7 +123,7 @@ def test_a_node_that_vanishes_takes_a_learner_and_a_rollout_actor_with_it(
     killer.finish()
     assert len([node for node in ray.nodes() if node["Alive"]]) == 2
     assert_counted_once(tmp_path / "disturbed", STEPS)
-    assert told(tmp_path / "disturbed", "learner_restarts")[-1] == 1
+    assert told(tmp_path / "disturbed", "health/learner_restarts")[-1] == 1
     assert metrics(tmp_path / "disturbed") == metrics(tmp_path / "undisturbed")
     assert samples(tmp_path / "disturbed", STEPS) == samples(tmp_path / "undisturbed", STEPS)
     said = capsys.readouterr().err

@@ -64,9 +64,9 @@ def test_one_step_by_hand(kind: str, layout: Layout, max_grad_norm: float) -> No
     before = parameters(session)
     metrics = session.distiller.step(token_pairs())
     assert metrics["loss"] == pytest.approx(loss.item(), abs=1e-5)
-    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4), "before clipping"
-    assert metrics["tokens"] == TOKENS
-    assert metrics["skipped_updates"] == 0
+    assert metrics["optimiser/grad_norm"] == pytest.approx(norm, rel=1e-4), "before clipping"
+    assert metrics["batch/tokens"] == TOKENS
+    assert metrics["optimiser/skipped_updates"] == 0
     expected = stateless_step(before, found, min(1.0, max_grad_norm / norm))
     assert distance(expected, before) > 1e-3
     assert distance(parameters(session), expected) < 2e-6
@@ -103,13 +103,19 @@ def test_learning_rate_is_a_function_of_the_step(
     optimiser = {"learning_rate": 1e-3, "warmup_steps": 4, "decay": decay}
     config = make_config(LLAMA, optimiser)
     session = open_session(config, "distill", steps=8)
-    rates = [session.distiller.step(token_pairs(step))["learning_rate"] for step in range(3)]
+    rates = [
+        session.distiller.step(token_pairs(step))["optimiser/learning_rate"] for step in range(3)
+    ]
     session.save_engine(tmp_path)
-    rates += [session.distiller.step(token_pairs(step))["learning_rate"] for step in range(3, 8)]
+    rates += [
+        session.distiller.step(token_pairs(step))["optimiser/learning_rate"] for step in range(3, 8)
+    ]
     assert rates == pytest.approx([1e-3 * factor for factor in expected])
     again = open_session(config, "distill", steps=8)
     again.restore(tmp_path, RunState("distill"))
-    resumed = [again.distiller.step(token_pairs(step))["learning_rate"] for step in range(3, 8)]
+    resumed = [
+        again.distiller.step(token_pairs(step))["optimiser/learning_rate"] for step in range(3, 8)
+    ]
     assert resumed == rates[3:]
 
 
@@ -170,7 +176,7 @@ def test_a_bad_update_is_as_if_it_had_not_been(stage: int) -> None:
     for step in range(2):
         with mock.patch("lmcot.learner.distiller.token_logprobs", nothing):
             skipped = bad.distiller.step(token_pairs(step))
-        assert skipped["skipped_updates"] == 1
+        assert skipped["optimiser/skipped_updates"] == 1
         assert bad.distiller.step(token_pairs(step)) == good.distiller.step(token_pairs(step))
         assert not moved(parameters(good), parameters(bad))
     with mock.patch("lmcot.learner.distiller.token_logprobs", nothing):

@@ -102,7 +102,7 @@ def test_plain_transformers_loads_what_is_written(tmp_path: Path, kind: str, sta
     assert parameters(session).keys() == now.keys()
     assert not moved(parameters(session), now), "exporting changes nothing"
     # And training goes on from there.
-    assert session.ppo.step(rollouts(kind, seed=1), 1)["updates"] == 1
+    assert session.ppo.step(rollouts(kind, seed=1), 1)["optimiser/updates"] == 1
 
 
 def test_without_a_critic_none_is_written(tmp_path: Path) -> None:
@@ -135,8 +135,8 @@ def test_adapters_train_and_their_base_does_not(tmp_path: Path, kind: str, stage
 
     metrics = [session.ppo.step(rollouts(kind, seed=step), step) for step in range(2)]
     assert abs(metrics[0]["kl"]) < 1e-6
-    assert 0 <= metrics[0]["kl_k3"] < 1e-10
-    assert metrics[1]["kl_k3"] > 1e-5
+    assert 0 <= metrics[0]["kl/k3"] < 1e-10
+    assert metrics[1]["kl/k3"] > 1e-5
     now = parameters(session)
     assert moved(first, now) == set(first)
     assert not moved(base, _frozen(session))

@@ -109,12 +109,12 @@ def test_a_bad_update_is_as_if_it_had_not_been(case: Case) -> None:
     for poison in (_bad_loss, _bad_gradient):
         with poison(bad):
             metrics = bad.ppo.step(rollouts(LLAMA, seed=7), 1)
-        assert (metrics["updates"], metrics["skipped_updates"]) == (0, 1)
+        assert (metrics["optimiser/updates"], metrics["optimiser/skipped_updates"]) == (0, 1)
         assert not moved(before, parameters(bad))
         assert same(state, optimiser_state(bad._engine))
     metrics = bad.ppo.step(rollouts(LLAMA, seed=1), 1)
     assert metrics == good.ppo.step(rollouts(LLAMA, seed=1), 1)
-    assert (metrics["updates"], metrics["skipped_updates"]) == (1, 0)
+    assert (metrics["optimiser/updates"], metrics["optimiser/skipped_updates"]) == (1, 0)
     assert not moved(parameters(good), parameters(bad))
     assert same(optimiser_state(good._engine), optimiser_state(bad._engine))
     assert moved(before, parameters(bad))
@@ -127,9 +127,9 @@ def test_a_log_probability_that_is_no_number_costs_one_minibatch() -> None:
     scored[1] = replace(scored[1], rollout=replace(scored[1].rollout, logprobs=logprobs))
     session = open_session(make_config(LLAMA, {"learning_rate": 1e-3}, epochs=2, minibatches=3))
     metrics = session.ppo.step(scored, 0)
-    assert (metrics["updates"], metrics["skipped_updates"]) == (4, 2)
-    assert 0 < metrics["grad_norm"] < INF
-    assert session.ppo.step(rollouts(LLAMA), 1)["skipped_updates"] == 0
+    assert (metrics["optimiser/updates"], metrics["optimiser/skipped_updates"]) == (4, 2)
+    assert 0 < metrics["optimiser/grad_norm"] < INF
+    assert session.ppo.step(rollouts(LLAMA), 1)["optimiser/skipped_updates"] == 0
 
 
 @pytest.mark.parametrize("stage", [0, 2])

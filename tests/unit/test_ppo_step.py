@@ -44,7 +44,7 @@ CRITIC = {**GAE, "critic": {"kind": "model"}}
 RLOO = {"kind": "rloo"}
 GRPO = {"kind": "grpo"}
 DR_GRPO = {"kind": "grpo", "normalise": False}
-VALUE_METRICS = {"value", "return", "explained_variance", "value_loss"}
+VALUE_METRICS = {"value/mean", "value/return", "value/explained_variance", "loss/value"}
 
 # ---------------------------------------------------------------- the first pass over a batch
 
@@ -60,12 +60,12 @@ def test_first_minibatch_has_ratio_one(kind: str, temperature: float, layout: La
     """
     session = open_session(make_config(kind, layout=layout, policy__temperature=temperature))
     metrics = session.ppo.step(rollouts(kind, temperature=temperature), 0)
-    assert 0 <= metrics["approx_kl"] < 1e-12
-    assert metrics["clip_fraction"] == 0
-    assert metrics["sampler_gap"] < 1e-5
-    assert metrics["importance_weight"] == pytest.approx(1, abs=1e-5)
+    assert 0 <= metrics["policy/approx_kl"] < 1e-12
+    assert metrics["policy/clip_fraction"] == 0
+    assert metrics["sampler/gap"] < 1e-5
+    assert metrics["sampler/importance_weight"] == pytest.approx(1, abs=1e-5)
     # At ratio 1 the loss is minus the mean of the whitened advantages, which is 0.
-    assert metrics["policy_loss"] == pytest.approx(0, abs=1e-5)
+    assert metrics["loss/policy"] == pytest.approx(0, abs=1e-5)
 
 
 @BOTH
@@ -75,9 +75,9 @@ def test_old_logprobs_within_tolerance_where_micro_batches_differ(kind: str, sha
     layout = Layout(2, 30, share)
     session = open_session(make_config(kind, {"learning_rate": 1e-9}, layout, minibatches=3))
     metrics = session.ppo.step(rollouts(kind, questions=[(3, (4, 4, 4)), (3, (4, 4, 4, 4))]), 0)
-    assert metrics["updates"] == 3
-    assert 0 <= metrics["approx_kl"] < 1e-6
-    assert metrics["clip_fraction"] == 0
+    assert metrics["optimiser/updates"] == 3
+    assert 0 <= metrics["policy/approx_kl"] < 1e-6
+    assert metrics["policy/clip_fraction"] == 0
 
 
 # ---------------------------------------------------------------- the update
@@ -106,8 +106,8 @@ def _check_step(
     assert distance(expected, before) > 1e-2
 
     metrics = session.ppo.step(scored, 0)
-    assert metrics["updates"] == 1
-    assert metrics["grad_norm"] == pytest.approx(global_norm(found), rel=1e-4)
+    assert metrics["optimiser/updates"] == 1
+    assert metrics["optimiser/grad_norm"] == pytest.approx(global_norm(found), rel=1e-4)
     assert distance(parameters(session), expected) < 2e-6
     return session, metrics
 
@@ -119,8 +119,8 @@ def test_one_step_by_hand(kind: str, layout: Layout) -> None:
     session, metrics = _check_step(kind, layout, GAE)
     assert session.shares_prompts == layout.share, "else this compares nothing"
     assert metrics.keys() >= VALUE_METRICS
-    assert 0.5 < metrics["importance_weight"] < 1.5
-    assert metrics["sampler_gap"] > 0.5
+    assert 0.5 < metrics["sampler/importance_weight"] < 1.5
+    assert metrics["sampler/gap"] > 0.5
 
 
 @BOTH
@@ -214,8 +214,8 @@ def test_what_cannot_be_learnt_from_is_dropped_and_counted(
         session = open_session(make_config("counting-llama", STATELESS, advantage=advantage))
         results.append((session.ppo.step(batch, 0), parameters(session)))
     (with_dropped, one), (without, other) = results
-    assert with_dropped.pop("dropped") == 7 - len(left)
-    assert without.pop("dropped") == 0
+    assert with_dropped.pop("batch/dropped") == 7 - len(left)
+    assert without.pop("batch/dropped") == 0
     assert with_dropped == without
     assert distance(one, other) == 0
 
@@ -228,7 +228,7 @@ def test_a_step_needs_something_to_learn_from(advantage: dict[str, Any]) -> None
         session.ppo.step(everything, 0)
     alone_each = rollouts("counting-llama", questions=[(2, (3,)), (5, (4,))])
     if advantage is GAE:
-        assert session.ppo.step(alone_each, 0)["dropped"] == 0
+        assert session.ppo.step(alone_each, 0)["batch/dropped"] == 0
     else:
         with pytest.raises(ValueError, match=r"none of the step's 2 .* the only ones"):
             session.ppo.step(alone_each, 0)
@@ -269,5 +269,31 @@ def test_metrics_are_means_over_the_tokens_of_all_minibatches() -> None:
     with torch.no_grad():
         entropies = torch.cat([alone(policy.lm, None, o.rollout).entropies for o in scored])
     assert len(entropies) == TOKENS
-    assert metrics["entropy"] == pytest.approx(float(entropies.mean()), rel=1e-5)
-    assert metrics["updates"] == 3
+    assert metrics["policy/entropy"] == pytest.approx(float(entropies.mean()), rel=1e-5)
+    assert metrics["optimiser/updates"] == 3
+
+
+def test_what_a_step_tells_of_its_rewards_kl_and_ratios() -> None:
+    """Extremes over all tokens and passes; questions without a signal; KL below 0."""
+    config = make_config(
+        "counting-llama", {"learning_rate": 3e-2}, epochs=2, policy__dtype="float32"
+    )
+    session = open_session(config)
+    rewards = [0.5, 0.5, 0.25, 1.0, 1.0, -1.0, 1.0]
+    scored = rollouts(
+        "counting-llama", questions=[(3, (4, 2, 5)), (5, (4, 3)), (2, (1, 6))], rewards=rewards
+    )
+    metrics = session.ppo.step(scored, 0)
+    assert (metrics["reward/min"], metrics["reward/max"]) == (-1.0, 1.0)
+    assert metrics["reward/equal_groups"] == pytest.approx(1 / 3), "the second question's"
+    assert metrics["batch/tokens"] == 4 + 2 + 5 + 4 + 3 + 1 + 6
+    assert metrics["kl/negative_count"] == 0, "rounding is none"
+    assert 0 < metrics["policy/ratio_min"] < 0.999 < 1.001 < metrics["policy/ratio_max"]
+    found, trained = [], session.policy.lm
+    base = plain_policy(config).lm
+    with torch.no_grad():
+        for one in scored:
+            now, then = alone(trained, None, one.rollout), alone(base, None, one.rollout)
+            found.append(float((now.logprobs - then.logprobs).sum()))
+    again = session.ppo.step(scored, 1)
+    assert again["kl/negative_count"] == sum(value < 0 for value in found) > 0

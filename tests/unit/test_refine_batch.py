@@ -43,8 +43,8 @@ def test_a_failed_judgement_never_enters_a_batch() -> None:
     assert [one.rollout.sample for one in scored] == [0, 2]
     assert [one.reward for one in scored] == [1.0, 1.0]
     metrics = step_metrics(sampled, judged, scored)
-    assert metrics["judged_share"] == 0.5
-    assert metrics["failures"] == 2.0
+    assert metrics["batch/judged_share"] == 0.5
+    assert metrics["batch/failed"] == 2.0
     assert metrics["reward/mean"] == 1.0, "failures are not rewards of zero"
     records = rollout_records(sampled, judged, scored)
     assert [record["reward"] for record in records] == [1.0, None, 1.0, None]

@@ -102,7 +102,7 @@ def test_a_resumed_refinement_is_the_same_to_the_bit(tmp_path: Path, case: Case)
     assert found is not None
     state, folder = found
     resumed.restore(folder, state)
-    assert resumed.ppo.kl_controller.coefficient == metrics[1]["coefficient/kl"] != 0.1
+    assert resumed.ppo.kl_controller.coefficient == metrics[1]["kl/coefficient"] != 0.1
     again = [resumed.ppo.step(batches[step], step) for step in range(state.step, 4)]
     assert again == metrics[2:]
     assert not moved(parameters(resumed), parameters(straight))

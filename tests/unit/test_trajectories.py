@@ -68,7 +68,7 @@ def _trajectory(way: Way) -> Trajectory:
     metrics = []
     for step in range(2):
         metrics.append(session.ppo.step(off_policy(rollouts(way.kind, seed=step)), step))
-        assert metrics[-1]["updates"] == 2
+        assert metrics[-1]["optimiser/updates"] == 2
     return Trajectory(tuple(metrics), before, parameters(session))
 
 
@@ -102,7 +102,7 @@ def test_one_trajectory_in_float32(way: Way) -> None:
     assert distance(expected.after, found.after) < 1e-5
     for one, other in zip(expected.metrics, found.metrics, strict=True):
         assert one.keys() == other.keys()
-        assert one["approx_kl"] > 0
+        assert one["policy/approx_kl"] > 0
         for name, value in one.items():
             assert other[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
 
@@ -119,8 +119,8 @@ def test_one_trajectory_in_bfloat16(stage: int) -> None:
     )
     assert off**0.5 < 0.1 * way**0.5
     for one, other in zip(exact.metrics, found.metrics, strict=True):
-        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=2e-2)
-        for name in ("policy_loss", "value_loss", "entropy", "kl"):
+        assert other["optimiser/grad_norm"] == pytest.approx(one["optimiser/grad_norm"], rel=2e-2)
+        for name in ("loss/policy", "loss/value", "policy/entropy", "kl"):
             assert other[name] == pytest.approx(one[name], rel=2e-2, abs=5e-3), name
 
 
