@@ -69,4 +69,4 @@ def about(seconds: float) -> float:
 
 def training_metrics() -> dict[str, Any]:
     """As many as a PPO step gives back."""
-    return {"kl": 0.1, **{f"metric/{number}": 0.5 for number in range(20)}}
+    return {"kl": 0.1, "batch/tokens": 4096.0, **{f"metric/{number}": 0.5 for number in range(20)}}

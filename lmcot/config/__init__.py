@@ -36,6 +36,7 @@ from lmcot.config.models import (
     SupportingFactsTeacher,
     TransformersFrozen,
 )
+from lmcot.config.monitor import AlarmSettings, MonitorSettings
 from lmcot.config.rewards import (
     AspectSettings,
     FailureBudgets,
@@ -75,6 +76,7 @@ __all__ = [
     "RESUME_MAY_CHANGE",
     "ActorsSettings",
     "AdaptiveKl",
+    "AlarmSettings",
     "AshaSettings",
     "Aspect",
     "AspectSettings",
@@ -103,6 +105,7 @@ __all__ = [
     "LearnerSettings",
     "LoraSettings",
     "ModelCritic",
+    "MonitorSettings",
     "OpenAIFrozen",
     "OptimiserSettings",
     "PolicySettings",

@@ -7,6 +7,7 @@ from pydantic import model_validator
 from lmcot.config.base import NonNegativeInt, Settings
 from lmcot.config.data import DataSettings, PromptSettings
 from lmcot.config.models import Frozen, OpenAIFrozen, PolicySettings, Teacher
+from lmcot.config.monitor import MonitorSettings
 from lmcot.config.rewards import AspectSettings, FailureBudgets, GuidanceRewards, Rewards
 from lmcot.config.runtime import ActorsSettings, CheckpointSettings, EvaluateSettings
 from lmcot.config.training import DistillSettings, LearnerSettings, RefineSettings
@@ -43,6 +44,8 @@ class Config(Settings):
     """The Ray side."""
     checkpoints: CheckpointSettings = CheckpointSettings()
     """How often the state is saved."""
+    monitor: MonitorSettings = MonitorSettings()
+    """What a run shows of itself, and what it warns of."""
 
     @model_validator(mode="after")
     def _variants_fit(self) -> Config:
@@ -102,6 +105,7 @@ RESUME_MAY_CHANGE = (
     "actors",
     "checkpoints",
     "evaluate",
+    "monitor",
     "frozen.cache",
     "frozen.budget",
     "failures",

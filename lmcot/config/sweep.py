@@ -25,6 +25,7 @@ _SAME_IN_ALL = (
     "data.validation",
     "distill",
     "evaluate",
+    "monitor",
     "policy.source",
     "refine.start_from",
     "refine.steps",

@@ -23,15 +23,14 @@ class Panel:
 
 
 PANELS = (
-    Panel("Reward", ("reward", "reward_mean", "reward/mean")),
-    Panel("Reward components", ("reward/*", "component/*")),
-    Panel("KL to the reference policy", ("kl", "kl_*", "kl/*")),
-    Panel("Value loss", ("value_loss",)),
-    Panel("Explained variance of the value", ("explained_variance",)),
-    Panel(
-        "Response length (tokens)", ("response_length", "response_length_*", "response_length/*")
-    ),
-    Panel("Loss", ("loss", "*_loss")),
+    Panel("Reward", ("reward/mean",)),
+    Panel("Reward components", ("component/*",)),
+    Panel("KL to the reference policy", ("kl",)),
+    Panel("Value loss", ("loss/value",)),
+    Panel("Explained variance of the value", ("value/explained_variance",)),
+    Panel("Response length (tokens)", ("response/length",)),
+    Panel("Loss", ("loss", "loss/policy")),
+    Panel("Entropy (nats per token)", ("policy/entropy",)),
 )
 """What is drawn, in this order; a metric goes to the first panel that takes it."""
 

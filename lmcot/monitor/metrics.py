@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
+from lmcot.config import MonitorSettings
 from lmcot.files import write_atomically
+from lmcot.monitor.alarms import Alarms
+from lmcot.monitor.board import Board
+from lmcot.monitor.progress import say
+from lmcot.monitor.ray_metrics import RayMetrics
 
 _RESERVED = frozenset({"step", "stage", "time"})
 
@@ -24,20 +25,32 @@ class Monitor:
     ``nonfinite`` counts the values that were NaN or infinite. One process writes at a time.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        settings: MonitorSettings | None = None,
+        *,
+        hparams: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Args: hparams: all settings of the run by their keys, for TensorBoard to compare."""
         self.run_dir = run_dir
         self.metrics_path = run_dir / "metrics.jsonl"
+        self.settings = settings or MonitorSettings()
         self.nonfinite = 0
         run_dir.mkdir(parents=True, exist_ok=True)
         _mend(self.metrics_path)
         self._file = self.metrics_path.open("a", encoding="utf-8")
-        self._events = EventFileWriter(str(run_dir / "tensorboard"))
+        self._board = Board(run_dir / "tensorboard")
+        if hparams is not None:
+            self._board.settings(hparams)
+        self._alarms: dict[str, Alarms] = {}
+        self._ray = RayMetrics(run_dir.name) if self.settings.ray_metrics else None
 
     def log(self, step: int, stage: str, metrics: Mapping[str, float]) -> None:
-        """One line ``{"step", "stage", "time", **metrics}``, and scalars tagged ``stage/name``.
+        """One line ``{"step", "stage", "time", **metrics}``, scalars in TensorBoard, Ray metrics.
 
-        The time is in seconds since the epoch. NaN and infinities become null, are counted, and
-        stay out of TensorBoard.
+        Alarms that the metrics raise are said, and are metrics themselves. The time is in seconds
+        since the epoch. NaN and infinities become null, are counted, and stay out of the views.
 
         Raises:
             ValueError: if a metric is named step, stage or time.
@@ -46,11 +59,28 @@ class Monitor:
             raise ValueError(f"metrics cannot be named {', '.join(sorted(clash))}")
         values = {name: _finite(float(value)) for name, value in metrics.items()}
         self.nonfinite += sum(value is None for value in values.values())
+        states, raised = self._alarms_of(stage).look(values)
+        values.update(states)
         line = {"step": step, "stage": stage, "time": time.time(), **values}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        _add_scalars(self._events, line)
-        self._events.flush()
+        self._board.scalars(line)
+        for text in raised:
+            say(f"{stage}: step {step}: alarm: {text}")
+        if raised:
+            self._board.text(stage, step, "alarms", "\n".join(f"- {text}" for text in raised))
+        self._board.flush()
+        if self._ray is not None:
+            self._ray.log(step, stage, values)
+
+    def histograms(self, step: int, stage: str, values: Mapping[str, Sequence[float]]) -> None:
+        """Spreads of a step's numbers for TensorBoard; on disk with the next `log`."""
+        for name, numbers in values.items():
+            self._board.histogram(stage, step, name, numbers)
+
+    def text(self, step: int, stage: str, name: str, markdown: str) -> None:
+        """Text for TensorBoard; on disk with the next `log`."""
+        self._board.text(stage, step, name, markdown)
 
     def rollouts(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Writes a step's rollouts, one JSON line each, to ``rollouts/step-NNNNNN.jsonl``."""
@@ -60,29 +90,27 @@ class Monitor:
     def truncate(self, stage: str, step: int) -> None:
         """Drops what the stage logged after ``step``, so that a resumed run logs it once.
 
-        TensorBoard cannot forget single scalars, so its files are written anew from the lines
-        that stay.
+        The TensorBoard view is written anew, for a kill may have cut it; alarms are as they were.
         """
         lines = read_metrics(self.metrics_path)
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
-        if len(kept) == len(lines):
-            return
-        self.close()
-        write_atomically(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
-        folder = self.run_dir / "tensorboard"
-        old = list(folder.glob("events.out.tfevents.*"))
-        self._file = self.metrics_path.open("a", encoding="utf-8")
-        self._events = EventFileWriter(str(folder))
-        for line in kept:
-            _add_scalars(self._events, line)
-        self._events.flush()
-        for path in old:
-            path.unlink()
+        if len(kept) < len(lines):
+            self._file.close()
+            write_atomically(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
+            self._file = self.metrics_path.open("a", encoding="utf-8")
+        stays = [line for line in kept if line["stage"] == stage]
+        self._board.rewrite(stage, step, stays)
+        self._alarms.pop(stage, None)
+        for line in stays:
+            self._alarms_of(stage).look(_metrics(line))
 
     def close(self) -> None:
         """Closes the files; the monitor logs no more."""
         self._file.close()
-        self._events.close()
+        self._board.close()
+
+    def _alarms_of(self, stage: str) -> Alarms:
+        return self._alarms.setdefault(stage, Alarms(self.settings.alarms))
 
     def __enter__(self) -> Monitor:
         return self
@@ -119,14 +147,13 @@ def _is_json(line: str) -> bool:
         return False
 
 
-def _add_scalars(events: EventFileWriter, line: Mapping[str, Any]) -> None:
-    values = [
-        Summary.Value(tag=f"{line['stage']}/{name}", simple_value=value)
+def _metrics(line: Mapping[str, Any]) -> dict[str, float | None]:
+    """What was logged, without what the monitor added."""
+    return {
+        name: value
         for name, value in line.items()
-        if name not in _RESERVED and value is not None
-    ]
-    summary = Summary(value=values)
-    events.add_event(Event(wall_time=line["time"], step=line["step"], summary=summary))
+        if name not in _RESERVED and not name.startswith("alarm/")
+    }
 
 
 def _finite(value: float) -> float | None:

@@ -15,6 +15,7 @@ from typing import Any
 from lmcot.actors.cluster import check_plan
 from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.errors import UserError
+from lmcot.monitor.catalogue import VARYING
 from lmcot.monitor.metrics import Monitor, read_metrics
 from lmcot.monitor.progress import progress, say
 from lmcot.records import Answer, Judgement, Rollout, ScoredRollout
@@ -24,8 +25,6 @@ from lmcot.stages.plan import distill_roles, refine_roles
 from lmcot.stages.refine import STAGE, fresh_state, score, start_fleets, start_source
 from lmcot.stages.run import Run
 from lmcot.stages.summary import rollout_records, step_metrics
-
-_NOT_REPEATABLE = ("seconds/", "idle/", "queue/")
 
 
 class _NoLearners:
@@ -58,7 +57,7 @@ def rollout_only(run: Run, *, steps: int, policy: str | None = None) -> list[dic
     with ExitStack() as stack:
         fleets = start_fleets(run, policy or start_source(run), stack)
         pipeline = Pipeline(run, fleets, _NoLearners(), fresh_state(run))
-        monitor = stack.enter_context(Monitor(_fresh(run, "rollout")))
+        monitor = stack.enter_context(Monitor(_fresh(run, "rollout"), run.config.monitor))
         bar = stack.enter_context(progress("debug rollout", total=steps))
         pipeline.open(0, ())
         for step in range(steps):
@@ -89,7 +88,7 @@ def learn_only(run: Run, *, rollouts: Path | None = None, last: int | None = Non
     batches = [read_scored(folder, step) for step in range(1, steps + 1)]
     with ExitStack() as stack:
         learners = _start_learners(run, stack)
-        monitor = stack.enter_context(Monitor(_fresh(run, "learn")))
+        monitor = stack.enter_context(Monitor(_fresh(run, "learn"), run.config.monitor))
         bar = stack.enter_context(progress("debug learn", total=steps))
         for step, batch in enumerate(batches):
             metrics = learners.learn("ppo_step", scored=batch, step=step)
@@ -126,7 +125,7 @@ def replay(run: Run, *, step: int) -> dict[str, tuple[float, float]]:
     differing = {
         name: (then, metrics[name])
         for name, then in lines[step].items()
-        if name in metrics and metrics[name] != then and not name.startswith(_NOT_REPEATABLE)
+        if name in metrics and metrics[name] != then and not name.startswith(VARYING)
     }
     _show(step, metrics, lines[step], differing)
     return differing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -78,7 +79,10 @@ def _step(run: Run, learners: Learners, state: RunState, pairs: list[_Pair]) -> 
     left = len(pairs) * settings.epochs - state.step * settings.batch_size
     rows = sampler.next(min(settings.batch_size, left))
     batch = [(pairs[row].prompt_ids, pairs[row].response_ids) for row in rows]
+    started = time.monotonic()
     metrics = learners.learn("distill_step", pairs=batch)
+    seconds = time.monotonic() - started
+    metrics |= {"seconds/learn": seconds, "speed/learner": metrics["batch/tokens"] / seconds}
     state.step += 1
     state.sampler = sampler.state()
     run.monitor.log(state.step, STAGE, metrics)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
+from lmcot.monitor.memory import MemoryMeter
 from lmcot.stages.learners import Learners
 from lmcot.stages.pipeline import Batch, Fleets, Pipeline
 
@@ -23,6 +25,7 @@ class Meter:
         self._marked = time.monotonic()
         self._driver = time.process_time()
         self._frozen = pipeline.frozen_seconds
+        self._memory = MemoryMeter()
 
     def mark(self, phase: str) -> None:
         """What was done since the last mark is this phase."""
@@ -30,8 +33,8 @@ class Meter:
         self._phases[phase] = now - self._marked
         self._marked = now
 
-    def metrics(self, batch: Batch) -> dict[str, float]:
-        """Of the step that ends now.
+    def metrics(self, batch: Batch, learned: Mapping[str, float]) -> dict[str, float]:
+        """Of the step that ends now, of whose rationales ``learned`` tells.
 
         ``seconds/sample`` goes from the batch's opening to its last rationale, ``seconds/judge``
         on to its last judgement; ``seconds/driver`` is the driver's own CPU time; ``idle/ROLE``
@@ -61,6 +64,19 @@ class Meter:
             "health/lost_units": float(fleets.rollout.lost + fleets.reward.lost),
             "health/actor_restarts": float(sum(len(fleet.recoveries) for fleet in fleets.all)),
             "health/learner_restarts": float(self._learners.restarts),
+            **self._speeds(batch, learned, step),
+            **self._memory.metrics(),
+        }
+
+    def _speeds(self, batch: Batch, learned: Mapping[str, float], step: float) -> dict[str, float]:
+        """Tokens per second."""
+        sampled = learned["response/length"] * learned["batch/rationales"]
+        asked = sum(one.frozen_seconds for one in batch.judged_by_unit.values())
+        return {
+            "speed/run": sampled / step,
+            "speed/rollout": sampled / (batch.sampled - batch.opened),
+            "speed/learner": learned["batch/tokens"] / self._phases["learn"],
+            **({"speed/frozen": batch.usage.tokens / asked} if asked else {}),
         }
 
     def _frozen_idle(self, step: float) -> dict[str, float]:

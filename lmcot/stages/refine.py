@@ -25,6 +25,7 @@ from lmcot.stages.meter import Meter
 from lmcot.stages.pipeline import Batch, Fleets, Pipeline
 from lmcot.stages.plan import published_weights, refine_roles
 from lmcot.stages.run import Run
+from lmcot.stages.showing import show
 from lmcot.stages.summary import rollout_records, step_metrics, usage_metrics
 
 STAGE: Final = "refine"
@@ -96,7 +97,7 @@ def _finish(
         metrics = _learn(run, crew, state, pipeline, batch)
         meter.mark("learn")
         state.units_in_flight = pipeline.units_in_flight()
-        metrics |= meter.metrics(batch)
+        metrics |= meter.metrics(batch, metrics)
         run.monitor.log(state.step, STAGE, metrics)
         bar.update(1, reward=metrics["reward/mean"], kl=metrics["kl"])
         if state.step % run.config.checkpoints.every == 0 or state.step == steps:
@@ -135,6 +136,7 @@ def _learn(
     state.policy_version = state.step
     state.sampler = batch.sampler
     run.monitor.rollouts(state.step, rollout_records(rollouts, judgements, scored))
+    show(run.monitor, state.step, STAGE, batch.examples, scored)
     return {
         **step_metrics(rollouts, judgements, scored),
         **learned,

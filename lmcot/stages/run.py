@@ -14,7 +14,7 @@ from lmcot.actors.fleet import Fleet
 from lmcot.actors.frozen_actor import FrozenActor
 from lmcot.actors.reward_actor import RewardActor
 from lmcot.actors.rollout_actor import RolloutActor
-from lmcot.config import BudgetSettings, Config, DataSource
+from lmcot.config import BudgetSettings, Config, DataSource, flat_settings
 from lmcot.data.context import apply_context
 from lmcot.data.loaders import load_examples
 from lmcot.data.prompts import PromptTemplates, load_templates
@@ -165,7 +165,8 @@ def open_run(config: Config, path: Path) -> Iterator[Run]:
         directory = stack.enter_context(RunDirectory(path))
         for difference in directory.check_config(config):
             say(f"resumed with another {difference}")
-        monitor = stack.enter_context(Monitor(path))
+        hparams = flat_settings(config)
+        monitor = stack.enter_context(Monitor(path, config.monitor, hparams=hparams))
         interruption = Interruption()
         run = Run(config, directory, monitor, interruption)
         run.check_inputs()

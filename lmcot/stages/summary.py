@@ -16,9 +16,8 @@ def step_metrics(
 ) -> dict[str, float]:
     """Metrics from the ordered records, so that they do not depend on who did the work.
 
-    Means over the judged rationales: ``reward/mean``, ``reward_std``, ``component/NAME``,
-    ``penalty/NAME``, ``contains_gold``; over all: lengths in tokens, the shares that were cut and
-    judged.
+    Rewards, components, penalties and ``response/contains_gold`` are of the judged rationales,
+    lengths in tokens and the shares that were cut and judged of all.
     """
     rewards = [s.reward for s in scored]
     names = scored[0].judgement.components if scored else {}
@@ -35,9 +34,11 @@ def step_metrics(
         "reward/std": statistics.pstdev(rewards) if rewards else 0.0,
         **components,
         **taken,
-        **({"contains_gold": _mean(map(float, gold))} if gold else {}),
+        **({"response/contains_gold": _mean(map(float, gold))} if gold else {}),
         "response/length": _mean(float(len(r.response_ids)) for r in rollouts),
+        "response/length_max": float(max(len(r.response_ids) for r in rollouts)),
         "response/cut_share": _mean(float(r.finish_reason == "length") for r in rollouts),
+        "batch/rationales": float(len(rollouts)),
         "batch/judged_share": len(scored) / len(rollouts),
         "batch/failed": float(sum(j.failure is not None for j in judgements)),
     }

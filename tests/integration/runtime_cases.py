@@ -19,6 +19,7 @@ import psutil
 
 from lmcot.cli import main
 from lmcot.config import load_config
+from lmcot.monitor.catalogue import VARYING
 from lmcot.monitor.metrics import read_metrics
 from lmcot.stages.refine import refine
 from lmcot.stages.run import open_run
@@ -46,8 +47,6 @@ JUDGED = (
 """The toy task with a frozen LM: it answers nonsense, but it must be there to do so."""
 
 OnStep = Callable[[int, dict[str, float]], None]
-_VARYING = ("time", "health/lost_units", "health/actor_restarts", "health/learner_restarts")
-_VARYING_GROUPS = ("seconds/", "idle/", "queue/")
 
 
 def run(folder: Path, *overrides: str, on_step: OnStep = lambda step, metrics: None) -> None:
@@ -63,7 +62,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
         {
             name: value
             for name, value in line.items()
-            if name not in _VARYING and not name.startswith(_VARYING_GROUPS)
+            if not name.startswith(("time", *VARYING))
         }
         for line in read_metrics(folder / "metrics.jsonl")
     ]

@@ -22,6 +22,7 @@ from lmcot.config import load_config
 from lmcot.errors import UserError
 from lmcot.learner.checkpoints import MARKER
 from lmcot.models.sources import load_model
+from lmcot.monitor.catalogue import VARYING
 from lmcot.monitor.metrics import Monitor, read_metrics
 from lmcot.records import ScoredRollout
 from lmcot.stages import refine as stage
@@ -113,10 +114,9 @@ def kill_during(monkeypatch: pytest.MonkeyPatch, *calls: tuple[str, int]) -> lis
 
 def comparable(folder: Path) -> list[dict[str, Any]]:
     """A run's metrics, save those that tell how it went about it."""
-    left_out = {"stage", "time", "health/learner_restarts"}
-    timed = ("seconds/", "idle/", "queue/")
+    left_out = ("stage", "time", *VARYING)
     return [
-        {k: v for k, v in line.items() if k not in left_out and not k.startswith(timed)}
+        {k: v for k, v in line.items() if not k.startswith(left_out)}
         for line in read_metrics(folder / "metrics.jsonl")
     ]
 

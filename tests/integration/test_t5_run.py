@@ -15,6 +15,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from lmcot.monitor.catalogue import VARYING
 from lmcot.monitor.metrics import read_metrics
 from tests.integration.command import Done, lmcot
 
@@ -50,7 +51,7 @@ def comparable(run_dir: Path) -> list[dict[str, Any]]:
         {
             k: v
             for k, v in line.items()
-            if not k.startswith(("time", "seconds/", "idle/", "queue/", "frozen/"))
+            if not k.startswith(("time", *VARYING, "frozen/"))
         }
         for line in read_metrics(run_dir / "metrics.jsonl")
         if line["stage"] == "refine"
@@ -87,9 +88,9 @@ def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
     checkpoints = sorted(p.name for p in (finished / "checkpoints").glob("step-*"))
     assert checkpoints == ["step-000001", "step-000002"]
     assert all((finished / "checkpoints" / name / "COMPLETE").exists() for name in checkpoints)
-    events = EventAccumulator(str(finished / "tensorboard"))
+    events = EventAccumulator(str(finished / "tensorboard" / "refine"))
     events.Reload()
-    assert "refine/reward/mean" in events.Tags()["scalars"]
+    assert "reward/mean" in events.Tags()["scalars"]
     text = (finished / "config.yaml").read_text(encoding="utf-8")
     assert "# torch: 2." in text
     assert "# commit: " in text

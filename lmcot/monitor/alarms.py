@@ -1,0 +1,179 @@
+"""What a person would want to be told of a step's metrics: one line, and what to do."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lmcot.config import AlarmSettings
+
+Values = Mapping[str, float | None]
+"""A step's metrics by name; None where one was no finite number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Where one metric is too high or too low, and what is said then.
+
+    ``{value}`` and ``{limit}`` in the text are filled in.
+    """
+
+    name: str
+    metric: str
+    limit: float | None
+    text: str
+    below: bool = False
+    mean: bool = True
+    """Of the last steps, or else only of the last one."""
+    overlapping: bool = False
+    """Only where sampling and learning overlap: when they take turns, each waits for the other."""
+
+    def passed(self, value: float) -> bool:
+        """Whether the value lies beyond the limit."""
+        if self.limit is None:
+            return False
+        return value < self.limit if self.below else value > self.limit
+
+
+class Alarms:
+    """Looks at one step after the other of a stage.
+
+    An alarm is raised, and told once, when its cause is there, and clears after ``window`` steps
+    without it. What depends on a mean waits until there are so many steps.
+    """
+
+    def __init__(self, settings: AlarmSettings) -> None:
+        self._window = settings.window
+        self._not_finite = settings.not_finite
+        self._bounds = _bounds(settings)
+        self._history: deque[Values] = deque(maxlen=settings.window)
+        self._quiet: dict[str, int] = {}
+        """Steps without its cause since, for each alarm that is raised."""
+
+    def look(self, metrics: Values) -> tuple[dict[str, float], list[str]]:
+        """Takes note of a step.
+
+        Returns:
+            ``alarm/NAME`` (1 where it is raised, else 0) of all alarms that these metrics admit;
+            and a line for each that is raised by this step, with what to do.
+        """
+        self._history.append(metrics)
+        states: dict[str, float] = {}
+        told = []
+        for name, found in self._causes(metrics).items():
+            if found:
+                if name not in self._quiet:
+                    told.append(f"{name}: {found}")
+                self._quiet[name] = 0
+            elif name in self._quiet:
+                self._quiet[name] += 1
+                if self._quiet[name] >= self._window:
+                    del self._quiet[name]
+            states[f"alarm/{name}"] = float(name in self._quiet)
+        return states, told
+
+    def _causes(self, metrics: Values) -> dict[str, str]:
+        """What there is to say on each alarm; nothing where its cause is not there."""
+        causes = {}
+        for bound in self._bounds:
+            if bound.limit is not None and bound.metric in metrics:
+                causes[bound.name] = self._cause(bound)
+        if self._not_finite:
+            causes["not_finite"] = _not_finite(metrics)
+        return causes
+
+    def _cause(self, bound: Bound) -> str:
+        value = self._value(bound)
+        if value is None or not bound.passed(value):
+            return ""
+        if bound.overlapping and not any(one.get("batch/staleness") for one in self._history):
+            return ""
+        return bound.text.format(value=value, limit=bound.limit)
+
+    def _value(self, bound: Bound) -> float | None:
+        """The metric as it is compared; None where there are too few steps."""
+        if not bound.mean:
+            return self._history[-1][bound.metric]
+        values = [value for one in self._history if (value := one.get(bound.metric)) is not None]
+        return sum(values) / len(values) if len(values) == self._window else None
+
+
+def _not_finite(metrics: Values) -> str:
+    lost = [name for name, value in metrics.items() if value is None]
+    skipped = metrics.get("optimiser/skipped_updates") or 0
+    if skipped:
+        return (
+            f"{skipped:.0f} update(s) were skipped, for a loss or gradient was no finite number: "
+            "lower optimiser.learning_rate if it goes on"
+        )
+    if lost:
+        return (
+            f"{', '.join(lost)} is no finite number: lower optimiser.learning_rate, or compute in "
+            "float32 (policy.dtype), if it goes on"
+        )
+    return ""
+
+
+def _bounds(settings: AlarmSettings) -> tuple[Bound, ...]:
+    failed = settings.failed_share_above
+    judged = None if failed is None else 1 - failed
+    return (
+        Bound(
+            "kl_high", "kl", settings.kl_above,
+            "the KL to the reference is {value:.3g} nats per rationale, above {limit:g}: the "
+            "policy runs away from it; raise refine.kl.coefficient, lower "
+            "refine.optimiser.learning_rate, or set refine.target_kl",
+            mean=False,
+        ),
+        Bound(
+            "kl_negative", "kl", settings.kl_below,
+            "the KL to the reference has been {value:.3g} nats per rationale on average, below "
+            "{limit:g}: rationales do not come from the distribution that they are scored under; "
+            "compare sampler/gap and sampler/kl, and sample more rationales a step",
+            below=True,
+        ),
+        Bound(
+            "entropy_collapse", "policy/entropy", settings.entropy_below,
+            "the policy's entropy has been {value:.3g} nats per token on average, below {limit:g}: "
+            "it hardly tries anything any more; raise refine.entropy_coefficient or "
+            "refine.kl.coefficient, or go back to a checkpoint before",
+            below=True,
+        ),
+        Bound(
+            "no_signal", "reward/equal_groups", settings.equal_groups_above,
+            "the rationales of {value:.0%} of the questions all had one reward: there is nothing "
+            "to learn from these; sample more of each (refine.samples_per_prompt), take questions "
+            "that are neither too hard nor too easy, or give weight to graded rewards",
+        ),
+        Bound(
+            "length_limit", "response/cut_share", settings.cut_share_above,
+            "{value:.0%} of the rationales were cut at the length limit: raise "
+            "policy.max_new_tokens, or set refine.missing_end_penalty or refine.length_penalty",
+        ),
+        Bound(
+            "failed_judgements", "batch/judged_share", judged,
+            "only {value:.0%} of a step's rationales could be judged: see judgement.failure in "
+            "rollouts/ for why; check the frozen LM's endpoint and its time limits",
+            below=True,
+            mean=False,
+        ),
+        Bound(
+            "sampler_mismatch", "sampler/kl", settings.sampler_kl_above,
+            "what sampled the rationales and the learner have been {value:.3g} nats per token "
+            "apart on average: give both one policy.dtype, or lower refine.max_staleness or "
+            "refine.optimiser.learning_rate",
+        ),
+        Bound(
+            "idle_learner", "idle/learner", settings.idle_learner_above,
+            "the learner has waited {value:.0%} of the time for rationales: add rollout, reward or "
+            "frozen actors, whichever has the least idle/ROLE, or raise refine.max_staleness",
+            overlapping=True,
+        ),
+        Bound(
+            "idle_rollout", "idle/rollout", settings.idle_rollout_above,
+            "the rollout actors have been without work {value:.0%} of the time: the learner or the "
+            "judging is slower, whichever has less idle/ROLE; give it their CPUs or GPUs",
+            overlapping=True,
+        ),
+    )  # fmt: skip

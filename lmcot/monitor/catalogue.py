@@ -1,0 +1,174 @@
+"""What each metric is: the one place, for TensorBoard, for Prometheus and for docs/metrics.md.
+
+``python -m lmcot.monitor.catalogue`` prints the tables of docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+CATALOGUE = {
+    # -- reward
+    "reward/mean": "Mean reward of the judged rationales, penalties taken off: what PPO maximises, "
+    "before the KL penalty.",
+    "reward/std": "Standard deviation of those rewards; 0: there is nothing to learn from.",
+    "reward/min": "Least reward of the rationales that are learnt from.",
+    "reward/max": "Greatest reward of the rationales that are learnt from.",
+    "reward/equal_groups": "Share of the questions whose rationales all got one reward (of those "
+    "with several); a group baseline learns nothing from them.",
+    "reward/score": "Mean reward as PPO takes it: scaled (`refine.scale_rewards`) and clipped "
+    "(`refine.reward_clip`).",
+    "component/*": "Mean of one component of the reward, before its weight: `em`, `f1`, "
+    "`inclusion`, `aspect/NAME`, `custom`, whichever the settings ask for.",
+    "penalty/*": "Mean of what was taken off: `length` (`refine.length_penalty`), `missing_end` "
+    "(`refine.missing_end_penalty`).",
+    # -- kl
+    "kl": "KL of the policy to the reference, nats per rationale: the mean over rationales of the "
+    "summed log-ratio (k1).",
+    "kl/k3": "The same per token by the estimate that is never negative (k3).",
+    "kl/coefficient": "Weight of the KL penalty after the step; the adaptive controller moves it.",
+    "kl/negative": "1 where `kl` is below 0, else 0. Now and then that is noise; for long it means "
+    "that the policy samples from another distribution than it is scored under.",
+    "kl/negative_count": "Rationales whose own summed log-ratio is below 0 (by more than rounding).",
+    # -- loss
+    "loss": "Distillation: negative log-likelihood of the teacher's rationales, nats per token.",
+    "loss/policy": "PPO's clipped loss, mean over tokens.",
+    "loss/value": "The critic's clipped squared error, mean over tokens, before its coefficient.",
+    # -- policy
+    "policy/entropy": "Entropy of the policy, nats per token.",
+    "policy/clip_fraction": "Share of the tokens whose ratio was clipped.",
+    "policy/approx_kl": "KL of the policy to what it was at the start of the step, nats per token "
+    "(k3); `refine.target_kl` bounds it.",
+    "policy/ratio_min": "Least ratio current / proximal probability of any token, on any learner.",
+    "policy/ratio_max": "Greatest ratio of any token, on any learner.",
+    # -- sampler
+    "sampler/gap": "Greatest difference between the sampler's and the learner's log-probability of "
+    "a token: arithmetic that differs, or staleness.",
+    "sampler/kl": "KL of the sampler to the learner's policy, nats per token (k3).",
+    "sampler/importance_weight": "Mean importance weight proximal / behaviour that corrects for "
+    "it, truncated at `refine.importance_cap`; 1 where both agree.",
+    # -- value
+    "value/mean": "Mean of the critic's values.",
+    "value/return": "Mean of the returns that it learns.",
+    "value/explained_variance": "1 - Var(return - value) / Var(return): 1 is perfect, 0 as good as "
+    "a constant.",
+    # -- optimiser
+    "optimiser/grad_norm": "Global norm of the gradient before clipping, mean over the updates "
+    "that were applied.",
+    "optimiser/learning_rate": "Highest learning rate of the step's last update.",
+    "optimiser/updates": "Optimiser updates applied.",
+    "optimiser/skipped_updates": "Updates left out, for a loss or gradient was no finite number.",
+    "optimiser/stopped_early": "1 where `refine.target_kl` ended the step's updates, else 0.",
+    # -- response
+    "response/length": "Mean length of the rationales, in tokens.",
+    "response/length_max": "Length of the longest.",
+    "response/cut_share": "Share that was cut at `policy.max_new_tokens`.",
+    "response/contains_gold": "Share of the judged rationales that hold the gold answer: expected "
+    "of a good rationale; `copied` in the evaluation tells where it is no more than a hint.",
+    # -- batch
+    "batch/rationales": "Rationales sampled for the step.",
+    "batch/judged_share": "Share of them that could be judged; the others are left out.",
+    "batch/failed": "Rationales that could not be judged.",
+    "batch/dropped": "Judged rationales that cannot be learnt from: empty, or (with a group "
+    "baseline) the only ones of their question.",
+    "batch/tokens": "Response tokens that were learnt from.",
+    "batch/staleness": "By how many updates the policy that sampled was older than the one that "
+    "learns.",
+    # -- frozen
+    "frozen/requests": "Requests to the frozen LM.",
+    "frozen/cache_hit_rate": "Share of them that the cache answered.",
+    "frozen/tokens": "Tokens that the frozen LM read and wrote for the others.",
+    # -- speed
+    "speed/run": "Response tokens sampled per second of the step: the run as a whole.",
+    "speed/rollout": "Response tokens per second from the batch's opening to its last rationale, "
+    "all rollout actors together.",
+    "speed/learner": "Response tokens learnt per second of learning, all learners together.",
+    "speed/frozen": "Tokens read and written per second that the frozen LM's actors worked on it, "
+    "each.",
+    # -- seconds
+    "seconds/step": "The step from end to end: `publish` + `wait` + `learn`.",
+    "seconds/publish": "Until the learners had published their weights and the next batches were "
+    "opened.",
+    "seconds/wait": "Until the step's batch was judged: the learner waits.",
+    "seconds/learn": "The learners' step.",
+    "seconds/sample": "From the batch's opening to its last rationale; may lie before the step.",
+    "seconds/judge": "From there to its last judgement; may lie before the step.",
+    "seconds/driver": "CPU time of the driver in the step.",
+    "seconds/recovery": "Longest time that a lost actor or learner took to be back, so far.",
+    # -- idle
+    "idle/rollout": "Share of the step in which rollout actors had no work.",
+    "idle/reward": "The same of the reward actors.",
+    "idle/frozen": "The same of the frozen LM's actors.",
+    "idle/learner": "The same of the learners: `seconds/wait` over `seconds/step`.",
+    # -- queue
+    "queue/sample": "Units that wait for a rollout actor at the end of the step.",
+    "queue/judge": "Units that wait for a reward actor.",
+    "queue/learn": "Batches that only wait to be learnt.",
+    # -- health
+    "health/lost_units": "Attempts at units that came to nothing, so far in this stage.",
+    "health/actor_restarts": "Actors that came back after a loss, so far.",
+    "health/learner_restarts": "Restarts of the learners, so far.",
+    # -- memory
+    "memory/driver": "Memory of the driver in MiB, without what it shares.",
+    "memory/rollout": "Memory of the rollout actors on the driver's node in MiB, likewise; those "
+    "of other runs there count too.",
+    "memory/reward": "The same of the reward actors.",
+    "memory/frozen": "The same of the frozen LM's actors.",
+    "memory/learner": "The same of the learners.",
+    "memory/object_store": "Taken of the cluster's object store, in MiB.",
+    "memory/node_share": "Share of the memory of the driver's node that is taken.",
+    # -- alarm
+    "alarm/*": "1 while the alarm NAME is raised, else 0; see below.",
+}
+"""Each metric's name, or a pattern of names, and what it is."""
+
+GROUPS = {
+    "reward": "Reward, and what it is made of",
+    "kl": "KL to the reference",
+    "loss": "Losses",
+    "policy": "The policy's update",
+    "sampler": "Sampler and learner",
+    "value": "The critic",
+    "optimiser": "The optimiser",
+    "response": "Rationales",
+    "batch": "The step's batch",
+    "frozen": "The frozen LM",
+    "speed": "Tokens per second",
+    "seconds": "Seconds",
+    "idle": "Idle shares",
+    "queue": "Queues",
+    "health": "Losses and restarts",
+    "memory": "Memory",
+    "alarm": "Alarms",
+}
+"""The tables of the page, in its order; ``component`` and ``penalty`` are with the reward."""
+
+VARYING = ("seconds/", "idle/", "queue/", "speed/", "memory/", "health/", "alarm/idle")
+"""How the names begin of what may differ between two runs of one seed: how it went about it."""
+
+
+def describe(name: str) -> str:
+    """What the metric is; empty if it is none that is known."""
+    found = CATALOGUE.get(name)
+    if found is not None:
+        return found
+    return next((text for key, text in CATALOGUE.items() if fnmatchcase(name, key)), "")
+
+
+def tables() -> str:
+    """All metrics as Markdown, group by group."""
+    parts = []
+    for group, title in GROUPS.items():
+        members = [name for name in CATALOGUE if _group(name) == group]
+        rows = [f"| `{name.replace('*', 'NAME')}` | {CATALOGUE[name]} |" for name in members]
+        parts.append("\n".join([f"### {title}", "", "| metric | what it is |", "|---|---|", *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _group(name: str) -> str:
+    group = name.partition("/")[0]
+    return "reward" if group in ("component", "penalty") else group
+
+
+if __name__ == "__main__":
+    print(tables(), end="")
