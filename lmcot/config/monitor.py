@@ -7,7 +7,6 @@ from pydantic import Field
 from lmcot.config.base import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 
 
-
 class AlarmSettings(Settings):
     """From where on a person would want to know. Unset (null) switches an alarm off.
 
@@ -15,8 +14,9 @@ class AlarmSettings(Settings):
     """
 
     window: PositiveInt = 5
-    """Steps that noisy metrics are averaged over; an alarm clears after as many steps without its
-    cause."""
+    """Steps that noisy metrics are averaged over."""
+    clears_after: PositiveInt = 20
+    """Steps without its cause after which an alarm clears; it may be told again then."""
     kl_above: PositiveFloat | None = 50.0
     """KL to the reference, nats per rationale, of one step: the policy runs away from it."""
     kl_below: float | None = Field(default=-0.5, lt=0)

@@ -39,12 +39,13 @@ class Bound:
 class Alarms:
     """Looks at one step after the other of a stage.
 
-    An alarm is raised, and told once, when its cause is there, and clears after ``window`` steps
-    without it. What depends on a mean waits until there are so many steps.
+    An alarm is raised, and told once, when its cause is there, and clears after
+    ``clears_after`` steps without it. What depends on a mean waits until there are so many steps.
     """
 
     def __init__(self, settings: AlarmSettings) -> None:
         self._window = settings.window
+        self._clears_after = settings.clears_after
         self._not_finite = settings.not_finite
         self._bounds = _bounds(settings)
         self._history: deque[Values] = deque(maxlen=settings.window)
@@ -68,7 +69,7 @@ class Alarms:
                 self._quiet[name] = 0
             elif name in self._quiet:
                 self._quiet[name] += 1
-                if self._quiet[name] >= self._window:
+                if self._quiet[name] >= self._clears_after:
                     del self._quiet[name]
             states[f"alarm/{name}"] = float(name in self._quiet)
         return states, told

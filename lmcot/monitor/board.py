@@ -6,15 +6,22 @@ Stages are TensorBoard's "runs", so that its pages group metrics by what they me
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-from tensorboard.plugins.hparams import summary_v2 as hparams
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_FLOAT
 from tensorboard.plugins.histogram.summary_v2 import histogram_pb
+from tensorboard.plugins.hparams import metadata
+from tensorboard.plugins.hparams.api_pb2 import Experiment, HParamInfo, MetricInfo, MetricName
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.plugins.scalar.metadata import create_summary_metadata
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -22,14 +29,15 @@ from lmcot.monitor.catalogue import describe
 
 EVENT_FILES = "events.out.tfevents.*"
 _TIME_KEYS = frozenset({"step", "stage", "time"})
+
 _COMPARED = (
     ("refine", "reward/mean"),
     ("refine", "kl"),
     ("refine", "policy/entropy"),
     ("refine", "response/length"),
-    ("distill", "loss"),
+    ("refine", "response/contains_gold"),
 )
-"""Stage and metric of the columns by which TensorBoard compares runs."""
+"""Stage and metric of the columns by which trials are compared."""
 
 
 class Board:
@@ -40,41 +48,44 @@ class Board:
         self._writers: dict[str, EventFileWriter] = {}
         self._described: set[tuple[str, str]] = set()
 
-    def settings(self, settings: Mapping[str, Any]) -> None:
+    def settings(self, settings: Mapping[str, Any], varied: Collection[str] = ()) -> None:
         """Writes the settings as those of one trial, anew.
 
         Lists are shown as text, and what is unset is left out.
+
+        Args:
+            varied: settings that the runs beside this one have other values of. Where none are
+                given, TensorBoard finds out, but does not know which metrics matter then.
         """
         old = list(self._folder.glob(EVENT_FILES))
         shown = {key: _shown(value) for key, value in settings.items() if value is not None}
-        metrics = [hparams.Metric(name, group=stage) for stage, name in _COMPARED]
-        columns = [hparams.HParam(key) for key in shown]
-        with_events = EventFileWriter(str(self._folder))
-        for summary in (
-            hparams.hparams_config_pb(hparams=columns, metrics=metrics),
-            hparams.hparams_pb(shown),
-        ):
-            with_events.add_event(Event(wall_time=time.time(), summary=summary))
-        with_events.close()
+        writer = EventFileWriter(str(self._folder))
+        if varied:
+            writer.add_event(Event(wall_time=time.time(), summary=_experiment(shown, varied)))
+        writer.add_event(Event(wall_time=time.time(), summary=hparams_pb(shown)))
+        writer.close()
         for path in old:
             path.unlink()
 
     def scalars(self, line: Mapping[str, Any]) -> None:
-        """A line of ``metrics.jsonl``; null is left out."""
+        """A line of ``metrics.jsonl``; null is left out, and so are alarms before their first."""
         stage = line["stage"]
         values = [
             self._scalar(stage, name, value)
             for name, value in line.items()
-            if name not in _TIME_KEYS and value is not None
+            if name not in _TIME_KEYS and value is not None and self._worth(stage, name, value)
         ]
         self._add(stage, line["step"], Summary(value=values), line["time"])
 
     def histogram(self, stage: str, step: int, name: str, values: Sequence[float]) -> None:
-        """How some numbers are spread; those that are not finite are left out."""
+        """A tag ``spread/NAME``, for one that a scalar has is no histogram's too.
+
+        How some numbers are spread; those that are not finite are left out."""
         finite = np.asarray(values, dtype=np.float64)
         finite = finite[np.isfinite(finite)]
         if len(finite):
-            self._add(stage, step, histogram_pb(name, finite, description=describe(name)))
+            text = f"How {name} is spread over the step's rationales that were judged."
+            self._add(stage, step, histogram_pb(f"spread/{name}", finite, description=text))
 
     def text(self, stage: str, step: int, name: str, markdown: str) -> None:
         """Text for people, as Markdown."""
@@ -110,13 +121,18 @@ class Board:
         for stage in list(self._writers):
             self._close(stage)
 
+    def _worth(self, stage: str, name: str, value: float) -> bool:
+        """Whether it is shown: an alarm only from when it was first raised."""
+        return not name.startswith("alarm/") or value > 0 or (stage, name) in self._described
+
     def _scalar(self, stage: str, name: str, value: float) -> Any:
+        # Not `simple_value`, whose description TensorBoard does not show.
+        tensor = TensorProto(dtype=DT_FLOAT, float_val=[value], tensor_shape=TensorShapeProto())
         if (stage, name) in self._described:
-            return Summary.Value(tag=name, simple_value=value)
+            return Summary.Value(tag=name, tensor=tensor)
         self._described.add((stage, name))
-        plugin = SummaryMetadata.PluginData(plugin_name="scalars")
-        metadata = SummaryMetadata(plugin_data=plugin, summary_description=describe(name))
-        return Summary.Value(tag=name, simple_value=value, metadata=metadata)
+        described = create_summary_metadata(display_name=None, description=describe(name))
+        return Summary.Value(tag=name, tensor=tensor, metadata=described)
 
     def _add(self, stage: str, step: int, summary: Any, wall_time: float | None = None) -> None:
         when = time.time() if wall_time is None else wall_time
@@ -131,6 +147,20 @@ class Board:
         writer = self._writers.pop(stage, None)
         if writer is not None:
             writer.close()
+
+
+def _experiment(settings: Mapping[str, Any], varied: Collection[str]) -> Any:
+    """What TensorBoard's table of trials shows first."""
+    experiment = Experiment(
+        hparam_infos=[HParamInfo(name=key, differs=key in varied) for key in settings],
+        metric_infos=[
+            MetricInfo(name=MetricName(group=stage, tag=name)) for stage, name in _COMPARED
+        ],
+    )
+    # By hand, for the plugin's own function for it imports TensorFlow.
+    data = metadata.create_summary_metadata(HParamsPluginData(experiment=experiment))
+    tag, tensor = metadata.EXPERIMENT_TAG, metadata.NULL_TENSOR
+    return Summary(value=[Summary.Value(tag=tag, metadata=data, tensor=tensor)])
 
 
 def _shown(value: Any) -> Any:

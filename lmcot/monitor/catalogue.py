@@ -29,7 +29,7 @@ CATALOGUE = {
     "kl/coefficient": "Weight of the KL penalty after the step; the adaptive controller moves it.",
     "kl/negative": "1 where `kl` is below 0, else 0. Now and then that is noise; for long it means "
     "that the policy samples from another distribution than it is scored under.",
-    "kl/negative_count": "Rationales whose own summed log-ratio is below 0 (by more than rounding).",
+    "kl/negative_count": "Rationales whose own summed log-ratio is below 0, by more than rounding.",
     # -- loss
     "loss": "Distillation: negative log-likelihood of the teacher's rationales, nats per token.",
     "loss/policy": "PPO's clipped loss, mean over tokens.",

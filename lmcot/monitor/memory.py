@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 
 import psutil
 
@@ -53,7 +52,7 @@ def _own(process: psutil.Process) -> float:
 
 
 def _roles() -> dict[str, float]:
-    found: Counter[str] = Counter()
+    found: dict[str, float] = {}
     for process in psutil.process_iter():
         try:
             if process.uids().real != os.getuid():
@@ -61,10 +60,11 @@ def _roles() -> dict[str, float]:
             name = " ".join(process.cmdline()[:1])
             role = _ROLES.get(name.partition(".")[0])
             if role is not None:
-                found[f"memory/{role}"] += _own(process)
+                key = f"memory/{role}"
+                found[key] = found.get(key, 0.0) + _own(process)
         except psutil.Error:  # it ended meanwhile, or is none of ours
             continue
-    return dict(found)
+    return found
 
 
 def _object_store() -> dict[str, float]:

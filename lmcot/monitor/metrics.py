@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,14 @@ class Monitor:
         settings: MonitorSettings | None = None,
         *,
         hparams: Mapping[str, Any] | None = None,
+        varied: Collection[str] = (),
     ) -> None:
-        """Args: hparams: all settings of the run by their keys, for TensorBoard to compare."""
+        """Makes the directory, if need be.
+
+        Args:
+            hparams: all settings of the run by their keys, for TensorBoard to compare.
+            varied: those of them that the runs beside it have other values of, if that is known.
+        """
         self.run_dir = run_dir
         self.metrics_path = run_dir / "metrics.jsonl"
         self.settings = settings or MonitorSettings()
@@ -42,7 +48,7 @@ class Monitor:
         self._file = self.metrics_path.open("a", encoding="utf-8")
         self._board = Board(run_dir / "tensorboard")
         if hparams is not None:
-            self._board.settings(hparams)
+            self._board.settings(hparams, varied)
         self._alarms: dict[str, Alarms] = {}
         self._ray = RayMetrics(run_dir.name) if self.settings.ray_metrics else None
 

@@ -48,7 +48,8 @@ class RayMetrics:
         from ray.util.metrics import Gauge
 
         if name not in self._gauges:
-            self._gauges[name] = Gauge(prometheus_name(name), describe(name), _TAGS)
+            text = "Step of the stage that was logged last." if name == "step" else describe(name)
+            self._gauges[name] = Gauge(prometheus_name(name), text, _TAGS)
         return self._gauges[name]
 
     def _counter(self, name: str) -> Any:

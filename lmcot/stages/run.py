@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -155,8 +155,11 @@ class Run:
 
 
 @contextmanager
-def open_run(config: Config, path: Path) -> Iterator[Run]:
+def open_run(config: Config, path: Path, *, varied: Collection[str] = ()) -> Iterator[Run]:
     """Opens a run directory, checks the settings against it, and joins or starts the cluster.
+
+    Args:
+        varied: settings that the runs beside this one have other values of, if it is known.
 
     Raises:
         UserError: before anything starts, if settings, data, model or directory are wrong.
@@ -166,7 +169,7 @@ def open_run(config: Config, path: Path) -> Iterator[Run]:
         for difference in directory.check_config(config):
             say(f"resumed with another {difference}")
         hparams = flat_settings(config)
-        monitor = stack.enter_context(Monitor(path, config.monitor, hparams=hparams))
+        monitor = stack.enter_context(Monitor(path, config.monitor, hparams=hparams, varied=varied))
         interruption = Interruption()
         run = Run(config, directory, monitor, interruption)
         run.check_inputs()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from lmcot.monitor.metrics import Monitor
 from lmcot.records import Example, ScoredRollout
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+.!|~-])")
 
 
@@ -36,14 +37,14 @@ def show(
 
 
 def spreads(scored: Sequence[ScoredRollout]) -> dict[str, list[float]]:
-    """What is drawn as histograms. No tag is a scalar's: TensorBoard would mix them up."""
+    """What is drawn as histograms, by name."""
     components: dict[str, list[float]] = {}
     for one in scored:
         for name, value in one.judgement.components.items():
-            components.setdefault(f"spread/{name}", []).append(value)
+            components.setdefault(f"component/{name}", []).append(value)
     return {
-        "spread/reward": [one.reward for one in scored],
-        "spread/response_length": [float(len(one.rollout.response_ids)) for one in scored],
+        "reward": [one.reward for one in scored],
+        "response/length": [float(len(one.rollout.response_ids)) for one in scored],
         **components,
     }
 
@@ -63,9 +64,11 @@ def describe_sample(example: Example, scored: ScoredRollout) -> str:
     """A rationale with its question, what the frozen LM made of it, and its reward, as Markdown."""
     rollout, judgement = scored.rollout, scored.judgement
     cut = ", cut at the length limit" if rollout.finish_reason == "length" else ""
-    answer = [f"**Gold answer:** {_plain(example.answer)}"]
+    answer = []
     if judgement.answer is not None:
-        answer.insert(0, f"**Frozen LM:** {_plain(judgement.answer.extracted) or '(nothing)'}")
+        answer.append(f"**Frozen LM:** {_plain(judgement.answer.extracted) or '(nothing)'}")
+    if example.answer:
+        answer.append(f"**Gold answer:** {_plain(example.answer)}")
     parts = {
         **judgement.components,
         **{name: -value for name, value in scored.penalties.items()},
@@ -79,7 +82,7 @@ def describe_sample(example: Example, scored: ScoredRollout) -> str:
             f"{len(rollout.response_ids)} tokens{cut}",
             f"**Question:** {_plain(example.question)}",
             rationale,
-            "  \n".join(answer),
+            *(["  \n".join(answer)] if answer else []),
             *([f"| {names} |\n|{'---|' * len(parts)}\n| {values} |"] if parts else []),
         ]
     )
@@ -91,4 +94,5 @@ def _due(step: int, every: int) -> bool:
 
 def _plain(text: str) -> str:
     """Text that Markdown leaves as it is."""
-    return _SPECIAL.sub(r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;")).strip()
+    shown = _CONTROL.sub("\ufffd", text).replace("&", "&amp;").replace("<", "&lt;")
+    return _SPECIAL.sub(r"\\\1", shown).strip()

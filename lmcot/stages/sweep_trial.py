@@ -45,7 +45,7 @@ def run_trial(
         # A trial that is stopped at its last step would not come to write what it learned.
         tell(min(step, trial.config.refine.steps - 1))
 
-    with open_run(trial.config, path) as run:
+    with open_run(trial.config, path, varied=trial.values.keys()) as run:
         stage.refine(run, on_step=on_step)
     tell(trial.config.refine.steps)
 

@@ -59,11 +59,7 @@ def run(folder: Path, *overrides: str, on_step: OnStep = lambda step, metrics: N
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """A run's metrics, save those that tell how it went about it."""
     return [
-        {
-            name: value
-            for name, value in line.items()
-            if not name.startswith(("time", *VARYING))
-        }
+        {name: value for name, value in line.items() if not name.startswith(("time", *VARYING))}
         for line in read_metrics(folder / "metrics.jsonl")
     ]
 

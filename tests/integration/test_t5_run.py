@@ -15,7 +15,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from lmcot.monitor.catalogue import VARYING
+from lmcot.monitor.catalogue import CATALOGUE, VARYING, describe
 from lmcot.monitor.metrics import read_metrics
 from tests.integration.command import Done, lmcot
 
@@ -48,11 +48,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def comparable(run_dir: Path) -> list[dict[str, Any]]:
     """A run's PPO metrics without the timings, and what the frozen LM's cache saved."""
     return [
-        {
-            k: v
-            for k, v in line.items()
-            if not k.startswith(("time", *VARYING, "frozen/"))
-        }
+        {k: v for k, v in line.items() if not k.startswith(("time", *VARYING, "frozen/"))}
         for line in read_metrics(run_dir / "metrics.jsonl")
         if line["stage"] == "refine"
     ]
@@ -90,12 +86,20 @@ def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
     assert all((finished / "checkpoints" / name / "COMPLETE").exists() for name in checkpoints)
     events = EventAccumulator(str(finished / "tensorboard" / "refine"))
     events.Reload()
-    assert "reward/mean" in events.Tags()["scalars"]
+    assert "reward/mean" in events.Tags()["tensors"]
     text = (finished / "config.yaml").read_text(encoding="utf-8")
     assert "# torch: 2." in text
     assert "# commit: " in text
     assert "random:t5" in text
     assert (finished / "refine.png").stat().st_size > 1000
+
+
+def test_every_metric_of_a_run_is_described_and_there_is_no_other(finished: Path) -> None:
+    metrics = read_metrics(finished / "metrics.jsonl")
+    logged = {name for line in metrics for name in line} - {"step", "stage", "time"}
+    assert [name for name in logged if not describe(name)] == [], "see lmcot/monitor/catalogue.py"
+    exact = {name for name in CATALOGUE if "*" not in name}
+    assert exact - logged == set(), "described, but no run has them"
 
 
 def test_the_report_has_every_row(finished: Path) -> None:

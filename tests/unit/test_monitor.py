@@ -22,7 +22,10 @@ def board(run_dir: Path, stage: str) -> EventAccumulator:
 
 def scalars(run_dir: Path, stage: str, tag: str) -> list[tuple[int, float]]:
     events = board(run_dir, stage)
-    return [(event.step, event.value) for event in events.Scalars(tag)]
+    return [
+        (event.step, tensor_util.make_ndarray(event.tensor_proto).item())
+        for event in events.Tensors(tag)
+    ]
 
 
 def steps(run_dir: Path, stage: str) -> list[int]:
@@ -47,7 +50,7 @@ def test_nan_and_infinity_become_null_and_are_counted(tmp_path: Path) -> None:
         assert monitor.nonfinite == 2
     (line,) = read_metrics(tmp_path / "metrics.jsonl")
     assert (line["loss"], line["value"], line["reward"]) == (None, None, 1.0)
-    assert board(tmp_path, "refine").Tags()["scalars"] == ["reward", "alarm/not_finite"]
+    assert board(tmp_path, "refine").Tags()["tensors"] == ["reward", "alarm/not_finite", "alarms"]
     assert scalars(tmp_path, "refine", "alarm/not_finite") == [(1, 1.0)]
 
 
@@ -61,7 +64,7 @@ def test_after_a_resume_each_step_is_there_once_and_other_stages_stay(tmp_path: 
         for step in range(1, 6):
             monitor.log(step, "distil", {"loss": step})
         for step in range(1, 5):
-            monitor.histograms(step, "refine", {"spread/reward": [step, step + 1.0]})
+            monitor.histograms(step, "refine", {"reward": [step, step + 1.0]})
             monitor.text(step, "refine", "samples", f"written at step {step}")
             monitor.log(step, "refine", {"reward": step, "kl": 0.0 if step < 3 else 99.0})
     event_file = max((tmp_path / "tensorboard" / "refine").iterdir())
