@@ -163,7 +163,7 @@ def test_parts_of_a_run_can_be_looked_at_by_themselves(
     assert command_line("debug", "replay", folder, "--step", "4") == 0
     said = capsys.readouterr()
     assert "debug replay: step 4 then and now: all equal" in said.err
-    assert any(line.startswith("policy_loss ") for line in said.out.splitlines())
+    assert any(line.startswith("loss/policy ") for line in said.out.splitlines())
     assert command_line("debug", "learn", folder, "--steps", "3") == 0
     learned = metrics(folder / "debug" / "learn")
     assert [line["step"] for line in learned] == [1, 2, 3]
