@@ -37,12 +37,12 @@ class Experience:
 
     pairs: list[TokenPair]
     mask: Tensor
+    behaviour: Tensor
     proximal: Tensor
     reference: Tensor
     values: Tensor
     advantages: Tensor
     returns: Tensor
-    weight: Tensor
 
     def cells(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Rows and columns of all tokens of some rationales, in the order of a laid-out batch."""
@@ -65,12 +65,20 @@ class ExperienceMaker:
         self._planner = planner
         self._settings = settings
         self._temperature = temperature
+        self.policy_pass = (
+            settings.epochs * settings.minibatches > 1
+            or isinstance(settings.advantage, Gae)
+            or settings.kl.apply_to == "reward"
+        )
+        """Whether the policy scores the rationales before it learns from them. Where nothing is
+        made of that but the proximal log-probabilities of a single update, that update's own pass
+        has them; then they are zeros here, for it to fill in."""
 
     @torch.no_grad()
     def make(
         self, scored: Sequence[ScoredRollout], scores: Tensor, kl_coefficient: float
-    ) -> tuple[Experience, dict[str, float]]:
-        """Experience and its metrics.
+    ) -> Experience:
+        """What a step learns from.
 
         Args:
             scores: [rationales], what the KL penalty is taken from.
@@ -83,11 +91,16 @@ class ExperienceMaker:
         advantages, returns = self._advantages(
             scored, scores, kl, values, mask, kl_coefficient if in_reward else 0.0
         )
+        return Experience(pairs, mask, behaviour, proximal, reference, values, advantages, returns)
+
+    def metrics(
+        self, experience: Experience, scored: Sequence[ScoredRollout], scores: Tensor
+    ) -> dict[str, float]:
+        """Of a step's experience, whose proximal log-probabilities are all there."""
+        mask, proximal, behaviour = experience.mask, experience.proximal, experience.behaviour
+        reference, values, returns = experience.reference, experience.values, experience.returns
+        of_rationales = (maths.kl_k1(proximal, reference) * mask).sum(-1)
         weight = maths.importance_weight(proximal, behaviour, self._settings.importance_cap)
-        experience = Experience(
-            pairs, mask, proximal, reference, values, advantages, returns, weight
-        )
-        of_rationales = (kl * mask).sum(-1)
         metrics = {
             **_reward_spread(scored),
             "batch/tokens": float(mask.sum()),
@@ -105,7 +118,7 @@ class ExperienceMaker:
                 "value/return": float(maths.masked_mean(returns, mask)),
                 "value/explained_variance": maths.explained_variance(values, returns, mask),
             }
-        return experience, metrics
+        return metrics
 
     def _passes(self, pairs: Sequence[TokenPair], mask: Tensor) -> Tensor:
         """[3, rationales, longest]: proximal and reference log-probabilities, and values.
@@ -120,7 +133,7 @@ class ExperienceMaker:
                 rows, columns = cells(mask, batch.indices)
                 found[number, rows, columns] = values.float().cpu()
 
-        for micro in plan:
+        for micro in plan if self.policy_pass else []:
             batch = self._planner.lay_out(pairs, micro)
             logits, value = self._engine.forward(batch, values=True)
             note(0, micro, self._logprobs(logits, batch))

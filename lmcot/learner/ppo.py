@@ -2,7 +2,9 @@
 
 Three log-probabilities of each token play a part: *behaviour* (the sampler's), *proximal* (the
 learner's at the start of the step) and *current*. The ratio is current / proximal; one truncated
-importance weight, proximal / behaviour, corrects for how the sampler differs from the learner.
+importance weight, proximal / behaviour, corrects for how the sampler differs from the learner. In a
+step's first update current is proximal: a step that has no other need not score its rationales
+before (`ExperienceMaker.policy_pass`).
 """
 
 from __future__ import annotations
@@ -64,10 +66,12 @@ class PPO:
                 "or the only ones of their question"
             )
         warming = isinstance(advantage, Gae) and step < advantage.critic_warmup_steps
-        experience, metrics = self._maker.make(
-            batch, self._scores(batch), self.kl_controller.coefficient
-        )
+        scores = self._scores(batch)
+        experience = self._maker.make(batch, scores, self.kl_controller.coefficient)
         updates = self._update(experience, step, warming)
+        if not self._maker.policy_pass:
+            experience.proximal = sum_over_ranks(experience.proximal)
+        metrics = self._maker.metrics(experience, batch, scores)
         if math.isfinite(metrics["kl"]):
             self.kl_controller.update(metrics["kl"], len(batch))
         return {
@@ -168,12 +172,20 @@ class PPO:
         def of(tensor: Tensor) -> Tensor:
             return tensor[cells].to(logits.device)
 
-        proximal = of(experience.proximal)
         logprobs = maths.token_logprobs(logits, batch.targets.to(logits.device), self._temperature)
+        if self._maker.policy_pass:
+            proximal = of(experience.proximal)
+        else:
+            proximal = logprobs.detach()
+            if micro.counted:
+                experience.proximal[cells] = proximal.cpu()
+        weight = maths.importance_weight(
+            proximal, of(experience.behaviour), settings.importance_cap
+        )
         policy, clipped = maths.policy_loss(
             logprobs, proximal, of(experience.advantages), settings.clip, settings.dual_clip
         )
-        policy = policy * of(experience.weight)
+        policy = policy * weight
         entropy = self._entropy(logits)
         total = policy - settings.entropy_coefficient * entropy
         if settings.kl.apply_to == "loss":

@@ -108,7 +108,8 @@ def test_rewards_are_clipped_before_the_kl_is_added() -> None:
     )
     scores = session.ppo._scores(scored)
     assert scores.tolist() == pytest.approx([1.0, -1.0, 0.25, 0.7])
-    experience, metrics = session.ppo._maker.make(scored, scores, 0.1)
+    experience = session.ppo._maker.make(scored, scores, 0.1)
+    metrics = session.ppo._maker.metrics(experience, scored, scores)
     assert metrics["reward/score"] == pytest.approx(0.2375)
     # At gamma 1 and lambda 1 the first return is the score less the whole KL penalty.
     kl = (experience.proximal - experience.reference).sum(-1)
@@ -284,7 +285,7 @@ def test_minibatches_keep_questions_whole_and_are_shuffled_by_the_step() -> None
     """Every rationale once in each pass; a question's go together where their number allows."""
     session = open_session(make_config(LLAMA, epochs=2, minibatches=3))
     scored = rollouts(LLAMA, questions=[(2, (3, 3)), (5, (3, 3)), (9, (3, 3))])
-    experience, _ = session.ppo._maker.make(scored, torch.zeros(6), 0.0)
+    experience = session.ppo._maker.make(scored, torch.zeros(6), 0.0)
     orders = set()
     for step in range(4):
         minibatches = session.ppo._minibatches(experience, step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from tests.unit.learner_by_hand import (
 from tests.unit.learner_cases import (
     BOTH,
     EVERY_LAYOUT,
+    KINDS,
     LAYOUTS,
     LORA,
     STATELESS,
@@ -78,6 +80,44 @@ def test_old_logprobs_within_tolerance_where_micro_batches_differ(kind: str, sha
     assert metrics["optimiser/updates"] == 3
     assert 0 <= metrics["policy/approx_kl"] < 1e-6
     assert metrics["policy/clip_fraction"] == 0
+
+
+@BOTH
+@pytest.mark.parametrize("layout", LAYOUTS[1:], ids=str)
+def test_a_single_update_needs_no_pass_before_it(kind: str, layout: Layout) -> None:
+    """[8] its own log-probabilities are the proximal ones: the same step, one pass the less."""
+    results = []
+    for before in (False, True):
+        kl = fixed_kl(0.2, "loss")
+        session = open_session(make_config(kind, STATELESS, layout, advantage=GRPO, kl=kl))
+        disturb(session._reference, 0.05)
+        assert session.ppo._maker.policy_pass is False
+        session.ppo._maker.policy_pass = before
+        forward = mock.Mock(side_effect=session._engine.forward)
+        with mock.patch.object(session._engine, "forward", forward):
+            metrics = session.ppo.step(off_policy(rollouts(kind)), 0)
+        results.append((metrics, parameters(session), forward.call_count))
+    (one, mine, passes), (other, theirs, twice) = results
+    assert twice == 2 * passes
+    assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+    assert abs(one["kl"]) > 0.01
+    assert abs(one["sampler/gap"]) > 0.5
+    assert distance(mine, theirs) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "needed",
+    [
+        {"epochs": 2},
+        {"minibatches": 2},
+        {"kl": fixed_kl(0.1)},
+        {"advantage": GAE},
+    ],
+    ids=str,
+)
+def test_what_else_needs_the_policys_scores_has_them(needed: dict[str, Any]) -> None:
+    settings = {"advantage": GRPO, "kl": fixed_kl(0.1, "loss"), **needed}
+    assert open_session(make_config(KINDS[0], **settings)).ppo._maker.policy_pass
 
 
 # ---------------------------------------------------------------- the update
