@@ -35,7 +35,7 @@ from benchmarks.cases import SMOLLM2
 from benchmarks.fake_ray import FakeRay, StandIn, faked
 from lmcot.actors.cluster import ray_cluster
 from lmcot.actors.fleet import Fleet
-from lmcot.actors.units import Judged, JudgeUnit, RolloutPrompt, RolloutUnit
+from lmcot.actors.units import Judged, JudgeUnit, Packed, RolloutUnit
 from lmcot.config import ActorsSettings, Config, RoleSettings, SampleData, parse_config
 from lmcot.data.loaders import load_examples
 from lmcot.records import Rollout, to_json
@@ -66,15 +66,17 @@ class Point:
 
 
 class _Rollout(StandIn):
-    def sample(self, unit: RolloutUnit) -> list[Rollout]:
+    def sample(self, unit: RolloutUnit) -> Packed[list[Rollout]]:
         self.took = stand_ins.about(stand_ins.SAMPLE_S)
         return stand_ins.sampled(unit)
 
 
 class _Reward(StandIn):
+    config: Config
+
     def judge(self, unit: JudgeUnit) -> Judged:
         self.took = stand_ins.about(stand_ins.JUDGE_S)
-        return stand_ins.judged(unit)
+        return stand_ins.judged(unit, self.config)
 
 
 class _Learner(StandIn):
@@ -156,7 +158,7 @@ def fake_point(actors: int, steps: int, profile: cProfile.Profile | None = None)
         }
         fake = stack.enter_context(faked(roles))
         _Learner.ray = fake
-        config = fake_config(data, actors, steps + 2)
+        config = _Reward.config = fake_config(data, actors, steps + 2)
         run = stack.enter_context(open_run(config, Path(folder) / "run"))
         spent = 0.0
 
@@ -184,9 +186,10 @@ def fake_point(actors: int, steps: int, profile: cProfile.Profile | None = None)
 def real_point(actors: int) -> Point:
     """Units through a real fleet of processes that sleep."""
     examples = load_examples(SampleData(kind="sample", split="train"), limit=PROMPTS).examples
-    prompts = tuple(RolloutPrompt(one.id, tuple(range(250))) for one in examples)
     units = [
-        RolloutUnit(str(number), prompts, SAMPLES, 1.0, stand_ins.RESPONSE, 0, 0, 0)
+        RolloutUnit(
+            str(number), Packed.of(tuple(examples)), SAMPLES, 1.0, stand_ins.RESPONSE, 0, 0, 0
+        )
         for number in range(actors * REAL_UNITS)
     ]
     role = RoleSettings(count=actors, cpus=0)

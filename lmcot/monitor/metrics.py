@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,9 @@ class Monitor:
         _add_scalars(self._events, line)
         self._events.flush()
 
-    def rollouts(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
+    def rollouts(self, step: int, lines: bytes) -> None:
         """Writes a step's rollouts, one JSON line each, to ``rollouts/step-NNNNNN.jsonl``."""
-        text = "".join(f"{_line(record)}\n" for record in records)
-        write_atomically(self.run_dir / "rollouts" / f"step-{step:06d}.jsonl", text)
+        write_atomically(self.run_dir / "rollouts" / f"step-{step:06d}.jsonl", lines)
 
     def truncate(self, stage: str, step: int) -> None:
         """Drops what the stage logged after ``step``, so that a resumed run logs it once.
@@ -131,22 +130,3 @@ def _add_scalars(events: EventFileWriter, line: Mapping[str, Any]) -> None:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    """Looked through only if the encoder, which is many times as fast, meets a NaN or infinity."""
-    try:
-        return json.dumps(record, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        return json.dumps(_plain(record), ensure_ascii=False)
-
-
-def _plain(value: Any) -> Any:
-    """The value with every NaN and infinity as None: JSON has no word for them."""
-    if isinstance(value, float):
-        return _finite(value)
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

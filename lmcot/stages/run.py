@@ -139,7 +139,8 @@ class Run:
         return Fleet(
             "rollout", RolloutActor, role, self.config.actors,
             arguments={
-                "policy": self.config.policy, "source": source, "threads": role.threads,
+                "policy": self.config.policy, "source": source, "prompts": self.config.prompts,
+                "threads": role.threads,
                 "trains": trains, "verify": self.config.actors.verify_weights,
             },
             check=self.interruption.check,
@@ -168,6 +169,7 @@ def open_run(config: Config, path: Path) -> Iterator[Run]:
         monitor = stack.enter_context(Monitor(path))
         interruption = Interruption()
         run = Run(config, directory, monitor, interruption)
+        stack.callback(run.spending.save)
         run.check_inputs()
         directory.write_config(config)
         stack.enter_context(ray_cluster(config.actors))
