@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from lmcot.errors import UserError
 from lmcot.learner.checkpoints import CheckpointStore
+from lmcot.stages.pipeline import Pipeline
 from tests.integration.runtime_cases import (
     JUDGED,
     Killer,
@@ -109,23 +111,31 @@ def test_batches_are_sampled_ahead_and_each_bears_its_version(tmp_path: Path) ->
 
 
 def test_units_in_flight_at_a_checkpoint_are_asked_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The driver stops in the middle: none lost, none doubled, staleness within its bound."""
     overrides = ("refine.max_staleness=2", "refine.steps=8", "checkpoints.every=4")
+    sampled = Pipeline._sampled
+
+    def step_8_is_never_judged(pipeline: Pipeline, key: str, rollouts: Any) -> None:
+        if not key.startswith("step-8/"):
+            sampled(pipeline, key, rollouts)
 
     def stop(step: int, metrics: dict[str, float]) -> None:
         if step == 6:
             raise UserError("stop here")
 
-    with pytest.raises(UserError, match="stop here"):
-        run(tmp_path, *overrides, on_step=stop)
+    with monkeypatch.context() as patched:
+        patched.setattr(Pipeline, "_sampled", step_8_is_never_judged)
+        with pytest.raises(UserError, match="stop here"):
+            run(tmp_path, *overrides, on_step=stop)
     found = CheckpointStore(tmp_path / "checkpoints").latest()
     assert found is not None
     state = found[0]
     assert state.step == 6
-    assert {key.partition("/")[0] for key in state.units_in_flight} <= {"step-7", "step-8"}
-    assert state.units_in_flight
+    flying = [key.partition("/")[0] for key in state.units_in_flight]
+    assert set(flying) <= {"step-7", "step-8"}
+    assert flying.count("step-8") == 2
     capsys.readouterr()
     run(tmp_path, *overrides)
     again = len(state.units_in_flight)
