@@ -30,7 +30,7 @@ from benchmarks.cases import SMOLLM2
 from benchmarks.endpoint import serving
 from lmcot.actors.cluster import ray_cluster
 from lmcot.actors.learner_actor import LearnerPlan
-from lmcot.actors.units import JudgeUnit, RolloutPrompt, RolloutUnit
+from lmcot.actors.units import JudgeUnit, Packed, RolloutUnit
 from lmcot.config import Aspect, Config, parse_config
 from lmcot.data.sampler import PromptSampler
 from lmcot.monitor.metrics import read_metrics
@@ -48,7 +48,7 @@ REQUESTS = 1 + len(get_args(Aspect))
 """That the judging of one rationale takes."""
 GOAL = 0.8
 
-Batch = list[tuple[RolloutUnit, list[Rollout]]]
+Batch = list[tuple[RolloutUnit, Packed[list[Rollout]]]]
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,7 @@ def units_of(run: Run, step: int) -> list[RolloutUnit]:
     return [
         RolloutUnit(
             unit_id=f"step-{step + 1}/{number}",
-            prompts=tuple(
-                RolloutPrompt(examples[i].id, run.rationale_prompt(examples[i])) for i in group
-            ),
+            questions=Packed.of(tuple(examples[i] for i in group)),
             samples=config.refine.samples_per_prompt,
             temperature=config.policy.temperature,
             max_new_tokens=config.policy.max_new_tokens,
@@ -157,10 +155,10 @@ def measure_learn(run: Run, batches: list[Batch]) -> float:
             scored = [
                 ScoredRollout(rollout, Judgement(), chooser.random())
                 for _, rollouts in batch
-                for rollout in rollouts
+                for rollout in rollouts.open()
             ]
             started = time.monotonic()
-            learners.learn("ppo_step", scored=scored, step=step)
+            learners.learn("ppo_step", scored=[Packed.of(scored)], step=step)
             learners.call("publish", version=step + 1)
             taken.append(time.monotonic() - started)
     return statistics.median(taken[1:])
@@ -168,24 +166,16 @@ def measure_learn(run: Run, batches: list[Batch]) -> float:
 
 def measure_judge(run: Run, batches: list[Batch]) -> float:
     """Seconds of judging alone."""
-    examples = {question.example.id: question.example for question in run.train}
     taken = []
     with run.frozen_fleet() as frozen, run.reward_fleet() as reward:
         frozen.wait_ready()
         reward.wait_ready(frozen_handles=frozen.handles)
         for batch in batches[1:]:
-            units = [
-                JudgeUnit(
-                    unit.unit_id,
-                    tuple(examples[rollout.example_id] for rollout in rollouts),
-                    tuple(rollouts),
-                )
-                for unit, rollouts in batch
-            ]
+            units = [JudgeUnit(unit.unit_id, unit.questions, rollouts) for unit, rollouts in batch]
             started = time.monotonic()
             judged = reward.map("judge", units)
             taken.append(time.monotonic() - started)
-            failed = [j.failure for one in judged for j in one.judgements if j.failure]
+            failed = [failure for one in judged for failure in one.failures]
             if failed:
                 raise RuntimeError(f"{len(failed)} judgements failed, the first: {failed[0]}")
     return statistics.median(taken)
@@ -219,7 +209,7 @@ def measure(case: Case, url: str, folder: Path) -> None:
     concurrency = max(1, round(rollouts * REQUESTS * DELAY_S / (rollout + learn)))
     with open_run(case.config(url, concurrency=concurrency), folder / "judging") as run:
         judge = measure_judge(run, batches)
-    lengths = [len(r.response_ids) for batch in batches for _, rs in batch for r in rs]
+    lengths = [len(r.response_ids) for batch in batches for _, rs in batch for r in rs.open()]
     print(
         f"{case.prompts} prompts, {case.samples} rationales each of "
         f"{statistics.fmean(lengths):.0f} tokens, {case.dtype}\n"

@@ -1,6 +1,6 @@
 """What the driver costs, and how the fleets grow with their actors.
 
-    python -m benchmarks.scaling [--profile] [--steps 3]
+    python -m benchmarks.scaling [--profile] [--steps 3] [--large-units]
 
 Two measurements, drawn together in docs/images/scaling.png:
 
@@ -12,7 +12,8 @@ Two measurements, drawn together in docs/images/scaling.png:
   with 1 to 32 of them, each with eight units.
 
 The driver's share is its CPU time over the time that passed; with 256 + 64 actors the goal is 5%.
-With --profile the largest fake run is profiled instead, which slows it down.
+With --large-units only the largest fake run, with units of 64 rationales that take four times as
+long. With --profile the largest fake run is profiled instead, which slows it down.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from benchmarks.cases import SMOLLM2
 from benchmarks.fake_ray import FakeRay, StandIn, faked
 from lmcot.actors.cluster import ray_cluster
 from lmcot.actors.fleet import Fleet
-from lmcot.actors.units import Judged, JudgeUnit, RolloutPrompt, RolloutUnit
+from lmcot.actors.units import Judged, JudgeUnit, Packed, RolloutUnit
 from lmcot.config import ActorsSettings, Config, RoleSettings, SampleData, parse_config
 from lmcot.data.loaders import load_examples
 from lmcot.records import Rollout, to_json
@@ -66,15 +67,19 @@ class Point:
 
 
 class _Rollout(StandIn):
-    def sample(self, unit: RolloutUnit) -> list[Rollout]:
-        self.took = stand_ins.about(stand_ins.SAMPLE_S)
+    longer = 1
+
+    def sample(self, unit: RolloutUnit) -> Packed[list[Rollout]]:
+        self.took = stand_ins.about(self.longer * stand_ins.SAMPLE_S)
         return stand_ins.sampled(unit)
 
 
 class _Reward(StandIn):
+    config: Config
+
     def judge(self, unit: JudgeUnit) -> Judged:
-        self.took = stand_ins.about(stand_ins.JUDGE_S)
-        return stand_ins.judged(unit)
+        self.took = stand_ins.about(_Rollout.longer * stand_ins.JUDGE_S)
+        return stand_ins.judged(unit, self.config)
 
 
 class _Learner(StandIn):
@@ -84,7 +89,7 @@ class _Learner(StandIn):
         return True
 
     def ppo_step(self, **_: Any) -> dict[str, float]:
-        self.took = stand_ins.LEARN_S
+        self.took = _Rollout.longer * stand_ins.LEARN_S
         return stand_ins.training_metrics()
 
     def publish(self, **_: Any) -> list[Any]:
@@ -100,8 +105,8 @@ class _Learner(StandIn):
         return
 
 
-def fake_config(data: Path, actors: int, steps: int) -> Config:
-    """A run with so many rollout actors."""
+def fake_config(data: Path, actors: int, steps: int, longer: int) -> Config:
+    """A run with so many rollout actors, and units so many times as long."""
     rewards = max(1, actors // 4)
     file = {"kind": "file", "path": str(data)}
     return parse_config(
@@ -117,12 +122,12 @@ def fake_config(data: Path, actors: int, steps: int) -> Config:
             "refine": {
                 "start_from": "base",
                 "steps": steps,
-                "prompts_per_step": actors * UNITS * PROMPTS,
+                "prompts_per_step": actors * UNITS * PROMPTS * longer,
                 "samples_per_prompt": SAMPLES,
                 "max_staleness": 1,
             },
             "actors": {
-                "prompts_per_unit": PROMPTS,
+                "prompts_per_unit": PROMPTS * longer,
                 "rollout": {"count": actors},
                 "reward": {"count": rewards},
                 "frozen": {"count": rewards},
@@ -141,12 +146,18 @@ def write_questions(path: Path, count: int) -> None:
             file.write(json.dumps({**record, "id": f"q{number}"}) + "\n")
 
 
-def fake_point(actors: int, steps: int, profile: cProfile.Profile | None = None) -> Point:
-    """Refines on a fake Ray; the first step and the last are not counted."""
+def fake_point(
+    actors: int, steps: int, profile: cProfile.Profile | None = None, longer: int = 1
+) -> Point:
+    """Refines on a fake Ray; the first step and the last are not counted.
+
+    Args:
+        longer: how many times as long units are, in questions and in seconds.
+    """
     lines: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         data = Path(folder) / "questions.jsonl"
-        prompts = actors * UNITS * PROMPTS
+        prompts = actors * UNITS * PROMPTS * longer
         write_questions(data, 2 * prompts)
         roles: dict[str, type[StandIn]] = {
             "RolloutActor": _Rollout,
@@ -156,7 +167,8 @@ def fake_point(actors: int, steps: int, profile: cProfile.Profile | None = None)
         }
         fake = stack.enter_context(faked(roles))
         _Learner.ray = fake
-        config = fake_config(data, actors, steps + 2)
+        config = _Reward.config = fake_config(data, actors, steps + 2, longer)
+        _Rollout.longer = longer
         run = stack.enter_context(open_run(config, Path(folder) / "run"))
         spent = 0.0
 
@@ -176,17 +188,17 @@ def fake_point(actors: int, steps: int, profile: cProfile.Profile | None = None)
         units / max(1, actors // 4) * stand_ins.JUDGE_S,
         stand_ins.LEARN_S,
     )
-    return Point(
-        actors, rollouts / seconds, rollouts / least, driver / rollouts * 1000, driver / seconds
-    )
+    ideal = rollouts / (longer * least)
+    return Point(actors, rollouts / seconds, ideal, driver / rollouts * 1000, driver / seconds)
 
 
 def real_point(actors: int) -> Point:
     """Units through a real fleet of processes that sleep."""
     examples = load_examples(SampleData(kind="sample", split="train"), limit=PROMPTS).examples
-    prompts = tuple(RolloutPrompt(one.id, tuple(range(250))) for one in examples)
     units = [
-        RolloutUnit(str(number), prompts, SAMPLES, 1.0, stand_ins.RESPONSE, 0, 0, 0)
+        RolloutUnit(
+            str(number), Packed.of(tuple(examples)), SAMPLES, 1.0, stand_ins.RESPONSE, 0, 0, 0
+        )
         for number in range(actors * REAL_UNITS)
     ]
     role = RoleSettings(count=actors, cpus=0)
@@ -264,7 +276,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The driver's own work, and weak scaling.")
     parser.add_argument("--steps", type=int, default=3, help="steps that count, of each fake run")
     parser.add_argument("--profile", action="store_true", help="only: where the driver's time goes")
+    parser.add_argument("--large-units", action="store_true", help="only: the largest, with those")
     options = parser.parse_args()
+    if options.large_units:
+        show("simulated, large units:", [fake_point(FAKE[-1], options.steps, longer=4)])
+        return
     if options.profile:
         show_profile(options.steps)
         return

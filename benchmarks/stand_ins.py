@@ -8,45 +8,51 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import replace
 from typing import Any, get_args
 
 from lmcot.actors.base import ActorBase
-from lmcot.actors.units import Judged, JudgeUnit, RolloutUnit
-from lmcot.config import Aspect
+from lmcot.actors.reward_actor import outcome
+from lmcot.actors.units import Judged, JudgeUnit, Packed, RolloutUnit
+from lmcot.config import Aspect, Config
 from lmcot.records import Answer, Judgement, Rollout, Usage
 
 SAMPLE_S, JUDGE_S, LEARN_S = 1.0, 0.5, 2.0
-RESPONSE = 64
-"""Tokens of a response."""
+PROMPT, RESPONSE = 250, 64
+"""Tokens of a prompt and of a response."""
 _chance = random.Random(0)
 _WORDS = ("the", "film", "was", "made", "by", "a", "man", "who", "lived", "near", "that", "town")
 _IDS = [tuple(_chance.choices(range(49152), k=RESPONSE)) for _ in range(64)]
+_PROMPT = tuple(_chance.choices(range(49152), k=PROMPT))
 _LOGPROBS = [tuple(-_chance.expovariate(1.0) for _ in range(RESPONSE)) for _ in range(64)]
 _TEXTS = [" ".join(_chance.choices(_WORDS, k=48)) for _ in range(64)]
 COMPONENTS = ("em", "f1", "inclusion", *(f"aspect/{name}" for name in get_args(Aspect)))
 
 
-def sampled(unit: RolloutUnit) -> list[Rollout]:
+def sampled(unit: RolloutUnit) -> Packed[list[Rollout]]:
     """Rationales as a policy would give them back."""
-    picked = iter(_chance.sample(range(64), len(unit.prompts) * unit.samples))
-    return [
+    examples = unit.questions.open()
+    picked = iter(_chance.sample(range(64), len(examples) * unit.samples))
+    return Packed.of([
         Rollout(
-            unit.unit_id, prompt.example_id, k, prompt.prompt_ids, _IDS[one := next(picked)],
+            unit.unit_id, example.id, k, _PROMPT, _IDS[one := next(picked)],
             _LOGPROBS[one], "length", _TEXTS[one], unit.policy_version,
         )
-        for prompt in unit.prompts
+        for example in examples
         for k in range(unit.samples)
-    ]  # fmt: skip
+    ])  # fmt: skip
 
 
-def judged(unit: JudgeUnit) -> Judged:
+def judged(unit: JudgeUnit, config: Config) -> Judged:
     """Judgements as the reward side would give them."""
     values = dict.fromkeys(COMPONENTS, 0.5)
+    rollouts = unit.rollouts.open()
     judgements = [
         Judgement({**values, "em": float(number % 2)}, Answer("a", "a", 400, 8), True)
-        for number in range(len(unit.rollouts))
+        for number in range(len(rollouts))
     ]
-    return Judged(judgements, Usage(len(judgements), len(judgements), 4000), JUDGE_S)
+    usage = Usage(len(judgements), len(judgements), 4000)
+    return replace(outcome(rollouts, judgements, config), usage=usage, frozen_seconds=JUDGE_S)
 
 
 class Sleeper(ActorBase):
@@ -56,7 +62,7 @@ class Sleeper(ActorBase):
         """Is ready at once."""
         return ""
 
-    def sample(self, unit: RolloutUnit) -> list[Rollout]:
+    def sample(self, unit: RolloutUnit) -> Packed[list[Rollout]]:
         """Gives back a unit's rationales when their time has passed."""
         time.sleep(SAMPLE_S)
         return sampled(unit)

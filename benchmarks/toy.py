@@ -1,11 +1,12 @@
 """Does every estimator learn the toy task, on both architectures?
 
-    python -m benchmarks.toy [--seeds 3]
+    python -m benchmarks.toy [--seeds 3] [--staleness 0]
 
 The task: write numbers that increase; its optimum is a reward of 1. One process holds sampler and
 learner, on one thread, so that the learner alone is seen. Prints for each combination, seed by
 seed, after how many steps the mean reward of five steps passed 0.95, and the CPU seconds that it
-took; the tests ask it of some of them.
+took; the tests ask it of some of them. With --staleness 1 or more each batch was sampled by a
+policy that is so many steps old, as in asynchronous refinement.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,13 +61,14 @@ class Outcome:
         return statistics.fmean(self.rewards[-5:])
 
 
-def toy_config(model: str, estimator: str, seed: int = 0) -> Config:
+def toy_config(model: str, estimator: str, seed: int = 0, staleness: int = 0) -> Config:
     """The toy's settings with another model and estimator."""
     overrides = [
         f"policy.source={model}",
         *ESTIMATORS[estimator],
         f"seed={seed}",
         "refine.steps=200",
+        f"refine.max_staleness={staleness}",
     ]
     return load_config(CONFIG, overrides)
 
@@ -81,12 +84,15 @@ def learn(config: Config) -> Outcome:
     engine = GenerationEngine(session.policy.lm, pad_id=tokenizer.pad_token_id)
     started = time.process_time()
     rewards: list[float] = []
+    waiting: deque[list[ScoredRollout]] = deque()
     for step in range(config.refine.steps):
-        scored = _sample(engine, tokenizer, prompts, config, step)
-        rewards.append(statistics.fmean(one.reward for one in scored))
+        while len(waiting) <= config.refine.max_staleness:
+            scored = _sample(engine, tokenizer, prompts, config, len(rewards))
+            rewards.append(statistics.fmean(one.reward for one in scored))
+            waiting.append(scored)
         if len(rewards) > 5 and statistics.fmean(rewards[-5:]) > SOLVED:
             break
-        session.ppo.step(scored, step)
+        session.ppo.step(waiting.popleft(), step)
         engine.weights_changed()
     return Outcome(rewards, time.process_time() - started)
 
@@ -142,13 +148,17 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description="Learn the toy task in every way.")
     parser.add_argument("--seeds", type=int, default=3)
-    seeds = parser.parse_args().seeds
+    parser.add_argument("--staleness", type=int, default=0)
+    options = parser.parse_args()
     prepare_process(threads=1)
     print("| model | estimator | steps | CPU seconds | reward at the end |")
     print("|---|---|---|---|---|", flush=True)
     for model in MODELS:
         for estimator in ESTIMATORS:
-            runs = [learn(toy_config(model, estimator, seed)) for seed in range(seeds)]
+            runs = [
+                learn(toy_config(model, estimator, seed, options.staleness))
+                for seed in range(options.seeds)
+            ]
             steps = " ".join(
                 str(len(run.rewards)) if run.last > SOLVED else "never" for run in runs
             )

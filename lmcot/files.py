@@ -56,12 +56,12 @@ def _put_in_place(partial: Path, folder: Path) -> bool:
     return True
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file by way of a temporary one, so that no reader sees half of it."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file by way of a temporary one, so that no reader sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

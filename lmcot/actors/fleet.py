@@ -8,6 +8,7 @@ lost unit again elsewhere.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +24,8 @@ from lmcot.actors.placement import Placement
 from lmcot.actors.upkeep import Upkeep
 from lmcot.config import ActorsSettings, RoleSettings
 from lmcot.monitor.progress import say
+
+_LOOK_EVERY_S = 0.25
 
 
 class Fleet:
@@ -67,6 +70,7 @@ class Fleet:
             settings.max_attempts, settings.unit_timeout_s, actors=resources.count
         )
         self._refs: dict[Any, Assignment[str]] = {}
+        self._looked = -math.inf
         self._none_since: float | None = None
         self._busy_s = 0.0
         self._asked = time.monotonic()
@@ -192,15 +196,18 @@ class Fleet:
             TimeoutError: if no actor came back for ``actors.start_timeout_s``.
         """
         results = self._harvest()
-        self._end_overdue()
-        healthy = self._manager.healthy_actor_ids()
-        busy = {one.actor for one in self._refs.values()}
-        self._upkeep.look(actor for actor in healthy if actor not in busy)
-        for actor in self._manager.healthy_actor_ids():
-            if given := self._ledger.assign(actor, time.monotonic()):
-                method, unit = given.entry.unit
-                self._refs[self.handles[actor].apply.remote(method, unit=unit)] = given
-        self._check_somebody_is_there()
+        now = time.monotonic()
+        # There is a turn for each result: what goes through all actors is not done in each.
+        if now - self._looked > _LOOK_EVERY_S:
+            self._looked = now
+            self._end_overdue()
+            self._upkeep.look(self._ledger.idle(self._manager.healthy_actor_ids()))
+            self._check_somebody_is_there()
+        if self._ledger.waiting:
+            for actor in self._ledger.idle(self._manager.healthy_actor_ids()):
+                if given := self._ledger.assign(actor, time.monotonic()):
+                    method, unit = given.entry.unit
+                    self._refs[self.handles[actor].apply.remote(method, unit=unit)] = given
         return results
 
     def map(

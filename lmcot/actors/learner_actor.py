@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lmcot.actors.base import ActorBase, prepare_process
+from lmcot.actors.units import Packed
 from lmcot.actors.weights import Weights, pack_weights
 from lmcot.config import Config
 from lmcot.records import RunState, ScoredRollout
@@ -58,9 +59,9 @@ class LearnerActor(ActorBase):
         """One optimiser step of distillation."""
         return self._session.distiller.step(pairs)
 
-    def ppo_step(self, scored: list[ScoredRollout], step: int) -> dict[str, float]:
-        """One PPO step."""
-        return self._session.ppo.step(scored, step)
+    def ppo_step(self, scored: list[Packed[list[ScoredRollout]]], step: int) -> dict[str, float]:
+        """One PPO step on all of some units' rationales."""
+        return self._session.ppo.step([one for unit in scored for one in unit.open()], step)
 
     def publish(self, version: int) -> list[Any]:
         """Puts what was trained into the object store; rank 0 does.

@@ -6,6 +6,7 @@ Pure bookkeeping, told the time and what happened; `Fleet` does what follows fro
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -80,6 +81,10 @@ class Ledger(Generic[Key]):
             raise ValueError(f"unit {key} is in the ledger already")
         self._open.add(key)
         self._waiting.append(Entry(key, unit))
+
+    def idle(self, actors: Sequence[int]) -> list[int]:
+        """Those of some actors that have no unit."""
+        return [actor for actor in actors if actor not in self._underway]
 
     def assign(self, actor: int, now: float) -> Assignment[Key] | None:
         """Gives an actor the next unit; None if it has one, or none waits."""

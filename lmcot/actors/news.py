@@ -10,6 +10,10 @@ import ray
 LONGEST_WAIT_S = 0.25
 """Of one wait, so that deadlines and Ctrl-C are seen in between."""
 
+_GATHERING_S = 5e-5
+"""For each call underway: to look through them costs in proportion to their number, so where there
+are many the driver lets more news gather before it looks."""
+
 
 class Source(Protocol):
     """Has calls underway."""
@@ -23,5 +27,6 @@ def wait_for_news(*sources: Source) -> None:
     refs = [ref for source in sources for ref in source.refs()]
     if refs:
         ray.wait(refs, num_returns=1, timeout=LONGEST_WAIT_S, fetch_local=False)
+        time.sleep(_GATHERING_S * len(refs))
     else:
         time.sleep(LONGEST_WAIT_S)

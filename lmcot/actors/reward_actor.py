@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
 
 from lmcot.actors.base import ActorBase, NotSetUp
 from lmcot.actors.frozen_actor import RemoteFrozenLM
-from lmcot.actors.units import Judged, JudgeUnit
+from lmcot.actors.units import Judged, JudgeUnit, Packed
 from lmcot.config import Config
 from lmcot.data.prompts import load_templates
+from lmcot.records import Judgement, Rollout
 from lmcot.rewards.combine import judge_increasing
 from lmcot.rewards.judge import RewardModel
+from lmcot.rewards.scoring import columns, record_lines, score
 
 _SHARE_OF_UNIT = 0.9
 """Of a unit's time for its calls: what is late is told, before the actor is taken to hang."""
@@ -52,11 +56,28 @@ class RewardActor(ActorBase):
         )
 
     def judge(self, unit: JudgeUnit) -> Judged:
-        """One judgement for each rollout of the unit."""
-        if self._config.rewards.kind == "increasing":
-            return Judged(judge_increasing(unit.rollouts, self._config.rewards))
+        """Judges each rollout of the unit, and scores it."""
+        config, rollouts = self._config, unit.rollouts.open()
+        if config.rewards.kind == "increasing":
+            return outcome(rollouts, judge_increasing(rollouts, config.rewards), config)
         if not hasattr(self, "_model"):
             raise NotSetUp("it was started anew")
         self._frozen.begin_unit()
-        judgements = self._model.judge(unit.examples, unit.rollouts)
-        return Judged(judgements, self._frozen.usage, self._frozen.seconds)
+        examples = {example.id: example for example in unit.questions.open()}
+        judgements = self._model.judge([examples[r.example_id] for r in rollouts], rollouts)
+        return replace(
+            outcome(rollouts, judgements, config),
+            usage=self._frozen.usage,
+            frozen_seconds=self._frozen.seconds,
+        )
+
+
+def outcome(rollouts: Sequence[Rollout], judgements: Sequence[Judgement], config: Config) -> Judged:
+    """What a unit's judgements come to."""
+    scored = score(rollouts, judgements, config)
+    return Judged(
+        Packed.of([one for one in scored if one is not None]),
+        columns(rollouts, judgements, scored),
+        record_lines(rollouts, judgements, scored),
+        tuple(one.failure for one in judgements if one.failure is not None),
+    )

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lmcot.actors.base import ActorBase, NotSetUp, prepare_process
-from lmcot.actors.units import RolloutPrompt, RolloutUnit
+from lmcot.actors.units import Packed, RolloutUnit
 from lmcot.actors.weights import Weights, checksum, load_weights
-from lmcot.config import PolicySettings
+from lmcot.config import PolicySettings, PromptSettings
+from lmcot.data.prompts import load_templates
+from lmcot.data.render import encode
 from lmcot.errors import UserError
 from lmcot.models.adapters import add_adapters
 from lmcot.models.generation.engine import GenerationEngine
 from lmcot.models.generation.requests import Generated, SampleRequest
 from lmcot.models.sources import eos_ids, load_model
-from lmcot.records import Failure, Rollout
+from lmcot.records import Example, Failure, Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,6 +28,7 @@ class RolloutActor(ActorBase):
         self,
         policy: PolicySettings,
         source: str,
+        prompts: PromptSettings,
         threads: int,
         *,
         trains: bool = False,
@@ -42,6 +45,8 @@ class RolloutActor(ActorBase):
         self._verify = verify
         self._settings = policy
         self._source = source
+        self._prompts = prompts
+        self._templates = load_templates(prompts.templates)
         self._version = 0
         self._held = ""
         self._model: PreTrainedModel
@@ -95,7 +100,7 @@ class RolloutActor(ActorBase):
         """Checksum of the weights that it samples with."""
         return checksum(self._model)
 
-    def sample(self, unit: RolloutUnit) -> list[Rollout]:
+    def sample(self, unit: RolloutUnit) -> Packed[list[Rollout]]:
         """All samples of a unit: question by question, K each; takes up its version before.
 
         Raises:
@@ -112,36 +117,48 @@ class RolloutActor(ActorBase):
                 f"are of version {self._version}"
             )
         ends = eos_ids(self._model, self._tokenizer)
-        found = self._engine.sample(
-            [
-                SampleRequest(
-                    prompt_ids=prompt.prompt_ids,
-                    seeds=[unit.sample_seed(prompt.example_id, k) for k in range(unit.samples)],
-                    max_new_tokens=unit.max_new_tokens,
-                    temperature=unit.temperature,
-                    eos_ids=ends,
-                )
-                for prompt in unit.prompts
-            ]
-        )
+        examples = unit.questions.open()
+        requests = [
+            SampleRequest(
+                prompt_ids=self._prompt_ids(example),
+                seeds=[unit.sample_seed(example.id, k) for k in range(unit.samples)],
+                max_new_tokens=unit.max_new_tokens,
+                temperature=unit.temperature,
+                eos_ids=ends,
+            )
+            for example in examples
+        ]
         rollouts: list[Rollout] = []
-        for prompt, samples in zip(unit.prompts, found, strict=True):
+        found = self._engine.sample(requests)
+        for example, request, samples in zip(examples, requests, found, strict=True):
             if isinstance(samples, Failure):
                 raise UserError(
-                    f"no rationale for question {prompt.example_id} from policy version "
+                    f"no rationale for question {example.id} from policy version "
                     f"{unit.policy_version}: {samples.reason}"
                 )
-            rollouts.extend(self._rollout(unit, prompt, k, one) for k, one in enumerate(samples))
-        return rollouts
+            prompt_ids = tuple(request.prompt_ids)
+            rollouts.extend(
+                self._rollout(unit, example.id, prompt_ids, k, one) for k, one in enumerate(samples)
+            )
+        return Packed.of(rollouts)
+
+    def _prompt_ids(self, example: Example) -> tuple[int, ...]:
+        prompt = self._templates.rationale(example)
+        return tuple(encode(prompt, self._tokenizer, self._prompts.chat))
 
     def _rollout(
-        self, unit: RolloutUnit, prompt: RolloutPrompt, sample: int, one: Generated
+        self,
+        unit: RolloutUnit,
+        example_id: str,
+        prompt_ids: tuple[int, ...],
+        sample: int,
+        one: Generated,
     ) -> Rollout:
         return Rollout(
             unit_id=unit.unit_id,
-            example_id=prompt.example_id,
+            example_id=example_id,
             sample=sample,
-            prompt_ids=prompt.prompt_ids,
+            prompt_ids=prompt_ids,
             response_ids=one.response_ids,
             logprobs=one.logprobs,
             finish_reason="eos" if one.finish_reason == "eos" else "length",

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from lmcot.data.sampler import sample_seed
-from lmcot.records import Example, Judgement, Prompt, Rollout, Sampling, Usage
+from lmcot.records import Columns, Example, Failure, Prompt, Rollout, Sampling, ScoredRollout, Usage
+
+_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True, slots=True)
-class RolloutPrompt:
-    """One question of a rollout unit, already as token ids."""
+class Packed(Generic[_Record]):
+    """What passes through the driver unread, from one actor to another.
 
-    example_id: str
-    prompt_ids: tuple[int, ...]
+    Records are many small objects: to pickle and unpickle them on their way would be most of what
+    the driver does. Bytes are copied. They never leave the cluster.
+    """
+
+    data: bytes
+
+    @classmethod
+    def of(cls, value: _Record) -> Packed[_Record]:
+        """Packs a value."""
+        return cls(pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL))
+
+    def open(self) -> _Record:
+        """The value."""
+        value: _Record = pickle.loads(self.data)
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +38,7 @@ class RolloutUnit:
     """Some questions, each to be sampled ``samples`` times by one version of the policy."""
 
     unit_id: str
-    prompts: tuple[RolloutPrompt, ...]
+    questions: Packed[tuple[Example, ...]]
     samples: int
     temperature: float
     max_new_tokens: int
@@ -40,18 +56,25 @@ class RolloutUnit:
 
 @dataclass(frozen=True, slots=True)
 class JudgeUnit:
-    """Rollouts to be judged, each beside its example."""
+    """A unit's questions, and what was sampled for them, to be judged."""
 
     unit_id: str
-    examples: tuple[Example, ...]
-    rollouts: tuple[Rollout, ...]
+    questions: Packed[tuple[Example, ...]]
+    rollouts: Packed[list[Rollout]]
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
     """What a reward actor gives back for a unit."""
 
-    judgements: list[Judgement]
+    scored: Packed[list[ScoredRollout]]
+    """What can be learnt from: what could not be judged is left out, never given a reward."""
+    columns: Columns
+    """What the driver sees of each rationale."""
+    records: bytes
+    """A line of JSON for each rationale."""
+    failures: tuple[Failure, ...] = ()
+    """In place of a judgement, each."""
     usage: Usage = field(default_factory=Usage)
     """What the frozen LM was asked for it."""
     frozen_seconds: float = 0.0

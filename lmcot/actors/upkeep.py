@@ -15,7 +15,6 @@ from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from lmcot.actors.base import RemoteError
 from lmcot.monitor.progress import say
 
-_LOOK_EVERY_S = 0.25
 _WATCH_EVERY_S = 5.0
 _REVIVE_EVERY_S = 1.0
 _WATCH = "watch"
@@ -48,7 +47,7 @@ class Upkeep:
         self._lost_at: dict[int, float] = {}
         self._asked_at: dict[int, float] = {}
         self._reviving: dict[int, int] = {}
-        self._looked = self._watched = time.monotonic()
+        self._watched = time.monotonic()
         self.recoveries: list[float] = []
         """Seconds from each loss of an actor to its return into service."""
 
@@ -72,9 +71,6 @@ class Upkeep:
             idle: healthy actors without work, whose death would go unnoticed.
         """
         now = time.monotonic()
-        if now - self._looked < _LOOK_EVERY_S:
-            return
-        self._looked = now
         self._watch(list(idle), now)
         for actor in [one for one in self._lost_at if one in self._reviving]:
             self._follow(actor)

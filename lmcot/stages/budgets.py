@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,16 +14,19 @@ from lmcot.errors import UserError
 from lmcot.files import write_atomically
 from lmcot.records import Failure, FailureKind, Usage
 
+_SAVE_EVERY_S = 1.0
+
 
 class Spending:
     """What a run has asked of the frozen LM so far, by stage, over all its resumptions.
 
-    It is on disk after each work unit: a run that is killed forgets its last units at most.
+    It is on disk about a second later: a run that is killed forgets its last units at most.
     """
 
     def __init__(self, path: Path, budget: BudgetSettings) -> None:
         self._path = path
         self._budget = budget
+        self._saved = -math.inf
         self._spent: dict[str, Usage] = {}
         if path.exists():
             stages = json.loads(path.read_text(encoding="utf-8"))
@@ -39,9 +44,17 @@ class Spending:
             UserError: if the run has passed its budget with them.
         """
         self._spent[stage] = self._spent.get(stage, Usage()) + usage
+        if time.monotonic() - self._saved > _SAVE_EVERY_S:
+            self.save()
+        self._check(over=1)
+
+    def save(self) -> None:
+        """Puts it on disk."""
+        if not self._spent:
+            return
         stages = {name: asdict(spent) for name, spent in self._spent.items()}
         write_atomically(self._path, json.dumps(stages, indent=1) + "\n")
-        self._check(over=1)
+        self._saved = time.monotonic()
 
     def check(self) -> None:
         """Before more is asked.

@@ -14,6 +14,7 @@ from typing import Any
 
 from lmcot.actors.cluster import check_plan
 from lmcot.actors.learner_actor import LearnerPlan
+from lmcot.actors.units import Packed
 from lmcot.errors import UserError
 from lmcot.monitor.catalogue import VARYING
 from lmcot.monitor.metrics import Monitor, read_metrics
@@ -22,9 +23,9 @@ from lmcot.records import Answer, Judgement, Rollout, ScoredRollout
 from lmcot.stages.learners import Learners
 from lmcot.stages.pipeline import Pipeline
 from lmcot.stages.plan import distill_roles, refine_roles
-from lmcot.stages.refine import STAGE, fresh_state, score, start_fleets, start_source
+from lmcot.stages.refine import STAGE, check_judged, fresh_state, start_fleets, start_source
 from lmcot.stages.run import Run
-from lmcot.stages.summary import rollout_records, step_metrics
+from lmcot.stages.summary import step_metrics
 
 
 class _NoLearners:
@@ -62,11 +63,11 @@ def rollout_only(run: Run, *, steps: int, policy: str | None = None) -> list[dic
         pipeline.open(0, ())
         for step in range(steps):
             batch = pipeline.take(step)
-            scored = score(run, batch.rollouts, batch.judgements)
-            metrics = step_metrics(batch.rollouts, batch.judgements, scored)
+            columns = batch.columns
+            check_judged(columns, batch.failures)
+            metrics = step_metrics(columns)
             monitor.log(step + 1, STAGE, metrics)
-            records = rollout_records(batch.rollouts, batch.judgements, scored)
-            monitor.rollouts(step + 1, records)
+            monitor.rollouts(step + 1, batch.records)
             bar.update(1, reward=metrics["reward/mean"])
             found.append(metrics)
     say(f"debug rollout: the rationales are in {run.directory.path / 'debug' / 'rollout'}")
@@ -91,7 +92,7 @@ def learn_only(run: Run, *, rollouts: Path | None = None, last: int | None = Non
         monitor = stack.enter_context(Monitor(_fresh(run, "learn"), run.config.monitor))
         bar = stack.enter_context(progress("debug learn", total=steps))
         for step, batch in enumerate(batches):
-            metrics = learners.learn("ppo_step", scored=batch, step=step)
+            metrics = learners.learn("ppo_step", scored=[Packed.of(batch)], step=step)
             monitor.log(step + 1, STAGE, metrics)
             bar.update(1, reward=metrics["reward/score"], kl=metrics["kl"])
     say(f"debug learn: the metrics are in {run.directory.path / 'debug' / 'learn'}")
@@ -121,7 +122,7 @@ def replay(run: Run, *, step: int) -> dict[str, tuple[float, float]]:
         folder = run.directory.path / "rollouts"
         batches = [read_scored(folder, number) for number in range(state.step + 1, step + 1)]
         for number, batch in enumerate(batches, start=state.step):
-            metrics = learners.learn("ppo_step", scored=batch, step=number)
+            metrics = learners.learn("ppo_step", scored=[Packed.of(batch)], step=number)
     differing = {
         name: (then, metrics[name])
         for name, then in lines[step].items()

@@ -12,7 +12,7 @@ from typing import get_args
 
 from lmcot.actors.cluster import check_plan
 from lmcot.actors.fleet import Fleet
-from lmcot.actors.units import PromptUnit, RolloutPrompt, RolloutUnit
+from lmcot.actors.units import Packed, PromptUnit, RolloutUnit
 from lmcot.config import Row, TransformersFrozen, flat_settings, may_change
 from lmcot.errors import UserError
 from lmcot.frozen.cached import Replies
@@ -157,7 +157,7 @@ class _Evaluation:
             self._rollout.call("use_source", restored=True, source=source)
             started = time.monotonic()
             units = self._rollout.map("sample", self._rollout_units())
-            rollouts = [rollout for unit in units for rollout in unit]
+            rollouts = [rollout for unit in units for rollout in unit.open()]
             self._rationales[source] = (rollouts, time.monotonic() - started)
         return self._rationales[source]
 
@@ -167,10 +167,7 @@ class _Evaluation:
         return [
             RolloutUnit(
                 unit_id=f"evaluate/{rows[0]}",
-                prompts=tuple(
-                    RolloutPrompt(examples[i].id, self._run.rationale_prompt(examples[i]))
-                    for i in rows
-                ),
+                questions=Packed.of(tuple(examples[i] for i in rows)),
                 samples=1,
                 temperature=0.0,
                 max_new_tokens=config.policy.max_new_tokens,

@@ -18,10 +18,10 @@ from lmcot.actors.fleet import Fleet
 from lmcot.actors.learner_group import PendingCall
 from lmcot.actors.ledger import UnitLost
 from lmcot.actors.news import wait_for_news
-from lmcot.actors.units import Judged, JudgeUnit, RolloutPrompt, RolloutUnit
+from lmcot.actors.units import Judged, JudgeUnit, Packed, RolloutUnit
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import UserError
-from lmcot.records import Example, Judgement, Rollout, RunState, Usage
+from lmcot.records import Columns, Example, Failure, Rollout, RunState, ScoredRollout, Usage
 from lmcot.stages.budgets import Losses
 from lmcot.stages.run import Run, in_units
 
@@ -61,7 +61,6 @@ class Batch:
     """Counts from 0: how many steps come before."""
     version: int
     """Of the policy that samples it."""
-    examples: dict[str, Example]
     sampler: dict[str, int]
     """State of the prompt sampler after its questions were drawn."""
     keys: list[str]
@@ -72,7 +71,9 @@ class Batch:
     """When its last rationale had been sampled."""
     judged: float = 0.0
     """When its last judgement had come."""
-    rollouts_by_unit: dict[str, list[Rollout]] = field(default_factory=dict)
+    questions: dict[str, Packed[tuple[Example, ...]]] = field(default_factory=dict)
+    """Of the units that are not judged yet."""
+    sampled_units: int = 0
     judged_by_unit: dict[str, Judged] = field(default_factory=dict)
 
     @property
@@ -81,14 +82,29 @@ class Batch:
         return len(self.judged_by_unit) == len(self.keys)
 
     @property
-    def rollouts(self) -> list[Rollout]:
-        """All rationales: unit by unit, question by question, K each."""
-        return [one for key in self.keys for one in self.rollouts_by_unit[key]]
+    def in_order(self) -> list[Judged]:
+        """What came of its units: unit by unit, in each question by question, K each."""
+        return [self.judged_by_unit[key] for key in self.keys]
 
     @property
-    def judgements(self) -> list[Judgement]:
-        """One for each rationale, in the same order."""
-        return [one for key in self.keys for one in self.judged_by_unit[key].judgements]
+    def scored(self) -> list[Packed[list[ScoredRollout]]]:
+        """What can be learnt from, unit by unit."""
+        return [one.scored for one in self.in_order]
+
+    @property
+    def columns(self) -> Columns:
+        """The numbers of all its rationales, in their order."""
+        return Columns.joined([one.columns for one in self.in_order])
+
+    @property
+    def records(self) -> bytes:
+        """A line of JSON for each rationale."""
+        return b"".join(one.records for one in self.in_order)
+
+    @property
+    def failures(self) -> list[Failure]:
+        """What was got in place of judgements."""
+        return [failure for one in self.in_order for failure in one.failures]
 
     @property
     def usage(self) -> Usage:
@@ -202,35 +218,25 @@ class Pipeline:
     def _open(self, version: int, weights: tuple[Any, ...]) -> None:
         config = self._run.config
         rows = self._sampler.next(config.refine.prompts_per_step)
-        examples = {q.example.id: q.example for q in (self._run.train[row] for row in rows)}
-        units = self._units(list(examples.values()), version, weights)
-        total = len(examples) * config.refine.samples_per_prompt
+        groups = in_units(rows, config.actors.prompts_per_unit)
+        keys = [f"step-{self._next + 1}/{number}" for number in range(len(groups))]
+        total = len(rows) * config.refine.samples_per_prompt
         batch = Batch(
             step=self._next,
             version=version,
-            examples=examples,
             sampler=self._sampler.state(),
-            keys=[unit.unit_id for unit in units],
+            keys=keys,
             losses=Losses(config.failures, total, f"judgements of step {self._next + 1}"),
             opened=time.monotonic(),
         )
-        self._batches[batch.step] = batch
-        for unit in units:
-            self._of_unit[unit.unit_id] = batch
-            self._fleets.rollout.submit("sample", unit.unit_id, unit)
-
-    def _units(
-        self, examples: list[Example], version: int, weights: tuple[Any, ...]
-    ) -> list[RolloutUnit]:
-        config = self._run.config
-        groups = in_units(range(len(examples)), config.actors.prompts_per_unit)
-        return [
-            RolloutUnit(
-                unit_id=f"step-{self._next + 1}/{number}",
-                prompts=tuple(
-                    RolloutPrompt(examples[i].id, self._run.rationale_prompt(examples[i]))
-                    for i in rows
-                ),
+        self._batches[self._next] = batch
+        for key, group in zip(keys, groups, strict=True):
+            questions = Packed.of(tuple(self._run.train[row].example for row in group))
+            batch.questions[key] = questions
+            self._of_unit[key] = batch
+            unit = RolloutUnit(
+                unit_id=key,
+                questions=questions,
                 samples=config.refine.samples_per_prompt,
                 temperature=config.policy.temperature,
                 max_new_tokens=config.policy.max_new_tokens,
@@ -239,17 +245,16 @@ class Pipeline:
                 policy_version=version,
                 weights=weights,
             )
-            for number, rows in enumerate(groups)
-        ]
+            self._fleets.rollout.submit("sample", key, unit)
 
-    def _sampled(self, key: str, rollouts: list[Rollout]) -> None:
+    def _sampled(self, key: str, rollouts: Packed[list[Rollout]]) -> None:
         """A unit's rationales go on to be judged, while others are still being sampled."""
         batch = self._of_unit[key]
-        batch.rollouts_by_unit[key] = rollouts
-        if len(batch.rollouts_by_unit) == len(batch.keys):
+        batch.sampled_units += 1
+        if batch.sampled_units == len(batch.keys):
             batch.sampled = time.monotonic()
-        examples = tuple(batch.examples[r.example_id] for r in rollouts)
-        self._fleets.reward.submit("judge", key, JudgeUnit(key, examples, tuple(rollouts)))
+        unit = JudgeUnit(key, batch.questions.pop(key), rollouts)
+        self._fleets.reward.submit("judge", key, unit)
 
     def _judged(self, key: str, judged: Judged) -> None:
         batch = self._of_unit[key]
@@ -258,4 +263,4 @@ class Pipeline:
             batch.judged = time.monotonic()
         self.frozen_seconds += judged.frozen_seconds
         self._run.spending.add(self._stage, judged.usage)
-        batch.losses.add(judgement.failure for judgement in judged.judgements)
+        batch.losses.add(judged.failures)

@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from lmcot.actors.cluster import check_plan
 from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.actors.learner_group import LearnerLost
@@ -17,8 +19,7 @@ from lmcot.data.sampler import PromptSampler
 from lmcot.errors import Interrupted, UserError
 from lmcot.monitor.curves import plot_training
 from lmcot.monitor.progress import Progress, progress, say
-from lmcot.records import Judgement, Rollout, RunState, ScoredRollout
-from lmcot.rewards.combine import penalties, scalar_reward
+from lmcot.records import Columns, Failure, RunState
 from lmcot.stages.environment import versions
 from lmcot.stages.learners import Learners
 from lmcot.stages.meter import Meter
@@ -26,7 +27,7 @@ from lmcot.stages.pipeline import Batch, Fleets, Pipeline
 from lmcot.stages.plan import published_weights, refine_roles
 from lmcot.stages.run import Run
 from lmcot.stages.showing import show
-from lmcot.stages.summary import rollout_records, step_metrics, usage_metrics
+from lmcot.stages.summary import step_metrics, usage_metrics
 
 STAGE: Final = "refine"
 
@@ -125,60 +126,47 @@ def _learn(
 
     ``state`` advances with the learners: what may be interrupted comes before.
     """
-    rollouts, judgements = batch.rollouts, batch.judgements
-    check_staleness(rollouts, state.policy_version, run.config.refine.max_staleness)
-    scored = score(run, rollouts, judgements)
+    columns = batch.columns
+    check_staleness(columns, state.policy_version, run.config.refine.max_staleness)
+    check_judged(columns, batch.failures)
     crew.learners.finish_save()  # begun after the last step, and done by now
-    pending = crew.learners.begin("ppo_step", scored=scored, step=batch.step)
+    pending = crew.learners.begin("ppo_step", scored=batch.scored, step=batch.step)
     learned = crew.learners.learned(pipeline.work_until(pending))
     state.kl_controller, state.reward_statistics = crew.learners.call("controllers")[0]
     state.step += 1
     state.policy_version = state.step
     state.sampler = batch.sampler
-    run.monitor.rollouts(state.step, rollout_records(rollouts, judgements, scored))
-    show(run.monitor, state.step, STAGE, batch.examples, scored)
-    return {
-        **step_metrics(rollouts, judgements, scored),
-        **learned,
-        **usage_metrics(batch.usage),
-    }
+    run.monitor.rollouts(state.step, batch.records)
+    show(run.monitor, state.step, STAGE, run.train, columns, batch.records)
+    return {**step_metrics(columns), **learned, **usage_metrics(batch.usage)}
 
 
-def check_staleness(rollouts: Sequence[Rollout], version: int, limit: int) -> None:
+def check_staleness(columns: Columns, version: int, limit: int) -> None:
     """Refuses what a policy too old has sampled.
 
     Raises:
-        RuntimeError: naming the rationale.
+        RuntimeError: naming that version.
     """
-    for rollout in rollouts:
-        if not 0 <= version - rollout.policy_version <= limit:
+    for sampled_by in np.unique(columns["policy_version"]):
+        if not 0 <= version - sampled_by <= limit:
             raise RuntimeError(
-                f"a rationale for question {rollout.example_id} was sampled by policy version "
-                f"{rollout.policy_version}, but version {version} admits only those of the last "
-                f"{limit} versions and its own (refine.max_staleness)"
+                f"a rationale was sampled by policy version {sampled_by:.0f}, but version "
+                f"{version} admits only those of the last {limit} versions and its own "
+                "(refine.max_staleness)"
             )
 
 
-def score(run: Run, rollouts: list[Rollout], judgements: list[Judgement]) -> list[ScoredRollout]:
-    """What goes into a batch: what could not be judged is left out, never given a reward.
+def check_judged(columns: Columns, failures: Sequence[Failure]) -> None:
+    """Refuses a batch that nothing can be learnt from, whatever the budgets for failures say.
 
     Raises:
-        UserError: if nothing is left, whatever the budgets for failures say.
+        UserError: naming the first failure.
     """
-    config = run.config
-    scored = []
-    for rollout, judgement in zip(rollouts, judgements, strict=True):
-        if judgement.failure is None:
-            taken = penalties(rollout, config.refine, config.policy.max_new_tokens)
-            reward = scalar_reward(judgement, config.rewards) - sum(taken.values())
-            scored.append(ScoredRollout(rollout, judgement, reward, taken))
-    if not scored:
-        reasons = [j.failure.reason for j in judgements if j.failure is not None]
+    if not columns["judged"].any():
         raise UserError(
-            f"none of a step's {len(rollouts)} rationales could be judged; the first failure: "
-            f"{reasons[0]}; mend that and run the same command again"
+            f"none of a step's {len(columns['judged'])} rationales could be judged; the first "
+            f"failure: {failures[0].reason}; mend that and run the same command again"
         )
-    return scored
 
 
 def _start(run: Run, stack: ExitStack) -> Crew:

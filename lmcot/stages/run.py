@@ -139,7 +139,8 @@ class Run:
         return Fleet(
             "rollout", RolloutActor, role, self.config.actors,
             arguments={
-                "policy": self.config.policy, "source": source, "threads": role.threads,
+                "policy": self.config.policy, "source": source, "prompts": self.config.prompts,
+                "threads": role.threads,
                 "trains": trains, "verify": self.config.actors.verify_weights,
             },
             check=self.interruption.check,
@@ -172,6 +173,7 @@ def open_run(config: Config, path: Path, *, varied: Collection[str] = ()) -> Ite
         monitor = stack.enter_context(Monitor(path, config.monitor, hparams=hparams, varied=varied))
         interruption = Interruption()
         run = Run(config, directory, monitor, interruption)
+        stack.callback(run.spending.save)
         run.check_inputs()
         directory.write_config(config)
         stack.enter_context(ray_cluster(config.actors))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from lmcot.monitor.metrics import Monitor
-from lmcot.records import Example, ScoredRollout
+from lmcot.records import Columns, Example
+from lmcot.stages.run import Question
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+.!|~-])")
@@ -16,42 +22,56 @@ def show(
     monitor: Monitor,
     step: int,
     stage: str,
-    examples: Mapping[str, Example],
-    scored: Sequence[ScoredRollout],
+    questions: Iterable[Question],
+    columns: Columns,
+    records: bytes,
 ) -> None:
     """Shows a step where that is due: the first one, and then every so many.
 
     Args:
-        examples: the step's questions by their ids.
-        scored: the rationales that were judged.
+        questions: all that the step's may be among.
+        columns: the numbers of its rationales.
+        records: a line of JSON for each of them; only those that are shown are read.
     """
     settings = monitor.settings
     if _due(step, settings.histograms_every):
-        monitor.histograms(step, stage, spreads(scored))
-    if _due(step, settings.samples_every):
+        monitor.histograms(step, stage, spreads(columns))
+    rows = picked(columns["reward"], settings.samples)
+    if rows and _due(step, settings.samples_every):
+        lines = records.splitlines()
+        shown = [json.loads(lines[row]) for row in rows]
+        wanted = {record["example_id"] for record in shown}
+        examples = {one.example.id: one.example for one in questions if one.example.id in wanted}
+        taken = [name for name in columns.names if name.startswith("penalty/")]
         text = "\n\n---\n\n".join(
-            describe_sample(examples[one.rollout.example_id], one)
-            for one in picked(scored, settings.samples)
+            describe_sample(
+                examples[record["example_id"]], record, {name: columns[name][row] for name in taken}
+            )
+            for row, record in zip(rows, shown, strict=True)
         )
         monitor.text(step, stage, "samples", text)
 
 
-def spreads(scored: Sequence[ScoredRollout]) -> dict[str, list[float]]:
-    """What is drawn as histograms, by name."""
-    components: dict[str, list[float]] = {}
-    for one in scored:
-        for name, value in one.judgement.components.items():
-            components.setdefault(f"component/{name}", []).append(value)
+def spreads(columns: Columns) -> dict[str, list[float]]:
+    """What is drawn as histograms of the judged rationales, by name."""
+    judged = columns["judged"] == 1
+    components = [name for name in columns.names if name.startswith("component/")]
     return {
-        "reward": [one.reward for one in scored],
-        "response/length": [float(len(one.rollout.response_ids)) for one in scored],
-        **components,
+        "reward": columns["reward"][judged].tolist(),
+        "response/length": columns["response_length"][judged].tolist(),
+        **{name: columns[name][judged].tolist() for name in components},
     }
 
 
-def picked(scored: Sequence[ScoredRollout], count: int) -> list[ScoredRollout]:
-    """The best, the worst, and what lies evenly between them; best first."""
-    ordered = sorted(scored, key=lambda one: one.reward, reverse=True)
+def picked(rewards: npt.NDArray[np.float64], count: int) -> list[int]:
+    """Where the best, the worst, and what lies evenly between them are; best first.
+
+    Args:
+        rewards: [rationales]; NaN: not judged, and never picked.
+    """
+    ordered = [
+        int(row) for row in np.argsort(-rewards, kind="stable") if not np.isnan(rewards[row])
+    ]
     if count >= len(ordered):
         return ordered
     if count == 1:
@@ -60,26 +80,34 @@ def picked(scored: Sequence[ScoredRollout], count: int) -> list[ScoredRollout]:
     return [ordered[round(number * last / (count - 1))] for number in range(count)]
 
 
-def describe_sample(example: Example, scored: ScoredRollout) -> str:
-    """A rationale with its question, what the frozen LM made of it, and its reward, as Markdown."""
-    rollout, judgement = scored.rollout, scored.judgement
-    cut = ", cut at the length limit" if rollout.finish_reason == "length" else ""
+def describe_sample(
+    example: Example, record: Mapping[str, Any], penalties: Mapping[str, float]
+) -> str:
+    """A rationale with its question, what the frozen LM made of it, and its reward, as Markdown.
+
+    Args:
+        record: as ``rollouts/`` has it.
+    """
+    judgement = record["judgement"]
+    cut = ", cut at the length limit" if record["finish_reason"] == "length" else ""
     answer = []
-    if judgement.answer is not None:
-        answer.append(f"**Frozen LM:** {_plain(judgement.answer.extracted) or '(nothing)'}")
+    if judgement["answer"] is not None:
+        answer.append(f"**Frozen LM:** {_plain(judgement['answer']['extracted']) or '(nothing)'}")
     if example.answer:
         answer.append(f"**Gold answer:** {_plain(example.answer)}")
     parts = {
-        **judgement.components,
-        **{name: -value for name, value in scored.penalties.items()},
+        **judgement["components"],
+        **{name: -value for name, value in penalties.items()},
     }
     names = " | ".join(_plain(name) for name in parts)
     values = " | ".join(f"{value:.3g}" for value in parts.values())
-    rationale = "\n".join(f"> {_plain(line)}" for line in (rollout.text or "(empty)").splitlines())
+    rationale = "\n".join(
+        f"> {_plain(line)}" for line in (record["text"] or "(empty)").splitlines()
+    )
     return "\n\n".join(
         [
-            f"#### Reward {scored.reward:.3g}: question {_plain(rollout.example_id)}, "
-            f"{len(rollout.response_ids)} tokens{cut}",
+            f"#### Reward {record['reward']:.3g}: question {_plain(record['example_id'])}, "
+            f"{len(record['response_ids'])} tokens{cut}",
             f"**Question:** {_plain(example.question)}",
             rationale,
             *(["  \n".join(answer)] if answer else []),

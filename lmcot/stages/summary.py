@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Sequence
-from typing import Any
+import numpy as np
 
-from lmcot.records import Judgement, Rollout, ScoredRollout, Usage, to_json
+from lmcot.records import Columns, Usage
 
 
-def step_metrics(
-    rollouts: Sequence[Rollout],
-    judgements: Sequence[Judgement],
-    scored: Sequence[ScoredRollout],
-) -> dict[str, float]:
-    """Metrics from the ordered records, so that they do not depend on who did the work.
+def step_metrics(columns: Columns) -> dict[str, float]:
+    """Metrics from the numbers of the rationales in their order, so that they do not depend on
+    who did the work.
 
     Rewards, components, penalties and ``response/contains_gold`` are of the judged rationales,
     lengths in tokens and the shares that were cut and judged of all.
     """
-    rewards = [s.reward for s in scored]
-    names = scored[0].judgement.components if scored else {}
-    components = {
-        f"component/{name}": _mean(s.judgement.components[name] for s in scored) for name in names
+    judged = columns["judged"] == 1
+    rewards = columns["reward"][judged]
+    gold = columns["contains_gold"][~np.isnan(columns["contains_gold"])]
+    means = {
+        name: float(columns[name][judged].mean())
+        for name in columns.names
+        if name.startswith(("component/", "penalty/"))
     }
-    taken = {
-        name: _mean(s.penalties[name] for s in scored)
-        for name in (scored[0].penalties if scored else ())
-    }
-    gold = [s.judgement.contains_gold for s in scored if s.judgement.contains_gold is not None]
     return {
-        "reward/mean": _mean(rewards),
-        "reward/std": statistics.pstdev(rewards) if rewards else 0.0,
-        **components,
-        **taken,
-        **({"response/contains_gold": _mean(map(float, gold))} if gold else {}),
-        "response/length": _mean(float(len(r.response_ids)) for r in rollouts),
-        "response/length_max": float(max(len(r.response_ids) for r in rollouts)),
-        "response/cut_share": _mean(float(r.finish_reason == "length") for r in rollouts),
-        "batch/rationales": float(len(rollouts)),
-        "batch/judged_share": len(scored) / len(rollouts),
-        "batch/failed": float(sum(j.failure is not None for j in judgements)),
+        "reward/mean": float(rewards.mean()) if judged.any() else 0.0,
+        "reward/std": float(rewards.std()) if judged.any() else 0.0,
+        **means,
+        **({"response/contains_gold": float(gold.mean())} if len(gold) else {}),
+        "response/length": float(columns["response_length"].mean()),
+        "response/length_max": float(columns["response_length"].max()),
+        "response/cut_share": float(columns["cut"].mean()),
+        "batch/rationales": float(len(judged)),
+        "batch/judged_share": float(judged.mean()),
+        "batch/failed": float((~judged).sum()),
     }
 
 
@@ -53,23 +45,3 @@ def usage_metrics(usage: Usage) -> dict[str, float]:
         "frozen/cache_hit_rate": 1 - usage.sent / usage.asked,
         "frozen/tokens": float(usage.tokens),
     }
-
-
-def rollout_records(
-    rollouts: list[Rollout], judgements: list[Judgement], scored: list[ScoredRollout]
-) -> list[dict[str, Any]]:
-    """One record for each rationale of a step; ``reward`` is null where it was not judged."""
-    rewards = {(s.rollout.example_id, s.rollout.sample): s.reward for s in scored}
-    return [
-        {
-            **to_json(rollout),
-            "judgement": to_json(judgement),
-            "reward": rewards.get((rollout.example_id, rollout.sample)),
-        }
-        for rollout, judgement in zip(rollouts, judgements, strict=True)
-    ]
-
-
-def _mean(values: Iterable[float]) -> float:
-    listed = list(values)
-    return statistics.fmean(listed) if listed else 0.0

@@ -16,11 +16,12 @@ from lmcot.actors.base import ActorBase
 from lmcot.actors.cluster import check_plan
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.rollout_actor import RolloutActor
-from lmcot.actors.units import RolloutPrompt, RolloutUnit
+from lmcot.actors.units import Packed, RolloutUnit
 from lmcot.actors.weights import checksum, pack_weights
-from lmcot.config import ActorsSettings, PolicySettings, RoleSettings
+from lmcot.config import ActorsSettings, PolicySettings, PromptSettings, RoleSettings
 from lmcot.errors import Interrupted, UserError
 from lmcot.models.sources import load_model
+from lmcot.records import Example
 
 SMALL = RoleSettings(count=2, cpus=0.25)
 SETTINGS = ActorsSettings(unit_timeout_s=30, start_timeout_s=90, max_attempts=3)
@@ -183,10 +184,11 @@ def test_actors_that_do_not_fit_are_refused_with_what_is_short() -> None:
 def test_rollout_actors_take_up_published_weights() -> None:
     """[27] After a sync the checksums are equal; a unit of another version is refused."""
     policy = PolicySettings(source="random:counting-llama", dtype="float32", max_new_tokens=4)
+    prompts = PromptSettings(templates="counting", demonstrations=0)
     model, _ = load_model(policy.source, "float32")
     with Fleet(
         "rollout", RolloutActor, SMALL, SETTINGS,
-        arguments={"policy": policy, "source": policy.source, "threads": 1},
+        arguments={"policy": policy, "source": policy.source, "prompts": prompts, "threads": 1},
     ) as fleet:  # fmt: skip
         fleet.wait_ready()
         assert fleet.call("checksum") == [checksum(model)] * 2
@@ -195,14 +197,15 @@ def test_rollout_actors_take_up_published_weights() -> None:
         nbytes = sum(p.numel() * p.element_size() for p in model.parameters())
         weights = (ray.put(pack_weights(model.named_parameters(), nbytes, 3)),)
 
+        question: Packed[tuple[Example, ...]] = Packed.of((Example("q", "13 14 15", "", ()),))
+
         def unit(version: int) -> RolloutUnit:
-            prompt = RolloutPrompt("q", (13, 14, 15))
             return RolloutUnit(
-                unit_id="u", prompts=(prompt,), samples=2, temperature=1.0, max_new_tokens=4,
+                unit_id="u", questions=question, samples=2, temperature=1.0, max_new_tokens=4,
                 seed=0, step=0, policy_version=version, weights=weights,
             )  # fmt: skip
 
-        rollouts = fleet.map("sample", [unit(3), unit(3)])
+        rollouts = [one.open() for one in fleet.map("sample", [unit(3), unit(3)])]
         assert fleet.call("checksum") == [checksum(model)] * 2
         assert [r.sample for r in rollouts[0]] == [0, 1]
         assert {r.policy_version for r in rollouts[0]} == {3}

@@ -18,7 +18,7 @@ from transformers import BloomConfig, BloomForCausalLM
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.frozen_actor import FrozenActor, RemoteFrozenLM
 from lmcot.actors.reward_actor import RewardActor
-from lmcot.actors.units import Judged, JudgeUnit
+from lmcot.actors.units import Judged, JudgeUnit, Packed
 from lmcot.config import (
     ActorsSettings,
     CacheSettings,
@@ -187,8 +187,9 @@ def test_a_reward_actor_holds_learned_aspects_to_their_frozen_lm(
     identity, parameters = ray.get(shared.handles[0].describe.remote(), timeout=60)
     assert parameters > 0
     judged = _judge_with(shared, tmp_path, fitted_to=identity)
-    assert [one.failure for one in judged.judgements] == [None]
-    components = judged.judgements[0].components
+    assert judged.failures == ()
+    (scored,) = judged.scored.open()
+    components = scored.judgement.components
     # Odds of 1 + 2 (x - 0.5) at a factuality of 1: the judge's word weighs nothing here.
     assert components["aspect/factuality"] == pytest.approx(1 / (1 + math.exp(-2.0)))
     assert (judged.usage.asked, judged.usage.sent) == (2, 2)  # an answer and a judgement
@@ -227,4 +228,4 @@ def _judge_with(fleet: Fleet, folder: Path, fitted_to: str) -> Judged:
     example = Example("q", "Which river does Elko straddle?", "Humboldt River", (passage,))
     text = "Elko straddles the Humboldt River."
     rollout = Rollout("u", "q", 0, (1,), (2,), (-0.1,), "eos", text, 0)
-    return actor.judge(JudgeUnit("u", (example,), (rollout,)))
+    return actor.judge(JudgeUnit("u", Packed.of((example,)), Packed.of([rollout])))

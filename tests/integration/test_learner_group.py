@@ -17,11 +17,12 @@ from ray.util import placement_group_table
 from lmcot.actors import learner_group
 from lmcot.actors.learner_actor import LearnerActor, LearnerPlan
 from lmcot.actors.learner_group import LearnerGroup, LearnerLost
+from lmcot.actors.units import Packed
 from lmcot.actors.weights import checksum, load_weights
 from lmcot.config import Config, load_config
 from lmcot.errors import UserError
 from lmcot.models.sources import load_model
-from lmcot.records import RunState
+from lmcot.records import RunState, ScoredRollout
 from tests.integration.rank_cases import made_up
 
 pytestmark = pytest.mark.e2e
@@ -30,6 +31,11 @@ TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
 CPUS = 2
 SOON_S = 20.0
 """In which what was ended is gone."""
+
+
+def packed(step: int) -> list[Packed[list[ScoredRollout]]]:
+    """A step's rollouts as they come from the reward actors."""
+    return [Packed.of(made_up(step))]
 
 
 def settings(**actors: Any) -> Config:
@@ -141,7 +147,7 @@ def test_a_group_works_as_one(group: LearnerGroup, tmp_path: Path) -> None:
     """[27] results by rank; what is published is what was trained, on the learners' side."""
     assert len(set(group.call("pid"))) == 2 == len(learners())
     before = group.call("checksum")
-    metrics = group.call("ppo_step", scored=made_up(0), step=0)
+    metrics = group.call("ppo_step", scored=packed(0), step=0)
     assert metrics[0] == metrics[1]
     assert metrics[0]["optimiser/updates"] == 4
     assert metrics[0]["optimiser/skipped_updates"] == 0
@@ -165,8 +171,14 @@ def test_a_group_works_as_one(group: LearnerGroup, tmp_path: Path) -> None:
 
 def test_calls_are_done_in_their_order_without_waiting(group: LearnerGroup) -> None:
     """What the stage relies on: a checkpoint is of the state before the step begun after it."""
-    pending = [group.begin("ppo_step", scored=made_up(1), step=1), group.begin("checksum")]
-    pending += [group.begin("ppo_step", scored=made_up(2), step=2), group.begin("checksum")]
+    pending = [
+        group.begin("ppo_step", scored=packed(1), step=1),
+        group.begin("checksum"),
+    ]
+    pending += [
+        group.begin("ppo_step", scored=packed(2), step=2),
+        group.begin("checksum"),
+    ]
     results = [one.result() for one in reversed(pending)][::-1]
     assert results[1][0] != results[3][0] == group.call("checksum")[0]
 
@@ -190,21 +202,21 @@ def test_an_export_that_cannot_be_written_leaves_the_group_usable(
     with pytest.raises(RuntimeError, match=r"^the learner failed: .*File exists"):
         group.call("export", folder=str(tmp_path / "file" / "below"))
     assert (group.call("pid"), group.call("checksum")) == before
-    assert group.call("ppo_step", scored=made_up(3), step=3)[0]["optimiser/updates"] == 4
+    assert group.call("ppo_step", scored=packed(3), step=3)[0]["optimiser/updates"] == 4
 
 
 def test_when_one_is_killed_all_are_started_again_where_they_were(
     group: LearnerGroup, tmp_path: Path
 ) -> None:
     """[29] kill -9 in the middle of a step; what follows the restart is the same to the bit."""
-    group.call("ppo_step", scored=made_up(4), step=4)
+    group.call("ppo_step", scored=packed(4), step=4)
     controllers = group.call("controllers")[0]
     group.call("save_engine", folder=str(tmp_path))
-    undisturbed = [group.call("ppo_step", scored=made_up(step), step=step) for step in (5, 6)]
+    undisturbed = [group.call("ppo_step", scored=packed(step), step=step) for step in (5, 6)]
 
     ranks = [psutil.Process(number) for number in group.call("pid")]
     ranks[1].suspend()  # so that the other one surely waits for it
-    pending = group.begin("ppo_step", scored=made_up(7), step=7)
+    pending = group.begin("ppo_step", scored=packed(7), step=7)
     ranks[1].send_signal(signal.SIGKILL)
     started = time.monotonic()
     with pytest.raises(LearnerLost, match=r"^learner 1 was lost during 'ppo_step': "):
@@ -212,13 +224,13 @@ def test_when_one_is_killed_all_are_started_again_where_they_were(
     assert_nothing_is_left(group)
     assert time.monotonic() - started < SOON_S
     with pytest.raises(LearnerLost, match="there are no learners to call 'ppo_step' on"):
-        group.call("ppo_step", scored=made_up(7), step=7)
+        group.call("ppo_step", scored=packed(7), step=7)
 
     group.start()
     group.wait_ready()
     state = RunState("refine", 5, kl_controller=controllers[0], reward_statistics=controllers[1])
     group.call("restore", folder=str(tmp_path), state=state)
-    again = [group.call("ppo_step", scored=made_up(step), step=step) for step in (5, 6)]
+    again = [group.call("ppo_step", scored=packed(step), step=step) for step in (5, 6)]
     assert again == undisturbed
 
 

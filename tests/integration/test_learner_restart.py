@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.learner_group import LearnerGroup, PendingCall
+from lmcot.actors.units import Packed
 from lmcot.config import load_config
 from lmcot.errors import UserError
 from lmcot.learner.checkpoints import MARKER
@@ -25,8 +26,8 @@ from lmcot.models.sources import load_model
 from lmcot.monitor.catalogue import VARYING
 from lmcot.monitor.metrics import Monitor, read_metrics
 from lmcot.records import ScoredRollout
-from lmcot.stages import refine as stage
 from lmcot.stages.distill import distill
+from lmcot.stages.pipeline import Batch
 from lmcot.stages.refine import refine
 from lmcot.stages.run import open_run
 
@@ -229,17 +230,17 @@ def test_what_a_refused_step_left_is_not_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """[29] some of its updates were done: a checkpoint would be of half a step."""
-    score = stage.score
 
-    def poisoned(*arguments: Any) -> list[ScoredRollout]:
-        scored = score(*arguments)
-        if scored[0].rollout.policy_version < 2:
-            return scored
-        logprobs = (float("nan"), *scored[0].rollout.logprobs[1:])
-        return [replace(scored[0], rollout=replace(scored[0].rollout, logprobs=logprobs)),
-                *scored[1:]]  # fmt: skip
+    def poisoned(batch: Batch) -> list[Packed[list[ScoredRollout]]]:
+        units = [one.scored for one in batch.in_order]
+        if batch.version < 2:
+            return units
+        first, *others = units[0].open()
+        logprobs = (float("nan"), *first.rollout.logprobs[1:])
+        bad = replace(first, rollout=replace(first.rollout, logprobs=logprobs))
+        return [Packed.of([bad, *others]), *units[1:]]
 
-    monkeypatch.setattr(stage, "score", poisoned)
+    monkeypatch.setattr(Batch, "scored", property(poisoned))
     with pytest.raises(UserError, match="had a loss or gradient that is not finite"):
         run(
             tmp_path,

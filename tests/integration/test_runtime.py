@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from lmcot.errors import UserError
 from lmcot.learner.checkpoints import CheckpointStore
+from lmcot.stages.pipeline import Pipeline
 from tests.integration.runtime_cases import (
     JUDGED,
     Killer,
@@ -109,24 +111,38 @@ def test_batches_are_sampled_ahead_and_each_bears_its_version(tmp_path: Path) ->
 
 
 def test_units_in_flight_at_a_checkpoint_are_asked_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The driver stops in the middle: none lost, none doubled, staleness within its bound."""
+    """The driver stops in the middle: none lost, none doubled, staleness within its bound.
+
+    A rollout actor is killed before that, while batches of several versions are open.
+    """
     overrides = ("refine.max_staleness=2", "refine.steps=8", "checkpoints.every=4")
+    killer = Killer({2: kill("RolloutActor")}, seed=1)
+    sampled = Pipeline._sampled
+
+    def step_8_is_never_judged(pipeline: Pipeline, key: str, rollouts: Any) -> None:
+        if not key.startswith("step-8/"):
+            sampled(pipeline, key, rollouts)
 
     def stop(step: int, metrics: dict[str, float]) -> None:
+        killer.on_step(step, metrics)
         if step == 6:
             raise UserError("stop here")
 
-    with pytest.raises(UserError, match="stop here"):
-        run(tmp_path, *overrides, on_step=stop)
+    with monkeypatch.context() as patched:
+        patched.setattr(Pipeline, "_sampled", step_8_is_never_judged)
+        with pytest.raises(UserError, match="stop here"):
+            run(tmp_path, *overrides, on_step=stop)
+    killer.finish()
+    assert re.search(r"rollout actor \d was lost \(", capsys.readouterr().err)
     found = CheckpointStore(tmp_path / "checkpoints").latest()
     assert found is not None
     state = found[0]
     assert state.step == 6
-    assert {key.partition("/")[0] for key in state.units_in_flight} <= {"step-7", "step-8"}
-    assert state.units_in_flight
-    capsys.readouterr()
+    flying = [key.partition("/")[0] for key in state.units_in_flight]
+    assert set(flying) <= {"step-7", "step-8"}
+    assert flying.count("step-8") == 2
     run(tmp_path, *overrides)
     again = len(state.units_in_flight)
     assert f"after step 6; {again} units that were in flight then" in capsys.readouterr().err
@@ -164,7 +180,11 @@ def test_parts_of_a_run_can_be_looked_at_by_themselves(
     said = capsys.readouterr()
     assert "debug replay: step 4 then and now: all equal" in said.err
     assert any(line.startswith("loss/policy ") for line in said.out.splitlines())
-    assert command_line("debug", "learn", folder, "--steps", "3") == 0
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for step in (1, 2, 3):
+        shutil.copy(folder / "rollouts" / f"step-{step:06d}.jsonl", kept)
+    assert command_line("debug", "learn", folder, "--rollouts", str(kept)) == 0
     learned = metrics(folder / "debug" / "learn")
     assert [line["step"] for line in learned] == [1, 2, 3]
     for mine, theirs in zip(learned, before, strict=False):
@@ -173,6 +193,9 @@ def test_parts_of_a_run_can_be_looked_at_by_themselves(
     sampled = metrics(folder / "debug" / "rollout")
     assert [line["step"] for line in sampled] == [1, 2]
     assert samples(folder / "debug" / "rollout", 1) == samples(folder, 1)
+    other = ("--policy", str(folder / "refined"), "--steps", "1")
+    assert command_line("debug", "rollout", folder, *other) == 0
+    assert samples(folder / "debug" / "rollout", 1) != samples(folder, 1)
     assert metrics(folder) == before, "the run is left as it is"
     assert command_line("debug", "replay", folder, "--step", "99") == 2
     assert "has no step 99 to replay" in capsys.readouterr().err

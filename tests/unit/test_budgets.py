@@ -23,8 +23,10 @@ def test_spending_adds_up_over_stages_and_resumptions(tmp_path: Path) -> None:
     first = _spending(tmp_path)
     first.add("annotate", Usage(5, 4, 100))
     first.add("refine", Usage(3, 3, 50))
+    first.save()
     again = _spending(tmp_path)
     again.add("refine", Usage(1, 0, 0))
+    again.save()
     assert again.total == Usage(9, 7, 150)
     assert _spending(tmp_path).total == Usage(9, 7, 150)
 
@@ -43,8 +45,23 @@ def test_the_run_stops_once_the_budget_is_passed(
         spending.check()  # but nothing more is asked
     with pytest.raises(UserError, match="raise it and run the same command again"):
         spending.add("refine", Usage(1, 1, 1))
+    spending.save()
     assert _spending(tmp_path).total == Usage(9, 8, 151)  # what was spent is on disk all the same
     _spending(tmp_path, **{key: limit + 2}).check()
+
+
+def test_it_is_on_disk_a_second_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at once: with hundreds of actors that were a file for every few milliseconds."""
+    now = 100.0
+    monkeypatch.setattr("lmcot.stages.budgets.time.monotonic", lambda: now)
+    spending = _spending(tmp_path)
+    spending.add("refine", Usage(1, 1, 1))
+    now += 0.5
+    spending.add("refine", Usage(1, 1, 1))
+    assert _spending(tmp_path).total == Usage(1, 1, 1)
+    now += 0.6
+    spending.add("refine", Usage(1, 1, 1))
+    assert _spending(tmp_path).total == Usage(3, 3, 3)
 
 
 def test_what_the_cache_answers_costs_nothing(tmp_path: Path) -> None:

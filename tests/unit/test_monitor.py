@@ -151,10 +151,10 @@ def test_a_first_line_cut_by_a_kill_is_survived(tmp_path: Path) -> None:
 
 def test_rollouts_are_one_json_line_each(tmp_path: Path) -> None:
     with Monitor(tmp_path) as monitor:
-        monitor.rollouts(7, [{"text": "Zürich", "logprobs": (-0.5, math.nan)}, {"reward": 1.0}])
+        monitor.rollouts(7, '{"text": "Zürich"}\n{"reward": 1.0}\n'.encode())
     lines = (tmp_path / "rollouts" / "step-000007.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [
-        {"text": "Zürich", "logprobs": [-0.5, None]},
+        {"text": "Zürich"},
         {"reward": 1.0},
     ]
     assert [path.name for path in (tmp_path / "rollouts").iterdir()] == ["step-000007.jsonl"]

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from lmcot.actors.units import Judged
+from lmcot.actors.reward_actor import outcome
+from lmcot.actors.units import Judged, Packed
 from lmcot.config import BudgetSettings, load_config
 from lmcot.errors import Interrupted, UserError
 from lmcot.records import Example, Failure, FailureKind, Judgement, Paragraph, Rollout, Usage
 from lmcot.stages import pipeline as module
 from lmcot.stages.budgets import Spending
-from lmcot.stages.pipeline import Pipeline
+from lmcot.stages.pipeline import Batch, Pipeline
 from lmcot.stages.refine import fresh_state
 
 TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
+CONFIG = load_config(TOY)
+RIGHT = Judgement({"increasing": 1.0})
 
 
 class FakeFleet:
@@ -83,16 +88,31 @@ def pending(looks: int) -> Any:
     return Call(looks)
 
 
-def sampled(unit: Any) -> list[Rollout]:
-    return [
-        Rollout(unit.unit_id, prompt.example_id, k, (1,), (2,), (-0.5,), "eos", "x",
-                unit.policy_version)
-        for prompt in unit.prompts for k in range(unit.samples)
-    ]  # fmt: skip
+def sampled(unit: Any) -> Packed[list[Rollout]]:
+    return Packed.of([
+        Rollout(unit.unit_id, example.id, k, (1,), (2,), (-0.5,), "eos", "x", unit.policy_version)
+        for example in unit.questions.open() for k in range(unit.samples)
+    ])  # fmt: skip
 
 
-def judged(unit: Any) -> Judged:
-    return Judged([Judgement({"em": 1.0}) for _ in unit.rollouts], Usage(1, 1, 5))
+def judged(unit: Any, judgement: Judgement = RIGHT) -> Judged:
+    assert {one.id for one in unit.questions.open()} == {
+        one.example_id for one in unit.rollouts.open()
+    }
+    rollouts = unit.rollouts.open()
+    done = outcome(rollouts, [judgement] * len(rollouts), CONFIG)
+    return replace(done, usage=Usage(1, 1, 5))
+
+
+def units(batch: Batch) -> list[str]:
+    """Of the rationales that are learnt from, in their order."""
+    return [one.rollout.unit_id for unit in batch.scored for one in unit.open()]
+
+
+def questions(batch: Batch) -> list[str]:
+    """Each once, in order."""
+    ids = (one.rollout.example_id for unit in batch.scored for one in unit.open())
+    return list(dict.fromkeys(ids))
 
 
 def as_run(**parts: Any) -> Any:
@@ -117,7 +137,6 @@ class Stand:
         self.run = as_run(
             config=load_config(TOY, [*settings, *overrides]),
             train=questions,
-            rationale_prompt=lambda example: (1, 2),
             spending=Spending(folder / "spending.json", BudgetSettings()),
             interruption=SimpleNamespace(check=lambda: None),
         )
@@ -146,8 +165,11 @@ def test_at_no_staleness_one_batch_is_open_at_a_time(
     assert not stand.pipeline.wants(0)
     assert list(stand.rollout.units) == ["step-1/0", "step-1/1"]
     batch = stand.pipeline.take(0)
-    assert [one.unit_id for one in batch.rollouts] == ["step-1/0"] * 6 + ["step-1/1"] * 6
-    assert len(batch.judgements) == 12
+    assert units(batch) == ["step-1/0"] * 6 + ["step-1/1"] * 6
+    lines = [json.loads(line) for line in batch.records.splitlines()]
+    assert [line["unit_id"] for line in lines] == units(batch)
+    assert list(batch.columns["judged"]) == [1.0] * 12
+    assert batch.failures == []
     assert batch.usage == Usage(2, 2, 10)
     assert stand.pipeline.wants(1)
     stand.pipeline.open(1, ("weights",))
@@ -173,7 +195,7 @@ def test_a_unit_is_judged_while_others_are_sampled_and_order_does_not_matter(
 
     stand.waits = [second, judge_it]
     batch = stand.pipeline.take(0)
-    assert [one.unit_id for one in batch.rollouts] == ["step-1/0"] * 6 + ["step-1/1"] * 6
+    assert units(batch) == ["step-1/0"] * 6 + ["step-1/1"] * 6
 
 
 @pytest.mark.parametrize("staleness", [1, 3])
@@ -206,7 +228,7 @@ def test_every_question_of_an_epoch_comes_once_whatever_is_open(
         asked[staleness] = []
         for step in range(6):
             stand.pipeline.open(step, ())
-            asked[staleness] += list(stand.pipeline.take(step).examples)
+            asked[staleness] += questions(stand.pipeline.take(step))
         assert all(len(set(asked[staleness][at : at + 12])) == 12 for at in (0, 12))
     assert asked[0] == asked[2]
 
@@ -239,7 +261,7 @@ def test_what_goes_wrong_while_the_learners_learn_waits_until_they_have(
     stand.waits = [lambda: stand.rollout.finish(2), lambda: stand.reward.finish(2)]
     stand.pipeline.take(0)
     failed = Judgement(failure=Failure(FailureKind.TRANSIENT, "the endpoint is down"))
-    stand.reward.answer = lambda unit: Judged([failed] * len(unit.rollouts))
+    stand.reward.answer = lambda unit: judged(unit, failed)
     call = pending(looks=30)
     stand.pipeline.work_until(call)
     assert call.left < 0

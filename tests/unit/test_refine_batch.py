@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import math
+import pickle
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
+import numpy as np
 import pytest
 
-from lmcot.config import GuidanceRewards, RefineSettings
+from lmcot.actors.reward_actor import outcome
+from lmcot.actors.units import Judged
+from lmcot.config import Config, parse_config
 from lmcot.errors import UserError
-from lmcot.records import Failure, FailureKind, Judgement, Rollout
-from lmcot.stages.refine import check_staleness, score
-from lmcot.stages.summary import rollout_records, step_metrics
+from lmcot.records import (
+    Columns,
+    Example,
+    Failure,
+    FailureKind,
+    Judgement,
+    Paragraph,
+    Rollout,
+    SupportingFact,
+)
+from lmcot.stages.refine import check_judged, check_staleness
+from lmcot.stages.summary import step_metrics
 
 GOOD = Judgement({"em": 1.0, "f1": 1.0, **{f"aspect/{name}": 0.5 for name in (
     "factuality", "relevance", "logicality", "consistency", "coherence", "fluency",
@@ -23,57 +36,109 @@ FAILED = Judgement(failure=Failure(FailureKind.TRANSIENT, "the endpoint hangs"))
 
 def rollouts(count: int) -> list[Rollout]:
     return [
-        Rollout("u", "q", k, (1, 2), (3, 4), (-0.1, -0.2), "eos", "text", 0) for k in range(count)
+        Rollout("u", "q", k, (1, 2), (3, 4), (-0.1, -0.2), "eos", "Zürich", 0) for k in range(count)
     ]
 
 
-def run(**refine: float) -> Any:
-    config = SimpleNamespace(
-        refine=RefineSettings.model_validate(refine),
-        rewards=GuidanceRewards(),
-        policy=SimpleNamespace(max_new_tokens=4),
+def settings(**refine: float) -> Config:
+    return parse_config(
+        {
+            "data": {"train": {"kind": "counting"}, "validation": {"kind": "counting"}},
+            "policy": {"source": "random:llama", "max_new_tokens": 4},
+            "frozen": {"backend": "transformers", "source": "random:llama"},
+            "prompts": {"demonstrations": 0},
+            "refine": {"start_from": "base", **refine},
+        }
     )
-    return SimpleNamespace(config=config)
+
+
+def rewards(judged: Judged) -> list[float]:
+    return [one.reward for one in judged.scored.open()]
+
+
+def records(judged: Judged) -> list[dict[str, object]]:
+    return [json.loads(line) for line in judged.records.splitlines()]
 
 
 def test_a_failed_judgement_never_enters_a_batch() -> None:
     """[16] It is left out and counted, and its record has no reward."""
-    sampled, judged = rollouts(4), [GOOD, FAILED, GOOD, FAILED]
-    scored = score(run(), sampled, judged)
-    assert [one.rollout.sample for one in scored] == [0, 2]
-    assert [one.reward for one in scored] == [1.0, 1.0]
-    metrics = step_metrics(sampled, judged, scored)
+    judged = outcome(rollouts(4), [GOOD, FAILED, GOOD, FAILED], settings())
+    assert [one.rollout.sample for one in judged.scored.open()] == [0, 2]
+    assert rewards(judged) == [1.0, 1.0]
+    assert judged.failures == (FAILED.failure, FAILED.failure)
+    metrics = step_metrics(judged.columns)
     assert metrics["batch/judged_share"] == 0.5
     assert metrics["batch/failed"] == 2.0
     assert metrics["reward/mean"] == 1.0, "failures are not rewards of zero"
-    records = rollout_records(sampled, judged, scored)
-    assert [record["reward"] for record in records] == [1.0, None, 1.0, None]
+    assert [one["reward"] for one in records(judged)] == [1.0, None, 1.0, None]
 
 
 def test_penalties_are_taken_from_the_reward_and_logged() -> None:
     """Of judged rationales only: what was not judged has no reward to take them from."""
     short, long = rollouts(2)
     long = replace(long, response_ids=(3, 4, 5, 6), finish_reason="length")
-    settings = run(missing_end_penalty=0.25, length_penalty=0.5)
-    scored = score(settings, [short, long, long], [GOOD, GOOD, FAILED])
-    assert [one.reward for one in scored] == [1.0, 1.0 - 0.25 - 0.5]
-    metrics = step_metrics([short, long, long], [GOOD, GOOD, FAILED], scored)
+    config = settings(missing_end_penalty=0.25, length_penalty=0.5)
+    judged = outcome([short, long, long], [GOOD, GOOD, FAILED], config)
+    assert rewards(judged) == [1.0, 1.0 - 0.25 - 0.5]
+    metrics = step_metrics(judged.columns)
     assert metrics["penalty/missing_end"] == 0.125
     assert metrics["penalty/length"] == 0.25
     assert metrics["reward/mean"] == 0.625
     assert metrics["component/em"] == 1.0
+    assert metrics["response/cut_share"] == pytest.approx(2 / 3)
 
 
 def test_a_step_without_any_judgement_ends_the_run() -> None:
+    judged = outcome(rollouts(2), [FAILED, FAILED], settings())
+    assert step_metrics(judged.columns)["reward/mean"] == 0.0
     with pytest.raises(UserError, match=r"none of a step's 2 .*the endpoint hangs"):
-        score(run(), rollouts(2), [FAILED, FAILED])
+        check_judged(judged.columns, judged.failures)
+    check_judged(outcome(rollouts(2), [FAILED, GOOD], settings()).columns, judged.failures)
 
 
 def test_what_a_policy_too_old_sampled_is_refused() -> None:
     """[27] A rationale bears its version; one beyond the bound never enters a batch."""
     sampled = [replace(one, policy_version=3) for one in rollouts(2)]
-    check_staleness(sampled, 3, 0)
-    check_staleness(sampled, 5, 2)
+    columns = outcome(sampled, [GOOD, FAILED], settings()).columns
+    check_staleness(columns, 3, 0)
+    check_staleness(columns, 5, 2)
     for version, limit in ((4, 0), (6, 2), (2, 2)):
         with pytest.raises(RuntimeError, match=r"sampled by policy version 3, .*max_staleness"):
-            check_staleness(sampled, version, limit)
+            check_staleness(columns, version, limit)
+
+
+def test_records_are_one_json_line_each_whatever_they_hold() -> None:
+    """JSON has no word for a NaN: it is null, and the line stays JSON."""
+    odd = replace(rollouts(1)[0], logprobs=(-0.5, math.nan), text="two\nlines")
+    judged = outcome([odd, rollouts(1)[0]], [GOOD, GOOD], settings())
+    first, second = records(judged)
+    assert first["logprobs"] == [-0.5, None]
+    assert first["text"] == "two\nlines"
+    assert second["text"] == "Zürich"
+    assert "Zürich".encode() in judged.records
+    assert second["judgement"] == {**second["judgement"], "components": GOOD.components}  # type: ignore[dict-item]
+
+
+def test_units_with_different_columns_are_joined() -> None:
+    """A unit of which nothing was judged has no components; NaN stands for them."""
+    whole = outcome(rollouts(2), [GOOD, FAILED], settings()).columns
+    nothing = outcome(rollouts(1), [FAILED], settings()).columns
+    assert "component/em" not in nothing.names
+    for parts in ([whole, nothing], [nothing, whole]):
+        joined = Columns.joined(parts)
+        assert joined["judged"].tolist() == [x for part in parts for x in part["judged"]]
+        assert sorted(joined["component/em"], key=np.isnan)[0] == 1.0
+        assert np.isnan(joined["component/em"]).sum() == 2
+        assert step_metrics(joined)["component/em"] == 1.0
+
+
+def test_records_come_back_whole_from_a_pickle() -> None:
+    """They have a way of their own, for speed."""
+    example = Example(
+        "q", "Which?", "Elko", (Paragraph("Elko", ("A town.",)),), (SupportingFact("Elko", 0),)
+    )
+    scored = outcome(rollouts(2), [GOOD, GOOD], settings()).scored.open()
+    for record in (example, FAILED, *scored):
+        again = pickle.loads(pickle.dumps(record))
+        assert again == record
+        assert type(again) is type(record)

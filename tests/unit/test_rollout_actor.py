@@ -13,22 +13,31 @@ from torch import nn
 from lmcot.actors import rollout_actor
 from lmcot.actors.base import RemoteError
 from lmcot.actors.rollout_actor import RolloutActor
-from lmcot.actors.units import RolloutPrompt, RolloutUnit
+from lmcot.actors.units import Packed, RolloutUnit
 from lmcot.actors.weights import Weights, checksum, pack_weights
-from lmcot.config import LoraSettings, PolicySettings
+from lmcot.config import LoraSettings, PolicySettings, PromptSettings
 from lmcot.errors import UserError
-from lmcot.records import Rollout
+from lmcot.records import Example, Rollout
 from tests.conftest import TinyModel
 
 BOTH = pytest.mark.parametrize("kind", ["llama", "t5"])
-QUESTIONS = (
-    RolloutPrompt("born", (30, 40, 50, 60)),
-    RolloutPrompt("film", (70, 80)),
-    RolloutPrompt("album", tuple(range(20, 80))),
-)
+PROMPT_IDS = {
+    "born": (30, 40, 50, 60),
+    "film": (70, 80),
+    "album": tuple(range(20, 80)),
+    "long": (30,) * 2037,
+    "fits": (30,) * 2036,
+}
+
+
+def _questions(*names: str) -> Packed[tuple[Example, ...]]:
+    return Packed.of(tuple(Example(name, "?", "!", ()) for name in names))
+
+
+NAMES = ("born", "film", "album")
 UNIT = RolloutUnit(
     unit_id="3/0",
-    prompts=QUESTIONS,
+    questions=_questions(*NAMES),
     samples=4,
     temperature=1.0,
     max_new_tokens=12,
@@ -43,12 +52,13 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     """Without Ray: what it would fetch is handed over, and this process stays as it is."""
     monkeypatch.setattr("ray.get", lambda given: given.weights)
     monkeypatch.setattr(rollout_actor, "prepare_process", lambda threads: None)
+    monkeypatch.setattr(RolloutActor, "_prompt_ids", lambda self, example: PROMPT_IDS[example.id])
 
 
 def _actor(kind: str, lora: LoraSettings | None = None) -> RolloutActor:
     source = f"random:{kind}"
     settings = PolicySettings(source=source, dtype="float32", lora=lora)
-    actor = RolloutActor(settings, source, 1, trains=True)
+    actor = RolloutActor(settings, source, PromptSettings(), 1, trains=True)
     actor.setup()
     return actor
 
@@ -75,6 +85,10 @@ def _published(model: nn.Module, version: int, shift: float = 0.0) -> Weights:
     return pack_weights(trained.items(), nbytes, version)
 
 
+def _sample(actor: RolloutActor, unit: RolloutUnit) -> list[Rollout]:
+    return actor.sample(unit).open()
+
+
 def _responses(rollouts: Sequence[Rollout]) -> dict[tuple[str, int], tuple[int, ...]]:
     return {(one.example_id, one.sample): one.response_ids for one in rollouts}
 
@@ -83,25 +97,26 @@ def _responses(rollouts: Sequence[Rollout]) -> dict[tuple[str, int], tuple[int, 
 def test_a_unit_comes_out_the_same_whatever_came_before(kind: str) -> None:
     """To the bit: the same rollouts again, after other units, and from another actor."""
     actor = _actor(kind)
-    first = actor.sample(UNIT)
-    assert actor.sample(UNIT) == first
-    others = actor.sample(replace(UNIT, unit_id="4/0", step=4, prompts=QUESTIONS[::-1]))
-    assert actor.sample(UNIT) == first
-    assert _actor(kind).sample(UNIT) == first
+    first = _sample(actor, UNIT)
+    assert _sample(actor, UNIT) == first
+    others = _sample(
+        actor, replace(UNIT, unit_id="4/0", step=4, questions=_questions(*NAMES[::-1]))
+    )
+    assert _sample(actor, UNIT) == first
+    assert _sample(_actor(kind), UNIT) == first
     assert _responses(others) != _responses(first), "another step draws anew"
 
 
 @BOTH
 def test_rollouts_are_k_for_each_question_in_order(tiny: TinyModel, kind: str) -> None:
     tokenizer = tiny(kind)[1]
-    rollouts = _actor(kind).sample(UNIT)
+    rollouts = _sample(_actor(kind), UNIT)
     places = [(one.example_id, one.sample) for one in rollouts]
-    assert places == [(prompt.example_id, k) for prompt in QUESTIONS for k in range(4)]
+    assert places == [(name, k) for name in NAMES for k in range(4)]
     assert len({one.response_ids for one in rollouts}) == 12, "no two draw alike"
-    prompts = {prompt.example_id: prompt.prompt_ids for prompt in QUESTIONS}
     for one in rollouts:
         assert (one.unit_id, one.policy_version) == ("3/0", 0)
-        assert one.prompt_ids == prompts[one.example_id]
+        assert one.prompt_ids == PROMPT_IDS[one.example_id]
         assert len(one.logprobs) == len(one.response_ids) <= 12
         ended = one.response_ids[-1] == tokenizer.eos_token_id
         assert one.finish_reason == ("eos" if ended else "length")
@@ -112,11 +127,11 @@ def test_rollouts_are_k_for_each_question_in_order(tiny: TinyModel, kind: str) -
 def test_a_question_is_sampled_alike_in_any_unit(kind: str) -> None:
     """Seeds are those of (run, step, question, k): how questions are cut does not matter."""
     actor = _actor(kind)
-    together = _responses(actor.sample(UNIT))
+    together = _responses(_sample(actor, UNIT))
     apart: dict[tuple[str, int], tuple[int, ...]] = {}
-    for prompt in QUESTIONS:
-        unit = replace(UNIT, unit_id=prompt.example_id, prompts=(prompt,))
-        apart |= _responses(actor.sample(unit))
+    for name in NAMES:
+        unit = replace(UNIT, unit_id=name, questions=_questions(name))
+        apart |= _responses(_sample(actor, unit))
     assert apart == together
 
 
@@ -125,18 +140,18 @@ def test_a_question_is_sampled_alike_in_any_unit(kind: str) -> None:
 def test_new_weights_change_what_is_sampled(kind: str, lora: LoraSettings | None) -> None:
     """[27] a version is sampled with once it is taken up, and the old one when it comes back."""
     actor = _actor(kind, lora)
-    first = actor.sample(UNIT)
+    first = _sample(actor, UNIT)
     old, new = _published(actor._model, 2), _published(actor._model, 1, shift=0.1)
     newer = replace(UNIT, policy_version=1, weights=(Reference(new),))
-    second = actor.sample(newer)
+    second = _sample(actor, newer)
     assert actor.checksum() == new.checksum != old.checksum
     assert {one.policy_version for one in second} == {1}
     assert _responses(second) != _responses(first)
-    assert second != actor.sample(replace(newer, seed=8))
-    third = actor.sample(replace(UNIT, policy_version=2, weights=(Reference(old),)))
+    assert second != _sample(actor, replace(newer, seed=8))
+    third = _sample(actor, replace(UNIT, policy_version=2, weights=(Reference(old),)))
     assert [replace(one, policy_version=0) for one in third] == first
-    assert actor.sample(newer) == second, "a lost unit's older version comes back with it"
-    assert actor.sample(UNIT) == first, "so does the source"
+    assert _sample(actor, newer) == second, "a lost unit's older version comes back with it"
+    assert _sample(actor, UNIT) == first, "so does the source"
 
 
 def test_a_version_counts_anew_after_the_learners_were_restarted() -> None:
@@ -146,7 +161,7 @@ def test_a_version_counts_anew_after_the_learners_were_restarted() -> None:
         replace(UNIT, policy_version=3, weights=(Reference(_published(actor._model, 3, shift)),))
         for shift in (0.1, 0.2)
     ]
-    assert _responses(actor.sample(units[0])) != _responses(actor.sample(units[1]))
+    assert _responses(_sample(actor, units[0])) != _responses(_sample(actor, units[1]))
 
 
 def test_what_was_loaded_is_verified_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,22 +169,22 @@ def test_what_was_loaded_is_verified_on_request(monkeypatch: pytest.MonkeyPatch)
     actor = _actor("llama")
     actor._verify = True
     unit = replace(UNIT, policy_version=1, weights=(Reference(_published(actor._model, 1, 0.1)),))
-    actor.sample(unit)
+    _sample(actor, unit)
     with monkeypatch.context() as patched:
         patched.setattr(rollout_actor, "load_weights", lambda model, weights: None)
         wrong = replace(
             unit, policy_version=2, weights=(Reference(_published(actor._model, 2, 1)),)
         )
         with pytest.raises(RuntimeError, match=r"after loading version 2, whose checksum is \d+"):
-            actor.sample(wrong)
-    assert {one.policy_version for one in actor.sample(wrong)} == {2}
+            _sample(actor, wrong)
+    assert {one.policy_version for one in _sample(actor, wrong)} == {2}
 
 
 @BOTH
 def test_adapters_that_learnt_nothing_change_nothing(kind: str) -> None:
     """A fresh adapter adds zero: its rollouts are the base's."""
     adapted = _actor(kind, LoraSettings(rank=4, alpha=8))
-    assert _responses(adapted.sample(UNIT)) == _responses(_actor(kind).sample(UNIT))
+    assert _responses(_sample(adapted, UNIT)) == _responses(_sample(_actor(kind), UNIT))
 
 
 def test_another_source_starts_over(tiny: TinyModel) -> None:
@@ -177,46 +192,45 @@ def test_another_source_starts_over(tiny: TinyModel) -> None:
     actor.use_weights((Reference(_published(actor._model, 5, shift=0.1)),))
     actor.use_source("random:llama")
     assert actor.checksum() == checksum(tiny("llama")[0])
-    assert actor.sample(UNIT) == _actor("llama").sample(UNIT)
+    assert _sample(actor, UNIT) == _sample(_actor("llama"), UNIT)
 
 
 def test_units_of_another_version_are_refused() -> None:
     actor = _actor("llama")
     with pytest.raises(RuntimeError, match=r"wants policy version 1, but .* of version 0"):
-        actor.sample(replace(UNIT, policy_version=1))
+        _sample(actor, replace(UNIT, policy_version=1))
 
 
 @BOTH
 def test_a_policy_of_nan_is_the_users_to_mend(kind: str) -> None:
     """The error names question and version; sound weights afterwards meet nothing of it."""
     actor = _actor(kind)
-    first = actor.sample(UNIT)
+    first = _sample(actor, UNIT)
     sound, unsound = _published(actor._model, 5), _published(actor._model, 4, shift=math.nan)
     said = "no rationale for question born from policy version 4: .* not finite numbers"
     with pytest.raises(UserError, match=said):
-        actor.sample(replace(UNIT, policy_version=4, weights=(Reference(unsound),)))
-    again = actor.sample(replace(UNIT, policy_version=5, weights=(Reference(sound),)))
+        _sample(actor, replace(UNIT, policy_version=4, weights=(Reference(unsound),)))
+    again = _sample(actor, replace(UNIT, policy_version=5, weights=(Reference(sound),)))
     assert [replace(one, policy_version=0) for one in again] == first
 
 
 def test_a_prompt_too_long_for_the_model_names_its_question() -> None:
     """And leaves the actor as it was."""
     actor = _actor("llama")
-    long = RolloutPrompt("long", (30,) * 2037)
     said = "question long from policy version 0: a prompt of 2037 tokens and 12 .* 2048 positions"
     with pytest.raises(UserError, match=said):
-        actor.sample(replace(UNIT, prompts=(QUESTIONS[0], long, QUESTIONS[1])))
-    told = actor.apply(RolloutActor.sample, replace(UNIT, prompts=(long,)))
+        _sample(actor, replace(UNIT, questions=_questions("born", "long", "film")))
+    told = actor.apply(RolloutActor.sample, replace(UNIT, questions=_questions("long")))
     assert isinstance(told, RemoteError)
     assert told.kind == "user"
-    assert actor.sample(UNIT) == _actor("llama").sample(UNIT)
-    fits = replace(UNIT, prompts=(RolloutPrompt("fits", (30,) * 2036),), samples=1)
-    assert len(actor.sample(fits)) == 1
+    assert _sample(actor, UNIT) == _sample(_actor("llama"), UNIT)
+    fits = replace(UNIT, questions=_questions("fits"), samples=1)
+    assert len(_sample(actor, fits)) == 1
 
 
 def test_an_actor_that_was_started_anew_asks_to_be_set_up() -> None:
     """Ray may have done so while nobody looked: its unit is done again, it is no error of ours."""
     settings = PolicySettings(source="random:llama", dtype="float32")
-    told = RolloutActor(settings, "random:llama", 1).apply("sample", unit=UNIT)
+    told = RolloutActor(settings, "random:llama", PromptSettings(), 1).apply("sample", unit=UNIT)
     assert isinstance(told, RemoteError)
     assert told.kind == "not set up"

@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.text.text_plugin import text_array_to_html
 from tensorboard.util import tensor_util
 
 from lmcot.config import MonitorSettings
 from lmcot.monitor.metrics import Monitor
-from lmcot.records import Answer, Example, Judgement, Rollout, ScoredRollout
+from lmcot.records import Answer, Example, Failure, FailureKind, Judgement, Rollout, ScoredRollout
+from lmcot.rewards.scoring import columns, record_lines
+from lmcot.stages.run import Question
 from lmcot.stages.showing import picked, show
 
+TEXT = "It is *red* | <b>.\nSo the answer is red."
+ROLLOUT = Rollout("u", "q1", 0, (1,), (2, 3), (-0.1, -0.2), "length", TEXT, 0)
+FAILED = Judgement(failure=Failure(FailureKind.TRANSIENT, "the endpoint hangs"))
 
-def scored(reward: float, text: str = "It is *red* | <b>.\nSo the answer is red.") -> ScoredRollout:
-    rollout = Rollout("u", "q1", 0, (1,), (2, 3), (-0.1, -0.2), "length", text, 0)
-    judgement = Judgement(
-        {"em": reward, "aspect/fluency": 0.5}, Answer("Red.", "red_1", 9, 2), True
-    )
-    return ScoredRollout(rollout, judgement, reward, {"penalty/length": 0.25})
+
+def judgement(reward: float) -> Judgement:
+    return Judgement({"em": reward, "aspect/fluency": 0.5}, Answer("Red.", "red_1", 9, 2), True)
 
 
 def test_the_best_the_worst_and_what_lies_between() -> None:
-    all_of_them = [scored(reward / 10) for reward in (3, 9, 1, 7, 5)]
-    assert [one.reward for one in picked(all_of_them, 3)] == [0.9, 0.5, 0.1]
-    assert [one.reward for one in picked(all_of_them, 2)] == [0.9, 0.1]
-    assert [one.reward for one in picked(all_of_them, 1)] == [0.5]
-    assert len(picked(all_of_them, 9)) == 5
+    rewards = np.array([0.3, 0.9, math.nan, 0.1, 0.7, 0.5])
+    assert picked(rewards, 3) == [1, 5, 3]
+    assert picked(rewards, 2) == [1, 3]
+    assert picked(rewards, 1) == [5]
+    assert picked(rewards, 9) == [1, 4, 5, 0, 3], "what was not judged has no place"
 
 
 def test_rationales_and_spreads_are_shown_when_they_are_due(tmp_path: Path) -> None:
     settings = MonitorSettings(histograms_every=2, samples_every=3, samples=2, ray_metrics=False)
-    examples = {"q1": Example("q1", "Which colour?", "red", ())}
+    questions = [Question(Example("q1", "Which colour?", "red", ()), facts_cut=False)]
+    judgements = [judgement(0.0), FAILED, judgement(1.0), judgement(0.5)]
+    rollouts = [ROLLOUT] * 4
+    scored = [
+        None
+        if one is FAILED
+        else ScoredRollout(ROLLOUT, one, one.components["em"], {"penalty/length": 0.25})
+        for one in judgements
+    ]
+    numbers = columns(rollouts, judgements, scored)
+    lines = record_lines(rollouts, judgements, scored)
     with Monitor(tmp_path, settings) as monitor:
         for step in range(1, 7):
-            show(monitor, step, "refine", examples, [scored(1.0), scored(0.0), scored(0.5)])
+            show(monitor, step, "refine", questions, numbers, lines)
             monitor.log(step, "refine", {"reward/mean": 0.5})
     events = EventAccumulator(str(tmp_path / "tensorboard" / "refine"))
     events.Reload()

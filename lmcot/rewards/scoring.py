@@ -1,0 +1,104 @@
+"""What a unit's judgements come to: rewards, the numbers that are summed up, lines for the record.
+
+All of it is done where rationales are judged: the driver only adds up columns.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lmcot.config import Config
+from lmcot.records import Columns, Judgement, Rollout, ScoredRollout, to_json
+from lmcot.rewards.combine import penalties, scalar_reward
+
+
+def score(
+    rollouts: Sequence[Rollout], judgements: Sequence[Judgement], config: Config
+) -> list[ScoredRollout | None]:
+    """The reward of each rationale; None, never a reward, for what could not be judged."""
+    scored: list[ScoredRollout | None] = []
+    for rollout, judgement in zip(rollouts, judgements, strict=True):
+        if judgement.failure is not None:
+            scored.append(None)
+            continue
+        taken = penalties(rollout, config.refine, config.policy.max_new_tokens)
+        reward = scalar_reward(judgement, config.rewards) - sum(taken.values())
+        scored.append(ScoredRollout(rollout, judgement, reward, taken))
+    return scored
+
+
+def columns(
+    rollouts: Sequence[Rollout],
+    judgements: Sequence[Judgement],
+    scored: Sequence[ScoredRollout | None],
+) -> Columns:
+    """The numbers of each rationale, in the order of the rationales.
+
+    Of all: ``response_length`` in tokens, ``cut`` (at the length limit) and ``judged``, 0 or 1,
+    ``policy_version``. Of the judged ones, NaN for the others: ``reward``, ``component/NAME``,
+    ``penalty/NAME``, ``contains_gold`` (0 or 1; NaN also where the question does not arise).
+    """
+    found = {
+        "response_length": [len(one.response_ids) for one in rollouts],
+        "cut": [one.finish_reason == "length" for one in rollouts],
+        "judged": [one is not None for one in scored],
+        "policy_version": [one.policy_version for one in rollouts],
+        "reward": [math.nan if one is None else one.reward for one in scored],
+        "contains_gold": [
+            math.nan if one.contains_gold is None else one.contains_gold for one in judgements
+        ],
+    }
+    first = next((one for one in scored if one is not None), None)
+    if first is not None:
+        for name in first.judgement.components:
+            values = [math.nan if s is None else s.judgement.components[name] for s in scored]
+            found[f"component/{name}"] = values
+        for name in first.penalties:
+            found[name] = [math.nan if s is None else s.penalties[name] for s in scored]
+    return Columns(tuple(found), np.array(list(found.values()), dtype=np.float64))
+
+
+def record_lines(
+    rollouts: Sequence[Rollout],
+    judgements: Sequence[Judgement],
+    scored: Sequence[ScoredRollout | None],
+) -> bytes:
+    """A line of JSON for each rationale; ``reward`` is null where it was not judged.
+
+    So are numbers that are not finite, for which JSON has no word.
+    """
+    lines = (
+        _line(
+            {
+                **to_json(rollout),
+                "judgement": to_json(judgement),
+                "reward": None if one is None else one.reward,
+            }
+        )
+        for rollout, judgement, one in zip(rollouts, judgements, scored, strict=True)
+    )
+    return "".join(lines).encode()
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    """Looked through only if the encoder, which is many times as fast, meets a NaN or infinity."""
+    try:
+        return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError:
+        return json.dumps(_plain(record), ensure_ascii=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """The value with every NaN and infinity as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
