@@ -18,6 +18,7 @@ from transformers import (
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
@@ -349,6 +350,23 @@ def test_models_with_a_sliding_window_do_not_share_prompts() -> None:
     gemma = Gemma2ForCausalLM(Gemma2Config(**TINY))
     assert set(gemma.config.layer_types) == {"sliding_attention", "full_attention"}
     assert not shares_prompts(gemma, None)
+
+
+def test_rounding_in_16_bits_does_not_count() -> None:
+    """SmolLM2 has 30 layers: in bfloat16 its logits move by a fifth of their spread."""
+    torch.manual_seed(0)
+    deep = LlamaConfig(**{**TINY, "num_hidden_layers": 30, "initializer_range": 0.2})
+    lm = LlamaForCausalLM(deep).bfloat16()
+    prompt, responses = list(range(3, 33)), [list(range(9, 60)), list(range(40, 50))]
+    rows, alone = [Row(prompt, responses)], [Row(prompt, [one]) for one in responses]
+    with torch.no_grad():
+        together, apart = (
+            response_logits(lm, make_batch(one, pad_id=0, start_id=None))[0].float()
+            for one in (rows, alone)
+        )
+    assert (together - apart).abs().max() > 0.01 * apart.std(), "else this shows nothing"
+    assert shares_prompts(lm, None)
+    assert lm.dtype == torch.bfloat16
 
 
 def test_a_model_that_takes_the_mask_otherwise_does_not_share_prompts(tiny: TinyModel) -> None:
