@@ -62,7 +62,15 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in _STAGES.items():
         command = commands.add_parser(name, help=summary, description=summary)
-        _add_config(command)
+        _add_config(command, required=name != "evaluate")
+        if name == "evaluate":
+            command.add_argument(
+                "--of",
+                type=Path,
+                metavar="RUN",
+                help="evaluate that run's policies, and leave the results in --run-dir: on other "
+                "data, with another frozen LM",
+            )
         _add_run_dir(command)
         _add_overrides(command)
     _add_sweep(commands)
@@ -79,9 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_config(command: argparse.ArgumentParser) -> None:
+def _add_config(command: argparse.ArgumentParser, *, required: bool = True) -> None:
     command.add_argument(
-        "--config", required=True, metavar="FILE", help="settings, a YAML file (see configs/)"
+        "--config",
+        required=required,
+        metavar="FILE",
+        help="settings, a YAML file (see configs/)" + ("" if required else "; default: the run's"),
     )
 
 
@@ -184,7 +195,10 @@ def _run(options: argparse.Namespace) -> int:
         return _run_aspects(options)
     if options.command == "sweep":
         return _run_sweep(options)
-    config = load_config(options.config, options.overrides)
+    if options.command == "evaluate":
+        config = _evaluate_config(options)
+    else:
+        config = load_config(options.config, options.overrides)
     if options.command == "config":
         print(dump_config(config), end="")
         return 0
@@ -193,6 +207,23 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "debug":
         return _run_debug(options, config)
     return _run_stage(options.command, config, options.run_dir)
+
+
+def _evaluate_config(options: argparse.Namespace) -> Config:
+    """The settings given, else the run's own; with --of that run's policies."""
+    from lmcot.config import load_config
+
+    run = options.of or options.run_dir
+    file = options.config or run / "config.yaml"
+    if options.config is None and not file.is_file():
+        raise UserError(f"'{run}' is no run directory (it has no config.yaml): give --config FILE")
+    policies = []
+    if options.of is not None:
+        found = [name for name in ("distilled", "refined") if (options.of / name).is_dir()]
+        if not found:
+            raise UserError(f"'{options.of}' holds no trained policy to evaluate")
+        policies = [f"evaluate.{name}={options.of / name}" for name in found]
+    return load_config(str(file), [*policies, *options.overrides])
 
 
 def _run_cache(action: str, folder: str | None, model: str | None) -> int:

@@ -7,7 +7,23 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Dtype = Literal["auto", "float32", "bfloat16"]
-Row = Literal["standard", "cot", "guided_base", "guided_distilled", "guided_refined", "small_alone"]
+Row = Literal[
+    "standard",
+    "standard+sc",
+    "cot",
+    "cot+sc",
+    "guided_base",
+    "guided_base+sc",
+    "guided_distilled",
+    "guided_distilled+sc",
+    "guided_refined",
+    "guided_refined+sc",
+    "small_alone",
+    "control_empty",
+    "control_shuffled",
+    "control_masked",
+    "control_oracle",
+]
 Aspect = Literal[
     "factuality",
     "relevance",

@@ -22,15 +22,22 @@ _FINEST = 0.0001
 class EvaluateSettings(Settings):
     """What is measured at the end."""
 
-    rows: tuple[Row, ...] = (
-        "standard",
-        "cot",
-        "guided_base",
-        "guided_distilled",
-        "guided_refined",
-        "small_alone",
-    )
-    """Rows of the report."""
+    rows: tuple[Row, ...] | None = None
+    """Rows of the report; unset: ``standard``, ``cot``, ``small_alone`` and ``guided_POLICY`` of
+    each policy that there is. One that is asked for here must be possible."""
+    distilled: str | None = None
+    """Model source of the distilled policy; unset: the run's own, if it has one."""
+    refined: str | None = None
+    """Model source of the refined policy; unset: the run's own, if it has one."""
+    samples: Annotated[int, Field(ge=2)] = 5
+    """Rationales (answers, where the frozen LM is alone) that a ``+sc`` row votes over."""
+    temperature: PositiveFloat = 0.7
+    """They are sampled at; all other rows are greedy."""
+    aspect_questions: NonNegativeInt = 100
+    """Questions whose rationales are judged by aspect, policy by policy; 0: none. It takes what a
+    reward takes, and ``rewards.kind`` 'guidance'."""
+    allow_overlap: bool = False
+    """Whether questions that are also in the training set may be evaluated on."""
     bootstrap_samples: PositiveInt = 2000
     """Resamples behind the confidence intervals."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95

@@ -1,30 +1,25 @@
-"""The evaluation's report: ``report.json`` for machines, ``report.md`` and ``report.png``."""
+"""The evaluation's report: ``report.json`` for machines, ``report.md`` and pictures for people."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-
 from lmcot.files import write_atomically
-from lmcot.monitor.figures import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    LIGHT,
-    MUTED,
-    new_figure,
-    save_figure,
-    style,
-)
-from lmcot.monitor.statistics import bootstrap_intervals
+from lmcot.monitor.costs import costs, flops
+from lmcot.monitor.report_pictures import draw_pictures
+from lmcot.monitor.report_text import markdown
+from lmcot.monitor.statistics import bootstrap_intervals, mcnemar, paired_difference
 
 METRICS = ("em", "f1", "inclusion")
+_AGAINST = {
+    "guided_refined": ("guided_distilled", "guided_base"),
+    "guided_distilled": ("guided_base",),
+}
+"""What a row is compared with beside ``standard`` (and ``cot``, and itself without ``+sc``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +30,8 @@ class RowResult:
     """The row's key, such as ``guided_refined``."""
     label: str
     """What was run, for people: names the policy where that is not plain from the row."""
+    ids: list[str]
+    """Of the questions that were answered: what follows is in their order."""
     em: list[float]
     f1: list[float]
     inclusion: list[float]
@@ -44,9 +41,21 @@ class RowResult:
     small_lm_tokens_out: int
     requests: int
     """Requests to the frozen LM."""
-    flops: float | None
-    """Floating-point operations of both models; None where a model's size is not known."""
+    large: int | None
+    """The frozen LM's parameters; None where they are not known."""
+    small: int
     seconds: float
+    asked: int
+    """Questions, those that failed among them."""
+    cached_requests: float = 0.0
+    types: list[str] = field(default_factory=list)
+    levels: list[str] = field(default_factory=list)
+    contains_gold: list[float] = field(default_factory=list)
+    """Whether rationales hold the gold answer; empty where a row shows none of the small LM's."""
+    copied: list[float] = field(default_factory=list)
+    """Shares of their words that are copied from the context."""
+    shares: list[float] = field(default_factory=list)
+    """Of the votes for the answer; empty where there was no vote."""
 
 
 def write_report(
@@ -58,128 +67,133 @@ def write_report(
     confidence: float,
     seed: int,
     notes: Sequence[str] = (),
+    aspects: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """Writes ``report.json``, ``report.md`` and ``report.png``; gives back what the JSON holds.
+    """Writes ``report.json``, ``report.md`` and its pictures; gives back what the JSON holds.
 
-    Scores and intervals are in percent, times in seconds.
+    Scores, differences and intervals are in percent, times in seconds.
+
+    Args:
+        aspects: mean aspect scores (0 to 1) of each policy's rationales, and ``n``.
 
     Raises:
         ValueError: if there are no rows, or a row's metrics are empty or differ in length.
     """
     if not rows:
         raise ValueError("a report needs at least one row")
+    summaries = {
+        name: _summary(row, bootstrap_samples, confidence, seed) for name, row in rows.items()
+    }
+    first = next(iter(rows.values()))
     report = {
-        "rows": {
-            name: _summary(row, bootstrap_samples, confidence, seed) for name, row in rows.items()
-        },
+        "rows": summaries,
+        "tests": _tests(rows, bootstrap_samples, confidence, seed),
+        "costs": costs(
+            summaries, first.small, first.large, {name: row.asked for name, row in rows.items()}
+        ),
+        "aspects": {name: dict(scores) for name, scores in (aspects or {}).items()},
         "bootstrap": {"samples": bootstrap_samples, "confidence": confidence, "seed": seed},
         "settings": dict(settings),
         "notes": list(notes),
     }
     write_atomically(run_dir / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
-    write_atomically(run_dir / "report.md", _markdown(report))
-    _picture(report, run_dir / "report.png")
+    pictures = draw_pictures(report, run_dir)
+    if (run_dir / "refine.png").exists():
+        pictures["Reward and KL over training"] = "refine.png"
+    write_atomically(run_dir / "report.md", markdown(report, pictures))
     return report
 
 
 def _summary(row: RowResult, samples: int, confidence: float, seed: int) -> dict[str, Any]:
     metrics = {name: [100 * value for value in getattr(row, name)] for name in METRICS}
     intervals = bootstrap_intervals(metrics, samples=samples, confidence=confidence, seed=seed)
-    n = len(row.em)
+    large_tokens = row.large_lm_tokens_in + row.large_lm_tokens_out
+    small_tokens = row.small_lm_tokens_in + row.small_lm_tokens_out
     return {
         "label": row.label,
-        **{name: sum(values) / n for name, values in metrics.items()},
-        "n": n,
+        **{name: _mean(values) for name, values in metrics.items()},
+        "n": len(row.em),
         "ci": {name: list(interval) for name, interval in intervals.items()},
         "large_lm_tokens_in": row.large_lm_tokens_in,
         "large_lm_tokens_out": row.large_lm_tokens_out,
         "small_lm_tokens_in": row.small_lm_tokens_in,
         "small_lm_tokens_out": row.small_lm_tokens_out,
         "requests": row.requests,
-        "flops": row.flops,
+        "cached_requests": round(row.cached_requests, 3),
+        "flops": flops(row.large, large_tokens, row.small, small_tokens),
         "seconds": row.seconds,
+        "contains_gold": _percent(row.contains_gold),
+        "copied": _percent(row.copied),
+        "vote_share": _percent(row.shares),
+        "by": {
+            "type": _groups(row.types, metrics),
+            "level": _groups(row.levels, metrics),
+        },
     }
 
 
-def _markdown(report: Mapping[str, Any]) -> str:
-    lines = [
-        "# Evaluation",
-        "",
-        "| row | what | EM | F1 | inclusion | n | large-LM tokens in / out | seconds |",
-        "|---|---|---|---|---|---:|---:|---:|",
+def _groups(labels: Sequence[str], metrics: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Means by a label of the questions, those without one left out."""
+    found = {}
+    for name in sorted(set(labels) - {""}):
+        members = [index for index, label in enumerate(labels) if label == name]
+        means = {key: _mean([values[i] for i in members]) for key, values in metrics.items()}
+        found[name] = {"n": len(members), **means}
+    return found
+
+
+def _tests(
+    rows: Mapping[str, RowResult], samples: int, confidence: float, seed: int
+) -> list[dict[str, Any]]:
+    """Paired comparisons on the questions that both rows answered."""
+    return [
+        compare_rows(rows[first], rows[second], samples, confidence, seed)
+        for first in rows
+        for second in _opponents(first)
+        if second in rows and set(rows[first].ids) & set(rows[second].ids)
     ]
-    for name, row in report["rows"].items():
-        scores = " | ".join(_score(row, metric) for metric in METRICS)
-        tokens = f"{row['large_lm_tokens_in']:,} / {row['large_lm_tokens_out']:,}"
-        label = row["label"].replace("|", "\\|")
-        lines.append(
-            f"| `{name}` | {label} | {scores} | {row['n']} | {tokens} | {row['seconds']:,.1f} |"
+
+
+def _opponents(row: str) -> list[str]:
+    if row == "standard":
+        return []
+    base, vote = row.removesuffix("+sc"), row.endswith("+sc")
+    found = ["standard"]
+    if base.startswith("guided_"):
+        found.append("cot+sc" if vote else "cot")
+    found += [f"{one}+sc" if vote else one for one in _AGAINST.get(base, ())]
+    if vote and base != "standard":
+        found.append(base)
+    return found
+
+
+def compare_rows(
+    first: RowResult, second: RowResult, samples: int, confidence: float, seed: int
+) -> dict[str, Any]:
+    """The paired tests between two rows (see `paired_difference` and `mcnemar`), in points.
+
+    Raises:
+        ValueError: if no question was answered in both.
+    """
+    places = {key: place for place, key in enumerate(second.ids)}
+    pairs = [(index, places[key]) for index, key in enumerate(first.ids) if key in places]
+    found: dict[str, Any] = {"first": first.name, "second": second.name, "n": len(pairs)}
+    for metric in METRICS:
+        mine = [100 * getattr(first, metric)[i] for i, _ in pairs]
+        theirs = [100 * getattr(second, metric)[j] for _, j in pairs]
+        difference = paired_difference(
+            mine, theirs, samples=samples, confidence=confidence, seed=seed
         )
-    bootstrap = report["bootstrap"]
-    lines += [
-        "",
-        f"In brackets: the {_level(bootstrap)} interval of the mean in percent, from "
-        f"{bootstrap['samples']:,} bootstrap resamples of the questions; it covers the choice of "
-        "questions, not that of the training seed.",
-    ]
-    if report["notes"]:
-        lines += ["", "## Notes", "", *(f"- {note}" for note in report["notes"])]
-    lines += ["", "![EM and F1 by row](report.png)", ""]
-    return "\n".join(lines)
-
-
-def _score(row: Mapping[str, Any], metric: str) -> str:
-    low, high = row["ci"][metric]
-    return f"{row[metric]:.1f} [{low:.1f}, {high:.1f}]"
-
-
-def _level(bootstrap: Mapping[str, Any]) -> str:
-    return f"{100 * bootstrap['confidence']:g}%"
-
-
-def _picture(report: Mapping[str, Any], path: Path) -> None:
-    rows = report["rows"]
-    figure = new_figure(9, 1.3 + 0.42 * len(rows))
-    positions = range(len(rows))
-    for index, (metric, title) in enumerate((("em", "Exact match"), ("f1", "F1"))):
-        axes = figure.add_subplot(1, 2, index + 1)
-        style(axes, grid="x")
-        _bars(axes, rows, metric)
-        axes.set_title(title, fontsize=11, loc="left")
-        axes.set_xlabel("percent", fontsize=8, color=MUTED)
-        axes.set_yticks(positions, list(rows) if index == 0 else [""] * len(rows), fontsize=9)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.invert_yaxis()
-    counts = sorted({row["n"] for row in rows.values()})
-    questions = " or ".join(map(str, counts))
-    figure.suptitle(
-        f"{questions} questions; lines: {_level(report['bootstrap'])} intervals",
-        fontsize=8,
-        color=MUTED,
-        x=0.995,
-        ha="right",
+        found[metric] = {key: value for key, value in asdict(difference).items() if key != "n"}
+    found["em"]["mcnemar"] = mcnemar(
+        [first.em[i] for i, _ in pairs], [second.em[j] for _, j in pairs]
     )
-    save_figure(figure, path)
+    return found
 
 
-def _bars(axes: Axes, rows: Mapping[str, Mapping[str, Any]], metric: str) -> None:
-    for position, (name, row) in enumerate(rows.items()):
-        value, (low, high) = row[metric], row["ci"][metric]
-        axes.barh(position, value, height=0.62, color=_color(name))
-        axes.plot([low, high], [position, position], color=INK, linewidth=1.3)
-        axes.plot([low, high], [position, position], color=INK, linestyle="", marker="|", ms=6)
-        axes.text(
-            max(value, high) + 1.2, position, f"{value:.1f}", va="center", fontsize=8, color=INK
-        )
-    # The right edge keeps room for the numbers beside the bars.
-    top = max(max(row[metric], row["ci"][metric][1]) for row in rows.values())
-    axes.set_xlim(0, max(10.0, 1.15 * top))
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
-def _color(name: str) -> str:
-    if name.startswith("guided"):
-        return BLUE
-    if name.startswith("small"):
-        return GREEN
-    return LIGHT if name.startswith("control") else GREY
+def _percent(values: Sequence[float]) -> float | None:
+    return 100 * _mean(values) if values else None

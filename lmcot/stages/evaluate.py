@@ -1,218 +1,294 @@
-"""Evaluation: what the frozen LM answers with and without guidance, row by row."""
+"""Evaluation: what the frozen LM answers with and without guidance, row by row.
+
+First all rationales, policy by policy; then the answers, row by row; then the rationales' aspects.
+All of it is kept question by question: the same command goes on where it was left.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import get_args
 
 from lmcot.actors.cluster import check_plan
 from lmcot.actors.fleet import Fleet
-from lmcot.actors.units import Packed, PromptUnit, RolloutUnit
-from lmcot.config import Row, TransformersFrozen, flat_settings, may_change
-from lmcot.errors import UserError
+from lmcot.actors.units import Judged, JudgeUnit, Packed
+from lmcot.config import Row, TransformersFrozen
 from lmcot.frozen.cached import Replies
 from lmcot.models.sources import parameters_of
 from lmcot.monitor.progress import Progress, progress, say
 from lmcot.monitor.report import RowResult, write_report
-from lmcot.records import Completion, Example, Failure, Prompt, Rollout, Usage
-from lmcot.rewards.answers import concluded_answer, extract_answer
-from lmcot.rewards.judge import reply_sampling
+from lmcot.records import Example, Failure, Rollout, Usage
+from lmcot.rewards.answers import concluded_answer
+from lmcot.stages.asking import answers_of, prompt_units, rationale_units, rationales_of
 from lmcot.stages.budgets import Losses
-from lmcot.stages.plan import evaluate_roles
-from lmcot.stages.predictions import (
-    Prediction,
-    predict,
-    read_predictions,
-    row_result,
-    write_predictions,
-)
+from lmcot.stages.evaluation_files import AspectScores, EvaluationFiles, policy_sources
+from lmcot.stages.overlap import check_overlap
+from lmcot.stages.plan import aspect_roles, evaluate_roles
+from lmcot.stages.predictions import Attempt, Prediction, Rationales, predict, row_result
+from lmcot.stages.rows import check_rows, chosen_rows, label, plain, shown_rationale, votes
 from lmcot.stages.run import Run, in_units
 from lmcot.stages.summary import usage_metrics
 
-_POLICIES = {"guided_base": "base", "guided_distilled": "distilled", "guided_refined": "refined"}
-
 
 def evaluate(run: Run) -> None:
-    """Writes ``predictions/ROW.jsonl`` and ``report.{json,md,png}``; rows that are done stay."""
-    sources = _policy_sources(run)
-    rows, notes = _possible_rows(run, sources)
-    marks = {row: _fingerprint(run, _source_of(row, sources)) for row in rows}
-    done = {
-        row: found
-        for row in rows
-        if (found := read_predictions(run.directory.predictions / f"{row}.jsonl", marks[row]))
-    }
-    todo = [row for row in rows if row not in done]
-    if todo:
-        done.update(_Evaluation(run, sources, marks).run(todo))
-    elif (run.directory.path / "report.json").exists():
-        say("evaluate: rows done already, writing the report anew")
-    _report(run, [row for row in rows if row in done], done, sources, notes)
+    """Writes ``predictions/`` and the report, with its pictures; what is done stays.
+
+    Raises:
+        UserError: if a row is asked for that cannot be, or questions are those of the training.
+    """
+    policies = policy_sources(run)
+    rows = chosen_rows(run.config.evaluate, list(policies))
+    examples = [question.example for question in run.validation]
+    note = check_evaluation(run)
+    files = EvaluationFiles(run, policies, rows, examples)
+    if files.missing():
+        _Evaluation(run, policies, files).work()
+    else:
+        say("evaluate: all rows are done already, the report is written anew")
+    _report(run, policies, files, [note] if note else [])
 
 
-def _policy_sources(run: Run) -> dict[str, str]:
-    """The model source of each policy that there is, least trained first."""
-    sources = {"base": run.config.policy.source}
-    if run.directory.finished("distill"):
-        sources["distilled"] = str(run.directory.distilled)
-    if run.directory.finished("refine"):
-        sources["refined"] = str(run.directory.refined)
-    return sources
+def check_evaluation(run: Run) -> str | None:
+    """Whether a run's questions can be evaluated on, before it trains for that.
+
+    Returns:
+        what the report should say of them.
+
+    Raises:
+        UserError: if they do not allow the rows, or are among those that it learns from.
+    """
+    examples = [question.example for question in run.validation]
+    check_rows(run.config.evaluate.rows or (), examples)
+    return check_overlap(
+        [question.example for question in run.train],
+        examples,
+        allowed=run.config.evaluate.allow_overlap,
+    )
 
 
-def _possible_rows(run: Run, sources: dict[str, str]) -> tuple[list[Row], list[str]]:
-    """The rows asked for, in the report's order, less those whose policy is not there."""
-    rows: list[Row] = []
-    notes = []
-    for row in get_args(Row):
-        if row not in run.config.evaluate.rows:
-            continue
-        if row in _POLICIES and _POLICIES[row] not in sources:
-            notes.append(f"{row} is left out: this run has no {_POLICIES[row]} policy.")
-            continue
-        rows.append(row)
-    if not rows:
-        raise UserError("evaluate.rows holds no row that this run has a policy for: add one")
-    return rows, notes
+class _Laps:
+    """Shares the time that passed out over what came meanwhile."""
 
+    def __init__(self) -> None:
+        self._last = time.monotonic()
 
-def _source_of(row: Row, sources: dict[str, str]) -> str:
-    """Which policy's rationales a row reads; small_alone takes the most trained one."""
-    if row in _POLICIES:
-        return sources[_POLICIES[row]]
-    return list(sources.values())[-1] if row == "small_alone" else ""
-
-
-def _fingerprint(run: Run, source: str) -> str:
-    """Changes when the settings that predictions depend on do, or the policy's weights."""
-    config = {k: v for k, v in flat_settings(run.config).items() if not may_change(k)}
-    files = sorted(Path(source).glob("*.safetensors")) if source else []
-    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    text = json.dumps([config, source, stamps], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def lap(self, parts: int) -> float:
+        """Seconds for each of the parts."""
+        now = time.monotonic()
+        seconds, self._last = (now - self._last) / parts, now
+        return seconds
 
 
 class _Evaluation:
-    """The actors of one evaluation, and the rationales that several rows share."""
+    """Does what is missing."""
 
-    def __init__(self, run: Run, sources: dict[str, str], marks: dict[Row, str]) -> None:
+    def __init__(self, run: Run, policies: Mapping[str, str], files: EvaluationFiles) -> None:
         self._run = run
-        self._sources = sources
-        self._marks = marks
-        self._rationales: dict[str, tuple[list[Rollout], float]] = {}
+        self._policies = policies
+        self._files = files
+        self._examples = files.examples
+        self._by_id = {one.id: one for one in files.examples}
         self._usage = Usage()
+        self._frozen: Fleet
+        self._bar: Progress
 
-    def run(self, rows: Sequence[Row]) -> dict[Row, list[Prediction]]:
-        """Predictions of each row; each is on disk once it is done."""
-        config = self._run.config
-        roles = evaluate_roles(config, rows)
-        check_plan("evaluate", roles, config.actors)
+    def work(self) -> None:
+        """Asks the small LM, the frozen LM and the judge, whatever is not on disk."""
+        config, files = self._run.config, self._files
+        check_plan("evaluate", evaluate_roles(config, list(files.predictions)), config.actors)
+        if files.aspects:
+            check_plan("evaluate", aspect_roles(config), config.actors)
         with ExitStack() as stack:
             self._frozen = stack.enter_context(self._run.frozen_fleet())
-            if "rollout" in roles:
-                first = self._run.rollout_fleet(config.policy.source)
-                self._rollout: Fleet = stack.enter_context(first)
-                self._rollout.wait_ready()
+            done = files.total - files.missing()
+            bar = progress("evaluate", total=files.total, done=done, unit="question")
+            self._bar = stack.enter_context(bar)
+            self._write_rationales()
             self._frozen.wait_ready()
-            bar = stack.enter_context(progress("evaluate", total=len(rows), unit="row"))
-            predictions = {row: self._row(row, bar) for row in rows}
-        self._run.monitor.log(0, "evaluate", usage_metrics(self._usage))
-        return predictions
+            for row in files.predictions:
+                self._answer(row)
+            self._judge_aspects()
+        if self._usage.asked:
+            self._run.monitor.truncate("evaluate", -1)
+            self._run.monitor.log(0, "evaluate", usage_metrics(self._usage))
 
-    def _row(self, row: Row, bar: Progress) -> list[Prediction]:
-        started = time.monotonic()
-        rationales, small_seconds = self._rationales_for(row)
-        answered = time.monotonic()
-        if row == "small_alone":
-            texts = [concluded_answer(rollout.text) for rollout in rationales]
-            answers: Sequence[Completion | Failure | None] = [None] * len(texts)
-        else:
-            answers = self._answers(row, rationales)
-            read = concluded_answer if row == "cot" else extract_answer
-            texts = [read(a.text) if isinstance(a, Completion) else "" for a in answers]
-        seconds = small_seconds + time.monotonic() - answered
-        if row == "small_alone":
-            seconds = small_seconds
-        predictions = predict(self._examples, rationales, answers, texts, seconds)
-        path = self._run.directory.predictions / f"{row}.jsonl"
-        write_predictions(path, predictions, self._marks[row])
-        bar.update(1, seconds=time.monotonic() - started)
-        return predictions
+    def _write_rationales(self) -> None:
+        """Of all policies, one after the other, by the same actors."""
+        missing = {
+            key: found for key in self._files.rationales if (found := self._files.unwritten(*key))
+        }
+        if not missing:
+            return
+        (first, _) = next(iter(missing))
+        with self._run.rollout_fleet(self._policies[first]) as fleet:
+            fleet.wait_ready()
+            loaded = first
+            for (policy, sampled), rows in missing.items():
+                if policy != loaded:
+                    source = self._policies[policy]
+                    fleet.call("use_source", restored=True, source=source)
+                    loaded = policy
+                self._write(fleet, policy, sampled, rows)
 
-    @property
-    def _examples(self) -> list[Example]:
-        return [question.example for question in self._run.validation]
-
-    def _rationales_for(self, row: Row) -> tuple[list[Rollout], float]:
-        """Greedy rationales of the row's policy, and the seconds that they took."""
-        source = _source_of(row, self._sources)
-        if not source:
-            return [], 0.0
-        if source not in self._rationales:
-            self._rollout.call("use_source", restored=True, source=source)
-            started = time.monotonic()
-            units = self._rollout.map("sample", self._rollout_units())
-            rollouts = [rollout for unit in units for rollout in unit.open()]
-            self._rationales[source] = (rollouts, time.monotonic() - started)
-        return self._rationales[source]
-
-    def _rollout_units(self) -> list[RolloutUnit]:
+    def _write(self, fleet: Fleet, policy: str, sampled: bool, rows: Sequence[int]) -> None:
+        """One policy's rationales."""
         config = self._run.config
-        examples = self._examples
-        return [
-            RolloutUnit(
-                unit_id=f"evaluate/{rows[0]}",
-                questions=Packed.of(tuple(examples[i] for i in rows)),
-                samples=1,
-                temperature=0.0,
-                max_new_tokens=config.policy.max_new_tokens,
-                seed=config.seed,
-                step=0,
-                policy_version=0,
-            )
-            for rows in in_units(range(len(examples)), config.actors.prompts_per_unit)
-        ]
+        kept, laps = self._files.rationales[policy, sampled], _Laps()
+        samples = config.evaluate.samples if sampled else 1
 
-    def _answers(self, row: Row, rationales: Sequence[Rollout]) -> list[Completion | Failure]:
-        """The frozen LM's replies, greedy."""
-        frozen = self._run.config.frozen
-        if frozen is None:
-            raise UserError("evaluate asks the frozen LM, but there is no 'frozen' section")
-        prompts = [
-            self._prompt(row, index, rationales) for index in range(len(self._run.validation))
-        ]
-        length = frozen.max_rationale_tokens if row == "cot" else frozen.max_answer_tokens
-        file = self._run.templates.file
-        template = {"cot": file.cot, "standard": file.standard}.get(row, file.guided)
-        sampling = reply_sampling(template, length)
-        units = [
-            PromptUnit(f"{row}/{rows[0]}", tuple(prompts[i] for i in rows), sampling)
-            for rows in in_units(range(len(prompts)), self._run.config.actors.prompts_per_unit)
-        ]
+        def keep(_: int, unit: Packed[list[Rollout]]) -> None:
+            found = rationales_of(unit.open(), samples)
+            kept.add(found, seconds=laps.lap(len(found)))
+            self._bar.update(len(found))
+
+        examples = [self._examples[row] for row in rows]
+        fleet.map("sample", rationale_units(config, examples, sampled), on_result=keep)
+        kept.finish([one.id for one in self._examples])
+
+    def _answer(self, row: Row) -> None:
+        """A row's predictions."""
+        missing = self._files.unanswered(row)
+        if not missing:
+            return
+        kept, laps, shown = self._files.predictions[row], _Laps(), self._shown(row)
+        groups = in_units(missing, self._run.config.actors.prompts_per_unit)
+        if row == "small_alone":
+            for group in groups:
+                attempts = [
+                    [Attempt(text, None, concluded_answer(text)) for text in shown[at]]
+                    for at in group
+                ]
+                kept.add(self._predictions(row, group, attempts, 0.0, laps))
+                self._bar.update(len(group))
+            kept.finish([one.id for one in self._examples])
+            return
         run = self._run
-        losses = Losses(run.config.failures, len(prompts), f"answers of the row {row}")
+        losses = Losses(run.config.failures, len(missing), f"answers of the row {row}")
+        each = run.config.evaluate.samples if votes(row) else 1
+        came: dict[int, dict[int, Replies]] = {}
 
-        def count(_: int, unit: Replies) -> None:
+        def keep(index: int, unit: Replies) -> None:
             self._usage += unit.usage
             run.spending.add("evaluate", unit.usage)
-            losses.add(one if isinstance(one, Failure) else None for one in unit.results)
+            number, attempt = divmod(index, each)
+            came.setdefault(number, {})[attempt] = unit
+            if len(came[number]) < each:
+                return
+            units, group = came.pop(number), groups[number]
+            attempts = [
+                answers_of(row, shown[at], [units[k].results[i] for k in range(each)])
+                for i, at in enumerate(group)
+            ]
+            saved = sum(one.usage.asked - one.usage.sent for one in units.values())
+            found = self._predictions(row, group, attempts, saved / len(group), laps)
+            kept.add(found)
+            self._bar.update(len(group))
+            losses.add(_first_failure(one) for one in attempts)
 
-        done: list[Replies] = self._frozen.map("complete", units, on_result=count)
-        return [answer for unit in done for answer in unit.results]
+        units = [
+            unit
+            for group in groups
+            for unit in prompt_units(
+                run,
+                row,
+                [self._examples[at] for at in group],
+                [shown[at] for at in group],
+            )
+        ]
+        self._frozen.map("complete", units, on_result=keep)
+        kept.finish([one.id for one in self._examples])
 
-    def _prompt(self, row: Row, index: int, rationales: Sequence[Rollout]) -> Prompt:
-        example = self._run.validation[index].example
-        templates, shown = self._run.templates, self._run.config.prompts.demonstrations
-        if row == "standard":
-            return templates.standard(example, shown)
-        if row == "cot":
-            return templates.cot(example, shown)
-        return templates.guided(example, rationales[index].text, shown)
+    def _shown(self, row: Row) -> list[list[str]]:
+        """The rationales that are shown with each question: none, one, or as many as vote."""
+        if plain(row) in ("standard", "cot"):
+            return [[] for _ in self._examples]
+        written = self._files.texts(row)
+        if votes(row):
+            return [written[one.id] for one in self._examples]
+        greedy = {key: texts[0] for key, texts in written.items()}
+        seed = self._run.config.seed
+        return [
+            [shown_rationale(row, at, self._examples, greedy, seed)]
+            for at in range(len(self._examples))
+        ]
+
+    def _predictions(
+        self,
+        row: Row,
+        group: Sequence[int],
+        attempts: Sequence[Sequence[Attempt]],
+        cached: float,
+        laps: _Laps,
+    ) -> list[Prediction]:
+        seconds = laps.lap(len(group))
+        own = row.startswith("guided_") or row == "small_alone"
+        return [
+            predict(
+                self._examples[at],
+                tried,
+                self._files.rationales_for(row, self._examples[at].id),
+                own=own,
+                cached=cached,
+                seconds=seconds,
+            )
+            for at, tried in zip(group, attempts, strict=True)
+        ]
+
+    def _judge_aspects(self) -> None:
+        """Aspect scores of the greedy rationales, policy by policy."""
+        missing = {
+            policy: found
+            for policy in self._files.aspects
+            if (found := self._files.unjudged(policy))
+        }
+        if not missing:
+            return
+        run = self._run
+        with run.reward_fleet() as fleet:
+            fleet.wait_ready(frozen_handles=self._frozen.handles)
+            for policy, rows in missing.items():
+                self._judge(fleet, policy, rows)
+
+    def _judge(self, fleet: Fleet, policy: str, rows: Sequence[int]) -> None:
+        """One policy's rationales; what cannot be judged is asked again another time."""
+        run, kept = self._run, self._files.aspects[policy]
+        losses = Losses(run.config.failures, len(rows), f"judgements of the {policy} policy")
+
+        def keep(_: int, judged: Judged) -> None:
+            self._usage += judged.usage
+            run.spending.add("evaluate", judged.usage)
+            kept.add(AspectScores.of(one) for one in judged.scored.open())
+            self._bar.update(len(judged.columns["judged"]))
+            losses.add(judged.failures)
+
+        fleet.map("judge", self._judge_units(policy, rows), on_result=keep)
+        kept.finish([one.id for one in self._examples])
+
+    def _judge_units(self, policy: str, rows: Sequence[int]) -> list[JudgeUnit]:
+        units = []
+        for group in in_units(rows, self._run.config.actors.prompts_per_unit):
+            examples = [self._examples[at] for at in group]
+            rollouts = [self._rollout(policy, example) for example in examples]
+            name = f"evaluate/{policy}/{group[0]}"
+            units.append(JudgeUnit(name, Packed.of(tuple(examples)), Packed.of(rollouts)))
+        return units
+
+    def _rollout(self, policy: str, example: Example) -> Rollout:
+        """A kept rationale as the judge takes it: its token ids are not needed any more."""
+        one: Rationales = self._files.rationale(policy, example.id)
+        count = one.tokens_out[0]
+        cut = one.finish_reasons[0] == "length"
+        return Rollout(
+            f"evaluate/{policy}", example.id, 0, (), (0,) * count, (0.0,) * count,
+            "length" if cut else "eos", one.texts[0], 0,
+        )  # fmt: skip
+
+
+def _first_failure(attempts: Sequence[Attempt]) -> Failure | None:
+    """Of a question all of whose attempts failed."""
+    failures = [one.reply for one in attempts if isinstance(one.reply, Failure)]
+    return failures[0] if len(failures) == len(attempts) else None
 
 
 def _parameters(run: Run) -> tuple[int | None, int]:
@@ -224,35 +300,40 @@ def _parameters(run: Run) -> tuple[int | None, int]:
 
 
 def _report(
-    run: Run,
-    rows: list[Row],
-    done: dict[Row, list[Prediction]],
-    sources: dict[str, str],
-    notes: list[str],
+    run: Run, policies: Mapping[str, str], files: EvaluationFiles, notes: list[str]
 ) -> None:
     config = run.config
     large, small = _parameters(run)
-    most_trained = list(sources)[-1]
-    results: dict[str, RowResult] = {
-        row: row_result(row, done[row], most_trained, large=large, small=small) for row in rows
-    }
-    for row in rows:
-        failed = sum(p.failure is not None for p in done[row])
+    names = list(policies)
+    results: dict[str, RowResult] = {}
+    for row in files.predictions:
+        predictions = files.predicted(row)
+        failed = sum(one.failure is not None for one in predictions)
         if failed:
             notes.append(f"{row}: {failed} questions failed and are left out of its figures.")
+        title = label(row, names, config.evaluate.samples)
+        results[row] = row_result(row, title, predictions, large=large, small=small)
+    settings = {
+        "policy": config.policy.source,
+        **{f"{name} policy": source for name, source in policies.items() if name != "base"},
+        "frozen": config.frozen.model_dump(mode="json") if config.frozen else None,
+        "validation": config.data.validation.model_dump(mode="json"),
+        "questions": len(files.examples),
+        "demonstrations": config.prompts.demonstrations,
+    }
+    if any(votes(row) for row in results):
+        settings["votes"] = (
+            f"{config.evaluate.samples} at temperature {config.evaluate.temperature}"
+        )
     write_report(
         run.directory.path,
         results,
-        settings={
-            "policy": config.policy.source,
-            "frozen": config.frozen.model_dump(mode="json") if config.frozen else None,
-            "validation": config.data.validation.model_dump(mode="json"),
-            "demonstrations": config.prompts.demonstrations,
-        },
+        settings=settings,
         bootstrap_samples=config.evaluate.bootstrap_samples,
         confidence=config.evaluate.confidence,
         seed=config.seed,
         notes=notes,
+        aspects=files.aspect_means(),
     )
     print((run.directory.path / "report.md").read_text(encoding="utf-8"))
     say(f"evaluate: the report is in {run.directory.path / 'report.md'} (and .json, .png)")

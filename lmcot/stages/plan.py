@@ -9,9 +9,7 @@ from lmcot.actors.plan import Plan, Published, Roles
 from lmcot.config import Config, FrozenTeacher, Row
 from lmcot.errors import UserError
 from lmcot.models.sources import parameters_of, resolve_dtype
-
-_WITHOUT_SMALL_LM = ("standard", "cot")
-"""Rows of the report that read no rationale of the small LM's."""
+from lmcot.stages.rows import WITHOUT_POLICY, plain
 
 
 def annotate_roles(config: Config) -> Roles:
@@ -31,11 +29,16 @@ def refine_roles(config: Config) -> Roles:
     return {**roles, "frozen": actors.frozen} if config.rewards.kind == "guidance" else roles
 
 
-def evaluate_roles(config: Config, rows: Sequence[Row]) -> Roles:
-    """The frozen LM, and the small one if a row needs its rationales."""
+def evaluate_roles(config: Config, rows: Sequence[Row] | None) -> Roles:
+    """The frozen LM, and the small one if a row needs its rationales (unset rows do)."""
     roles: Roles = {"frozen": config.actors.frozen}
-    guided = any(row not in _WITHOUT_SMALL_LM for row in rows)
+    guided = rows is None or any(plain(row) not in WITHOUT_POLICY for row in rows)
     return {**roles, "rollout": config.actors.rollout} if guided else roles
+
+
+def aspect_roles(config: Config) -> Roles:
+    """Those that judge rationales by aspect, once the small LM's actors are gone."""
+    return {"frozen": config.actors.frozen, "reward": config.actors.reward}
 
 
 def published_weights(config: Config) -> Published | None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from lmcot.stages.annotate import annotate
 from lmcot.stages.distill import distill
-from lmcot.stages.evaluate import evaluate
+from lmcot.stages.evaluate import check_evaluation, evaluate
 from lmcot.stages.refine import refine
 from lmcot.stages.run import Run
 
 
 def train(run: Run) -> None:
     """Annotates, distils, refines and evaluates."""
+    if run.config.frozen is not None:
+        check_evaluation(run)
     if run.config.teacher is not None:
         annotate(run)
         distill(run)

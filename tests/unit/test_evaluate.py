@@ -1,27 +1,47 @@
-"""Which changes of the settings make predictions old."""
+"""Evaluation without actors: rows, controls, votes, overlap, what is kept and what it costs."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import json
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lmcot.config import parse_config
-from lmcot.stages.evaluate import _fingerprint
+from lmcot.config import EvaluateSettings, parse_config
+from lmcot.errors import UserError
+from lmcot.monitor.costs import break_even, costs, flops, size_in_words
+from lmcot.records import Completion, Example, Failure, FailureKind, Paragraph, SupportingFact
+from lmcot.rewards.copying import copied_share
+from lmcot.stages.evaluation_files import fingerprint
+from lmcot.stages.overlap import check_overlap
+from lmcot.stages.predictions import Attempt, Kept, Prediction, Rationales, predict
+from lmcot.stages.rows import (
+    check_rows,
+    chosen_rows,
+    label,
+    masked,
+    policy_of,
+    shown_rationale,
+)
 
 SETTINGS: dict[str, Any] = {
-    "data": {"train": {"kind": "counting"}, "validation": {"kind": "counting", "examples": 8}},
-    "policy": {"source": "random:llama"},
-    "teacher": {"kind": "supporting_facts"},
+    "data": {"train": {"kind": "counting"}, "validation": {"kind": "counting"}},
+    "policy": {"source": "random:t5"},
+    "refine": {"start_from": "base"},
 }
 FROZEN = {"backend": "transformers", "source": "random:llama"}
+PASSAGE = Paragraph("Elko", ("Elko lies on the Humboldt River.", "It is a town in Nevada."))
+EXAMPLE = Example(
+    "q1", "Which river?", "Humboldt River", (PASSAGE,), (SupportingFact("Elko", 0),), "bridge"
+)
+DOWN = Failure(FailureKind.TRANSIENT, "the endpoint is down")
 
 
-def _mark(frozen: dict[str, Any], **settings: Any) -> str:
+def _mark(frozen: dict[str, Any], *more: Any, **settings: Any) -> str:
     config = parse_config({**SETTINGS, "frozen": {**FROZEN, **frozen}, **settings})
-    run: Any = SimpleNamespace(config=config)
-    return _fingerprint(run, "")
+    return fingerprint(config, "", *more)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +50,8 @@ def _mark(frozen: dict[str, Any], **settings: Any) -> str:
         ({"budget": {"max_requests": 9}}, {}),
         ({"cache": {"enabled": False}}, {}),
         ({}, {"failures": {"max_data_share": 0.9}}),
-        ({}, {"refine": {"steps": 7}}),
+        ({}, {"refine": {"start_from": "base", "steps": 7}}),
+        ({}, {"evaluate": {"rows": ["cot"]}}),
     ],
 )
 def test_what_a_resumed_run_may_change_keeps_predictions(
@@ -39,11 +60,190 @@ def test_what_a_resumed_run_may_change_keeps_predictions(
     assert _mark(frozen, **settings) == _mark({})
 
 
-def test_what_answers_depend_on_does_not() -> None:
-    marks = {
+def test_what_answers_depend_on_does_not(tmp_path: Path) -> None:
+    marks = [
         _mark({}),
         _mark({"max_answer_tokens": 9}),
         _mark({}, prompts={"demonstrations": 1}),
         _mark({"source": "random:t5"}),
-    }
-    assert len(marks) == 4
+        _mark({}, 5, 0.7),
+        _mark({}, 9, 0.7),
+    ]
+    config = parse_config(SETTINGS)
+    for text in ("some weights", "other, longer weights"):
+        (tmp_path / "model.safetensors").write_text(text, encoding="utf-8")
+        marks.append(fingerprint(config, str(tmp_path)))
+    assert len(set(marks)) == len(marks)
+
+
+def rows(policies: list[str], *asked: str) -> list[str]:
+    settings = {"rows": asked} if asked else {}
+    return list(chosen_rows(EvaluateSettings.model_validate(settings), policies))
+
+
+def test_rows_that_nobody_named_are_those_there_are_policies_for() -> None:
+    assert rows(["base"]) == ["standard", "cot", "guided_base", "small_alone"]
+    assert "guided_distilled" not in rows(["base", "refined"])
+    assert rows(["base", "distilled", "refined"])[-2:] == ["guided_refined", "small_alone"]
+
+
+def test_rows_that_were_named_must_be_possible() -> None:
+    """In the report's order, whatever the order of the settings."""
+    assert rows(["base"], "control_empty", "cot+sc", "cot") == ["cot", "cot+sc", "control_empty"]
+    with pytest.raises(UserError, match=r"holds 'guided_refined\+sc', but there is no refined pol"):
+        rows(["base", "distilled"], "standard", "guided_refined+sc")
+    with pytest.raises(UserError, match="holds 'guided_distilled'.*run 'lmcot distill'"):
+        rows(["base", "refined"], "guided_distilled")
+
+
+def test_controls_take_the_most_trained_policy_and_say_so() -> None:
+    assert policy_of("control_masked", ["base", "distilled"]) == "distilled"
+    assert policy_of("guided_base+sc", ["base", "distilled"]) == "base"
+    assert policy_of("control_oracle", ["base"]) == policy_of("cot+sc", ["base"]) == ""
+    assert "the distilled small LM" in label("control_shuffled", ["base", "distilled"], 5)
+    assert label("cot+sc", ["base"], 7) == "frozen LM reasons, then answers, vote of 7"
+
+
+def test_what_each_control_shows() -> None:
+    examples = [EXAMPLE, *(Example(f"q{n}", f"{n}?", "x", (PASSAGE,)) for n in (2, 3, 4))]
+    greedy = {one.id: f"rationale of {one.id}" for one in examples}
+    greedy["q1"] = "It lies on the humboldt  river, so: Humboldt River. Humboldt Riverside."
+
+    def shown(row: str) -> list[str]:
+        return [shown_rationale(row, at, examples, greedy, 0) for at in range(4)]
+
+    assert shown("guided_base") == list(greedy.values())
+    assert set(shown("control_empty")) == {""}
+    assert shown("control_oracle") == ["Elko lies on the Humboldt River.", "", "", ""]
+    assert shown("control_masked")[0] == "It lies on the ___, so: ___. Humboldt Riverside."
+    others = shown("control_shuffled")
+    assert sorted(others) == sorted(greedy.values())
+    assert all(mine != other for mine, other in zip(greedy.values(), others, strict=True))
+    assert masked("C++ (2011) it is", "C++ (2011)") == "___ it is"
+    assert masked("Whatever.", "") == "Whatever."
+
+
+def test_questions_that_do_not_allow_a_row() -> None:
+    without = Example("q2", "?", "x", (PASSAGE,))
+    check_rows(["control_oracle", "control_shuffled"], [EXAMPLE, without])
+    for named, examples, reason in (
+        (["standard"], [], "holds no questions"),
+        (["control_shuffled"], [EXAMPLE], "needs another question"),
+        (["control_oracle"], [without], "needs supporting facts"),
+        (["standard"], [EXAMPLE, without, EXAMPLE], "several questions of the id 'q1'"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            check_rows(named, examples)  # type: ignore[arg-type]
+
+
+def test_what_was_learnt_from_is_no_measure() -> None:
+    train = [EXAMPLE, Example("t2", "Who  wrote the Iliad?", "Homer", ())]
+    other = Example("v1", "Which town?", "Elko", ())
+    same_words = Example("v2", "who wrote Iliad", "Homer", ())
+    assert check_overlap(train, [other], allowed=False) is None
+    with pytest.raises(UserError, match=r"2 of 3 questions .* \(q1, v2\): .*allow_overlap"):
+        check_overlap(train, [EXAMPLE, other, same_words], allowed=False)
+    told = check_overlap(train, [EXAMPLE, other, same_words], allowed=True)
+    assert told == "2 of 3 questions of data.validation are in data.train too (q1, v2)."
+
+
+def completion(text: str) -> Completion:
+    return Completion(text, 100, 3, "stop")
+
+
+RATIONALES = Rationales("q1", ["a", "b", "c"], 50, [7, 8, 9], ["eos"] * 3, 0.5)
+
+
+def test_a_vote_is_scored_by_its_winner() -> None:
+    """What failed has no vote; the tokens of all attempts are paid for."""
+    attempts = [
+        Attempt("It is Reno.", completion("Reno"), "Reno"),
+        Attempt("Elko lies on the Humboldt River.", completion("Humboldt River."), "Humboldt River."),
+        Attempt("So is it.", completion("the humboldt river"), "the humboldt river"),
+        Attempt("x", DOWN, ""),
+    ]
+    found = predict(EXAMPLE, attempts, RATIONALES, own=True, cached=1.0, seconds=2.0)
+    assert (found.answer, found.em, found.share) == ("Humboldt River.", 1.0, 2 / 3)
+    assert found.rationale == "Elko lies on the Humboldt River."
+    assert found.contains_gold is True
+    assert (found.large_lm_tokens_in, found.large_lm_tokens_out) == (300, 9)
+    assert (found.small_lm_tokens_in, found.small_lm_tokens_out) == (50, 24)
+    assert (found.requests, found.cached_requests, found.seconds) == (4, 1.0, 2.5)
+    assert [one["answer"] for one in found.votes] == ["Reno", *[a.answer for a in attempts[1:]]]
+    assert found.votes[3]["reply"] == "the endpoint is down"
+    assert (found.failure, found.type) == (None, "bridge")
+
+
+def test_a_question_fails_if_all_its_attempts_do() -> None:
+    found = predict(EXAMPLE, [Attempt("", DOWN, "")], None, own=False, cached=0, seconds=1.0)
+    assert (found.failure, found.em, found.requests) == ("the endpoint is down", 0.0, 1)
+    assert (found.contains_gold, found.copied, found.votes) == (None, None, [])
+
+
+def test_the_small_lm_alone_asks_nobody() -> None:
+    attempt = Attempt("So the answer is Reno.", None, "Reno")
+    found = predict(EXAMPLE, [attempt], RATIONALES, own=True, cached=0, seconds=0.0)
+    assert (found.answer, found.requests, found.large_lm_tokens_in) == ("Reno", 0, 0)
+    assert found.reply == ""
+
+
+def test_copied_is_what_stands_in_eight_words_in_a_row() -> None:
+    passage = "One two three four five six seven eight nine ten."
+    copied = "two three, four five six seven eight nine and then"
+    assert copied_share(copied, [passage]) == 0.8
+    assert copied_share("The Two three four five six seven eight", [passage]) == 0.0, "seven only"
+    assert copied_share("", [passage]) == copied_share("a word", []) == 0.0
+    assert copied_share("one two", [passage], run=2) == 1.0
+
+
+def prediction(key: str, answer: str = "x") -> Prediction:
+    example = Example(key, "?", "x", ())
+    attempt = Attempt("", completion(answer), answer)
+    return predict(example, [attempt], None, own=False, cached=0, seconds=0.0)
+
+
+def test_what_is_kept_survives_a_kill_and_is_never_mixed(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "cot.jsonl"
+    kept = Kept(path, "mark")
+    kept.add([prediction("b")])
+    kept.add([prediction("a")], seconds=3.0)
+    with path.open("ab") as file:
+        file.write(b'{"id": "c", "answer": "cut of')
+    again = Kept(path, "mark")
+    assert list(again.records) == ["b", "a"]
+    assert Prediction(**again.records["b"]) == prediction("b")
+    assert again.records["a"]["seconds"] == 3.0
+    again.add([prediction("c")])
+    again.finish(["a", "b", "c", "never asked"])
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [line["id"] for line in lines] == ["a", "b", "c"]
+    other = Kept(path, "another mark")
+    assert (other.records, other.dropped) == ({}, 3)
+    other.add([prediction("a", "y")])
+    assert [json.loads(line)["made_with"] for line in path.open()] == ["another mark"]
+    assert asdict(prediction("a", "y"))["em"] == 0.0
+
+
+def test_costs_by_hand() -> None:
+    """7 large and 2 small parameters. Guided: 2 (7 * 20 + 2 * 30) = 400; cot: 2 * 7 * 50 = 700."""
+    tokens = ("large_lm_tokens_in", "large_lm_tokens_out", "small_lm_tokens_in", "small_lm_tokens_out")
+
+    def row(*counts: int, requests: int = 4) -> dict[str, float]:
+        rest = {"requests": requests, "cached_requests": 1, "seconds": 2.0}
+        return {**dict(zip(tokens, counts, strict=True)), **rest}
+
+    assert flops(7, 20, 2, 30) == 400
+    assert flops(None, 20, 2, 30) is None
+    assert flops(None, 0, 2, 30) == 120
+    rows = {"cot": row(120, 80, 0, 0), "guided_base": row(72, 8, 80, 40), "long": row(400, 0, 4, 4)}
+    found = costs(rows, 2, 7, dict.fromkeys(rows, 4))
+    guided = found["rows"]["guided_base"]
+    assert (guided["flops"]["7"], guided["of_cot"]["7"]) == (400, 400 / 700)
+    assert guided["break_even"] == 2.0, "2 * 30 / (50 - 20): at 2 parameters both cost 200"
+    assert (guided["requests"], guided["cached_requests"], guided["seconds"]) == (1, 0.25, 0.5)
+    assert found["rows"]["long"]["break_even"] is None
+    assert "of_cot" not in found["rows"]["cot"]
+    assert break_even(10, 30, 50, 50) is None
+    assert [size_in_words(n) for n in (134_515_008, 7e9, 1.5e12, 12_000, 40)] == [
+        "135M", "7B", "1.5T", "12K", "40",
+    ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def row(name: str, em: list[float], f1: list[float] | None = None) -> RowResult:
     return RowResult(
         name=name,
         label=f"label of {name}",
+        ids=[f"q{number}" for number in range(len(em))],
         em=em,
         f1=f1 if f1 is not None else em,
         inclusion=[1.0] * len(em),
@@ -26,8 +28,10 @@ def row(name: str, em: list[float], f1: list[float] | None = None) -> RowResult:
         small_lm_tokens_in=0,
         small_lm_tokens_out=0,
         requests=4,
-        flops=None,
+        large=None,
+        small=100,
         seconds=1.5,
+        asked=len(em),
     )
 
 
@@ -106,7 +110,7 @@ def test_the_markdown_reads_well(tmp_path: Path) -> None:
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     expected = (
         "| `standard` | label of standard | 100.0 [100.0, 100.0] | 100.0 [100.0, 100.0] "
-        "| 100.0 [100.0, 100.0] | 2 | 12,345 / 67 | 1.5 |"
+        "| 100.0 [100.0, 100.0] | 2 |"
     )
     assert expected in text
     assert "the 90% interval of the mean in percent, from 500 bootstrap resamples" in text
@@ -118,9 +122,67 @@ def test_the_picture_is_there_and_no_partial_files_are(tmp_path: Path) -> None:
     report(tmp_path, rows)
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
     files = sorted(path.name for path in tmp_path.iterdir())
-    assert files == ["report.json", "report.md", "report.png"]
+    assert files == ["report-cost.png", "report.json", "report.md", "report.png"]
 
 
 def test_a_report_without_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="row"):
         report(tmp_path, {})
+
+
+def test_rows_are_compared_in_pairs_on_the_questions_in_common(tmp_path: Path) -> None:
+    names = ("standard", "cot", "cot+sc", "guided_distilled", "guided_refined", "control_empty")
+    rows = {name: row(name, [0.0] * 40) for name in names}
+    rows["guided_refined"] = row("guided_refined", [1.0] * 20 + [0.0] * 20)
+    rows["standard"] = replace(rows["standard"], ids=[f"q{n}" for n in range(10, 50)])
+    tests = report(tmp_path, rows)["tests"]
+    assert [(one["first"], one["second"]) for one in tests] == [
+        ("cot", "standard"),
+        ("cot+sc", "standard"), ("cot+sc", "cot"),
+        ("guided_distilled", "standard"), ("guided_distilled", "cot"),
+        ("guided_refined", "standard"), ("guided_refined", "cot"),
+        ("guided_refined", "guided_distilled"),
+        ("control_empty", "standard"),
+    ]  # fmt: skip
+    against_standard, _, against_distilled = tests[5:8]
+    assert against_standard["n"] == 30, "q10 to q39"
+    assert against_standard["em"]["difference"] == pytest.approx(100 / 3)
+    assert against_distilled["em"]["difference"] == 50.0
+    assert against_distilled["em"]["mcnemar"] == pytest.approx(2 / 2**20)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert (
+        "- `guided_refined` against `guided_distilled`: better by 50.0 points of EM (p < 0.001)"
+        in text
+    )
+    assert "- `guided_distilled` against `standard`: no difference is shown (+0.0 points" in text
+
+
+def test_what_the_rest_of_the_report_tells(tmp_path: Path) -> None:
+    """Groups of questions, rationales, aspects and costs."""
+    cot = replace(
+        row("cot", [1.0, 0.0, 0.0]), types=["bridge", "comparison", "bridge"], levels=["hard"] * 3
+    )
+    guided = replace(
+        row("guided_base", [1.0, 1.0, 0.0]), types=["bridge", "comparison", "bridge"],
+        contains_gold=[1.0, 0.0, 1.0], copied=[0.5, 0.25, 0.0], shares=[1.0, 0.6, 0.8],
+        large_lm_tokens_in=3000, large_lm_tokens_out=30, small_lm_tokens_in=600,
+    )  # fmt: skip
+    scores = {"base": {"fluency": 0.75, "factuality": 0.5, "n": 3.0}}
+    given = report(tmp_path, {"cot": cot, "guided_base": guided}, aspects=scores)
+    by_type = given["rows"]["guided_base"]["by"]["type"]
+    assert by_type["bridge"] == {"n": 2, "em": 50.0, "f1": 50.0, "inclusion": 100.0}
+    assert given["rows"]["cot"]["by"]["level"]["hard"]["n"] == 3
+    assert given["rows"]["cot"]["contains_gold"] is None
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| `guided_base` | 67% | 25% | 80% |" in text
+    assert "| base | 0.75 | 0.50 | 3 |" in text
+    assert "| row | bridge (n = 2) | comparison (n = 1) |" in text
+    assert "| `cot` | 50.0 / 50.0 | 0.0 / 0.0 |" in text
+    assert "By level" not in text, "all are of one"
+    # 100 parameters read 200 tokens a question; the large LM is spared 4137.33 - 1010.
+    assert "cheaper than chain of thought by a large LM of more than 6 parameters" in text
+    for name in ("report.png", "report-cost.png", "report-aspects.png"):
+        assert f"({name})" in text
+        assert (tmp_path / name).stat().st_size > 1000
+    report(tmp_path, {"cot": cot})
+    assert not (tmp_path / "report-aspects.png").exists(), "of the report before"

@@ -1,0 +1,101 @@
+"""What an answer costs in arithmetic, and for which large LMs guidance is the cheaper way.
+
+2 operations per parameter and token, read or written (Kaplan et al. 2020, section 2.1; attention
+left out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+BILLION = 10**9
+SIZES = tuple(size * BILLION for size in (1, 7, 11, 70, 175))
+"""Parameters of the large LMs that costs are told for, beside the one that was asked."""
+
+
+def flops(large: int | None, large_tokens: float, small: int, small_tokens: float) -> float | None:
+    """Operations of both models; None where the large one's size is needed and not known.
+
+    Args:
+        large, small: their parameters.
+    """
+    if large is None and large_tokens:
+        return None
+    return 2.0 * ((large or 0) * large_tokens + small * small_tokens)
+
+
+def break_even(
+    small: int, small_tokens: float, large_tokens: float, others_large_tokens: float
+) -> float | None:
+    """Parameters of the large LM from where on a row is cheaper than another that it alone does.
+
+    The small LM's work is paid for by the tokens that the large one is spared: s t_s / (t' - t),
+    with s the small LM's parameters and t_s its tokens, t and t' the large LM's in this row and in
+    the other. None: it is spared none, so that the row is never the cheaper one.
+    """
+    spared = others_large_tokens - large_tokens
+    return small * small_tokens / spared if spared > 0 else None
+
+
+def costs(
+    rows: Mapping[str, Mapping[str, Any]], small: int, large: int | None, asked: Mapping[str, int]
+) -> dict[str, Any]:
+    """What a question costs by row, for large LMs of several sizes, and against ``cot``.
+
+    Args:
+        rows: the report's, with the tokens of all their questions.
+        asked: how many questions those are.
+
+    Returns:
+        ``rows``: of each row the mean tokens a question, ``flops`` by size (parameters, as text),
+        ``of_cot`` (the same as a share of ``cot``'s) and ``break_even`` against ``cot``, in
+        parameters; the last two only where there is a row ``cot``, and not for it.
+    """
+    sizes = sorted({*SIZES, *([large] if large else [])})
+    found: dict[str, Any] = {}
+    for name, row in rows.items():
+        tokens = {
+            key: row[key] / asked[name]
+            for key in (
+                "large_lm_tokens_in",
+                "large_lm_tokens_out",
+                "small_lm_tokens_in",
+                "small_lm_tokens_out",
+            )
+        }
+        found[name] = {
+            **tokens,
+            "requests": row["requests"] / asked[name],
+            "cached_requests": row["cached_requests"] / asked[name],
+            "seconds": row["seconds"] / asked[name],
+            "flops": {
+                str(size): flops(size, _large(tokens), small, _small(tokens)) for size in sizes
+            },
+        }
+    if "cot" in found:
+        other = found["cot"]
+        for name, row in found.items():
+            if name == "cot":
+                continue
+            row["of_cot"] = {
+                size: row["flops"][size] / other["flops"][size] for size in row["flops"]
+            }
+            row["break_even"] = break_even(small, _small(row), _large(row), _large(other))
+    return {"small": small, "large": large, "sizes": sizes, "rows": found}
+
+
+def _large(tokens: Mapping[str, Any]) -> float:
+    return float(tokens["large_lm_tokens_in"] + tokens["large_lm_tokens_out"])
+
+
+def _small(tokens: Mapping[str, Any]) -> float:
+    return float(tokens["small_lm_tokens_in"] + tokens["small_lm_tokens_out"])
+
+
+def size_in_words(size: float) -> str:
+    """Parameters for people: 135M, 7B."""
+    for unit, letter in ((10**12, "T"), (BILLION, "B"), (10**6, "M"), (10**3, "K")):
+        if size >= unit:
+            return f"{size / unit:.3g}{letter}"
+    return f"{size:.0f}"

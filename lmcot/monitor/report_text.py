@@ -1,0 +1,267 @@
+"""The evaluation's report in words and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lmcot.monitor.costs import size_in_words
+
+_SCORES = (("em", "EM"), ("f1", "F1"), ("inclusion", "inclusion"))
+
+
+def markdown(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    """The report as Markdown.
+
+    Args:
+        pictures: file names by what they show.
+    """
+    parts = [
+        "# Evaluation",
+        _scores(report),
+        _pictures(pictures, "Accuracy by row"),
+        _comparisons(report),
+        _rationales(report),
+        _pictures(pictures, "Rationales by aspect"),
+        _costs(report),
+        _pictures(pictures, "Accuracy against the large LM's tokens"),
+        _breakdown(report, "type"),
+        _breakdown(report, "level"),
+        _pictures(pictures, "Reward and KL over training"),
+        _settings(report),
+        _notes(report["notes"]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _scores(report: Mapping[str, Any]) -> str:
+    lines = [
+        "| row | what | EM | F1 | inclusion | n |",
+        "|---|---|---|---|---|---:|",
+    ]
+    for name, row in report["rows"].items():
+        scores = " | ".join(_score(row, metric) for metric, _ in _SCORES)
+        lines.append(f"| `{name}` | {_cell(row['label'])} | {scores} | {row['n']} |")
+    bootstrap = report["bootstrap"]
+    return (
+        "\n".join(lines)
+        + f"\n\nIn brackets: the {_level(report)} interval of the mean in percent, "
+        f"from {bootstrap['samples']:,} bootstrap resamples of the questions; it covers the choice "
+        "of questions, not that of the training seed."
+    )
+
+
+def _comparisons(report: Mapping[str, Any]) -> str:
+    if not report["tests"]:
+        return ""
+    lines = [
+        "## What differs",
+        "",
+        "| rows | n | EM, points | p | McNemar's p | could be seen | F1, points | p |",
+        "|---|---:|---|---:|---:|---:|---|---:|",
+    ]
+    for test in report["tests"]:
+        em, f1 = test["em"], test["f1"]
+        lines.append(
+            f"| `{test['first']}` - `{test['second']}` | {test['n']} | {_difference(em)} "
+            f"| {_p(em['p'])} | {_p(em['mcnemar'])} | {_seen(em)} | {_difference(f1)} "
+            f"| {_p(f1['p'])} |"
+        )
+    sentences = [_sentence(test, report) for test in report["tests"] if _matters(test)]
+    explained = (
+        f"Paired on the same questions, with {_level(report)} intervals; p from the bootstrap "
+        "under the null and from McNemar's exact test, not corrected for the number of "
+        "comparisons. *Could be seen*: the smallest true difference that this many questions "
+        "show in four of five cases (80% power)."
+    )
+    return "\n".join([*lines, "", explained, *([""] if sentences else []), *sentences])
+
+
+def _matters(test: Mapping[str, Any]) -> bool:
+    pair = (test["first"].removesuffix("+sc"), test["second"].removesuffix("+sc"))
+    return pair[0].startswith("guided_") and pair[0] != pair[1]
+
+
+def _sentence(test: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    em = test["em"]
+    level = 1 - report["bootstrap"]["confidence"]
+    names = f"- `{test['first']}` against `{test['second']}`: "
+    size = f"{abs(em['difference']):.1f} points of EM"
+    if em["p"] <= level and em["difference"]:
+        better = "better" if em["difference"] > 0 else "worse"
+        return f"{names}{better} by {size} (p {_is(em['p'])})."
+    seen = em["detectable"]
+    limit = f" A difference under {seen:.0f} points could well be missed." if seen else ""
+    return (
+        f"{names}no difference is shown ({em['difference']:+.1f} points, p {_is(em['p'])}).{limit}"
+    )
+
+
+def _rationales(report: Mapping[str, Any]) -> str:
+    rows = {
+        name: row
+        for name, row in report["rows"].items()
+        if row.get("contains_gold") is not None or row.get("vote_share") is not None
+    }
+    lines = []
+    if rows:
+        lines = [
+            "## Rationales",
+            "",
+            "| row | holds the gold answer | copied from the context | votes for the answer |",
+            "|---|---:|---:|---:|",
+            *(
+                f"| `{name}` | {_share(row['contains_gold'])} | {_share(row['copied'])} "
+                f"| {_share(row['vote_share'])} |"
+                for name, row in rows.items()
+            ),
+            "",
+            "*Copied*: the share of a rationale's words that stand in eight or more words taken "
+            "from the context in a row.",
+        ]
+    aspects = report["aspects"]
+    if aspects:
+        names = [name for name in next(iter(aspects.values())) if name != "n"]
+        lines += [
+            *([""] if lines else ["## Rationales", ""]),
+            f"| policy | {' | '.join(names)} | n |",
+            f"|---|{'---:|' * len(names)}---:|",
+            *(
+                f"| {policy} | {' | '.join(f'{scores[name]:.2f}' for name in names)} "
+                f"| {scores['n']:.0f} |"
+                for policy, scores in aspects.items()
+            ),
+        ]
+    return "\n".join(lines)
+
+
+def _costs(report: Mapping[str, Any]) -> str:
+    costs = report["costs"]
+    sizes = [str(size) for size in costs["sizes"]]
+    lines = [
+        "## Costs of a question",
+        "",
+        "| row | large LM: tokens in / out | small LM: tokens in / out | requests (from the cache) "
+        "| seconds | FLOPs |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in costs["rows"].items():
+        total = next(iter(row["flops"].values())) if not row["requests"] else None
+        total = row["flops"].get(str(costs["large"]), total)
+        lines.append(
+            f"| `{name}` | {row['large_lm_tokens_in']:,.0f} / {row['large_lm_tokens_out']:,.0f} "
+            f"| {row['small_lm_tokens_in']:,.0f} / {row['small_lm_tokens_out']:,.0f} "
+            f"| {row['requests']:.1f} ({row['cached_requests']:.1f}) | {row['seconds']:.2f} "
+            f"| {'unknown' if total is None else f'{total:.2g}'} |"
+        )
+    large = size_in_words(costs["large"]) if costs["large"] else "a size that is not known"
+    lines += [
+        "",
+        f"FLOPs: 2 for each parameter and token, read or written; the large LM has {large} "
+        f"parameters, the small one {size_in_words(costs['small'])}. Tokens of replies that came "
+        "from the cache count as if they had been asked for; seconds are what this run took.",
+    ]
+    if "cot" not in costs["rows"]:
+        return "\n".join(lines)
+    others = {name: row for name, row in costs["rows"].items() if name != "cot"}
+    lines += [
+        "",
+        "FLOPs of a question in percent of `cot`'s, for a large LM of:",
+        "",
+        f"| row | {' | '.join(size_in_words(float(size)) for size in sizes)} |",
+        f"|---|{'---:|' * len(sizes)}",
+        *(_of_cot(name, row["of_cot"]) for name, row in others.items()),
+        "",
+        *_break_evens(others),
+    ]
+    return "\n".join(lines)
+
+
+def _of_cot(name: str, shares: Mapping[str, float]) -> str:
+    return f"| `{name}` | {' | '.join(f'{100 * share:.0f}%' for share in shares.values())} |"
+
+
+def _break_evens(rows: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
+    for name, row in rows.items():
+        if not name.startswith("guided_"):
+            continue
+        if row["break_even"] is None:
+            yield (
+                f"- `{name}` is not cheaper than chain of thought by the large LM, whatever its "
+                "size: it spares the large LM no tokens."
+            )
+        else:
+            yield (
+                f"- `{name}` is cheaper than chain of thought by a large LM of more than "
+                f"{size_in_words(row['break_even'])} parameters."
+            )
+
+
+def _breakdown(report: Mapping[str, Any], what: str) -> str:
+    rows = {name: row["by"][what] for name, row in report["rows"].items()}
+    names = sorted({name for groups in rows.values() for name in groups})
+    if len(names) < 2:
+        return ""
+    counts = {
+        name: max(groups[name]["n"] for groups in rows.values() if name in groups) for name in names
+    }
+    heads = [f"{_cell(name)} (n = {counts[name]})" for name in names]
+    lines = [
+        f"## By {what} of question",
+        "",
+        f"EM / F1, in percent.\n\n| row | {' | '.join(heads)} |",
+        f"|---|{'---:|' * len(names)}",
+    ]
+    for row, groups in rows.items():
+        cells = [
+            f"{groups[name]['em']:.1f} / {groups[name]['f1']:.1f}" if name in groups else ""
+            for name in names
+        ]
+        lines.append(f"| `{row}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _settings(report: Mapping[str, Any]) -> str:
+    lines = [f"- {name}: `{value}`" for name, value in report["settings"].items()]
+    return "\n".join(["## What was evaluated", "", *lines]) if lines else ""
+
+
+def _notes(notes: Sequence[str]) -> str:
+    return "\n".join(["## Notes", "", *(f"- {note}" for note in notes)]) if notes else ""
+
+
+def _pictures(pictures: Mapping[str, str], what: str) -> str:
+    return f"![{what}]({pictures[what]})" if what in pictures else ""
+
+
+def _score(row: Mapping[str, Any], metric: str) -> str:
+    low, high = row["ci"][metric]
+    return f"{row[metric]:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _difference(one: Mapping[str, Any]) -> str:
+    return f"{one['difference']:+.1f} [{one['low']:+.1f}, {one['high']:+.1f}]"
+
+
+def _seen(one: Mapping[str, Any]) -> str:
+    return "" if one["detectable"] is None else f"{one['detectable']:.1f}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+def _is(value: float) -> str:
+    return _p(value) if value < 0.001 else f"= {_p(value)}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}%"
+
+
+def _level(report: Mapping[str, Any]) -> str:
+    return f"{100 * report['bootstrap']['confidence']:g}%"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

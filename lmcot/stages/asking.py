@@ -1,0 +1,116 @@
+"""How rationales and answers are asked for, at the end of a run and in the middle of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from lmcot.actors.units import Packed, PromptUnit, RolloutUnit
+from lmcot.config import Config
+from lmcot.data.sampler import sample_seed
+from lmcot.errors import UserError
+from lmcot.records import Completion, Example, Failure, Prompt, Rollout, Sampling
+from lmcot.rewards.answers import concluded_answer, extract_answer
+from lmcot.rewards.judge import reply_sampling
+from lmcot.stages.predictions import Attempt, Rationales
+from lmcot.stages.rows import plain, votes
+from lmcot.stages.run import Run, in_units
+
+
+def rationale_units(
+    config: Config, examples: Sequence[Example], sampled: bool
+) -> list[RolloutUnit]:
+    """Units for the rollout actors: one greedy rationale a question, or as many as vote."""
+    settings = config.evaluate
+    return [
+        RolloutUnit(
+            unit_id=f"evaluate/{rows[0]}",
+            questions=Packed.of(tuple(examples[i] for i in rows)),
+            samples=settings.samples if sampled else 1,
+            temperature=settings.temperature if sampled else 0.0,
+            max_new_tokens=config.policy.max_new_tokens,
+            seed=config.seed,
+            step=0,
+            policy_version=0,
+        )
+        for rows in in_units(range(len(examples)), config.actors.prompts_per_unit)
+    ]
+
+
+def rationales_of(rollouts: Sequence[Rollout], samples: int) -> list[Rationales]:
+    """What a unit's rollouts, ``samples`` of each question, come to."""
+    found = []
+    for start in range(0, len(rollouts), samples):
+        group = rollouts[start : start + samples]
+        found.append(
+            Rationales(
+                id=group[0].example_id,
+                texts=[one.text for one in group],
+                tokens_in=len(group[0].prompt_ids),
+                tokens_out=[len(one.response_ids) for one in group],
+                finish_reasons=[one.finish_reason for one in group],
+                seconds=0.0,
+            )
+        )
+    return found
+
+
+def prompt_units(
+    run: Run, row: str, examples: Sequence[Example], texts: Sequence[Sequence[str]]
+) -> Iterator[PromptUnit]:
+    """Units for the frozen LM: one, or as many as vote; each asks all of the questions once.
+
+    Args:
+        texts: the rationales that are shown with each question; none in rows without.
+    """
+    config = run.config
+    sampling = _sampling(run, row)
+    for number in range(config.evaluate.samples if votes(row) else 1):
+        prompts = tuple(
+            _prompt(run, row, example, shown[number] if shown else "")
+            for example, shown in zip(examples, texts, strict=True)
+        )
+        if votes(row) and plain(row) in ("standard", "cot"):
+            # Nothing else differs between the attempts: the replies are what is sampled.
+            drawn = replace(
+                sampling,
+                temperature=config.evaluate.temperature,
+                seed=sample_seed(config.seed, 0, row, number) % 2**31,
+            )
+        else:
+            drawn = sampling
+        yield PromptUnit(f"{row}/{examples[0].id}/{number}", prompts, drawn)
+
+
+def answers_of(
+    row: str, texts: Sequence[str], replies: Sequence[Completion | Failure]
+) -> list[Attempt]:
+    """A question's attempts, the answers read out of the replies."""
+    read = concluded_answer if plain(row) == "cot" else extract_answer
+    return [
+        Attempt(
+            texts[number] if texts else "",
+            reply,
+            read(reply.text) if isinstance(reply, Completion) else "",
+        )
+        for number, reply in enumerate(replies)
+    ]
+
+
+def _sampling(run: Run, row: str) -> Sampling:
+    frozen = run.config.frozen
+    if frozen is None:
+        raise UserError("evaluate asks the frozen LM, but there is no 'frozen' section")
+    length = frozen.max_rationale_tokens if plain(row) == "cot" else frozen.max_answer_tokens
+    file = run.templates.file
+    template = {"cot": file.cot, "standard": file.standard}.get(plain(row), file.guided)
+    return reply_sampling(template, length)
+
+
+def _prompt(run: Run, row: str, example: Example, rationale: str) -> Prompt:
+    templates, shown = run.templates, run.config.prompts.demonstrations
+    if plain(row) == "standard":
+        return templates.standard(example, shown)
+    if plain(row) == "cot":
+        return templates.cot(example, shown)
+    return templates.guided(example, rationale, shown)

@@ -1,0 +1,180 @@
+"""What an evaluation has on disk, and what is missing of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmcot.config import Config, Row, flat_settings, may_change
+from lmcot.monitor.progress import say
+from lmcot.records import Example, ScoredRollout
+from lmcot.stages.predictions import Kept, Prediction, Rationales
+from lmcot.stages.rows import policy_of, votes
+from lmcot.stages.run import Run
+
+_ASPECT = "aspect/"
+
+
+@dataclass(frozen=True, slots=True)
+class AspectScores:
+    """How one question's rationale was judged, 0 to 1 by aspect."""
+
+    id: str
+    scores: dict[str, float]
+
+    @classmethod
+    def of(cls, scored: ScoredRollout) -> AspectScores:
+        """The aspects among a judgement's components."""
+        components = scored.judgement.components
+        return cls(
+            scored.rollout.example_id,
+            {k.removeprefix(_ASPECT): v for k, v in components.items() if k.startswith(_ASPECT)},
+        )
+
+
+def policy_sources(run: Run) -> dict[str, str]:
+    """The model source of each policy that there is, least trained first."""
+    settings, directory = run.config.evaluate, run.directory
+    sources = {"base": run.config.policy.source}
+    for stage, name, given, own in (
+        ("distill", "distilled", settings.distilled, directory.distilled),
+        ("refine", "refined", settings.refined, directory.refined),
+    ):
+        if given is not None:
+            sources[name] = given
+        elif directory.finished(stage):
+            sources[name] = str(own)
+    return sources
+
+
+class EvaluationFiles:
+    """``predictions/``: a file for each row, and for each policy's rationales and their aspects.
+
+    Beside the rows' files ``rationales/POLICY.jsonl`` (greedy), ``rationales/POLICY+sc.jsonl``
+    (sampled) and ``aspects/POLICY.jsonl``.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        policies: Mapping[str, str],
+        rows: Sequence[Row],
+        examples: Sequence[Example],
+    ) -> None:
+        """Reads what is there; what was made with other settings or weights is dropped."""
+        self.examples = examples
+        self._config = config = run.config
+        self._policies = list(policies)
+        folder = run.directory.predictions
+        draws = (config.evaluate.samples, config.evaluate.temperature)
+
+        def kept(name: str, policy: str, *more: Any) -> Kept:
+            source = policies[policy] if policy else ""
+            found = Kept(folder / f"{name}.jsonl", fingerprint(config, source, *more))
+            if found.dropped:
+                say(f"evaluate: {name} was made with other settings or weights, and is made anew")
+            return found
+
+        needed = {(policy_of(row, self._policies), votes(row)) for row in rows}
+        order = [(name, sampled) for name in policies for sampled in (False, True)]
+        self.rationales = {
+            (policy, sampled): kept(
+                f"rationales/{policy}{'+sc' if sampled else ''}",
+                policy,
+                *(draws if sampled else ()),
+            )
+            for policy, sampled in order
+            if (policy, sampled) in needed
+        }
+        self.predictions: dict[Row, Kept] = {
+            row: kept(row, policy_of(row, self._policies), row, *(draws if votes(row) else ()))
+            for row in rows
+        }
+        judged = config.rewards.kind == "guidance" and config.evaluate.aspect_questions
+        self.aspects = {
+            policy: kept(f"aspects/{policy}", policy)
+            for policy, sampled in self.rationales
+            if judged and not sampled
+        }
+
+    @property
+    def total(self) -> int:
+        """Questions of all files together."""
+        judged = min(self._config.evaluate.aspect_questions, len(self.examples))
+        files = len(self.rationales) + len(self.predictions)
+        return files * len(self.examples) + len(self.aspects) * judged
+
+    def missing(self) -> int:
+        """How many of them are not there."""
+        return (
+            sum(len(self.unwritten(*key)) for key in self.rationales)
+            + sum(len(self.unanswered(row)) for row in self.predictions)
+            + sum(len(self.unjudged(policy)) for policy in self.aspects)
+        )
+
+    def unwritten(self, policy: str, sampled: bool) -> list[int]:
+        """Questions without a rationale of a policy."""
+        return self._absent(self.rationales[policy, sampled], len(self.examples))
+
+    def unanswered(self, row: Row) -> list[int]:
+        """Questions without a prediction in a row."""
+        return self._absent(self.predictions[row], len(self.examples))
+
+    def unjudged(self, policy: str) -> list[int]:
+        """Questions, of those whose rationales are judged, without scores."""
+        return self._absent(self.aspects[policy], self._config.evaluate.aspect_questions)
+
+    def _absent(self, kept: Kept, limit: int) -> list[int]:
+        return [at for at, one in enumerate(self.examples[:limit]) if one.id not in kept.records]
+
+    def texts(self, row: str) -> dict[str, list[str]]:
+        """What the row's policy wrote, by question; nothing for rows that read none."""
+        policy = policy_of(row, self._policies)
+        if not policy:
+            return {}
+        records = self.rationales[policy, votes(row)].records
+        return {key: record["texts"] for key, record in records.items()}
+
+    def rationales_for(self, row: str, question: str) -> Rationales | None:
+        """What a row's policy wrote for a question, at its cost."""
+        policy = policy_of(row, self._policies)
+        if not policy:
+            return None
+        return Rationales(**self.rationales[policy, votes(row)].records[question])
+
+    def rationale(self, policy: str, question: str) -> Rationales:
+        """A policy's greedy rationale."""
+        return Rationales(**self.rationales[policy, False].records[question])
+
+    def predicted(self, row: Row) -> list[Prediction]:
+        """A row's predictions, in the order of the questions."""
+        records = self.predictions[row].records
+        return [Prediction(**records[one.id]) for one in self.examples]
+
+    def aspect_means(self) -> dict[str, dict[str, float]]:
+        """Mean scores of each policy by aspect, and ``n``."""
+        found = {}
+        for policy, kept in self.aspects.items():
+            scores = [record["scores"] for record in kept.records.values()]
+            if scores and scores[0]:
+                means = {name: sum(s[name] for s in scores) / len(scores) for name in scores[0]}
+                found[policy] = {**means, "n": float(len(scores))}
+        return found
+
+
+def fingerprint(config: Config, source: str, *more: Any) -> str:
+    """Changes when the settings that a file depends on do, or the policy's weights.
+
+    Args:
+        source: of the policy; empty where none plays a part.
+        more: what else it depends on.
+    """
+    settings = {k: v for k, v in flat_settings(config).items() if not may_change(k)}
+    files = sorted(Path(source).glob("*.safetensors")) if source else []
+    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    text = json.dumps([settings, source, stamps, more], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

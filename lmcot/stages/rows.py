@@ -1,0 +1,151 @@
+"""The rows of an evaluation: which can be asked, of which policy, and what the frozen LM reads."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Final, get_args
+
+from lmcot.config import EvaluateSettings, Row
+from lmcot.errors import UserError
+from lmcot.records import Example
+
+WITHOUT_POLICY: Final = ("standard", "cot", "control_empty", "control_oracle")
+"""Rows that need no rationale of the small LM (``+sc`` taken off)."""
+MASK = "___"
+_DEFAULT: Final[tuple[Row, ...]] = (
+    "standard",
+    "cot",
+    "guided_base",
+    "guided_distilled",
+    "guided_refined",
+    "small_alone",
+)
+_MISSING = {
+    "distilled": "run 'lmcot distill' on the run directory, or set evaluate.distilled",
+    "refined": "run 'lmcot refine' on the run directory, or set evaluate.refined",
+}
+_LABELS = {
+    "standard": "frozen LM answers at once",
+    "cot": "frozen LM reasons, then answers",
+    "guided_base": "guided by the untrained small LM",
+    "guided_distilled": "guided by the distilled small LM",
+    "guided_refined": "guided by the small LM after PPO",
+    "small_alone": "the {policy} small LM answers itself",
+    "control_empty": "control: an empty rationale",
+    "control_shuffled": "control: the {policy} small LM's rationale for another question",
+    "control_masked": "control: the {policy} small LM's rationale, the gold answer masked out",
+    "control_oracle": "control: the gold supporting facts as rationale",
+}
+
+
+def plain(row: str) -> str:
+    """The row without ``+sc``."""
+    return row.removesuffix("+sc")
+
+
+def votes(row: str) -> bool:
+    """Whether a row is one of self-consistency."""
+    return row.endswith("+sc")
+
+
+def policy_of(row: str, policies: Sequence[str]) -> str:
+    """The policy whose rationales a row reads; empty where it reads none.
+
+    Args:
+        policies: those that there are, least trained first: controls take the most trained one.
+    """
+    if plain(row) in WITHOUT_POLICY:
+        return ""
+    return plain(row).removeprefix("guided_") if row.startswith("guided_") else policies[-1]
+
+
+def label(row: str, policies: Sequence[str], samples: int) -> str:
+    """What a row is, for people."""
+    text = _LABELS[plain(row)].format(policy=policies[-1])
+    return f"{text}, vote of {samples}" if votes(row) else text
+
+
+def chosen_rows(settings: EvaluateSettings, policies: Sequence[str]) -> list[Row]:
+    """The rows that are evaluated, in the report's order.
+
+    Raises:
+        UserError: if a row was asked for whose policy is not there.
+    """
+    asked = settings.rows
+    rows: list[Row] = []
+    for row in get_args(Row):
+        if row not in (_DEFAULT if asked is None else asked):
+            continue
+        policy = policy_of(row, policies)
+        if policy and policy not in policies:
+            if asked is None:
+                continue
+            raise UserError(
+                f"evaluate.rows holds '{row}', but there is no {policy} policy: "
+                f"{_MISSING[policy]}, or take the row out"
+            )
+        rows.append(row)
+    if not rows:
+        raise UserError("evaluate.rows is empty: name a row, or leave it unset")
+    return rows
+
+
+def check_rows(rows: Sequence[Row], examples: Sequence[Example]) -> None:
+    """Whether the questions allow the rows.
+
+    Raises:
+        UserError: naming the row, and what it needs.
+    """
+    if not examples:
+        raise UserError("data.validation holds no questions to evaluate on")
+    ids = [one.id for one in examples]
+    if twice := [key for key, count in Counter(ids).items() if count > 1]:
+        raise UserError(
+            f"data.validation holds several questions of the id '{twice[0]}': predictions are kept "
+            "by id, so give each its own"
+        )
+    if "control_shuffled" in rows and len(examples) < 2:
+        raise UserError("the row control_shuffled needs another question, but there is only one")
+    if "control_oracle" in rows and not any(one.gold_sentences() for one in examples):
+        raise UserError(
+            "the row control_oracle needs supporting facts, but data.validation has none: take it "
+            "out of evaluate.rows"
+        )
+
+
+def shown_rationale(
+    row: str, index: int, examples: Sequence[Example], greedy: Mapping[str, str], seed: int
+) -> str:
+    """What a row shows as the rationale of ``examples[index]``.
+
+    Args:
+        greedy: the policy's rationale of each question, by its id.
+    """
+    example = examples[index]
+    if row == "control_empty":
+        return ""
+    if row == "control_oracle":
+        return " ".join(example.gold_sentences())
+    if row == "control_shuffled":
+        return greedy[examples[_other(index, len(examples), seed)].id]
+    if row == "control_masked":
+        return masked(greedy[example.id], example.answer)
+    return greedy[example.id]
+
+
+def masked(rationale: str, gold: str) -> str:
+    """The rationale with a mark wherever the gold answer stands in it, in whatever case."""
+    words = gold.split()
+    if not words:
+        return rationale
+    pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, words)) + r"(?!\w)"
+    return re.sub(pattern, MASK, rationale, flags=re.IGNORECASE)
+
+
+def _other(index: int, count: int, seed: int) -> int:
+    """Another index for each, and each for another one: a step around the circle."""
+    step = random.Random(f"{seed}/shuffled").randrange(1, count)
+    return (index + step) % count
