@@ -52,7 +52,11 @@ def judged(unit: JudgeUnit, config: Config) -> Judged:
         for number in range(len(rollouts))
     ]
     usage = Usage(len(judgements), len(judgements), 4000)
-    return replace(outcome(rollouts, judgements, config), usage=usage, frozen_seconds=JUDGE_S)
+    return replace(
+        outcome(unit.questions.open(), rollouts, judgements, config),
+        usage=usage,
+        frozen_seconds=JUDGE_S,
+    )
 
 
 class Sleeper(ActorBase):

@@ -176,9 +176,13 @@ class Fleet:
             raise RuntimeError(f"a {self.role} actor was lost during '{method}': {lost}")
         return [results[actor] for actor in sorted(results)]
 
-    def submit(self, method: str, key: str, unit: Any) -> None:
-        """Takes a unit on: some actor's ``method`` will be called with it. See `turn`."""
-        self._ledger.add(key, (method, unit))
+    def submit(self, method: str, key: str, unit: Any, *, has_time: bool = False) -> None:
+        """Takes a unit on: some actor's ``method`` will be called with it. See `turn`.
+
+        Args:
+            has_time: whether it is done only where no other unit waits for an actor.
+        """
+        self._ledger.add(key, (method, unit), has_time=has_time)
 
     def abandon(self) -> None:
         """Forgets all units; results that still come are dropped."""

@@ -47,7 +47,8 @@ class Assignment(Generic[Key]):
 class Ledger(Generic[Key]):
     """Gives each unit to one actor at a time, and counts its result once.
 
-    Units are given out in the order in which they were added; one that was lost comes first.
+    Units are given out in the order in which they were added; one that was lost comes first, and
+    those that have time come when no other waits.
     """
 
     def __init__(self, max_attempts: int, timeout_s: float, *, actors: int) -> None:
@@ -55,6 +56,7 @@ class Ledger(Generic[Key]):
         self._timeout_s = timeout_s
         self._actors = actors
         self._waiting: deque[Entry[Key]] = deque()
+        self._have_time: deque[Entry[Key]] = deque()
         self._underway: dict[int, Assignment[Key]] = {}
         self._open: set[Key] = set()
         self.lost = 0
@@ -63,16 +65,19 @@ class Ledger(Generic[Key]):
     @property
     def waiting(self) -> int:
         """Units that no actor has yet."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._have_time)
 
     @property
     def open(self) -> list[Key]:
         """Units that are not done: with an actor first, then those that wait."""
         underway = [a.entry.key for a in self._underway.values() if a.wanted]
-        return underway + [entry.key for entry in self._waiting]
+        return underway + [entry.key for entry in (*self._waiting, *self._have_time)]
 
-    def add(self, key: Key, unit: Any) -> None:
+    def add(self, key: Key, unit: Any, *, has_time: bool = False) -> None:
         """Takes a unit on.
+
+        Args:
+            has_time: whether it comes after all that have none, also those that are added later.
 
         Raises:
             ValueError: if one of that key is not done yet.
@@ -80,7 +85,7 @@ class Ledger(Generic[Key]):
         if key in self._open:
             raise ValueError(f"unit {key} is in the ledger already")
         self._open.add(key)
-        self._waiting.append(Entry(key, unit))
+        (self._have_time if has_time else self._waiting).append(Entry(key, unit))
 
     def idle(self, actors: Sequence[int]) -> list[int]:
         """Those of some actors that have no unit."""
@@ -88,9 +93,10 @@ class Ledger(Generic[Key]):
 
     def assign(self, actor: int, now: float) -> Assignment[Key] | None:
         """Gives an actor the next unit; None if it has one, or none waits."""
-        if actor in self._underway or not self._waiting:
+        if actor in self._underway or not self.waiting:
             return None
-        given = Assignment(self._waiting.popleft(), actor, now, now + self._timeout_s)
+        entry = (self._waiting or self._have_time).popleft()
+        given = Assignment(entry, actor, now, now + self._timeout_s)
         self._underway[actor] = given
         return given
 
@@ -129,6 +135,7 @@ class Ledger(Generic[Key]):
     def abandon(self) -> None:
         """Forgets all units; the actors that are at one stay busy until it ends."""
         self._waiting.clear()
+        self._have_time.clear()
         self._open.clear()
         for assignment in self._underway.values():
             assignment.wanted = False

@@ -13,7 +13,7 @@ from lmcot.actors.frozen_actor import RemoteFrozenLM
 from lmcot.actors.units import Judged, JudgeUnit, Packed
 from lmcot.config import Config
 from lmcot.data.prompts import load_templates
-from lmcot.records import Judgement, Rollout
+from lmcot.records import Example, Judgement, Rollout
 from lmcot.rewards.combine import judge_increasing
 from lmcot.rewards.judge import RewardModel
 from lmcot.rewards.scoring import columns, record_lines, score
@@ -57,27 +57,33 @@ class RewardActor(ActorBase):
 
     def judge(self, unit: JudgeUnit) -> Judged:
         """Judges each rollout of the unit, and scores it."""
-        config, rollouts = self._config, unit.rollouts.open()
+        config, rollouts, questions = self._config, unit.rollouts.open(), unit.questions.open()
         if config.rewards.kind == "increasing":
-            return outcome(rollouts, judge_increasing(rollouts, config.rewards), config)
+            judgements = judge_increasing(rollouts, config.rewards)
+            return outcome(questions, rollouts, judgements, config)
         if not hasattr(self, "_model"):
             raise NotSetUp("it was started anew")
         self._frozen.begin_unit()
-        examples = {example.id: example for example in unit.questions.open()}
+        examples = {example.id: example for example in questions}
         judgements = self._model.judge([examples[r.example_id] for r in rollouts], rollouts)
         return replace(
-            outcome(rollouts, judgements, config),
+            outcome(questions, rollouts, judgements, config),
             usage=self._frozen.usage,
             frozen_seconds=self._frozen.seconds,
         )
 
 
-def outcome(rollouts: Sequence[Rollout], judgements: Sequence[Judgement], config: Config) -> Judged:
+def outcome(
+    questions: Sequence[Example],
+    rollouts: Sequence[Rollout],
+    judgements: Sequence[Judgement],
+    config: Config,
+) -> Judged:
     """What a unit's judgements come to."""
     scored = score(rollouts, judgements, config)
     return Judged(
         Packed.of([one for one in scored if one is not None]),
         columns(rollouts, judgements, scored),
-        record_lines(rollouts, judgements, scored),
+        record_lines(rollouts, judgements, scored, {one.id: one for one in questions}),
         tuple(one.failure for one in judgements if one.failure is not None),
     )

@@ -77,6 +77,16 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _evaluation_in_the_middle_asks_the_frozen_lm(self) -> Config:
+        every = self.evaluate.during.every
+        if every and (self.frozen is None or self.rewards.kind != "guidance"):
+            raise ValueError(
+                f"evaluate.during.every is {every}, but refinement has no frozen LM to answer: set "
+                "it to 0, or give a 'frozen' section and rewards of the kind 'guidance'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _chat_endpoint_gives_no_likelihoods(self) -> Config:
         """By default, fluency is off there, since its metric is a likelihood."""
         frozen, rewards = self.frozen, self.rewards

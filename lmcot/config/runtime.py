@@ -19,6 +19,19 @@ _FINEST = 0.0001
 """Ray's smallest share of a resource."""
 
 
+class DuringSettings(Settings):
+    """Evaluation of the policy while it is refined, on actors that would wait otherwise."""
+
+    every: NonNegativeInt = 0
+    """Steps between two evaluations, the first one before the first step; 0: none."""
+    questions: PositiveInt = 50
+    """Of ``data.validation``, from the first one on."""
+    metric: Literal["em", "f1", "inclusion"] = "f1"
+    """What the best policy is chosen by, guided answers to those questions."""
+    keep_best: bool = True
+    """Whether the best policy is kept, as ``best/`` in the run directory."""
+
+
 class EvaluateSettings(Settings):
     """What is measured at the end."""
 
@@ -36,6 +49,8 @@ class EvaluateSettings(Settings):
     aspect_questions: NonNegativeInt = 100
     """Questions whose rationales are judged by aspect, policy by policy; 0: none. It takes what a
     reward takes, and ``rewards.kind`` 'guidance'."""
+    during: DuringSettings = DuringSettings()
+    """Evaluation in the middle of refinement."""
     allow_overlap: bool = False
     """Whether questions that are also in the training set may be evaluated on."""
     bootstrap_samples: PositiveInt = 2000

@@ -8,6 +8,13 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 CATALOGUE = {
+    # -- evaluation
+    "evaluation/*/em": "Exact match of the frozen LM's answers to validation questions, percent: "
+    "`guided` by the policy after that many steps of refinement (`evaluate.during`), or a row of "
+    "the report, logged at the steps that its policy had.",
+    "evaluation/*/f1": "F1 of those answers, percent.",
+    "evaluation/*/inclusion": "Share of those answers that hold the gold answer, percent.",
+    "evaluation/*/n": "Questions that were answered.",
     # -- reward
     "reward/mean": "Mean reward of the judged rationales, penalties taken off: what PPO maximises, "
     "before the KL penalty.",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lmcot.config import Config
-from lmcot.records import Columns, Judgement, Rollout, ScoredRollout, to_json
+from lmcot.records import Columns, Example, Judgement, Rollout, ScoredRollout, to_json
 from lmcot.rewards.combine import penalties, scalar_reward
 
 
@@ -67,15 +67,22 @@ def record_lines(
     rollouts: Sequence[Rollout],
     judgements: Sequence[Judgement],
     scored: Sequence[ScoredRollout | None],
+    examples: Mapping[str, Example],
 ) -> bytes:
     """A line of JSON for each rationale; ``reward`` is null where it was not judged.
 
-    So are numbers that are not finite, for which JSON has no word.
+    So are numbers that are not finite, for which JSON has no word. ``question`` and ``gold`` stand
+    in each line: it can be read by itself.
+
+    Args:
+        examples: the questions by their ids.
     """
     lines = (
         _line(
             {
                 **to_json(rollout),
+                "question": examples[rollout.example_id].question,
+                "gold": examples[rollout.example_id].answer,
                 "judgement": to_json(judgement),
                 "reward": None if one is None else one.reward,
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from lmcot.actors.units import Packed, PromptUnit, RolloutUnit
 from lmcot.config import Config
@@ -18,20 +19,32 @@ from lmcot.stages.run import Run, in_units
 
 
 def rationale_units(
-    config: Config, examples: Sequence[Example], sampled: bool
+    config: Config,
+    examples: Sequence[Example],
+    sampled: bool,
+    *,
+    version: int = 0,
+    weights: Sequence[Any] = (),
+    name: str = "evaluate",
 ) -> list[RolloutUnit]:
-    """Units for the rollout actors: one greedy rationale a question, or as many as vote."""
+    """Units for the rollout actors: one greedy rationale a question, or as many as vote.
+
+    Args:
+        version, weights: of the policy, if it is not the actors' own source.
+        name: what the units are called by.
+    """
     settings = config.evaluate
     return [
         RolloutUnit(
-            unit_id=f"evaluate/{rows[0]}",
+            unit_id=f"{name}/{rows[0]}",
             questions=Packed.of(tuple(examples[i] for i in rows)),
             samples=settings.samples if sampled else 1,
             temperature=settings.temperature if sampled else 0.0,
             max_new_tokens=config.policy.max_new_tokens,
             seed=config.seed,
             step=0,
-            policy_version=0,
+            policy_version=version,
+            weights=tuple(weights),
         )
         for rows in in_units(range(len(examples)), config.actors.prompts_per_unit)
     ]

@@ -179,12 +179,22 @@ class Learners:
         an engine holds.
         """
         self.finish_save()
-        target = str(critic) if critic else None
+        self.begin_export(folder, critic).result()
+        self.finish_export(folder)
+
+    def begin_export(self, folder: Path, critic: Path | None = None) -> PendingCall:
+        """Has the ranks write the model, or its adapters, while the caller does other work.
+
+        It is of the weights as they are now, whatever is begun afterwards. See `finish_export`.
+        """
+        target = folder if self._run.config.policy.lora is None else _adapters(folder)
+        return self.begin("export", folder=str(target), critic=str(critic) if critic else None)
+
+    def finish_export(self, folder: Path) -> None:
+        """Makes a model of what the ranks wrote, where that was adapters."""
         if self._run.config.policy.lora is None:
-            self.call("export", folder=str(folder), critic=target)
             return
-        adapters = folder.with_name(f"{folder.name}-adapters")
-        self.call("export", folder=str(adapters), critic=target)
+        adapters = _adapters(folder)
         command = [sys.executable, "-m", "lmcot.models.adapters"]
         merged = subprocess.run(
             [*command, self._plan.source, str(adapters), str(folder)],
@@ -196,3 +206,7 @@ class Learners:
             raise RuntimeError(
                 f"merging the adapters in '{adapters}' failed:\n{merged.stderr.strip()}"
             )
+
+
+def _adapters(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-adapters")

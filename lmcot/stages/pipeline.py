@@ -9,7 +9,7 @@ work, at no staleness; and there are never more than ``max_staleness`` + 1 batch
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from lmcot.actors.news import wait_for_news
 from lmcot.actors.units import Judged, JudgeUnit, Packed, RolloutUnit
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import UserError
+from lmcot.frozen.cached import Replies
 from lmcot.records import Columns, Example, Failure, Rollout, RunState, ScoredRollout, Usage
 from lmcot.stages.budgets import Losses
 from lmcot.stages.run import Run, in_units
@@ -112,14 +113,39 @@ class Batch:
         return sum((one.usage for one in self.judged_by_unit.values()), Usage())
 
 
+class Guest(Protocol):
+    """Who else has work done by the fleets."""
+
+    def sampled(self, key: str, rollouts: Packed[list[Rollout]]) -> None:
+        """A unit of rationales came."""
+
+    def answered(self, key: str, replies: Replies) -> None:
+        """A unit of the frozen LM's replies came."""
+
+    def abandon(self) -> None:
+        """Its units are forgotten."""
+
+
 class Pipeline:
     """The batches that are open, and what is done with each piece of news."""
 
-    def __init__(self, run: Run, fleets: Fleets, learners: Watched, state: RunState) -> None:
-        """Begins after ``state``'s last step, with no batch open."""
+    def __init__(
+        self,
+        run: Run,
+        fleets: Fleets,
+        learners: Watched,
+        state: RunState,
+        guest: Guest | None = None,
+    ) -> None:
+        """Begins after ``state``'s last step, with no batch open.
+
+        Args:
+            guest: whose units the fleets do beside those of the batches.
+        """
         self._run = run
         self._fleets = fleets
         self._learners = learners
+        self._guest = guest
         self._stage = state.stage
         self._next = state.step
         self._sampler = PromptSampler(len(run.train), run.config.seed)
@@ -175,7 +201,7 @@ class Pipeline:
             self._run.interruption.check()
             self._turn()
             if not batch.complete:
-                wait_for_news(self._fleets.rollout, self._fleets.reward, self._learners)
+                wait_for_news(*self._fleets.all, self._learners)
         del self._batches[step]
         for key in batch.keys:
             del self._of_unit[key]
@@ -193,27 +219,50 @@ class Pipeline:
                     self._turn()
                 except UserError as error:
                     self._trouble = error
-            wait_for_news(self._fleets.rollout, self._fleets.reward, self._learners, pending)
+            wait_for_news(*self._fleets.all, self._learners, pending)
         return pending
 
     def abandon(self) -> None:
         """Forgets all open batches."""
-        self._fleets.rollout.abandon()
-        self._fleets.reward.abandon()
+        for fleet in self._fleets.all:
+            fleet.abandon()
+        if self._guest is not None:
+            self._guest.abandon()
 
     def _turn(self) -> None:
         """Takes in what came, and hands on what follows from it."""
         self._learners.check()
-        if self._fleets.frozen is not None:
-            self._fleets.frozen.turn()
         try:
+            if self._fleets.frozen is not None:
+                for key, replies in self._fleets.frozen.turn():
+                    self._guests.answered(key, replies)
             for key, rollouts in self._fleets.rollout.turn():
-                self._sampled(key, rollouts)
+                if key in self._of_unit:
+                    self._sampled(key, rollouts)
+                else:
+                    self._guests.sampled(key, rollouts)
             for key, judged in self._fleets.reward.turn():
                 self._judged(key, judged)
         except (UnitLost, Unanswered):
             self._learners.probe()  # weights are gone with the learner that held them
             raise
+
+    @property
+    def _guests(self) -> Guest:
+        if self._guest is None:
+            raise RuntimeError("a fleet did a unit that nobody asked for")
+        return self._guest
+
+    def work_off(self, until: Callable[[], bool]) -> None:
+        """Keeps the actors at work until something is the case.
+
+        Raises: as `take` does.
+        """
+        while not until():
+            self._run.interruption.check()
+            self._turn()
+            if not until():
+                wait_for_news(*self._fleets.all, self._learners)
 
     def _open(self, version: int, weights: tuple[Any, ...]) -> None:
         config = self._run.config

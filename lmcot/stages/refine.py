@@ -20,7 +20,10 @@ from lmcot.errors import Interrupted, UserError
 from lmcot.monitor.curves import plot_training
 from lmcot.monitor.progress import Progress, progress, say
 from lmcot.records import Columns, Failure, RunState
+from lmcot.stages import during
+from lmcot.stages.during import DuringTraining
 from lmcot.stages.environment import versions
+from lmcot.stages.evaluate import check_evaluation
 from lmcot.stages.learners import Learners
 from lmcot.stages.meter import Meter
 from lmcot.stages.pipeline import Batch, Fleets, Pipeline
@@ -38,6 +41,7 @@ class Crew:
 
     fleets: Fleets
     learners: Learners
+    during: DuringTraining
 
 
 def refine(
@@ -63,7 +67,7 @@ def refine(
         try:
             with progress(STAGE, total=steps, done=state.step) as bar:
                 while True:
-                    pipeline = Pipeline(run, crew.fleets, crew.learners, state)
+                    pipeline = Pipeline(run, crew.fleets, crew.learners, state, crew.during)
                     try:
                         _finish(run, crew, state, pipeline, bar, on_step)
                         break
@@ -91,7 +95,7 @@ def _finish(
     meter = Meter(crew.fleets, crew.learners, pipeline)
     while state.step < steps:
         run.interruption.check()
-        _open_batches(crew, state, pipeline)
+        _put_to_work(crew, state, pipeline)
         meter.mark("publish")
         batch = pipeline.take(state.step)
         meter.mark("wait")
@@ -104,19 +108,25 @@ def _finish(
         if state.step % run.config.checkpoints.every == 0 or state.step == steps:
             crew.learners.begin_save(state)
         on_step(state.step, metrics)
+    _put_to_work(crew, state, pipeline)
+    crew.during.finish(pipeline)
     crew.learners.export(run.directory.refined, run.directory.critic)
 
 
-def _open_batches(crew: Crew, state: RunState, pipeline: Pipeline) -> None:
-    """Sets the rollout actors to work with the learners' present policy."""
+def _put_to_work(crew: Crew, state: RunState, pipeline: Pipeline) -> None:
+    """Sets the rollout actors to work with the learners' present policy, where there is work."""
     version = state.policy_version
-    if not pipeline.wants(version):
+    samples, evaluates = pipeline.wants(version), crew.during.due(state.step)
+    if not samples and not evaluates:
         return
     weights = []
     if version:  # the actors load version 0 themselves
         weights = pipeline.work_until(crew.learners.begin("publish", version=version)).result()[0]
-    pipeline.open(version, weights)
-    state.units_in_flight = pipeline.units_in_flight()
+    if samples:
+        pipeline.open(version, weights)
+        state.units_in_flight = pipeline.units_in_flight()
+    if evaluates:
+        crew.during.start(state.step, version, weights)
 
 
 def _learn(
@@ -137,7 +147,7 @@ def _learn(
     state.policy_version = state.step
     state.sampler = batch.sampler
     run.monitor.rollouts(state.step, batch.records)
-    show(run.monitor, state.step, STAGE, run.train, columns, batch.records)
+    show(run.monitor, state.step, STAGE, columns, batch.records)
     return {**step_metrics(columns), **learned, **usage_metrics(batch.usage)}
 
 
@@ -173,11 +183,13 @@ def _start(run: Run, stack: ExitStack) -> Crew:
     """Starts the actors; all of them load at the same time."""
     config = run.config
     source = start_source(run)
+    if config.evaluate.during.every:
+        check_evaluation(run)
     check_plan(STAGE, refine_roles(config), config.actors, published_weights(config))
     learners = stack.enter_context(Learners(run, LearnerPlan(STAGE, source, config.refine.steps)))
     fleets = start_fleets(run, source, stack)
     learners.wait_ready()
-    return Crew(fleets, learners)
+    return Crew(fleets, learners, DuringTraining(run, fleets, learners))
 
 
 def start_fleets(run: Run, source: str, stack: ExitStack) -> Fleets:
@@ -229,4 +241,5 @@ def _resume(run: Run, found: RunState | None) -> RunState:
         more = f"; {again} units that were in flight then are asked again" if again else ""
         say(f"refine: goes on after step {state.step}{more}")
     run.monitor.truncate(STAGE, state.step)
+    during.truncate(run, state.step)
     return state

@@ -40,6 +40,7 @@ class RunDirectory:
         self.rationales = path / "rationales.jsonl"
         self.distilled = path / "distilled"
         self.refined = path / "refined"
+        self.best = path / "best"
         self.critic = path / "critic"
         self.checkpoints = path / "checkpoints"
         self.predictions = path / "predictions"

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lmcot.monitor.metrics import Monitor
-from lmcot.records import Columns, Example
-from lmcot.stages.run import Question
+from lmcot.records import Columns
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+.!|~-])")
@@ -22,14 +21,12 @@ def show(
     monitor: Monitor,
     step: int,
     stage: str,
-    questions: Iterable[Question],
     columns: Columns,
     records: bytes,
 ) -> None:
     """Shows a step where that is due: the first one, and then every so many.
 
     Args:
-        questions: all that the step's may be among.
         columns: the numbers of its rationales.
         records: a line of JSON for each of them; only those that are shown are read.
     """
@@ -40,13 +37,9 @@ def show(
     if rows and _due(step, settings.samples_every):
         lines = records.splitlines()
         shown = [json.loads(lines[row]) for row in rows]
-        wanted = {record["example_id"] for record in shown}
-        examples = {one.example.id: one.example for one in questions if one.example.id in wanted}
         taken = [name for name in columns.names if name.startswith("penalty/")]
         text = "\n\n---\n\n".join(
-            describe_sample(
-                examples[record["example_id"]], record, {name: columns[name][row] for name in taken}
-            )
+            describe_sample(record, {name: columns[name][row] for name in taken})
             for row, record in zip(rows, shown, strict=True)
         )
         monitor.text(step, stage, "samples", text)
@@ -80,9 +73,7 @@ def picked(rewards: npt.NDArray[np.float64], count: int) -> list[int]:
     return [ordered[round(number * last / (count - 1))] for number in range(count)]
 
 
-def describe_sample(
-    example: Example, record: Mapping[str, Any], penalties: Mapping[str, float]
-) -> str:
+def describe_sample(record: Mapping[str, Any], penalties: Mapping[str, float]) -> str:
     """A rationale with its question, what the frozen LM made of it, and its reward, as Markdown.
 
     Args:
@@ -93,8 +84,8 @@ def describe_sample(
     answer = []
     if judgement["answer"] is not None:
         answer.append(f"**Frozen LM:** {_plain(judgement['answer']['extracted']) or '(nothing)'}")
-    if example.answer:
-        answer.append(f"**Gold answer:** {_plain(example.answer)}")
+    if record["gold"]:
+        answer.append(f"**Gold answer:** {_plain(record['gold'])}")
     parts = {
         **judgement["components"],
         **{name: -value for name, value in penalties.items()},
@@ -108,7 +99,7 @@ def describe_sample(
         [
             f"#### Reward {record['reward']:.3g}: question {_plain(record['example_id'])}, "
             f"{len(record['response_ids'])} tokens{cut}",
-            f"**Question:** {_plain(example.question)}",
+            f"**Question:** {_plain(record['question'])}",
             rationale,
             *(["  \n".join(answer)] if answer else []),
             *([f"| {names} |\n|{'---|' * len(parts)}\n| {values} |"] if parts else []),

@@ -92,7 +92,7 @@ def test_rows_that_were_named_must_be_possible() -> None:
     assert rows(["base"], "control_empty", "cot+sc", "cot") == ["cot", "cot+sc", "control_empty"]
     with pytest.raises(UserError, match=r"holds 'guided_refined\+sc', but there is no refined pol"):
         rows(["base", "distilled"], "standard", "guided_refined+sc")
-    with pytest.raises(UserError, match="holds 'guided_distilled'.*run 'lmcot distill'"):
+    with pytest.raises(UserError, match=r"holds 'guided_distilled'.*run 'lmcot distill'"):
         rows(["base", "refined"], "guided_distilled")
 
 
@@ -158,7 +158,9 @@ def test_a_vote_is_scored_by_its_winner() -> None:
     """What failed has no vote; the tokens of all attempts are paid for."""
     attempts = [
         Attempt("It is Reno.", completion("Reno"), "Reno"),
-        Attempt("Elko lies on the Humboldt River.", completion("Humboldt River."), "Humboldt River."),
+        Attempt(
+            "Elko lies on the Humboldt River.", completion("Humboldt River."), "Humboldt River."
+        ),
         Attempt("So is it.", completion("the humboldt river"), "the humboldt river"),
         Attempt("x", DOWN, ""),
     ]
@@ -226,7 +228,12 @@ def test_what_is_kept_survives_a_kill_and_is_never_mixed(tmp_path: Path) -> None
 
 def test_costs_by_hand() -> None:
     """7 large and 2 small parameters. Guided: 2 (7 * 20 + 2 * 30) = 400; cot: 2 * 7 * 50 = 700."""
-    tokens = ("large_lm_tokens_in", "large_lm_tokens_out", "small_lm_tokens_in", "small_lm_tokens_out")
+    tokens = (
+        "large_lm_tokens_in",
+        "large_lm_tokens_out",
+        "small_lm_tokens_in",
+        "small_lm_tokens_out",
+    )
 
     def row(*counts: int, requests: int = 4) -> dict[str, float]:
         rest = {"requests": requests, "cached_requests": 1, "seconds": 2.0}

@@ -100,7 +100,7 @@ def judged(unit: Any, judgement: Judgement = RIGHT) -> Judged:
         one.example_id for one in unit.rollouts.open()
     }
     rollouts = unit.rollouts.open()
-    done = outcome(rollouts, [judgement] * len(rollouts), CONFIG)
+    done = outcome(unit.questions.open(), rollouts, [judgement] * len(rollouts), CONFIG)
     return replace(done, usage=Usage(1, 1, 5))
 
 

@@ -52,6 +52,10 @@ def settings(**refine: float) -> Config:
     )
 
 
+def judge(sampled: list[Rollout], judgements: list[Judgement], config: Config) -> Judged:
+    return outcome([Example("q", "Who?", "Zwingli", ())], sampled, judgements, config)
+
+
 def rewards(judged: Judged) -> list[float]:
     return [one.reward for one in judged.scored.open()]
 
@@ -62,7 +66,7 @@ def records(judged: Judged) -> list[dict[str, object]]:
 
 def test_a_failed_judgement_never_enters_a_batch() -> None:
     """[16] It is left out and counted, and its record has no reward."""
-    judged = outcome(rollouts(4), [GOOD, FAILED, GOOD, FAILED], settings())
+    judged = judge(rollouts(4), [GOOD, FAILED, GOOD, FAILED], settings())
     assert [one.rollout.sample for one in judged.scored.open()] == [0, 2]
     assert rewards(judged) == [1.0, 1.0]
     assert judged.failures == (FAILED.failure, FAILED.failure)
@@ -78,7 +82,7 @@ def test_penalties_are_taken_from_the_reward_and_logged() -> None:
     short, long = rollouts(2)
     long = replace(long, response_ids=(3, 4, 5, 6), finish_reason="length")
     config = settings(missing_end_penalty=0.25, length_penalty=0.5)
-    judged = outcome([short, long, long], [GOOD, GOOD, FAILED], config)
+    judged = judge([short, long, long], [GOOD, GOOD, FAILED], config)
     assert rewards(judged) == [1.0, 1.0 - 0.25 - 0.5]
     metrics = step_metrics(judged.columns)
     assert metrics["penalty/missing_end"] == 0.125
@@ -89,17 +93,17 @@ def test_penalties_are_taken_from_the_reward_and_logged() -> None:
 
 
 def test_a_step_without_any_judgement_ends_the_run() -> None:
-    judged = outcome(rollouts(2), [FAILED, FAILED], settings())
+    judged = judge(rollouts(2), [FAILED, FAILED], settings())
     assert step_metrics(judged.columns)["reward/mean"] == 0.0
     with pytest.raises(UserError, match=r"none of a step's 2 .*the endpoint hangs"):
         check_judged(judged.columns, judged.failures)
-    check_judged(outcome(rollouts(2), [FAILED, GOOD], settings()).columns, judged.failures)
+    check_judged(judge(rollouts(2), [FAILED, GOOD], settings()).columns, judged.failures)
 
 
 def test_what_a_policy_too_old_sampled_is_refused() -> None:
     """[27] A rationale bears its version; one beyond the bound never enters a batch."""
     sampled = [replace(one, policy_version=3) for one in rollouts(2)]
-    columns = outcome(sampled, [GOOD, FAILED], settings()).columns
+    columns = judge(sampled, [GOOD, FAILED], settings()).columns
     check_staleness(columns, 3, 0)
     check_staleness(columns, 5, 2)
     for version, limit in ((4, 0), (6, 2), (2, 2)):
@@ -110,19 +114,20 @@ def test_what_a_policy_too_old_sampled_is_refused() -> None:
 def test_records_are_one_json_line_each_whatever_they_hold() -> None:
     """JSON has no word for a NaN: it is null, and the line stays JSON."""
     odd = replace(rollouts(1)[0], logprobs=(-0.5, math.nan), text="two\nlines")
-    judged = outcome([odd, rollouts(1)[0]], [GOOD, GOOD], settings())
+    judged = judge([odd, rollouts(1)[0]], [GOOD, GOOD], settings())
     first, second = records(judged)
     assert first["logprobs"] == [-0.5, None]
     assert first["text"] == "two\nlines"
     assert second["text"] == "Zürich"
+    assert (second["question"], second["gold"]) == ("Who?", "Zwingli")
     assert "Zürich".encode() in judged.records
     assert second["judgement"] == {**second["judgement"], "components": GOOD.components}  # type: ignore[dict-item]
 
 
 def test_units_with_different_columns_are_joined() -> None:
     """A unit of which nothing was judged has no components; NaN stands for them."""
-    whole = outcome(rollouts(2), [GOOD, FAILED], settings()).columns
-    nothing = outcome(rollouts(1), [FAILED], settings()).columns
+    whole = judge(rollouts(2), [GOOD, FAILED], settings()).columns
+    nothing = judge(rollouts(1), [FAILED], settings()).columns
     assert "component/em" not in nothing.names
     for parts in ([whole, nothing], [nothing, whole]):
         joined = Columns.joined(parts)
@@ -137,7 +142,7 @@ def test_records_come_back_whole_from_a_pickle() -> None:
     example = Example(
         "q", "Which?", "Elko", (Paragraph("Elko", ("A town.",)),), (SupportingFact("Elko", 0),)
     )
-    scored = outcome(rollouts(2), [GOOD, GOOD], settings()).scored.open()
+    scored = judge(rollouts(2), [GOOD, GOOD], settings()).scored.open()
     for record in (example, FAILED, *scored):
         again = pickle.loads(pickle.dumps(record))
         assert again == record

@@ -14,7 +14,6 @@ from lmcot.config import MonitorSettings
 from lmcot.monitor.metrics import Monitor
 from lmcot.records import Answer, Example, Failure, FailureKind, Judgement, Rollout, ScoredRollout
 from lmcot.rewards.scoring import columns, record_lines
-from lmcot.stages.run import Question
 from lmcot.stages.showing import picked, show
 
 TEXT = "It is *red* | <b>.\nSo the answer is red."
@@ -36,7 +35,7 @@ def test_the_best_the_worst_and_what_lies_between() -> None:
 
 def test_rationales_and_spreads_are_shown_when_they_are_due(tmp_path: Path) -> None:
     settings = MonitorSettings(histograms_every=2, samples_every=3, samples=2, ray_metrics=False)
-    questions = [Question(Example("q1", "Which colour?", "red", ()), facts_cut=False)]
+    example = Example("q1", "Which colour?", "red", ())
     judgements = [judgement(0.0), FAILED, judgement(1.0), judgement(0.5)]
     rollouts = [ROLLOUT] * 4
     scored = [
@@ -46,10 +45,10 @@ def test_rationales_and_spreads_are_shown_when_they_are_due(tmp_path: Path) -> N
         for one in judgements
     ]
     numbers = columns(rollouts, judgements, scored)
-    lines = record_lines(rollouts, judgements, scored)
+    lines = record_lines(rollouts, judgements, scored, {"q1": example})
     with Monitor(tmp_path, settings) as monitor:
         for step in range(1, 7):
-            show(monitor, step, "refine", questions, numbers, lines)
+            show(monitor, step, "refine", numbers, lines)
             monitor.log(step, "refine", {"reward/mean": 0.5})
     events = EventAccumulator(str(tmp_path / "tensorboard" / "refine"))
     events.Reload()

@@ -1,0 +1,194 @@
+"""Evaluation in the middle of refinement, by the actors that refine, while they would wait.
+
+Its units wait in the same fleets as those of the batches, and are given out only where none of
+those waits: sampling is idle while the learners learn, at the latest. Each unit names the version
+of the policy that it is of, with that version's weights, as those of a batch do; so all of an
+evaluation is of one policy, however far the learners have come by then, and the weights stay in the
+object store until it is done. No batch is any different for it: rollout actors draw by seeds that
+the unit names. The loop waits for an evaluation only after the last step.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from lmcot.actors.learner_group import PendingCall
+from lmcot.actors.units import Packed
+from lmcot.files import finished_folder
+from lmcot.frozen.cached import Replies
+from lmcot.monitor.metrics import read_metrics
+from lmcot.monitor.progress import say
+from lmcot.records import Example, Rollout
+from lmcot.stages.asking import answers_of, prompt_units, rationale_units, rationales_of
+from lmcot.stages.learners import Learners
+from lmcot.stages.pipeline import Fleets, Pipeline
+from lmcot.stages.predictions import Prediction, predict
+from lmcot.stages.run import Run
+
+STAGE: Final = "evaluation"
+_ROW: Final = "guided_refined"
+RECORD: Final = "lmcot-best.json"
+"""In the best policy's folder: of which step it is, and how well it did."""
+
+
+@dataclass(slots=True)
+class _Evaluation:
+    """One version's, as it grows."""
+
+    step: int
+    units: dict[str, Sequence[Example]]
+    """The questions of each unit that is not done."""
+    rationales: dict[str, list[Any]] = field(default_factory=dict)
+    predictions: list[Prediction] = field(default_factory=list)
+    export: PendingCall | None = None
+
+
+class DuringTraining:
+    """Evaluates the policy every so many steps, one version at a time, and keeps the best."""
+
+    def __init__(self, run: Run, fleets: Fleets, learners: Learners) -> None:
+        self._run = run
+        self._settings = run.config.evaluate.during
+        self._fleets = fleets
+        self._learners = learners
+        self._underway: _Evaluation | None = None
+        self._examples: list[Example] = []
+        if self._settings.every:
+            questions = run.validation[: self._settings.questions]
+            self._examples = [question.example for question in questions]
+
+    def due(self, step: int) -> bool:
+        """Whether the policy after so many steps is to be evaluated, and was not."""
+        every = self._settings.every
+        if not every or step % every:
+            return False
+        lines = read_metrics(self._run.monitor.metrics_path)
+        if any(line["stage"] == STAGE and line["step"] == step for line in lines):
+            return False
+        if self._underway is not None:
+            say(
+                f"evaluation after step {step} is left out: that after step {self._underway.step} "
+                "is not done yet; raise evaluate.during.every, or ask fewer questions"
+            )
+            return False
+        return True
+
+    def start(self, step: int, version: int, weights: Sequence[Any]) -> None:
+        """Has a version evaluated while the caller goes on.
+
+        Args:
+            weights: the object reference of its weights, if it is not the actors' own source.
+        """
+        name = f"{STAGE}-{step}"
+        units = rationale_units(
+            self._run.config, self._examples, False, version=version, weights=weights, name=name
+        )
+        underway = _Evaluation(step, {one.unit_id: one.questions.open() for one in units})
+        if self._settings.keep_best:
+            underway.export = self._learners.begin_export(self._candidate)
+        for one in units:
+            self._fleets.rollout.submit("sample", one.unit_id, one, has_time=True)
+        self._underway = underway
+
+    def sampled(self, key: str, rollouts: Packed[list[Rollout]]) -> None:
+        """Hands a unit's rationales on to the frozen LM."""
+        underway, frozen = self._underway, self._fleets.frozen
+        if underway is None or frozen is None:
+            raise RuntimeError(f"nobody asked for the rationales of {key}")
+        found = rationales_of(rollouts.open(), 1)
+        underway.rationales[key] = found
+        texts = [one.texts for one in found]
+        for unit in prompt_units(self._run, _ROW, underway.units[key], texts):
+            frozen.submit("complete", key, unit, has_time=True)
+
+    def answered(self, key: str, replies: Replies) -> None:
+        """Scores a unit's answers; closes the evaluation with the last one."""
+        underway = self._underway
+        if underway is None:
+            raise RuntimeError(f"nobody asked for the answers of {key}")
+        self._run.spending.add("evaluate", replies.usage)
+        examples, rationales = underway.units.pop(key), underway.rationales.pop(key)
+        for example, one, reply in zip(examples, rationales, replies.results, strict=True):
+            attempts = answers_of(_ROW, one.texts, [reply])
+            underway.predictions.append(
+                predict(example, attempts, one, own=True, cached=0.0, seconds=0.0)
+            )
+        if not underway.units:
+            self._close(underway)
+
+    def abandon(self) -> None:
+        """Forgets what is underway: the weights are gone with the learners that held them."""
+        if self._underway is not None:
+            say(f"evaluation after step {self._underway.step} is lost with the learners")
+        self._underway = None
+
+    def finish(self, pipeline: Pipeline) -> None:
+        """Waits for what is underway."""
+        if self._underway is not None:
+            say(f"refine: waits for the evaluation after step {self._underway.step}")
+            pipeline.work_off(lambda: self._underway is None)
+
+    def _close(self, underway: _Evaluation) -> None:
+        self._underway = None
+        there = [one for one in underway.predictions if one.failure is None]
+        failed = len(underway.predictions) - len(there)
+        if failed:
+            reason = next(one.failure for one in underway.predictions if one.failure is not None)
+            say(f"evaluation after step {underway.step}: {failed} questions failed ({reason})")
+        if not there:
+            return
+        scores = {
+            metric: 100 * sum(getattr(one, metric) for one in there) / len(there)
+            for metric in ("em", "f1", "inclusion")
+        }
+        if underway.export is not None:
+            self._keep_if_best(underway, scores[self._settings.metric])
+        metrics = {f"{STAGE}/guided/{name}": value for name, value in scores.items()}
+        self._run.monitor.log(
+            underway.step, STAGE, {**metrics, f"{STAGE}/guided/n": float(len(there))}
+        )
+        told = ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
+        say(f"evaluation after step {underway.step}: {told} ({len(there)} questions)")
+
+    @property
+    def _candidate(self) -> Any:
+        return self._run.directory.path / ".candidate"
+
+    def _keep_if_best(self, underway: _Evaluation, value: float) -> None:
+        """Puts a version's export in the best one's place, or drops it."""
+        if underway.export is not None:
+            underway.export.result()
+        before = best_so_far(self._run)
+        if before is not None and before["value"] >= value:
+            self._drop_candidate()
+            return
+        self._learners.finish_export(self._candidate)
+        record = {"step": underway.step, "metric": self._settings.metric, "value": value,
+                  "questions": len(underway.predictions)}  # fmt: skip
+        with finished_folder(self._run.directory.best) as folder:
+            shutil.copytree(self._candidate, folder, dirs_exist_ok=True)
+            (folder / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
+        self._drop_candidate()
+        say(f"evaluation after step {underway.step}: the best so far, kept as best/")
+
+    def _drop_candidate(self) -> None:
+        for folder in self._candidate.parent.glob(f"{self._candidate.name}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def best_so_far(run: Run) -> dict[str, Any] | None:
+    """What is recorded of the best policy; None if there is none."""
+    path = run.directory.best / RECORD
+    if not path.exists():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def truncate(run: Run, step: int) -> None:
+    """Drops what was logged after a step, so that a resumed run logs it once."""
+    run.monitor.truncate(STAGE, step)
