@@ -77,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_cache(commands)
     _add_aspects(commands)
     _add_debug(commands)
+    _add_compare(commands)
+    _add_inspect(commands)
     text = "show what each stage's actors take, and whether the cluster has room for them"
     plan = commands.add_parser("plan", help=text, description=text)
     _add_config(plan)
@@ -180,6 +182,36 @@ def _add_debug(commands: Any) -> None:
         _add_overrides(part)
 
 
+def _add_compare(commands: Any) -> None:
+    text = "show evaluated runs side by side, with paired differences"
+    command = commands.add_parser("compare", help=text, description=text)
+    command.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="the first is what the others are "
+        "compared with",
+    )  # fmt: skip
+    command.add_argument("--markdown", type=Path, metavar="FILE", help="write the same there")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write it as JSON there")
+
+
+def _add_inspect(commands: Any) -> None:
+    text = "read what the policy wrote, with answers and rewards"
+    command = commands.add_parser("inspect", help=text, description=text)
+    command.add_argument("run", type=Path, metavar="RUN")
+    command.add_argument("--step", metavar="N[-M]", help="steps of refinement; default: the last")
+    command.add_argument("--question", default="", metavar="TEXT", help="an id, or words of it")
+    command.add_argument("--limit", type=int, default=5, metavar="N", help="default: 5")
+    command.add_argument(
+        "--order", choices=("file", "best", "worst"), default="file",
+        help="by reward; with --evaluation by what F1 gained",
+    )  # fmt: skip
+    command.add_argument(
+        "--evaluation",
+        action="store_true",
+        help="the evaluation's answers: the refined policy beside the distilled one",
+    )
+    command.add_argument("--json", action="store_true", help="a line of JSON for each")
+
+
 def _add_overrides(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="settings that replace the file's"
@@ -195,6 +227,10 @@ def _run(options: argparse.Namespace) -> int:
         return _run_aspects(options)
     if options.command == "sweep":
         return _run_sweep(options)
+    if options.command == "compare":
+        return _run_compare(options)
+    if options.command == "inspect":
+        return _run_inspect(options)
     if options.command == "evaluate":
         config = _evaluate_config(options)
     else:
@@ -271,6 +307,27 @@ def _run_aspects(options: argparse.Namespace) -> int:
         features=options.features,
         config=config,
     )
+    return 0
+
+
+def _run_compare(options: argparse.Namespace) -> int:
+    from lmcot.stages.compare import compare
+
+    compare(options.runs, markdown=options.markdown, output=options.json)
+    return 0
+
+
+def _run_inspect(options: argparse.Namespace) -> int:
+    from lmcot.stages.inspect import Wanted, parse_steps, show_evaluation, show_rollouts
+
+    if options.limit < 1:
+        raise UserError(f"--limit is {options.limit}: it must be at least 1")
+    steps = parse_steps(options.step) if options.step else None
+    wanted = Wanted(steps, options.question, options.limit, options.order)
+    if options.evaluation:
+        show_evaluation(options.run, wanted, as_json=options.json)
+    else:
+        show_rollouts(options.run, wanted, as_json=options.json)
     return 0
 
 

@@ -130,3 +130,23 @@ def test_whatever_happens_each_unit_counts_once(seed: int) -> None:
             assert not book.settle(late.pop())
         assert sorted(counted + book.open) == list(range(30))
     assert book.open == []
+
+
+def test_what_has_time_comes_when_nothing_else_waits() -> None:
+    """Also after what is added later; lost, it comes first like any other."""
+    book = ledger(actors=1)
+    book.add("evaluation", "e", has_time=True)
+    book.add("first", "a")
+    assert book.waiting == 2
+    first = given(book, 0)
+    assert first.entry.key == "first"
+    book.add("second", "b")
+    assert book.open == ["first", "second", "evaluation"]
+    assert book.settle(first)
+    for key in ("second", "evaluation"):
+        next_one = given(book, 0, 1.0)
+        assert next_one.entry.key == key
+        assert book.settle(next_one)
+    book.add("evaluation", "e", has_time=True)
+    book.abandon()
+    assert (book.waiting, book.open) == (0, [])

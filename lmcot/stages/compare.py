@@ -1,0 +1,210 @@
+"""Several runs side by side: their reports, and paired differences on the questions in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from lmcot.config import Config, Row, flat_settings, parse_config, read_yaml_mapping
+from lmcot.errors import UserError
+from lmcot.files import write_atomically
+from lmcot.monitor.report import RowResult, compare_rows
+from lmcot.stages.predictions import Prediction, row_result
+
+_METRICS = (("em", "EM"), ("f1", "F1"))
+_SHOWN = 40
+"""Settings that differ; what is beyond is only counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluated:
+    """An evaluated run."""
+
+    name: str
+    report: dict[str, Any]
+    rows: dict[str, RowResult]
+    questions: dict[str, tuple[str, str]]
+    """Text and gold answer by id."""
+    config: Config | None
+
+
+def compare(
+    paths: Sequence[Path], *, markdown: Path | None = None, output: Path | None = None
+) -> dict[str, Any]:
+    """Prints the runs side by side; the first one is what the others are compared with.
+
+    Args:
+        markdown, output: files for the same as Markdown and as JSON.
+
+    Returns:
+        ``runs``, ``settings`` (by key, a value for each run), ``rows`` (by name, a summary for each
+        run, null where it has no such row) and ``tests`` (see `compare_rows`; ``run`` is whose).
+
+    Raises:
+        UserError: if a run has no report, or the runs were evaluated on different data.
+    """
+    if len(paths) < 2:
+        raise UserError("lmcot compare needs two runs or more")
+    runs = [_read(path) for path in paths]
+    for run in runs[1:]:
+        _check_same_data(runs[0], run)
+    found = {
+        "runs": [run.name for run in runs],
+        "settings": _differing(runs),
+        "rows": {
+            row: [run.report["rows"].get(row) for run in runs]
+            for row in get_args(Row)
+            if any(row in run.rows for run in runs)
+        },
+        "tests": [
+            {"run": run.name, "row": row, **test}
+            for run in runs[1:]
+            for row, test in _tests(runs[0], run).items()
+        ],
+    }
+    text = _text(found)
+    print(text, end="")
+    if markdown is not None:
+        write_atomically(markdown, text)
+    if output is not None:
+        write_atomically(output, json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def _read(path: Path) -> _Evaluated:
+    file = path / "report.json"
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+        rows, questions = {}, {}
+        for row in report["rows"]:
+            predictions = _predictions(path / "predictions" / f"{row}.jsonl")
+            label = report["rows"][row]["label"]
+            rows[row] = row_result(row, label, predictions, large=None, small=0)
+            questions.update({one.id: (one.question, one.gold) for one in predictions})
+    except FileNotFoundError as error:
+        raise UserError(
+            f"'{path}' has no evaluation to compare ({error.filename} is missing): run 'lmcot "
+            f"evaluate --run-dir {path}' first"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"the evaluation in '{path}' cannot be read ({error}): it is damaged, or of another "
+            f"version of lmcot; run 'lmcot evaluate --run-dir {path}' anew"
+        ) from None
+    config = path / "config.yaml"
+    settings = parse_config(read_yaml_mapping(config)) if config.exists() else None
+    return _Evaluated(str(path), report, rows, questions, settings)
+
+
+def _predictions(path: Path) -> list[Prediction]:
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Prediction(**{k: v for k, v in one.items() if k != "made_with"}) for one in records]
+
+
+def _check_same_data(first: _Evaluated, other: _Evaluated) -> None:
+    common = first.questions.keys() & other.questions.keys()
+    if not common:
+        raise UserError(
+            f"'{first.name}' and '{other.name}' were evaluated on other data: they have none of "
+            f"their {len(first.questions)} and {len(other.questions)} questions in common"
+        )
+    for key in sorted(common):
+        if first.questions[key] != other.questions[key]:
+            raise UserError(
+                f"'{first.name}' and '{other.name}' were evaluated on other data: question {key} "
+                f"is {first.questions[key]} in the one and {other.questions[key]} in the other"
+            )
+
+
+def _tests(first: _Evaluated, other: _Evaluated) -> dict[str, dict[str, Any]]:
+    """The other run's rows less those of the first one, where both have them."""
+    how = first.report["bootstrap"]
+    found = {}
+    for row, mine in other.rows.items():
+        theirs = first.rows.get(row)
+        if theirs is not None and set(mine.ids) & set(theirs.ids):
+            test = compare_rows(mine, theirs, how["samples"], how["confidence"], how["seed"])
+            found[row] = {k: v for k, v in test.items() if k not in ("first", "second")}
+    return found
+
+
+def _differing(runs: Sequence[_Evaluated]) -> dict[str, list[Any]]:
+    """The settings that are not the same in all runs; nothing of runs that kept none."""
+    settings = [{} if run.config is None else flat_settings(run.config) for run in runs]
+    kept = [one for one in settings if one]
+    keys = dict.fromkeys(key for one in kept for key in one)
+    return {
+        key: [one.get(key) for one in settings]
+        for key in keys
+        if any(one.get(key) != kept[0].get(key) for one in kept)
+    }
+
+
+def _text(found: Mapping[str, Any]) -> str:
+    letters = [chr(ord("A") + number) for number in range(len(found["runs"]))]
+    lines = ["# Runs", ""]
+    lines += [f"- {letter}: {name}" for letter, name in zip(letters, found["runs"], strict=True)]
+    if found["settings"]:
+        lines += ["", "## Settings that differ", "", f"| setting | {' | '.join(letters)} |"]
+        lines.append(f"|---|{'---|' * len(letters)}")
+        for key, values in list(found["settings"].items())[:_SHOWN]:
+            lines.append(f"| `{key}` | {' | '.join(_cell(value) for value in values)} |")
+        more = len(found["settings"]) - _SHOWN
+        if more > 0:
+            lines += ["", f"and {more} more"]
+    for metric, title in _METRICS:
+        lines += ["", f"## {title}, percent", ""]
+        lines.append(f"| row | {' | '.join(letters)} |")
+        lines.append(f"|---|{'---|' * len(letters)}")
+        for row, summaries in found["rows"].items():
+            lines.append(f"| `{row}` | {' | '.join(_score(one, metric) for one in summaries)} |")
+    letter_of = dict(zip(found["runs"], letters, strict=True))
+    if found["tests"]:
+        lines += [
+            "", "## Differences, paired on the questions in common", "",
+            "| row | runs | n | EM, points | p | McNemar's p | F1, points | p |",
+            "|---|---|---:|---|---:|---:|---|---:|",
+        ]  # fmt: skip
+    for test in found["tests"]:
+        em, f1 = test["em"], test["f1"]
+        lines.append(
+            f"| `{test['row']}` | {letter_of[test['run']]} - A | {test['n']} | {_points(em)} "
+            f"| {em['p']:.3f} | {em['mcnemar']:.3f} | {_points(f1)} | {f1['p']:.3f} |"
+        )
+    lines += ["", "## Costs of a question", ""]
+    lines.append(f"| row | {' | '.join(letters)} |")
+    lines.append(f"|---|{'---|' * len(letters)}")
+    for row, summaries in found["rows"].items():
+        lines.append(f"| `{row}` | {' | '.join(_cost(one) for one in summaries)} |")
+    lines += ["", "Large-LM tokens in and out, small-LM tokens in and out, seconds."]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"`{value}`".replace("|", "\\|")
+
+
+def _score(summary: Mapping[str, Any] | None, metric: str) -> str:
+    if summary is None:
+        return ""
+    low, high = summary["ci"][metric]
+    return f"{summary[metric]:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _points(one: Mapping[str, float]) -> str:
+    return f"{one['difference']:+.1f} [{one['low']:+.1f}, {one['high']:+.1f}]"
+
+
+def _cost(summary: Mapping[str, Any] | None) -> str:
+    if summary is None or not summary["n"]:
+        return ""
+    n = summary["n"]
+    numbers = [
+        summary[f"{size}_lm_tokens_{way}"] / n
+        for size in ("large", "small")
+        for way in ("in", "out")
+    ]
+    return "{:,.0f} / {:,.0f}, {:,.0f} / {:,.0f}, {:.2f} s".format(*numbers, summary["seconds"] / n)

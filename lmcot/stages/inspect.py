@@ -1,0 +1,240 @@
+"""What a policy wrote, for reading in the terminal: no model is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import heapq
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import get_terminal_size
+from typing import Any, Literal
+
+from lmcot.errors import UserError
+
+Order = Literal["file", "best", "worst"]
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+_BEFORE, _AFTER = ("guided_base", "guided_distilled"), ("guided_refined", "guided_distilled")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked for."""
+
+    steps: range | None = None
+    """Unset: the last one."""
+    question: str = ""
+    """An id, or part of the question's text; empty: any."""
+    limit: int = 5
+    order: Order = "file"
+
+
+def parse_steps(text: str) -> range:
+    """``7`` or ``3-9``.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if found is None or int(found[1]) < 1 or int(found[2] or found[1]) < int(found[1]):
+        raise UserError(f"--step '{text}' is neither a step, such as 7, nor a range, such as 3-9")
+    return range(int(found[1]), int(found[2] or found[1]) + 1)
+
+
+def show_rollouts(run: Path, wanted: Wanted, *, as_json: bool = False) -> None:
+    """Prints rationales of refinement, with what earlier steps had for the same question.
+
+    Raises:
+        UserError: if there are none, or none as they are asked for.
+    """
+    steps = _steps(run)
+    chosen = wanted.steps or range(steps[-1], steps[-1] + 1)
+    records = (
+        record
+        for step in steps
+        if step in chosen
+        for record in _records(_file(run, step), step)
+        if _is_asked_for(record["example_id"], record.get("question", ""), wanted)
+    )
+    found = _picked(records, wanted)
+    if not found:
+        what = f"steps {chosen[0]} to {chosen[-1]}" if len(chosen) > 1 else f"step {chosen[0]}"
+        raise UserError(
+            f"'{run}' has no such rationale in {what}; it has steps {steps[0]} to {steps[-1]}"
+        )
+    earlier = _earlier(run, steps, found)
+    for record in found:
+        before = earlier.get(record["example_id"])
+        if as_json:
+            print(json.dumps({**record, "before": before}, ensure_ascii=False))
+        else:
+            print(_rollout_text(record, before))
+
+
+def show_evaluation(run: Path, wanted: Wanted, *, as_json: bool = False) -> None:
+    """Prints what the refined policy's rationales and answers are beside the distilled one's.
+
+    Of the rows that the run was evaluated with: the distilled policy beside the untrained one
+    where there is no refined one.
+
+    Raises:
+        UserError: if the run has no two such rows.
+    """
+    folder = run / "predictions"
+    after = next((row for row in _AFTER if (folder / f"{row}.jsonl").exists()), None)
+    before = next(
+        (row for row in reversed(_BEFORE) if row != after and (folder / f"{row}.jsonl").exists()),
+        None,
+    )
+    if after is None or before is None:
+        raise UserError(
+            f"'{run}' holds no predictions of two policies to compare: run 'lmcot evaluate "
+            f"--run-dir {run}' first, with rows such as guided_distilled and guided_refined"
+        )
+    earlier = {one["id"]: one for one in _records(folder / f"{before}.jsonl")}
+    records = (
+        {**one, "reward": one["f1"] - earlier[one["id"]]["f1"]}
+        for one in _records(folder / f"{after}.jsonl")
+        if one["id"] in earlier and _is_asked_for(one["id"], one["question"], wanted)
+    )
+    found = _picked(records, wanted)
+    if not found:
+        raise UserError(f"'{run}' has no such question in both {before} and {after}")
+    for one in found:
+        gained = one.pop("reward")
+        other = earlier[one["id"]]
+        if as_json:
+            print(json.dumps({after: one, before: other, "f1_gained": gained}, ensure_ascii=False))
+            continue
+        head = f"{one['id']}: {one['question']}  [gold: {one['gold']}]"
+        print(_heading(head))
+        for row, shown, against in ((before, other, None), (after, one, other["rationale"])):
+            scores = f"EM {shown['em']:.0f}, F1 {shown['f1']:.2f}"
+            print(f"{row} -> {_safe(shown['answer']) or '(no answer)'}  ({scores})")
+            print(_wrapped(_changed(against, shown["rationale"])))
+
+
+def _steps(run: Path) -> list[int]:
+    """Of which there are rationales."""
+    names = [path.stem.removeprefix("step-") for path in (run / "rollouts").glob("step-*.jsonl")]
+    if not names:
+        raise UserError(f"'{run}' holds no rationales of refinement (rollouts/step-NNNNNN.jsonl)")
+    return sorted(int(name) for name in names)
+
+
+def _file(run: Path, step: int) -> Path:
+    return run / "rollouts" / f"step-{step:06d}.jsonl"
+
+
+def _records(path: Path, step: int | None = None) -> Iterator[dict[str, Any]]:
+    """A file's lines, one at a time; a last one that is cut short is left out."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                return
+            try:
+                record = json.loads(line)
+            except ValueError:
+                raise UserError(f"'{path}' is damaged: a line is no JSON") from None
+            yield record if step is None else {"step": step, **record}
+
+
+def _is_asked_for(key: str, question: str, wanted: Wanted) -> bool:
+    text = wanted.question.lower()
+    return not text or text == key.lower() or text in question.lower()
+
+
+def _picked(records: Iterator[dict[str, Any]], wanted: Wanted) -> list[dict[str, Any]]:
+    """So many of them, in the order that is asked for; only those are kept in memory."""
+    if wanted.order == "file":
+        return [record for record, _ in zip(records, range(wanted.limit), strict=False)]
+    judged = (record for record in records if record["reward"] is not None)
+    pick = heapq.nlargest if wanted.order == "best" else heapq.nsmallest
+    return pick(wanted.limit, judged, key=lambda record: record["reward"])
+
+
+def _earlier(
+    run: Path, steps: Sequence[int], found: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The first rationale of each question, where that is of an earlier step than all shown."""
+    first = min(record["step"] for record in found)
+    missing = {record["example_id"] for record in found}
+    earlier: dict[str, dict[str, Any]] = {}
+    for step in steps:
+        if step >= first or not missing:
+            break
+        for record in _records(_file(run, step), step):
+            if record["example_id"] in missing:
+                earlier[record["example_id"]] = record
+                missing.remove(record["example_id"])
+    return earlier
+
+
+def _rollout_text(record: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
+    judgement, answer = record["judgement"], record["judgement"]["answer"]
+    reward = "not judged" if record["reward"] is None else f"reward {record['reward']:.3g}"
+    cut = ", cut" if record["finish_reason"] == "length" else ""
+    head = (
+        f"step {record['step']}, {record['example_id']}, sample {record['sample']}: {reward} "
+        f"({len(record['response_ids'])} tokens{cut}, policy version {record['policy_version']})"
+    )
+    lines = [_heading(head)]
+    if record.get("question"):
+        lines.append(_wrapped(f"Question: {_safe(record['question'])}"))
+    if answer is not None:
+        gold = _safe(record.get("gold", ""))
+        lines.append(f"Answer: {_safe(answer['extracted']) or '(nothing)'}  [gold: {gold}]")
+    if judgement["failure"] is not None:
+        lines.append(f"Failed: {_safe(judgement['failure']['reason'])}")
+    if judgement["components"]:
+        numbers = ", ".join(f"{k} {v:.2f}" for k, v in judgement["components"].items())
+        lines.append(_wrapped(numbers))
+    if before is None:
+        lines.append(_wrapped(_safe(record["text"])))
+    else:
+        told = f"first at step {before['step']}"
+        if before["reward"] is not None:
+            told += f", reward {before['reward']:.3g}"
+        lines.append(f"since it was {told} ([-gone-], {{+new+}}):")
+        lines.append(_wrapped(_changed(before["text"], record["text"])))
+    return "\n".join(lines)
+
+
+def _changed(before: str | None, after: str) -> str:
+    """The text, with what is gone as ``[-words-]`` and what is new as ``{+words+}``."""
+    if before is None:
+        return _safe(after)
+    old, new = _safe(before).split(), _safe(after).split()
+    parts = []
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    for kind, a, b, c, d in matcher.get_opcodes():
+        if kind == "equal":
+            parts.append(" ".join(new[c:d]))
+            continue
+        if b > a:
+            parts.append(f"[-{' '.join(old[a:b])}-]")
+        if d > c:
+            parts.append(f"{{+{' '.join(new[c:d])}+}}")
+    return " ".join(parts)
+
+
+def _safe(text: str) -> str:
+    """Without what a terminal would take for a command."""
+    return _CONTROL.sub("\ufffd", text.replace("\t", " ")).strip()
+
+
+def _heading(text: str) -> str:
+    line = _safe(text)
+    return f"\n\033[1m{line}\033[0m" if sys.stdout.isatty() else f"\n{line}"
+
+
+def _wrapped(text: str) -> str:
+    width = get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
+    return "\n".join(
+        textwrap.fill(line, width, initial_indent="  ", subsequent_indent="  ")
+        for line in (text or "(empty)").splitlines()
+    )
