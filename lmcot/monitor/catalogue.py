@@ -130,6 +130,7 @@ CATALOGUE = {
 """Each metric's name, or a pattern of names, and what it is."""
 
 GROUPS = {
+    "evaluation": "Evaluation",
     "reward": "Reward, and what it is made of",
     "kl": "KL to the reference",
     "loss": "Losses",

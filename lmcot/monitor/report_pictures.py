@@ -15,7 +15,9 @@ from lmcot.monitor.figures import (
     INK,
     LIGHT,
     MUTED,
-    PALETTE,
+    ORANGE,
+    PURPLE,
+    RED,
     new_figure,
     save_figure,
     style,
@@ -86,16 +88,17 @@ def _accuracy_by_cost(report: Mapping[str, Any], path: Path) -> None:
     for index, (metric, title) in enumerate((("em", "Exact match"), ("f1", "F1"))):
         axes = figure.add_subplot(1, 2, index + 1)
         style(axes, grid="y")
-        for number, (name, row) in enumerate(rows.items()):
+        for name, row in rows.items():
             tokens = costs[name]["large_lm_tokens_in"] + costs[name]["large_lm_tokens_out"]
             low, high = row["ci"][metric]
-            color = PALETTE[number % len(PALETTE)]
+            color, marker = _POINTS[name.removesuffix("+sc")]
+            marker = "s" if name.endswith("+sc") else marker
             axes.plot([tokens, tokens], [low, high], color=color, linewidth=1.2, alpha=0.6)
-            marker = "s" if name.endswith("+sc") else "x" if name.startswith("control") else "o"
             axes.plot([tokens], [row[metric]], marker, color=color, ms=7, label=name)
         axes.set_title(f"{title}, percent", fontsize=11, loc="left")
         axes.set_xlabel("large-LM tokens a question, in and out", fontsize=8, color=MUTED)
-        axes.set_ylim(bottom=0)
+        top = max(max(row[metric], row["ci"][metric][1]) for row in rows.values())
+        axes.set_ylim(0, max(10.0, 1.1 * top))
         axes.set_xlim(left=0)
     handles, names = figure.axes[0].get_legend_handles_labels()
     columns = min(4, len(names))
@@ -103,6 +106,21 @@ def _accuracy_by_cost(report: Mapping[str, Any], path: Path) -> None:
         handles, names, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
     )
     save_figure(figure, path)
+
+
+_POINTS = {
+    "standard": (GREY, "o"),
+    "cot": (ORANGE, "o"),
+    "guided_base": (INK, "o"),
+    "guided_distilled": (PURPLE, "o"),
+    "guided_refined": (BLUE, "o"),
+    "small_alone": (GREEN, "o"),
+    "control_empty": (RED, "x"),
+    "control_shuffled": (RED, "+"),
+    "control_masked": (RED, "v"),
+    "control_oracle": (RED, "^"),
+}
+"""Colour and mark of each row; squares are votes."""
 
 
 def _aspects(aspects: Mapping[str, Mapping[str, float]], path: Path) -> None:

@@ -154,11 +154,15 @@ def _costs(report: Mapping[str, Any]) -> str:
             f"| {row['requests']:.1f} ({row['cached_requests']:.1f}) | {row['seconds']:.2f} "
             f"| {'unknown' if total is None else f'{total:.2g}'} |"
         )
-    large = size_in_words(costs["large"]) if costs["large"] else "a size that is not known"
+    large = (
+        f"has {size_in_words(costs['large'])} parameters"
+        if costs["large"]
+        else ("is of a size that is not known (`frozen.parameters`)")
+    )
     lines += [
         "",
-        f"FLOPs: 2 for each parameter and token, read or written; the large LM has {large} "
-        f"parameters, the small one {size_in_words(costs['small'])}. Tokens of replies that came "
+        f"FLOPs: 2 for each parameter and token, read or written; the large LM {large}, the small "
+        f"one has {size_in_words(costs['small'])} parameters. Tokens of replies that came "
         "from the cache count as if they had been asked for; seconds are what this run took.",
     ]
     if "cot" not in costs["rows"]:
@@ -222,8 +226,15 @@ def _breakdown(report: Mapping[str, Any], what: str) -> str:
 
 
 def _settings(report: Mapping[str, Any]) -> str:
-    lines = [f"- {name}: `{value}`" for name, value in report["settings"].items()]
+    lines = [f"- {name}: `{_named(value)}`" for name, value in report["settings"].items()]
     return "\n".join(["## What was evaluated", "", *lines]) if lines else ""
+
+
+def _named(value: Any) -> Any:
+    """Of many settings the one that names what they are of."""
+    if not isinstance(value, Mapping):
+        return value
+    return next((value[key] for key in ("source", "model", "path", "kind") if key in value), value)
 
 
 def _notes(notes: Sequence[str]) -> str:

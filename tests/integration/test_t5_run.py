@@ -8,15 +8,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from lmcot.config import Row
 from lmcot.monitor.catalogue import CATALOGUE, VARYING, describe
 from lmcot.monitor.metrics import read_metrics
+from lmcot.stages.rows import WITHOUT_POLICY, plain
 from tests.integration.command import Done, lmcot
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("cluster")]
@@ -58,7 +60,9 @@ def comparable(run_dir: Path) -> list[dict[str, Any]]:
 def finished(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path:
     """A run of all stages."""
     run_dir = tmp_path_factory.mktemp("runs") / "t5"
-    done = run("train", run_dir)
+    done = run(
+        "train", run_dir, f"evaluate.rows=[{', '.join(get_args(Row))}]", "evaluate.samples=2"
+    )
     assert done.returncode == 0, done.stderr
     return run_dir
 
@@ -105,22 +109,61 @@ def test_every_metric_of_a_run_is_described_and_there_is_no_other(finished: Path
 def test_the_report_has_every_row(finished: Path) -> None:
     report = json.loads((finished / "report.json").read_text(encoding="utf-8"))
     rows = report["rows"]
-    assert list(rows) == [
-        "standard", "cot", "guided_base", "guided_distilled", "guided_refined", "small_alone",
-    ]  # fmt: skip
+    assert list(rows) == list(get_args(Row))
     for name, row in rows.items():
         assert row["n"] == 4
+        each = 2 if name.endswith("+sc") else 1
         assert set(row["ci"]) == {"em", "f1", "inclusion"}
         assert all(0 <= row[metric] <= 100 for metric in ("em", "f1", "inclusion"))
         asked = name != "small_alone"
-        assert row["requests"] == (4 if asked else 0)
+        assert row["requests"] == (4 * each if asked else 0)
         assert (row["large_lm_tokens_in"] > 0) == asked
-        assert (row["small_lm_tokens_out"] > 0) == (name not in ("standard", "cot"))
+        assert (row["small_lm_tokens_out"] > 0) == (plain(name) not in WITHOUT_POLICY)
         assert row["flops"] > 0
         assert row["seconds"] >= 0
-        assert len(lines(finished / "predictions" / f"{name}.jsonl")) == 4
+        predictions = lines(finished / "predictions" / f"{name}.jsonl")
+        assert len(predictions) == 4
+        assert {len(one["votes"]) for one in predictions} == {each if each > 1 else 0}
     assert "refined" in rows["small_alone"]["label"]
-    assert (finished / "report.png").stat().st_size > 1000
+    assert set(report["aspects"]) == {"base", "distilled", "refined"}
+    assert all(len(scores) == 9 for scores in report["aspects"].values()), "eight, and n"
+    pairs = [(test["first"], test["second"]) for test in report["tests"]]
+    assert ("guided_refined", "standard") in pairs
+    assert ("guided_refined", "guided_distilled") in pairs
+    for name in ("report.png", "report-cost.png", "report-aspects.png"):
+        assert (finished / name).stat().st_size > 1000
+
+
+def test_an_interrupted_evaluation_asks_what_is_missing(finished: Path, tmp_path: Path) -> None:
+    """And ends as one that was not; on another run's data and policies too."""
+    folder = finished / "predictions"
+    kept = [folder / "guided_distilled+sc.jsonl", folder / "rationales" / "distilled+sc.jsonl"]
+    before = {path: lines(path) for path in kept}
+    for path in kept:
+        whole = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(whole[:2]) + whole[2][:40], encoding="utf-8")
+    others = {p: p.stat().st_mtime_ns for p in folder.rglob("*.jsonl") if p not in kept}
+    done = lmcot(
+        "evaluate", "--run-dir", str(finished), "evaluate.samples=2",
+        "evaluate.rows=[guided_distilled+sc, guided_base]",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "evaluate: 20/20 questions" in done.stderr
+    for path in kept:
+        for mine, theirs in zip(lines(path), before[path], strict=True):
+            varying = ("seconds", "cached_requests")
+            assert {k: v for k, v in mine.items() if k not in varying} == {
+                k: v for k, v in theirs.items() if k not in varying
+            }
+    assert {p: p.stat().st_mtime_ns for p in others} == others
+
+    done = lmcot(
+        "evaluate", "--of", str(finished), "--run-dir", str(tmp_path / "other"),
+        "data.max_validation=2", "evaluate.rows=[guided_refined]", "evaluate.aspect_questions=0",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "other" / "report.json").read_text(encoding="utf-8"))["rows"]
+    assert row == "guided_refined"
 
 
 def test_plain_transformers_loads_what_was_trained(finished: Path) -> None:

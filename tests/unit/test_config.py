@@ -87,7 +87,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
      "'refine.advantage.gamma' is 1.5: it should be less than or equal to 1"),
     ("refine.clip", float("nan"), "'refine.clip' is nan: it should be a finite number"),
     ("policy.dtype", "float16", "'policy.dtype' is 'float16': it should be 'auto', 'float32' or"),
-    ("evaluate.rows", ["cot", "x"], "'evaluate.rows.1' is 'x': it should be 'standard', 'cot',"),
+    ("evaluate.rows", ["cot", "x"], "'evaluate.rows.1' is 'x': it should be 'standard', 'stand"),
     ("data.context.distractors", "few", "'data.context.distractors' is 'few': it should be a valid "
      "integer, unable to parse string as an integer, or it should be 'all'"),
     ("data", [], "'data' is []: it should be a mapping of keys to values"),

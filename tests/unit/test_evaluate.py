@@ -69,7 +69,7 @@ def test_what_answers_depend_on_does_not(tmp_path: Path) -> None:
         _mark({}, 5, 0.7),
         _mark({}, 9, 0.7),
     ]
-    config = parse_config(SETTINGS)
+    config = parse_config({**SETTINGS, "frozen": FROZEN})
     for text in ("some weights", "other, longer weights"):
         (tmp_path / "model.safetensors").write_text(text, encoding="utf-8")
         marks.append(fingerprint(config, str(tmp_path)))

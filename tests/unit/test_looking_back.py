@@ -37,7 +37,9 @@ def evaluated(folder: Path, rows: dict[str, str], *overrides: str, first: int = 
         Kept(folder / "predictions" / f"{row}.jsonl", "mark").add(predictions)
         results[row] = row_result(row, row, predictions, large=7, small=1)
     write_report(folder, results, settings={}, bootstrap_samples=200, confidence=0.95, seed=0)
-    (folder / "config.yaml").write_text(dump_config(load_config(TOY, overrides)), encoding="utf-8")
+    (folder / "config.yaml").write_text(
+        dump_config(load_config(TOY, list(overrides))), encoding="utf-8"
+    )
     return folder
 
 
@@ -71,7 +73,7 @@ def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
     assert test["n"] == 3, "paired on what both were asked"
     path = part / "predictions" / "standard.jsonl"
     text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace('"q', '"other'), encoding="utf-8")
+    path.write_text(text.replace('"id": "q', '"id": "other'), encoding="utf-8")
     with pytest.raises(UserError, match="none of their 8 and 3 questions in common"):
         compare([one, part])
     path.write_text(text.replace("Question 6", "Question six"), encoding="utf-8")
@@ -162,7 +164,7 @@ def test_what_the_refined_policy_does_otherwise(
     assert "q1: Question 1?  [gold: red]" in said
     assert "guided_distilled -> blue  (EM 0, F1 0.00)" in said
     assert "guided_refined -> red  (EM 1, F1 1.00)" in said
-    assert "It is [-blue, by guided_distilled.-] {+red, by guided_refined.+}" in said
+    assert "It is [-blue,-] {+red,+} by [-guided_distilled.-] {+guided_refined.+}" in said
     assert inspect(run, "--evaluation", "--order", "worst", "--limit", "1", "--json") == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (found["guided_refined"]["id"], found["f1_gained"]) == ("q0", -1.0)

@@ -17,7 +17,7 @@ from lmcot.errors import Interrupted, UserError
 from lmcot.records import Example, Failure, FailureKind, Judgement, Paragraph, Rollout, Usage
 from lmcot.stages import pipeline as module
 from lmcot.stages.budgets import Spending
-from lmcot.stages.pipeline import Batch, Pipeline
+from lmcot.stages.pipeline import Batch, Fleets, Pipeline
 from lmcot.stages.refine import fresh_state
 
 TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
@@ -142,7 +142,7 @@ class Stand:
         )
         self.rollout, self.reward = FakeFleet(sampled), FakeFleet(judged)
         self.learners = FakeLearners()
-        fleets: Any = SimpleNamespace(rollout=self.rollout, reward=self.reward, frozen=None)
+        fleets: Any = Fleets(self.rollout, self.reward)  # type: ignore[arg-type]
         self.pipeline = Pipeline(self.run, fleets, self.learners, fresh_state(self.run))
         self.waits: list[Any] = []
         monkeypatch.setattr(module, "wait_for_news", self.between)
@@ -245,7 +245,7 @@ def test_a_batchs_sampler_state_is_where_a_resume_goes_on(
     state = fresh_state(stand.run)
     state.step, state.sampler = 1, batch.sampler
     again = Stand(tmp_path, monkeypatch, "refine.max_staleness=2")
-    fleets: Any = SimpleNamespace(rollout=again.rollout, reward=again.reward, frozen=None)
+    fleets: Any = Fleets(again.rollout, again.reward)  # type: ignore[arg-type]
     resumed = Pipeline(stand.run, fleets, again.learners, state)
     resumed.open(1, ())
     assert list(again.rollout.units) == [f"step-{n}/{unit}" for n in (2, 3, 4) for unit in (0, 1)]

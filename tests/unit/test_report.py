@@ -151,7 +151,7 @@ def test_rows_are_compared_in_pairs_on_the_questions_in_common(tmp_path: Path) -
     assert against_distilled["em"]["mcnemar"] == pytest.approx(2 / 2**20)
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert (
-        "- `guided_refined` against `guided_distilled`: better by 50.0 points of EM (p < 0.001)"
+        "- `guided_refined` against `guided_distilled`: better by 50.0 points of EM (p = 0.002)"
         in text
     )
     assert "- `guided_distilled` against `standard`: no difference is shown (+0.0 points" in text
