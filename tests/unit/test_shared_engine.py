@@ -12,8 +12,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lmcot.models.generation.engine import GenerationEngine
-from lmcot.models.generation.requests import Event, SampleRequest, ScoreRequest
-from lmcot.models.generation.shared import SharedEngine
+from lmcot.models.generation.requests import Event, SampleRequest, ScoreRequest, TokenEvent
+from lmcot.models.generation.shared import Call, SharedEngine
 from lmcot.records import Failure
 
 EOS = 1
@@ -125,3 +125,72 @@ def test_closed_engine_gives_up_what_is_at_work() -> None:
     shared.close()
     with pytest.raises(RuntimeError, match="has ended"):
         shared.sample(_samples(0))
+
+
+class Heard:
+    """A listener that keeps all it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[Event | BaseException] = []
+        self.tokens: dict[int, list[int]] = {}
+        self.over = threading.Event()
+        self.first = threading.Event()
+
+    def __call__(self, event: Event | BaseException) -> None:
+        self.events.append(event)
+        if isinstance(event, TokenEvent):
+            self.tokens.setdefault(event.sample, []).append(event.token_id)
+            self.first.set()
+        else:
+            self.over.set()
+
+
+def test_a_listener_hears_each_token_as_it_is_drawn(shared: SharedEngine) -> None:
+    """And what it hears is what waiting gives."""
+    request = SampleRequest([2, 5, 9], [7], 20)
+    heard = Heard()
+    shared.listen(request, heard)
+    assert heard.over.wait(30)
+    assert len(heard.events) == 21, "20 tokens, then the end"
+    (waited,) = shared.sample([request])
+    assert not isinstance(waited, Failure)
+    assert heard.tokens[0] == list(waited[0].response_ids)
+
+
+def test_a_cancelled_call_makes_room_and_nothing_more_comes_of_it(shared: SharedEngine) -> None:
+    heard = Heard()
+    call = shared.listen(SampleRequest([2, 5, 9], [7], 120), heard)
+    assert heard.first.wait(30)
+    shared.cancel(call)
+    shared.sample(_samples(1))  # the engine goes on, with those that are left
+    count = len(heard.events)
+    shared.sample(_samples(2))
+    assert len(heard.events) == count < 120
+    assert not heard.over.is_set()
+    shared.cancel(call)  # again does nothing
+    assert not isinstance(shared.sample(_samples(3))[0], Failure)
+
+
+def test_what_was_not_begun_can_be_cancelled(shared: SharedEngine) -> None:
+    engine = shared._engine
+    heard = Heard()
+    with shared._changed:  # the engine's thread cannot take it up before it is cancelled
+        call = Call([SampleRequest([2, 5], [7], 5)], heard)
+        shared._waiting.append(call)
+        shared._cancelled.append(call)
+    shared.sample(_samples(1))
+    assert heard.events == []
+    assert not engine.busy
+
+
+def test_a_listener_hears_of_the_engines_end() -> None:
+    engine = _engine()
+    shared, heard = SharedEngine(engine), Heard()
+
+    def broken() -> list[Event]:
+        raise ValueError("out of memory, say")
+
+    engine.step = broken  # type: ignore[method-assign]
+    shared.listen(SampleRequest([2, 5], [7], 5), heard)
+    assert heard.over.wait(30)
+    assert isinstance(heard.events[-1], ValueError)

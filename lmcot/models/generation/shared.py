@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lmcot.models.generation.engine import GenerationEngine, Scores, samples_of, scores_of
@@ -19,12 +19,16 @@ from lmcot.models.generation.requests import (
 )
 from lmcot.records import Failure
 
+Listener = Callable[[Event | BaseException], None]
+"""Told everything that comes of a request, in the engine's thread: it must return at once."""
+
 
 @dataclass(eq=False)
-class _Call:
+class Call:
     """What one thread asked, and what came of it so far."""
 
     requests: Sequence[Request]
+    listener: Listener | None = None
     ends: list[list[Event]] = field(init=False)
     open: dict[int, int] = field(default_factory=dict)
     """The engine's number of each request that is not done, and its place in the call."""
@@ -45,8 +49,9 @@ class SharedEngine:
     def __init__(self, engine: GenerationEngine) -> None:
         self._engine = engine
         self._changed = threading.Condition()
-        self._waiting: deque[_Call] = deque()
-        self._calls: dict[int, _Call] = {}
+        self._waiting: deque[Call] = deque()
+        self._cancelled: list[Call] = []
+        self._calls: dict[int, Call] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
         self._error: BaseException | None = None
@@ -64,6 +69,25 @@ class SharedEngine:
         """For each request the log-probability (natural log) of each token of each continuation."""
         return [scores_of(ends) for ends in self._run(requests)]
 
+    def listen(self, request: Request, listener: Listener) -> Call:
+        """Asks without waiting: the listener is told each token as it is drawn, then the end.
+
+        The end is the last `SampleEvent` or the `ScoreEvent`, a `FailureEvent`, or an error of the
+        engine itself.
+        """
+        call = Call([request], listener)
+        self._add(call)
+        return call
+
+    def cancel(self, call: Call) -> None:
+        """Gives a call up, wherever it is: nothing more comes of it after the engine's next step.
+
+        Does nothing for a call that is done.
+        """
+        with self._changed:
+            self._cancelled.append(call)
+            self._changed.notify()
+
     def close(self) -> None:
         """Ends the thread; what is at work is given up."""
         with self._changed:
@@ -75,7 +99,14 @@ class SharedEngine:
     def _run(self, requests: Sequence[Request]) -> list[list[Event]]:
         if not requests:
             return []
-        call = _Call(requests)
+        call = Call(requests)
+        self._add(call)
+        call.done.wait()
+        if call.error is not None:
+            raise RuntimeError("the generation engine failed") from call.error
+        return call.ends
+
+    def _add(self, call: Call) -> None:
         with self._changed:
             if self._closed or self._error is not None:
                 raise RuntimeError("the generation engine has ended") from self._error
@@ -84,10 +115,6 @@ class SharedEngine:
                 self._thread.start()
             self._waiting.append(call)
             self._changed.notify()
-        call.done.wait()
-        if call.error is not None:
-            raise RuntimeError("the generation engine failed") from call.error
-        return call.ends
 
     def _work(self) -> None:
         try:
@@ -103,11 +130,19 @@ class SharedEngine:
         """Submits what came in the meantime, waiting for some if there is no work; False at the
         end."""
         with self._changed:
-            while not (self._waiting or self._engine.busy or self._closed):
+            while not (self._waiting or self._cancelled or self._engine.busy or self._closed):
                 self._changed.wait()
             joining, self._waiting = self._waiting, deque()
+            leaving, self._cancelled = self._cancelled, []
             closed = self._closed
+        for call in leaving:
+            for number in call.open:
+                self._engine.cancel(number)
+                del self._calls[number]
+            call.open.clear()
         for call in joining:
+            if call in leaving:
+                continue
             for place, request in enumerate(call.requests):
                 number = self._engine.submit(request)
                 call.open[number] = place
@@ -115,9 +150,11 @@ class SharedEngine:
         return not closed
 
     def _hand_out(self, event: Event) -> None:
+        call = self._calls[event.request]
+        if call.listener is not None:
+            call.listener(event)
         if isinstance(event, TokenEvent):
             return
-        call = self._calls[event.request]
         place = call.open[event.request]
         call.ends[place].append(event)
         if _is_over(call.requests[place], call.ends[place]):
@@ -132,6 +169,8 @@ class SharedEngine:
         for call in calls:
             call.error = error
             call.done.set()
+            if call.listener is not None:
+                call.listener(error)
 
 
 def _is_over(request: Request, ends: Sequence[Event]) -> bool:
