@@ -51,6 +51,7 @@ from lmcot.config.runtime import (
     EvaluateSettings,
     RoleSettings,
 )
+from lmcot.config.serving import Limits, ServedRole, ServeSettings
 from lmcot.config.sweep import (
     AshaSettings,
     SweepSettings,
@@ -103,6 +104,7 @@ __all__ = [
     "HubData",
     "IncreasingRewards",
     "LearnerSettings",
+    "Limits",
     "LoraSettings",
     "ModelCritic",
     "MonitorSettings",
@@ -115,6 +117,8 @@ __all__ = [
     "RoleSettings",
     "Row",
     "SampleData",
+    "ServeSettings",
+    "ServedRole",
     "SupportingFactsTeacher",
     "SweepSettings",
     "TransformersFrozen",

@@ -10,6 +10,7 @@ from lmcot.config.models import Frozen, OpenAIFrozen, PolicySettings, Teacher
 from lmcot.config.monitor import MonitorSettings
 from lmcot.config.rewards import AspectSettings, FailureBudgets, GuidanceRewards, Rewards
 from lmcot.config.runtime import ActorsSettings, CheckpointSettings, EvaluateSettings
+from lmcot.config.serving import ServeSettings
 from lmcot.config.training import DistillSettings, LearnerSettings, RefineSettings
 
 
@@ -46,6 +47,8 @@ class Config(Settings):
     """How often the state is saved."""
     monitor: MonitorSettings = MonitorSettings()
     """What a run shows of itself, and what it warns of."""
+    serve: ServeSettings = ServeSettings()
+    """The trained pair behind an HTTP endpoint."""
 
     @model_validator(mode="after")
     def _variants_fit(self) -> Config:
@@ -116,6 +119,7 @@ RESUME_MAY_CHANGE = (
     "checkpoints",
     "evaluate",
     "monitor",
+    "serve",
     "frozen.cache",
     "frozen.budget",
     "failures",

@@ -1,0 +1,200 @@
+"""What the `lmcot` command takes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lmcot import __version__
+
+_STAGES = {
+    "train": "run all stages: annotate, distill, refine, evaluate",
+    "annotate": "gather the teacher's rationales for the training questions",
+    "distill": "train the small LM on the kept rationales",
+    "refine": "refine the small LM by PPO on the frozen LM's rewards",
+    "evaluate": "measure the frozen LM with and without guidance, and write the report",
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's parser, with a subcommand for each thing that it does."""
+    parser = argparse.ArgumentParser(
+        prog="lmcot",
+        description="LM-guided chain of thought: a small language model is distilled and refined "
+        "by PPO to write rationales that help a frozen large one to answer.",
+    )
+    parser.add_argument("--version", action="version", version=f"lmcot {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in _STAGES.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        _add_config(command, required=name != "evaluate")
+        if name == "evaluate":
+            command.add_argument(
+                "--of",
+                type=Path,
+                metavar="RUN",
+                help="evaluate that run's policies, and leave the results in --run-dir: on other "
+                "data, with another frozen LM",
+            )
+        _add_run_dir(command)
+        _add_overrides(command)
+    _add_sweep(commands)
+    _add_cache(commands)
+    _add_aspects(commands)
+    _add_debug(commands)
+    _add_serve(commands)
+    _add_compare(commands)
+    _add_inspect(commands)
+    text = "show what each stage's actors take, and whether the cluster has room for them"
+    plan = commands.add_parser("plan", help=text, description=text)
+    _add_config(plan)
+    _add_overrides(plan)
+    show = commands.add_parser("config", help="check settings and print them as resolved")
+    _add_config(show)
+    _add_overrides(show)
+    return parser
+
+
+def _add_config(command: argparse.ArgumentParser, *, required: bool = True) -> None:
+    command.add_argument(
+        "--config",
+        required=required,
+        metavar="FILE",
+        help="settings, a YAML file (see configs/)" + ("" if required else "; default: the run's"),
+    )
+
+
+def _add_run_dir(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--run-dir",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="where the run leaves everything; the same DIR again goes on with it",
+    )
+
+
+def _add_sweep(commands: Any) -> None:
+    text = "refine over a search space, with Ray Tune, and show which settings do best"
+    command = commands.add_parser("sweep", help=text, description=text)
+    _add_config(command)
+    command.add_argument(
+        "--space", required=True, metavar="FILE", help="what is varied and how, a YAML file"
+    )
+    _add_run_dir(command)
+    command.add_argument(
+        "--retry-failed", action="store_true", help="run the trials that failed again"
+    )
+    _add_overrides(command)
+
+
+def _add_cache(commands: Any) -> None:
+    text = "show, or clear, what the frozen LM's replies on this machine's disk take up"
+    cache = commands.add_parser("cache", help=text, description=text)
+    cache.add_argument("action", choices=("show", "clear"))
+    cache.add_argument("--folder", metavar="DIR", help="frozen.cache.folder, if it is set")
+    cache.add_argument("--model", metavar="IDENTITY", help="clear this model's replies only")
+
+
+def _add_aspects(commands: Any) -> None:
+    text = "fit measures of rationale quality to human labels, or score rationales"
+    actions = commands.add_parser("aspects", help=text, description=text).add_subparsers(
+        dest="action", metavar="ACTION", required=True
+    )
+    fit = actions.add_parser("fit", help="fit aspects to labels")
+    fit.add_argument("--labels", required=True, type=Path, metavar="FILE", help="JSON lines")
+    fit.add_argument("--output", required=True, type=Path, metavar="MODEL.json")
+    fit.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="ASPECT=COLUMN",
+        help="the column of an aspect's labels, if it has another name; may be given again",
+    )
+    fit.add_argument("--features", choices=("metrics", "embeddings", "all"), default="metrics")
+    score = actions.add_parser("score", help="score rationales")
+    score.add_argument("--rationales", required=True, type=Path, metavar="FILE", help="JSON lines")
+    score.add_argument("--source", required=True, choices=("metrics", "judge", "learned"))
+    score.add_argument("--model", type=Path, metavar="MODEL.json", help="for --source learned")
+    score.add_argument("--output", type=Path, metavar="FILE", help="unset: the terminal")
+    for action in (fit, score):
+        action.add_argument(
+            "--config", metavar="FILE", help="settings, whose frozen LM judges if one is needed"
+        )
+
+
+def _add_debug(commands: Any) -> None:
+    text = "run a part of refinement by itself"
+    parts = commands.add_parser("debug", help=text, description=text).add_subparsers(
+        dest="part", metavar="PART", required=True
+    )
+    summaries = {
+        "rollout": "sample and judge the first steps' rationales, without a learner",
+        "learn": "learn from rationales on disk, without any other actor",
+        "replay": "do a step's learning once more, and compare its metrics",
+    }
+    for name, summary in summaries.items():
+        part = parts.add_parser(name, help=summary, description=summary)
+        _add_config(part)
+        part.add_argument("--run-dir", required=True, type=Path, metavar="DIR")
+        if name == "rollout":
+            part.add_argument("--steps", type=int, default=1, metavar="N", help="default: 1")
+            part.add_argument("--policy", metavar="SOURCE", help="model to sample with")
+        elif name == "learn":
+            part.add_argument("--rollouts", type=Path, metavar="DIR", help="default: the run's own")
+            part.add_argument("--steps", type=int, metavar="N", help="default: all that are there")
+        else:
+            part.add_argument("--step", type=int, required=True, metavar="N")
+        _add_overrides(part)
+
+
+def _add_serve(commands: Any) -> None:
+    text = "serve a run's trained pair over HTTP, until SIGTERM or Ctrl-C"
+    command = commands.add_parser("serve", help=text, description=text)
+    _add_run_dir(command)
+    command.add_argument(
+        "--policy", choices=("refined", "distilled", "best", "base"), help="default: most trained"
+    )
+    command.add_argument(
+        "--update",
+        action="store_true",
+        help="put it in the place of what the cluster serves already, without a failed request",
+    )
+    _add_overrides(command)
+
+
+def _add_compare(commands: Any) -> None:
+    text = "show evaluated runs side by side, with paired differences"
+    command = commands.add_parser("compare", help=text, description=text)
+    command.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="the first is what the others are "
+        "compared with",
+    )  # fmt: skip
+    command.add_argument("--markdown", type=Path, metavar="FILE", help="write the same there")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write it as JSON there")
+
+
+def _add_inspect(commands: Any) -> None:
+    text = "read what the policy wrote, with answers and rewards"
+    command = commands.add_parser("inspect", help=text, description=text)
+    command.add_argument("run", type=Path, metavar="RUN")
+    command.add_argument("--step", metavar="N[-M]", help="steps of refinement; default: the last")
+    command.add_argument("--question", default="", metavar="TEXT", help="an id, or words of it")
+    command.add_argument("--limit", type=int, default=5, metavar="N", help="default: 5")
+    command.add_argument(
+        "--order", choices=("file", "best", "worst"), default="file",
+        help="by reward; with --evaluation by what F1 gained",
+    )  # fmt: skip
+    command.add_argument(
+        "--evaluation",
+        action="store_true",
+        help="the evaluation's answers: the refined policy beside the distilled one",
+    )
+    command.add_argument("--json", action="store_true", help="a line of JSON for each")
+
+
+def _add_overrides(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="settings that replace the file's"
+    )

@@ -1,0 +1,89 @@
+"""Settings of the HTTP service."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from lmcot.config.base import NonNegativeFloat, PositiveFloat, PositiveInt, Settings
+
+
+class ServedRole(Settings):
+    """The replicas of one part of the service, and what one of them takes."""
+
+    replicas: PositiveInt = 1
+    """Replicas at the start, and the least there are."""
+    max_replicas: PositiveInt | None = None
+    """Up to so many under load (Ray Serve's autoscaling); unset: never more."""
+    target_requests: PositiveFloat = 8.0
+    """Requests at work on a replica on average that autoscaling aims at."""
+    cpus: NonNegativeFloat = 1.0
+    """Ray CPUs reserved for one replica."""
+    gpus: NonNegativeFloat = 0.0
+    """Ray GPUs reserved for one replica."""
+    resources: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Custom Ray resources reserved for one replica."""
+    threads: PositiveInt = 1
+    """CPU threads that one replica computes with."""
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> ServedRole:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(
+                f"max_replicas is {self.max_replicas}, less than replicas ({self.replicas}): raise "
+                "it, or leave it unset"
+            )
+        return self
+
+
+class Limits(Settings):
+    """What a request may ask for; what is beyond is refused before anything computes."""
+
+    body_bytes: PositiveInt = 2**20
+    """Of a request's body."""
+    json_depth: PositiveInt = 16
+    """Nesting of a request's JSON."""
+    question_chars: PositiveInt = 2000
+    """Of a question."""
+    context_chars: PositiveInt = 200_000
+    """Of a context, titles and texts together. The models read what fits into
+    ``data.context.max_tokens``."""
+    passages: PositiveInt = 200
+    """Of a context."""
+    samples: PositiveInt = 16
+    """Rationales for one answer."""
+    batch: PositiveInt = 32
+    """Questions in one request."""
+    new_tokens: PositiveInt | None = None
+    """Of a rationale; unset: twice ``policy.max_new_tokens``."""
+
+
+class ServeSettings(Settings):
+    """The trained pair behind an HTTP endpoint, on Ray Serve."""
+
+    host: str = "127.0.0.1"
+    """Address that it listens at; 0.0.0.0 for all of the machine's."""
+    port: PositiveInt = 8000
+    """Its port."""
+    name: str = "lmcot"
+    """Of the application in Ray Serve, and of the model for OpenAI's clients."""
+    small: ServedRole = ServedRole()
+    """Replicas of the small LM."""
+    frozen: ServedRole = ServedRole()
+    """Replicas of the frozen LM, or of the client of its endpoint."""
+    ingress: ServedRole = ServedRole(cpus=0.1)
+    """Replicas of what takes requests in."""
+    limits: Limits = Limits()
+    """What a request may ask for."""
+    deadline_s: PositiveFloat = 60.0
+    """Longest a request may take; what it has at work is cancelled then."""
+    max_requests: PositiveInt = 64
+    """Requests that one ingress replica takes at once; more get 503 and when to come again."""
+    tokens_env: str = "LMCOT_SERVE_TOKENS"
+    """Environment variable with bearer tokens, parted by commas. Unset or empty: none are asked
+    for."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may ask; none by default."""
+    log_contents: bool = False
+    """Whether questions and answers stand in the log."""
+    shutdown_s: PositiveFloat = 30.0
+    """What is at work has so long to end when the service does."""

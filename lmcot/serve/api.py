@@ -1,0 +1,368 @@
+"""The HTTP API: guided answers, guidance alone, and OpenAI's chat completions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib import resources
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+
+from lmcot import __version__
+from lmcot.config import Config, SampleData, ServeSettings
+from lmcot.data.loaders import load_examples
+from lmcot.records import Failure
+from lmcot.rewards.answers import concluded_answer
+from lmcot.serve.chat import chat_chunks, chat_completion, question_of
+from lmcot.serve.deployments import Draw, Piece, Shown, Written, new_seed
+from lmcot.serve.guard import Guard, Meters, error_body
+from lmcot.serve.guidance import Answerer, Ask, Refused, Writer, guide
+from lmcot.serve.schemas import (
+    AnswerRequest,
+    AnswerResponse,
+    AnswersRequest,
+    AnswersResponse,
+    ChatRequest,
+    Drawing,
+    ErrorResponse,
+    Question,
+    Rationale,
+    RationaleRequest,
+    RationaleResponse,
+    Versions,
+)
+
+_log = logging.getLogger("lmcot.serve")
+_Item = TypeVar("_Item")
+Ready = Callable[[], Awaitable[Versions]]
+"""The versions of both models, once they are there."""
+
+
+class Service:
+    """What the routes do, whoever the models are."""
+
+    def __init__(self, config: Config, small: Writer, frozen: Answerer, ready: Ready) -> None:
+        self.settings: ServeSettings = config.serve
+        self.meters = Meters()
+        self.ready = ready
+        self._config = config
+        self._small = small
+        self._frozen = frozen
+
+    def ask(self, request: AnswerRequest, ident: str, *, tokens: bool) -> Ask:
+        """A request with its defaults, within the limits.
+
+        Raises:
+            Refused: naming what is beyond them.
+        """
+        context = self._context(request)
+        return Ask(ident, request.question, context, self._draw(request, tokens), request.unguided)
+
+    def _context(self, request: Question) -> list[tuple[str, str]]:
+        limits = self.settings.limits
+        if isinstance(request.context, str):
+            passages = [("", one) for one in request.context.split("\n\n") if one.strip()]
+        else:
+            passages = [(one.title, one.text) for one in request.context]
+        characters = sum(len(title) + len(text) for title, text in passages)
+        for what, found, limit in (
+            ("question", len(request.question), limits.question_chars),
+            ("context", characters, limits.context_chars),
+        ):
+            if found > limit:
+                raise Refused(422, f"the {what} has {found} characters, more than {limit}")
+        if len(passages) > limits.passages:
+            raise Refused(422, f"the context has {len(passages)} passages, over {limits.passages}")
+        return passages
+
+    def _draw(self, request: Drawing, tokens: bool) -> Draw:
+        limits, policy = self.settings.limits, self._config.policy
+        longest = limits.new_tokens or 2 * policy.max_new_tokens
+        length = request.max_tokens or policy.max_new_tokens
+        if request.samples > limits.samples:
+            raise Refused(422, f"samples is {request.samples}, more than {limits.samples}")
+        if length > longest:
+            raise Refused(422, f"max_tokens is {length}, more than {longest}")
+        temperature = request.temperature
+        if temperature is None:
+            temperature = self._config.evaluate.temperature if request.samples > 1 else 0.0
+        if 0 < temperature < 1e-3:
+            raise Refused(422, f"temperature is {temperature}: it must be 0, or 0.001 and more")
+        seed = new_seed() if request.seed is None else request.seed
+        return Draw(request.samples, length, temperature, seed, tokens, self.settings.deadline_s)
+
+    async def events(self, ask: Ask) -> AsyncIterator[Piece | Written | AnswerResponse]:
+        """What comes of a request, within its time.
+
+        Raises:
+            Refused: with 504 when the time is over; what was at work is cancelled.
+        """
+        told = guide(ask, self._small, self._frozen)
+        async for one in self._timed(told, ask.draw.deadline):
+            if isinstance(one, AnswerResponse):
+                for way, number in one.tokens.model_dump().items():
+                    model, _, direction = way.rpartition("_lm_")
+                    self.meters.tokens.labels(model, direction).inc(number)
+            yield one
+
+    async def answer(self, ask: Ask) -> AnswerResponse:
+        """The end of it alone."""
+        found: AnswerResponse | None = None
+        async for one in self.events(ask):
+            if isinstance(one, AnswerResponse):
+                found = one
+        if found is None:
+            raise RuntimeError("a request ended without an answer")
+        if self.settings.log_contents:
+            _log.info(json.dumps({"request": ask.id, "question": ask.question,
+                                  "answer": found.answer}))  # fmt: skip
+        return found
+
+    async def rationale(self, request: RationaleRequest, ident: str) -> RationaleResponse:
+        """Guidance alone."""
+        context, draw = self._context(request), self._draw(request, tokens=False)
+        told = self._small.write(request.question, context, draw)
+        shown, written = Shown((), 0, ""), []
+        async for one in self._timed(told, draw.deadline):
+            if isinstance(one, Failure):
+                raise Refused(422, f"the small LM cannot go on from this: {one.reason}")
+            if isinstance(one, Shown):
+                shown = one
+            elif isinstance(one, Written):
+                written.append(one)
+        rationales = [
+            Rationale(
+                text=one.text, concluded=concluded_answer(one.text), tokens=one.tokens,
+                finish_reason=one.finish_reason,
+            )
+            for one in sorted(written, key=lambda one: one.sample)
+        ]  # fmt: skip
+        return RationaleResponse(
+            id=ident,
+            rationales=rationales,
+            prompt_tokens=shown.prompt_tokens,
+            version=shown.version,
+        )
+
+    async def _timed(self, told: AsyncIterator[_Item], seconds: float) -> AsyncIterator[_Item]:
+        end = time.monotonic() + seconds
+        try:
+            while True:
+                try:
+                    one = await self._within(anext(told), end - time.monotonic())
+                except StopAsyncIteration:
+                    return
+                yield one
+        finally:
+            close: Any = getattr(told, "aclose", None)
+            if close is not None:
+                await close()
+
+    async def _within(self, waited: Awaitable[_Item], seconds: float) -> _Item:
+        try:
+            async with asyncio.timeout(max(seconds, 0.0)):
+                return await waited
+        except TimeoutError:
+            limit = self.settings.deadline_s
+            raise Refused(
+                504, f"the request took longer than {limit:g} s", "timeout_error"
+            ) from None
+
+
+def make_app(service: Service) -> Any:
+    """The ASGI application, behind its `Guard`."""
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorResponse} for status in (401, 413, 422, 502, 503, 504)
+    }
+    app = FastAPI(
+        title="lmcot", version=__version__, responses=errors, docs_url="/docs", redoc_url=None,
+        description="Guided answers: a small LM writes a rationale, a frozen large one answers.",
+    )  # fmt: skip
+    _add_answers(app, service)
+    _add_chat(app, service)
+    _add_health(app, service)
+    _add_errors(app)
+    if service.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(service.settings.cors_origins),
+            allow_methods=["GET", "POST"], allow_headers=["*"],
+        )  # fmt: skip
+    return Guard(app, service.settings, service.meters)
+
+
+def _add_answers(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/answer", response_model=AnswerResponse)
+    async def answer(body: AnswerRequest, request: Request) -> Any:
+        """A guided answer; with `stream` as server-sent events: `token` and `rationale` for each
+        rationale, then `answer`, or `error`."""
+        ask = service.ask(body, request.state.request_id, tokens=body.stream)
+        if body.stream:
+            return _streamed(_answer_events(service, ask))
+        return await service.answer(ask)
+
+    @app.post("/v1/answers")
+    async def answers(body: AnswersRequest, request: Request) -> AnswersResponse:
+        """Several at once, in their order."""
+        limit = service.settings.limits.batch
+        if len(body.requests) > limit:
+            raise Refused(422, f"there are {len(body.requests)} requests, more than {limit}")
+        ident = request.state.request_id
+        asks = [
+            service.ask(one, f"{ident}-{number}", tokens=False)
+            for number, one in enumerate(body.requests)
+        ]
+
+        async def one_of(ask: Ask) -> AnswerResponse | ErrorResponse:
+            try:
+                return await service.answer(ask)
+            except Refused as error:
+                return ErrorResponse.model_validate(
+                    error_body(error.status, str(error), error.kind)
+                )
+
+        return AnswersResponse(answers=list(await asyncio.gather(*map(one_of, asks))))
+
+    @app.post("/v1/rationale")
+    async def rationale(body: RationaleRequest, request: Request) -> RationaleResponse:
+        """Guidance alone, for those who ask a large LM of their own."""
+        return await service.rationale(body, request.state.request_id)
+
+
+def _add_chat(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, request: Request) -> Any:
+        """As OpenAI's: the last user message is the question, earlier ones are its context."""
+        asked = question_of(body)
+        ask = service.ask(asked, request.state.request_id, tokens=body.stream)
+        model = body.model or service.settings.name
+        if body.stream:
+            return _streamed(chat_chunks(service.events(ask), ask.id, model), errors=True)
+        return chat_completion(await service.answer(ask), model)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The one model that there is."""
+        one = {"id": service.settings.name, "object": "model", "created": 0, "owned_by": "lmcot"}
+        return {"object": "list", "data": [one]}
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Whether the process lives."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> dict[str, Any]:
+        """Whether both models answer."""
+        try:
+            async with asyncio.timeout(5):
+                versions = await service.ready()
+        except Exception as error:
+            raise Refused(503, f"not ready: {type(error).__name__}", "overloaded_error") from None
+        return {"status": "ready", "versions": versions.model_dump()}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Prometheus metrics of this replica."""
+        return Response(generate_latest(service.meters.registry), media_type=CONTENT_TYPE_LATEST)
+
+    examples = _examples()
+
+    @app.get("/examples.json", include_in_schema=False)
+    async def some() -> list[dict[str, Any]]:
+        return examples
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        """The page to try it on."""
+        text = (resources.files("lmcot.serve") / "page.html").read_text(encoding="utf-8")
+        return HTMLResponse(text, headers={"content-security-policy": _PAGE_POLICY})
+
+
+def _examples() -> list[dict[str, Any]]:
+    """Some of HotpotQA's, with the paragraphs that the answer rests on and two others."""
+    loaded = load_examples(SampleData(kind="sample", split="validation"), limit=6).examples
+    found = []
+    for one in loaded:
+        gold = {fact.title for fact in one.supporting_facts}
+        others = [paragraph for paragraph in one.context if paragraph.title not in gold][:2]
+        shown = [p for p in one.context if p.title in gold or p in others]
+        context = [{"title": p.title, "text": " ".join(p.sentences)} for p in shown]
+        found.append({"question": one.question, "context": context})
+    return found
+
+
+_PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(Refused)
+    async def refused(_: Request, error: Refused) -> JSONResponse:
+        headers = {"retry-after": "1"} if error.status == 503 else None
+        body = error_body(error.status, str(error), error.kind)
+        return JSONResponse(body, error.status, headers)
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse(
+            error_body(error.status_code, str(error.detail)), error.status_code, error.headers
+        )
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        message = f"{where or 'the body'}: {first['msg']}"
+        return JSONResponse(error_body(422, message, param=where or None), 422)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> JSONResponse:
+        _log.exception("a request failed", exc_info=error)
+        return JSONResponse(error_body(500, "the service failed", "server_error"), 500)
+
+
+async def _answer_events(service: Service, ask: Ask) -> AsyncIterator[str]:
+    async for one in service.events(ask):
+        if isinstance(one, Piece):
+            yield _event("token", {"sample": one.sample, "text": one.text})
+        elif isinstance(one, Written):
+            yield _event("rationale", {"sample": one.sample, "text": one.text})
+        else:
+            yield _event("answer", one.model_dump())
+
+
+def _streamed(events: AsyncIterator[str], *, errors: bool = False) -> StreamingResponse:
+    """Server-sent events; an error after the beginning is an event, too."""
+
+    async def all_of_it() -> AsyncIterator[str]:
+        try:
+            async for one in events:
+                yield one
+        except Refused as error:
+            body = error_body(error.status, str(error), error.kind)
+            yield f"data: {json.dumps(body)}\n\n" if errors else _event("error", body)
+        finally:
+            close: Any = getattr(events, "aclose", None)
+            if close is not None:
+                await close()
+
+    return StreamingResponse(
+        all_of_it(), media_type="text/event-stream", headers={"cache-control": "no-store"}
+    )
+
+
+def _event(name: str, data: dict[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"

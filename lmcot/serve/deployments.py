@@ -1,0 +1,236 @@
+"""The two models as Ray Serve deployments.
+
+Each call of a replica joins the batch that its model is at: the generation engine's, or the
+endpoint client's own pacing. Nothing here waits for a batch to fill.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from lmcot.actors.base import prepare_process
+from lmcot.config import Config
+from lmcot.records import Completion, Example, Failure, Paragraph
+from lmcot.rewards.answers import extract_answer
+from lmcot.serve.asking import Asking
+
+Passages = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How rationales are asked of the small LM."""
+
+    samples: int
+    max_tokens: int
+    temperature: float
+    seed: int
+    tokens: bool
+    """Whether each piece of text is told as it comes."""
+    deadline: float
+    """Seconds from now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What of the context the models read: told first."""
+
+    paragraphs: tuple[Paragraph, ...]
+    prompt_tokens: int
+    version: str
+    """Of the policy that writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """More text of one rationale."""
+
+    sample: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A rationale is done."""
+
+    sample: int
+    text: str
+    tokens: int
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The frozen LM's."""
+
+    text: str = ""
+    answer: str = ""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    failure: str | None = None
+    version: str = ""
+    """Which model answered."""
+
+
+Told = Shown | Piece | Written | Failure
+
+
+class SmallLM:
+    """Writes rationales; all requests of a replica go through the model together."""
+
+    def __init__(
+        self, config: Config, source: str, version: str, threads: int | None = None
+    ) -> None:
+        """Loads the model.
+
+        Args:
+            threads: CPU threads of this process; unset: as it has them.
+        """
+        from lmcot.models.generation.engine import GenerationEngine
+        from lmcot.models.generation.shared import SharedEngine
+        from lmcot.models.sources import eos_ids, load_model
+
+        if threads is not None:
+            prepare_process(threads)
+        model, self._tokenizer = load_model(source, config.policy.dtype)
+        engine = GenerationEngine(
+            model.eval(), pad_id=self._tokenizer.pad_token_id or 0, keep_prefix_tokens=8192
+        )
+        self._engine = SharedEngine(engine)
+        self._eos = eos_ids(model, self._tokenizer)
+        self._asking = Asking(config, self._tokenizer)
+        self._version = version
+
+    def version(self) -> str:
+        """Which policy it is."""
+        return self._version
+
+    async def write(self, question: str, context: Passages, draw: Draw) -> AsyncIterator[Told]:
+        """Rationales for a question, told as they are written.
+
+        What it is at is cancelled with it.
+        """
+        from lmcot.models.generation.requests import (
+            FailureEvent,
+            SampleEvent,
+            SampleRequest,
+            TokenEvent,
+        )
+
+        example = self._asking.example(question, context)
+        prompt = self._asking.rationale_ids(example)
+        yield Shown(example.context, len(prompt), self._version)
+        loop = asyncio.get_running_loop()
+        heard: asyncio.Queue[Any] = asyncio.Queue()
+        request = SampleRequest(
+            prompt_ids=prompt,
+            seeds=self._asking.seeds(draw.seed, draw.samples),
+            max_new_tokens=draw.max_tokens,
+            temperature=draw.temperature,
+            eos_ids=self._eos,
+            deadline=time.monotonic() + draw.deadline,
+        )
+
+        def hear(event: Any) -> None:
+            loop.call_soon_threadsafe(heard.put_nowait, event)
+
+        call = self._engine.listen(request, hear)
+        texts = [_Text(self._tokenizer) for _ in range(draw.samples)]
+        left = draw.samples
+        try:
+            while left:
+                event = await heard.get()
+                if isinstance(event, TokenEvent):
+                    if draw.tokens and (more := texts[event.sample].add(event.token_id)):
+                        yield Piece(event.sample, more)
+                elif isinstance(event, SampleEvent):
+                    left -= 1
+                    done = event.generated
+                    text = self._tokenizer.decode(done.response_ids, skip_special_tokens=True)
+                    yield Written(
+                        event.sample, text.strip(), len(done.response_ids), done.finish_reason
+                    )
+                elif isinstance(event, FailureEvent):
+                    yield event.failure
+                    return
+                elif isinstance(event, BaseException):
+                    raise RuntimeError("the generation engine failed") from event
+        finally:
+            if left:
+                self._engine.cancel(call)
+
+
+class _Text:
+    """A text that grows by tokens: what of it will not change any more."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._told = ""
+
+    def add(self, token: int) -> str:
+        """What is new, without halves of characters."""
+        self._ids.append(token)
+        text = str(self._tokenizer.decode(self._ids, skip_special_tokens=True)).lstrip()
+        if text.endswith("\ufffd") or not text.startswith(self._told):
+            return ""
+        more, self._told = text[len(self._told) :], text
+        return more
+
+
+class FrozenLM:
+    """Answers; a local model batches what comes at once, an endpoint's client paces itself."""
+
+    def __init__(self, config: Config, threads: int | None = None) -> None:
+        """Loads the model, or makes the endpoint's client."""
+        from lmcot.config import TransformersFrozen
+        from lmcot.frozen.open import calls_at_once, open_frozen_lm
+        from lmcot.models.sources import load_tokenizer
+
+        if threads is not None:
+            prepare_process(threads)
+        if config.frozen is None:
+            raise ValueError("the settings have no frozen LM")
+        settings = config.frozen
+        if isinstance(settings, TransformersFrozen):
+            settings = settings.model_copy(update={"batching": "dynamic"})
+        self._lm = open_frozen_lm(settings, config.prompts)
+        self._calls = ThreadPoolExecutor(calls_at_once(settings))
+        # What an endpoint's model takes for special is not known here.
+        local = isinstance(settings, TransformersFrozen)
+        reads = settings.source if isinstance(settings, TransformersFrozen) else ""
+        self._asking = Asking(config, load_tokenizer(reads if local else config.policy.source))
+
+    def identity(self) -> str:
+        """Names the model."""
+        return self._lm.identity
+
+    async def answer(
+        self, question: str, paragraphs: Sequence[Paragraph], rationale: str | None
+    ) -> Reply:
+        """The answer to a question, guided by a rationale or without one."""
+        example = Example("asked", question.strip(), "", tuple(paragraphs))
+        prompt = self._asking.answer_prompt(example, rationale)
+        sampling = self._asking.answer_sampling(guided=rationale is not None)
+        loop = asyncio.get_running_loop()
+        (found,) = await loop.run_in_executor(self._calls, self._lm.generate, [prompt], sampling)
+        return read_reply(found, self._lm.identity)
+
+
+def read_reply(found: Completion | Failure, version: str) -> Reply:
+    """A completion with the answer that is read out of it."""
+    if isinstance(found, Failure):
+        return Reply(failure=found.reason, version=version)
+    answer = extract_answer(found.text)
+    return Reply(found.text, answer, found.tokens_in, found.tokens_out, version=version)
+
+
+def new_seed() -> int:
+    """For requests that name none."""
+    return random.SystemRandom().getrandbits(62)

@@ -1,0 +1,152 @@
+"""One request's way through both models: rationales, the answers that they lead to, the vote."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from lmcot.records import Failure, Paragraph
+from lmcot.rewards.vote import vote
+from lmcot.serve.deployments import Draw, Passages, Piece, Reply, Shown, Told, Written
+from lmcot.serve.schemas import AnswerResponse, Timings, Tokens, Versions, Vote
+
+
+class Refused(Exception):
+    """A request that cannot be answered, with the HTTP status that says why."""
+
+    def __init__(self, status: int, message: str, kind: str = "invalid_request_error") -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+
+
+class Writer(Protocol):
+    """The small LM, wherever it is."""
+
+    def write(self, question: str, context: Passages, draw: Draw) -> AsyncIterator[Told]:
+        """See `SmallLM.write`."""
+
+
+class Answerer(Protocol):
+    """The frozen LM, wherever it is."""
+
+    async def answer(
+        self, question: str, paragraphs: Sequence[Paragraph], rationale: str | None
+    ) -> Reply:
+        """See `FrozenLM.answer`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is asked, checked and with all defaults filled in."""
+
+    id: str
+    question: str
+    context: Passages
+    draw: Draw
+    unguided: bool = False
+
+
+async def guide(
+    ask: Ask, small: Writer, frozen: Answerer
+) -> AsyncIterator[Piece | Written | AnswerResponse]:
+    """Pieces of the rationales as they come, each that is done, and at last the answer.
+
+    A rationale's answer is asked for as soon as it is written, while others still are. What is at
+    work is cancelled when the iteration is given up.
+
+    Raises:
+        Refused: if the small LM cannot go on from the question, or nobody answered.
+    """
+    started = time.monotonic()
+    times: dict[str, float] = {}
+    replies: dict[int, asyncio.Task[Reply]] = {}
+    written: dict[int, Written] = {}
+    plain: asyncio.Task[Reply] | None = None
+    shown = Shown((), 0, "")
+    told = small.write(ask.question, ask.context, ask.draw)
+    try:
+        async for one in told:
+            if isinstance(one, Shown):
+                shown = one
+                if ask.unguided:
+                    asked = frozen.answer(ask.question, shown.paragraphs, None)
+                    plain = asyncio.ensure_future(asked)
+            elif isinstance(one, Failure):
+                raise Refused(422, f"the small LM cannot go on from this: {one.reason}")
+            elif isinstance(one, Piece):
+                times.setdefault("first_token", time.monotonic() - started)
+                yield one
+            else:
+                written[one.sample] = one
+                asked = frozen.answer(ask.question, shown.paragraphs, one.text)
+                replies[one.sample] = asyncio.ensure_future(asked)
+                yield one
+        times["rationale"] = time.monotonic() - started
+        order = sorted(replies)
+        found = [await replies[number] for number in order]
+        unguided = await plain if plain is not None else None
+    finally:
+        for task in (*replies.values(), *([plain] if plain is not None else [])):
+            task.cancel()
+        close: Any = getattr(told, "aclose", None)
+        if close is not None:
+            await close()
+    yield _response(
+        ask, [written[number] for number in order], found, unguided, shown,
+        Timings(total=time.monotonic() - started, **times),
+    )  # fmt: skip
+
+
+def _response(
+    ask: Ask,
+    written: Sequence[Written],
+    replies: Sequence[Reply],
+    unguided: Reply | None,
+    shown: Shown,
+    timings: Timings,
+) -> AnswerResponse:
+    answered = [number for number, reply in enumerate(replies) if reply.failure is None]
+    if not answered:
+        raise Refused(502, f"the frozen LM did not answer: {replies[0].failure}", "upstream_error")
+    if unguided is not None and unguided.failure is not None:
+        raise Refused(502, f"the frozen LM did not answer: {unguided.failure}", "upstream_error")
+    found = vote([replies[number].answer for number in answered])
+    winner = answered[found.winner or 0]
+    votes = [
+        Vote(
+            rationale=one.text,
+            answer=reply.answer,
+            reply=reply.text,
+            tokens=Tokens(
+                # The prompt is read once for all rationales.
+                small_lm_in=shown.prompt_tokens if number == 0 else 0,
+                small_lm_out=one.tokens,
+                large_lm_in=reply.tokens_in,
+                large_lm_out=reply.tokens_out,
+            ),
+            finish_reason=one.finish_reason,
+            failure=reply.failure,
+        )
+        for number, (one, reply) in enumerate(zip(written, replies, strict=True))
+    ]
+    more = [unguided] if unguided is not None else []
+    return AnswerResponse(
+        id=ask.id,
+        answer=found.answer,
+        rationale=written[winner].text,
+        confidence=found.share,
+        votes=votes,
+        unguided=unguided.answer if unguided is not None else None,
+        tokens=Tokens(
+            small_lm_in=shown.prompt_tokens,
+            small_lm_out=sum(one.tokens for one in written),
+            large_lm_in=sum(one.tokens_in for one in (*replies, *more)),
+            large_lm_out=sum(one.tokens_out for one in (*replies, *more)),
+        ),
+        timings=timings,
+        versions=Versions(small=shown.version, frozen=replies[winner].version),
+    )

@@ -1,0 +1,203 @@
+"""What the HTTP API takes and gives."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+_CONTROL = {chr(code) for code in (*range(9), 11, 12, *range(14, 32), 127)}
+
+
+def _printable(text: str) -> str:
+    if found := next((one for one in text if one in _CONTROL), None):
+        raise ValueError(f"holds the control character U+{ord(found):04X}")
+    if any("\ud800" <= one <= "\udfff" for one in text):
+        raise ValueError("holds half a surrogate pair")
+    return text
+
+
+def _said(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_printable)]
+
+
+class Asked(BaseModel):
+    """The base of everything that is asked: nothing unknown, nothing converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Passage(Asked):
+    """One passage of a context."""
+
+    title: Text = ""
+    text: Text
+
+
+class Question(Asked):
+    """A question and what it is to be answered from."""
+
+    question: Annotated[Text, AfterValidator(_said)] = Field(
+        examples=["Which river does Elko straddle?"]
+    )
+    context: Text | list[Passage] = Field(
+        default="",
+        description="A text (passages parted by blank lines), or passages.",
+        examples=[[{"title": "Elko", "text": "Elko straddles the Humboldt River."}]],
+    )
+
+
+class Drawing(Asked):
+    """How rationales are drawn."""
+
+    samples: int = Field(default=1, ge=1, description="Rationales; their answers are voted over.")
+    max_tokens: int | None = Field(default=None, ge=1, description="Longest rationale.")
+    temperature: float | None = Field(
+        default=None,
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+        description="0 is greedy: the default for one sample.",
+    )
+    seed: int | None = Field(
+        default=None, ge=0, lt=2**63, description="The same seed draws the same."
+    )
+
+
+class AnswerRequest(Question, Drawing):
+    """Asks for a guided answer."""
+
+    unguided: bool = Field(default=False, description="Ask the frozen LM without guidance, too.")
+    stream: bool = Field(default=False, description="Server-sent events, token by token.")
+
+
+class AnswersRequest(Asked):
+    """Asks for several."""
+
+    requests: list[AnswerRequest] = Field(min_length=1)
+
+
+class RationaleRequest(Question, Drawing):
+    """Asks for guidance alone."""
+
+    stream: bool = False
+
+
+class Tokens(BaseModel):
+    """What was read and written."""
+
+    small_lm_in: int
+    small_lm_out: int
+    large_lm_in: int
+    large_lm_out: int
+
+
+class Vote(BaseModel):
+    """One rationale, and the answer that it led to."""
+
+    rationale: str
+    answer: str
+    reply: str = Field(description="What the frozen LM wrote.")
+    tokens: Tokens
+    finish_reason: str = Field(description="Of the rationale: eos or length.")
+    failure: str | None = None
+
+
+class Versions(BaseModel):
+    """What answered."""
+
+    small: str
+    frozen: str
+
+
+class Timings(BaseModel):
+    """Seconds since the request came."""
+
+    first_token: float | None = None
+    rationale: float | None = None
+    total: float
+
+
+class AnswerResponse(BaseModel):
+    """A guided answer."""
+
+    id: str
+    answer: str
+    rationale: str = Field(description="One that led to the answer.")
+    confidence: float = Field(description="The answer's share of the votes.")
+    votes: list[Vote]
+    unguided: str | None = Field(
+        default=None, description="The frozen LM's answer without guidance."
+    )
+    tokens: Tokens
+    timings: Timings
+    versions: Versions
+
+
+class AnswersResponse(BaseModel):
+    """Several, in the order of the requests; an error in the place of each that failed."""
+
+    answers: list[AnswerResponse | ErrorResponse]
+
+
+class Rationale(BaseModel):
+    """What the small LM wrote."""
+
+    text: str
+    concluded: str = Field(description="The answer that it states itself, if any.")
+    tokens: int
+    finish_reason: str
+
+
+class RationaleResponse(BaseModel):
+    """Guidance alone."""
+
+    id: str
+    rationales: list[Rationale]
+    prompt_tokens: int
+    version: str
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    code: int
+    param: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    """The shape of every error."""
+
+    error: ErrorBody
+
+
+class ChatMessage(BaseModel):
+    """One message of a conversation, as OpenAI's clients send it."""
+
+    model_config = ConfigDict(extra="ignore")
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Text | list[dict[str, Any]] | None = None
+
+
+class ChatRequest(BaseModel):
+    """`POST /v1/chat/completions`: what is not offered is ignored where that is harmless."""
+
+    model_config = ConfigDict(extra="ignore")
+    model: str = ""
+    messages: list[ChatMessage] = Field(min_length=1, max_length=200)
+    stream: bool = False
+    temperature: float | None = Field(default=None, ge=0, le=10, allow_inf_nan=False)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    seed: int | None = None
+    n: int = Field(default=1, ge=1, le=1)
+
+
+AnswersResponse.model_rebuild()
