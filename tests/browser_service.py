@@ -1,0 +1,88 @@
+"""The service between stand-ins for both models, on a real HTTP server: for browsers, fuzzers."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from lmcot.config import parse_config
+from lmcot.records import Failure, FailureKind, Paragraph
+from lmcot.serve.api import Service, make_app
+from lmcot.serve.deployments import Draw, Passages, Piece, Reply, Shown, Told, Written
+from lmcot.serve.schemas import Versions
+
+
+class _Small:
+    """Repeats the context's first sentence, word by word."""
+
+    async def write(self, question: str, context: Passages, draw: Draw) -> AsyncIterator[Told]:
+        yield Shown(tuple(Paragraph(title, (text,)) for title, text in context), 40, "a stand-in")
+        if "refuse" in question:
+            yield Failure(FailureKind.PERMANENT, "it was told to refuse")
+            return
+        first = next(
+            (text.partition(". ")[0] + "." for _, text in context if text), "Nothing known."
+        )
+        for sample in range(draw.samples):
+            for word in first.split():
+                await asyncio.sleep(1.0 if "take your time" in question else 0.01)
+                if draw.tokens:
+                    yield Piece(sample, f"{word} ")
+            yield Written(sample, first, len(first.split()), "eos")
+
+
+class _Frozen:
+    """Has one answer where it is guided, and another one where it is not."""
+
+    async def answer(
+        self, question: str, paragraphs: Sequence[Paragraph], rationale: str | None
+    ) -> Reply:
+        await asyncio.sleep(0.01)
+        answer = "a guess" if rationale is None else "the answer"
+        return Reply(answer, answer, 100, 2, version="a stand-in")
+
+
+def stub_app(**settings: Any) -> Any:
+    """The application.
+
+    Args:
+        settings: of ``serve``.
+    """
+    config = parse_config(
+        {
+            "data": {"train": {"kind": "counting"}, "validation": {"kind": "counting"}},
+            "policy": {"source": "random:llama"},
+            "frozen": {"backend": "transformers", "source": "random:llama"},
+            "refine": {"start_from": "base"},
+            "serve": settings,
+        }
+    )
+
+    async def ready() -> Versions:
+        return Versions(small="a stand-in", frozen="a stand-in")
+
+    return make_app(Service(config, _Small(), _Frozen(), ready))
+
+
+@contextmanager
+def serving(**settings: Any) -> Iterator[str]:
+    """Gives its address."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(128)
+        server = uvicorn.Server(
+            uvicorn.Config(stub_app(**settings), log_level="error", lifespan="off")
+        )
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
