@@ -1,0 +1,233 @@
+"""How much the service bears, what it adds, and whether it keeps to its memory.
+
+    benchmarks/serving/run.sh [--parts overhead load bound memory fuzz] [--seconds 30]
+
+Each part starts Ray Serve on loopback and asks it with locust (the fuzzer is schemathesis):
+
+- overhead: stand-ins for both models, one user: what the service itself takes (p50; goal: 20 ms);
+- load: SmolLM2-135M guides itself, 1, 4, 16 and 64 users; throughput at 16 users over that at 1
+  (goal: 2.5);
+- bound: 64 users where 16 requests are admitted at once: only 503s beyond, and all is well again
+  with 4 users;
+- memory: stand-ins, 2,000 requests; what the replicas hold, the last quarter over the second;
+- fuzz: stand-ins, requests that schemathesis makes of the OpenAPI schema: never a 500.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import psutil
+import ray
+from ray import serve as ray_serve
+
+from lmcot.config import dump_config, load_config
+from lmcot.records import Paragraph
+from lmcot.serve import app
+from lmcot.serve.asking import Pair, open_pair
+from lmcot.serve.deployments import Draw, Passages, Reply, Shown, Told, Written
+from lmcot.serve.run import deploy
+
+ROOT = Path(__file__).parents[2]
+PORT = 8317
+USERS = (1, 4, 16, 64)
+
+
+class SmallLM:
+    """A stand-in that computes nothing."""
+
+    def __init__(self, *_: Any) -> None:
+        return
+
+    def version(self) -> str:
+        """Its name."""
+        return "stand-in"
+
+    async def write(self, question: str, context: Passages, draw: Draw) -> AsyncIterator[Told]:
+        """Rationales at once."""
+        yield Shown(tuple(Paragraph(title, (text,)) for title, text in context), 9, "stand-in")
+        for sample in range(draw.samples):
+            yield Written(sample, "It is the Humboldt River.", 7, "eos")
+
+
+class FrozenLM:
+    """Likewise."""
+
+    def __init__(self, *_: Any) -> None:
+        return
+
+    def identity(self) -> str:
+        """Its name."""
+        return "stand-in"
+
+    async def answer(
+        self, question: str, paragraphs: Sequence[Paragraph], rationale: str | None
+    ) -> Reply:
+        """An answer at once."""
+        return Reply("Humboldt River", "Humboldt River", 100, 3, version="stand-in")
+
+
+@contextmanager
+def service(folder: Path, *overrides: str, stubs: bool) -> Iterator[str]:
+    """The service of SmolLM2 as it comes, or of stand-ins; gives its address."""
+    config = load_config(str(ROOT / "configs" / "quickstart.yaml"), ["frozen.cache.enabled=false"])
+    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    try:
+        pair: Pair = open_pair(folder, "base", [f"serve.port={PORT}", *overrides])
+        ray_serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+        with mock.patch.multiple(app, SmallLM=SmallLM, FrozenLM=FrozenLM) if stubs else _nothing():
+            deploy(replace(pair))
+        yield f"http://127.0.0.1:{PORT}"
+    finally:
+        ray_serve.shutdown()
+        ray.shutdown()
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def locust(tools: Path, url: str, users: int, seconds: float, tokens: int = 24) -> dict[str, Any]:
+    """What so many users met: answers a second, latencies in ms, failures by their reason."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [
+                str(tools / "locust"), "-f", str(Path(__file__).with_name("locustfile.py")),
+                "--headless", "-u", str(users), "-r", str(users), "-t", f"{seconds:.0f}s",
+                "--host", url, "--json", "--csv", f"{folder}/out", "--stop-timeout", "60",
+            ],
+            capture_output=True, text=True, check=False,
+            env={**os.environ, "LOAD_MAX_TOKENS": str(tokens)},
+        )  # fmt: skip
+        if not done.stdout.strip():
+            raise RuntimeError(f"locust failed: {done.stderr[-2000:]}")
+        (one,) = json.loads(done.stdout)
+        failures = Path(f"{folder}/out_failures.csv").read_text(encoding="utf-8").splitlines()[1:]
+    taken = one["last_request_timestamp"] - one["start_time"]
+    times = sorted(
+        float(ms) for ms, count in one["response_times"].items() for _ in range(int(count))
+    )
+    good = one["num_requests"] - one["num_failures"]
+    return {
+        "answers": good,
+        "rate": good / taken,
+        "p50": statistics.median(times),
+        "p95": times[int(0.95 * (len(times) - 1))],
+        "failures": [line.split(",")[2] + " x " + line.split(",")[3] for line in failures],
+    }
+
+
+def overhead(tools: Path, seconds: float) -> None:
+    """What the service itself takes."""
+    with tempfile.TemporaryDirectory() as folder, service(Path(folder), stubs=True) as url:
+        locust(tools, url, 1, 5)
+        found = locust(tools, url, 1, seconds)
+    print(f"overhead: p50 {found['p50']:.0f} ms, p95 {found['p95']:.0f} ms (goal: p50 under 20 ms)")
+
+
+def load(tools: Path, seconds: float) -> None:
+    """Throughput by the number of users."""
+    rates = {}
+    options = ["serve.small.threads=2", "serve.frozen.threads=2", "serve.max_requests=128"]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        service(Path(folder), *options, stubs=False) as url,
+    ):
+        locust(tools, url, 2, 10)
+        print("| users | answers a second | p50, s | p95, s | failures |")
+        print("|---:|---:|---:|---:|---|")
+        for users in USERS:
+            found = locust(tools, url, users, seconds)
+            rates[users] = found["rate"]
+            print(
+                f"| {users} | {found['rate']:.2f} | {found['p50'] / 1000:.2f} "
+                f"| {found['p95'] / 1000:.2f} | {', '.join(found['failures']) or 'none'} |",
+                flush=True,
+            )
+    print(f"throughput at 16 users over that at 1: {rates[16] / rates[1]:.2f} (goal: 2.5)")
+
+
+def bound(tools: Path, seconds: float) -> None:
+    """Past the bound, and back."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        service(Path(folder), "serve.max_requests=16", "serve.small.threads=2", stubs=False) as url,
+    ):
+        found = locust(tools, url, 64, seconds)
+        print(f"64 users, 16 at once: {found['answers']} answers, refused: {found['failures']}")
+        found = locust(tools, url, 4, 10)
+        print(f"then 4 users: {found['answers']} answers, refused: {found['failures'] or 'none'}")
+
+
+def memory(tools: Path, seconds: float) -> None:
+    """What the replicas hold while 2,000 requests are answered."""
+    with tempfile.TemporaryDirectory() as folder, service(Path(folder), stubs=True) as url:
+        held: dict[int, list[float]] = {}
+        asked = 0
+        while asked < 2000:
+            asked += locust(tools, url, 8, 8)["answers"]
+            held[asked] = [one.memory_full_info().uss / 2**20 for one in _replicas()]
+    totals = [sum(values) for values in held.values()]
+    quarter = max(1, len(totals) // 4)
+    second, last = totals[quarter : 2 * quarter] or totals[:1], totals[-quarter:]
+    ratio = statistics.median(last) / statistics.median(second)
+    print(
+        f"memory: {asked} requests; three replicas hold {totals[0]:.0f} MiB at first, "
+        f"{totals[-1]:.0f} at the end; the last quarter over the second: {ratio:.3f}"
+    )
+
+
+def _replicas() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        if "ServeReplica:lmcot" in " ".join(process.cmdline()):
+            found.append(process)
+    return found
+
+
+def fuzz(tools: Path, seconds: float) -> None:
+    """Whatever the schema allows, and what it does not."""
+    with tempfile.TemporaryDirectory() as folder, service(Path(folder), stubs=True) as url:
+        done = subprocess.run(
+            [
+                str(tools / "schemathesis"), "run", f"{url}/openapi.json", "--max-examples", "60",
+                "--checks", "not_a_server_error", "--seed", "1", "--exclude-path", "/metrics",
+            ],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    print(f"fuzz: schemathesis ended with {done.returncode}")
+    print("\n".join(done.stdout.splitlines()[-25:]))
+
+
+def main() -> None:
+    """Runs the parts that are asked for."""
+    parts = {
+        "overhead": overhead, "load": load, "bound": bound, "memory": memory, "fuzz": fuzz,
+    }  # fmt: skip
+    parser = argparse.ArgumentParser(description="The service under load.")
+    parser.add_argument("--tools", type=Path, required=True, help="folder of locust's command")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement")
+    options = parser.parse_args()
+    for name in options.parts:
+        started = time.monotonic()
+        parts[name](options.tools, options.seconds)
+        print(f"({name}: {time.monotonic() - started:.0f} s)\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
