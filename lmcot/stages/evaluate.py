@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from lmcot.actors.cluster import check_plan
 from lmcot.actors.fleet import Fleet
@@ -42,11 +43,14 @@ def evaluate(run: Run) -> None:
     examples = [question.example for question in run.validation]
     note = check_evaluation(run)
     files = EvaluationFiles(run, policies, rows, examples)
+    usage = None
     if files.missing():
-        _Evaluation(run, policies, files).work()
+        usage = _Evaluation(run, policies, files).work()
     else:
         say("evaluate: all rows are done already, the report is written anew")
-    _report(run, policies, files, [note] if note else [])
+    report = _report(run, policies, files, [note] if note else [])
+    if usage is not None:
+        _log(run, report, usage)
 
 
 def check_evaluation(run: Run) -> str | None:
@@ -93,8 +97,12 @@ class _Evaluation:
         self._frozen: Fleet
         self._bar: Progress
 
-    def work(self) -> None:
-        """Asks the small LM, the frozen LM and the judge, whatever is not on disk."""
+    def work(self) -> Usage:
+        """Asks the small LM, the frozen LM and the judge, whatever is not on disk.
+
+        Returns:
+            what the frozen LM was asked.
+        """
         config, files = self._run.config, self._files
         check_plan("evaluate", evaluate_roles(config, list(files.predictions)), config.actors)
         if files.aspects:
@@ -109,9 +117,7 @@ class _Evaluation:
             for row in files.predictions:
                 self._answer(row)
             self._judge_aspects()
-        if self._usage.asked:
-            self._run.monitor.truncate("evaluate", -1)
-            self._run.monitor.log(0, "evaluate", usage_metrics(self._usage))
+        return self._usage
 
     def _write_rationales(self) -> None:
         """Of all policies, one after the other, by the same actors."""
@@ -299,9 +305,22 @@ def _parameters(run: Run) -> tuple[int | None, int]:
     return (frozen.parameters if frozen else None), small
 
 
+def _log(run: Run, report: Mapping[str, Any], usage: Usage) -> None:
+    """The rows' scores as metrics, at the step that the run has come to; once for each step."""
+    refined = run.directory.finished("refine")
+    scores = {
+        f"evaluation/{name}/{metric}": float(row[metric])
+        for name, row in report["rows"].items()
+        for metric in ("em", "f1", "inclusion", "n")
+    }
+    step = refined["steps"] if refined else 0
+    run.monitor.truncate("evaluate", step - 1)
+    run.monitor.log(step, "evaluate", {**scores, **usage_metrics(usage)})
+
+
 def _report(
     run: Run, policies: Mapping[str, str], files: EvaluationFiles, notes: list[str]
-) -> None:
+) -> dict[str, Any]:
     config = run.config
     large, small = _parameters(run)
     names = list(policies)
@@ -325,7 +344,7 @@ def _report(
         settings["votes"] = (
             f"{config.evaluate.samples} at temperature {config.evaluate.temperature}"
         )
-    write_report(
+    report = write_report(
         run.directory.path,
         results,
         settings=settings,
@@ -337,3 +356,4 @@ def _report(
     )
     print((run.directory.path / "report.md").read_text(encoding="utf-8"))
     say(f"evaluate: the report is in {run.directory.path / 'report.md'} (and .json, .png)")
+    return report

@@ -130,6 +130,9 @@ def test_the_report_has_every_row(finished: Path) -> None:
     pairs = [(test["first"], test["second"]) for test in report["tests"]]
     assert ("guided_refined", "standard") in pairs
     assert ("guided_refined", "guided_distilled") in pairs
+    (line,) = [m for m in read_metrics(finished / "metrics.jsonl") if m["stage"] == "evaluate"]
+    assert line["step"] == 2
+    assert line["evaluation/guided_refined+sc/f1"] == rows["guided_refined+sc"]["f1"]
     for name in ("report.png", "report-cost.png", "report-aspects.png"):
         assert (finished / name).stat().st_size > 1000
 
