@@ -50,6 +50,11 @@ def make_parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help=text, description=text)
     _add_config(plan)
     _add_overrides(plan)
+    text = "check a machine, or a cluster, and say what to mend before a run"
+    doctor = commands.add_parser("doctor", help=text, description=text)
+    _add_config(doctor, required=False)
+    doctor.add_argument("--run-dir", type=Path, metavar="DIR", help="whether it can be written")
+    _add_overrides(doctor)
     show = commands.add_parser("config", help="check settings and print them as resolved")
     _add_config(show)
     _add_overrides(show)
@@ -61,7 +66,7 @@ def _add_config(command: argparse.ArgumentParser, *, required: bool = True) -> N
         "--config",
         required=required,
         metavar="FILE",
-        help="settings, a YAML file (see configs/)" + ("" if required else "; default: the run's"),
+        help="settings, a YAML file (see configs/)" + ("" if required else "; may be left out"),
     )
 
 

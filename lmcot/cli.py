@@ -62,6 +62,8 @@ def _run(options: argparse.Namespace) -> int:
         return _run_compare(options)
     if options.command == "inspect":
         return _run_inspect(options)
+    if options.command == "doctor":
+        return _run_doctor(options)
     if options.command == "evaluate":
         config = _evaluate_config(options)
     else:
@@ -139,6 +141,14 @@ def _run_aspects(options: argparse.Namespace) -> int:
         config=config,
     )
     return 0
+
+
+def _run_doctor(options: argparse.Namespace) -> int:
+    from lmcot.config import load_config
+    from lmcot.stages.doctor import doctor
+
+    config = load_config(options.config, options.overrides) if options.config else None
+    return EXIT_USER_ERROR if doctor(config, options.run_dir) else 0
 
 
 def _run_compare(options: argparse.Namespace) -> int:

@@ -188,3 +188,14 @@ def test_a_stage_says_its_plan_in_one_line(capsys: pytest.CaptureFixture[str]) -
     check_plan("distill", roles, ActorsSettings(autoscaling=True))
     waits = f"distill: short of room ({short}); actors wait for nodes to join\n"
     assert capsys.readouterr().err == line + waits
+
+
+def test_the_doctor_asks_every_node(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the cluster's address: what it says is of each node, and they agree."""
+    address = ray.get_runtime_context().gcs_address
+    main(["doctor", "--config", str(TOY), f"actors.address={address}"])
+    said = capsys.readouterr().out
+    pythons = [line for line in said.splitlines() if ": Python 3." in line]
+    assert len(pythons) == 2
+    assert len({line.split(": ")[0] for line in pythons}) == 2, "each by its own name"
+    assert "differs between nodes" not in said

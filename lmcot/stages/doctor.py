@@ -1,0 +1,280 @@
+"""`lmcot doctor`: is this machine, or each node of a cluster, fit for a run? Says what to mend."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import resource
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from lmcot.config import Config
+from lmcot.errors import UserError
+
+GIB = 2**30
+_LEAST_DISK, _LEAST_SHM, _LEAST_FILES = 5 * GIB, 2 * GIB, 8192
+_PACKAGES = ("lmcot", "ray", "torch", "transformers", "deepspeed")
+_PYTHON = (3, 11)
+
+Verdict = Literal["ok", "note", "mend"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    verdict: Verdict
+    text: str
+    """What was found; what to do about it, unless all is well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is so on one machine."""
+
+    name: str
+    python: tuple[int, int, int]
+    versions: dict[str, str]
+    """Of the packages that matter; empty for one that is not installed."""
+    temp: str
+    """Where Ray puts its files."""
+    temp_free: int
+    shm_free: int
+    """Bytes of shared memory, where Ray keeps objects."""
+    open_files: int
+    gpus: int
+    compiler: str
+    """Path of the C++ compiler, which DeepSpeed builds its operators with; empty: there is none."""
+    unmet: tuple[str, ...] = field(default=())
+    """Requirements of lmcot that what is installed does not meet."""
+
+
+def doctor(config: Config | None, run_dir: Path | None) -> int:
+    """Prints what was found, machine by machine.
+
+    Returns:
+        how many things are to be mended.
+    """
+    findings: list[Finding] = []
+    address = _address(config)
+    if address is None:
+        findings += examine(local_facts(), config)
+    else:
+        findings += examine_nodes(cluster_facts(config, address), config)
+    if config is not None:
+        findings += [_port(config), *_frozen(config)]
+    if run_dir is not None:
+        findings.append(_writable(run_dir))
+    for one in findings:
+        print(f"{one.verdict:5s} {one.text}")
+    count = sum(one.verdict == "mend" for one in findings)
+    print(f"{count} to mend" if count else "all is well")
+    return count
+
+
+def examine(facts: Facts, config: Config | None) -> list[Finding]:
+    """What one machine's facts come to."""
+    where = f"{facts.name}: "
+    found = [
+        _found(
+            facts.python[:2] >= _PYTHON,
+            f"{where}Python {'.'.join(map(str, facts.python))}",
+            "lmcot needs 3.11 or newer",
+        ),
+        _found(
+            not facts.unmet and bool(facts.versions.get("lmcot")),
+            where + ", ".join(f"{k} {v or 'missing'}" for k, v in facts.versions.items()),
+            f"install {', '.join(facts.unmet) or 'lmcot'} (pip install -c constraints.txt)",
+        ),
+        _found(
+            facts.temp_free >= _LEAST_DISK,
+            f"{where}{_gib(facts.temp_free)} free in {facts.temp}, where Ray puts its files",
+            "free some, or set RAY_TMPDIR to a larger disk (a short path)",
+        ),
+        _found(
+            facts.shm_free >= _LEAST_SHM,
+            f"{where}{_gib(facts.shm_free)} of shared memory free",
+            "objects spill to the disk: give a container --shm-size=4g or more",
+            worse="note",
+        ),
+        _found(
+            facts.open_files >= _LEAST_FILES,
+            f"{where}{facts.open_files} open files admitted",
+            "raise it (ulimit -n 65536) before `ray start`: each actor takes some hundred",
+            worse="note",
+        ),
+        _found(
+            bool(facts.compiler),
+            f"{where}C++ compiler {facts.compiler or 'missing'}",
+            "install one (g++): DeepSpeed builds its operators with it",
+        ),
+    ]
+    wanted = _gpus_wanted(config)
+    enough = facts.gpus > 0 or not wanted
+    remedy = "the settings ask for GPUs: drivers, or a CUDA build of torch, are missing"
+    # One machine of a cluster may well be without.
+    worse: Literal["note", "mend"] = "mend" if _address(config) is None else "note"
+    found.append(_found(enough, f"{where}{facts.gpus} GPUs", remedy, worse=worse))
+    return found
+
+
+def examine_nodes(nodes: Sequence[Facts], config: Config | None) -> list[Finding]:
+    """All machines of a cluster, and whether they agree."""
+    found = [one for facts in nodes for one in examine(facts, config)]
+    for package in _PACKAGES:
+        versions = {facts.versions.get(package, "") for facts in nodes}
+        if len(versions) > 1:
+            told = ", ".join(
+                f"{facts.name} has {facts.versions.get(package) or 'none'}" for facts in nodes
+            )
+            found.append(Finding("mend", f"{package} differs between nodes ({told}): install one"))
+    return found
+
+
+def local_facts(name: str = "this machine") -> Facts:
+    """Of the machine that this runs on."""
+    temp = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    return Facts(
+        name=name,
+        python=sys.version_info[:3],
+        versions={one: _version(one) for one in _PACKAGES},
+        temp=temp,
+        temp_free=shutil.disk_usage(temp).free,
+        shm_free=shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0,
+        open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        gpus=_gpus(),
+        compiler=shutil.which("c++") or shutil.which("g++") or shutil.which("clang++") or "",
+        unmet=tuple(_unmet()),
+    )
+
+
+def cluster_facts(config: Config | None, address: str) -> list[Facts]:
+    """Of every node that is alive.
+
+    Raises:
+        UserError: if the cluster cannot be joined, or a node does not answer in time.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from lmcot.actors.cluster import ray_cluster
+    from lmcot.config import ActorsSettings
+
+    settings = config.actors if config is not None else ActorsSettings(address=address)
+    with ray_cluster(settings):
+        asked = {}
+        for node in ray.nodes():
+            if node["Alive"]:
+                placed = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                task = ray.remote(local_facts).options(num_cpus=0, scheduling_strategy=placed)
+                name = f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})"
+                asked[name] = task.remote(name)
+        try:
+            return list(ray.get(list(asked.values()), timeout=settings.start_timeout_s))
+        except GetTimeoutError:
+            raise UserError(
+                f"waited {settings.start_timeout_s:.0f} s for the {len(asked)} nodes of the "
+                "cluster to tell what they have: is lmcot installed on each of them?"
+            ) from None
+
+
+def _address(config: Config | None) -> str | None:
+    own = config.actors.address if config is not None else None
+    return own or os.environ.get("RAY_ADDRESS")
+
+
+def _found(
+    well: bool, text: str, remedy: str, *, worse: Literal["note", "mend"] = "mend"
+) -> Finding:
+    return Finding("ok", text) if well else Finding(worse, f"{text}: {remedy}")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _unmet() -> Iterable[str]:
+    """Requirements, extras left out, that are not installed in a version that fits."""
+    from packaging.requirements import Requirement
+
+    try:
+        required = importlib.metadata.requires("lmcot") or []
+    except importlib.metadata.PackageNotFoundError:
+        return
+    for text in required:
+        one = Requirement(text)
+        if one.marker is not None and not one.marker.evaluate({"extra": ""}):
+            continue
+        installed = _version(one.name)
+        if not installed or not one.specifier.contains(installed, prereleases=True):
+            yield re.sub(r"\s*;.*", "", text)
+
+
+def _gpus() -> int:
+    try:
+        import torch
+    except ImportError:
+        return 0
+    return int(torch.cuda.device_count())
+
+
+def _gpus_wanted(config: Config | None) -> bool:
+    if config is None:
+        return False
+    actors = config.actors
+    return any(role.gpus for role in (actors.rollout, actors.reward, actors.learner, actors.frozen))
+
+
+def _port(config: Config) -> Finding:
+    host, port = config.serve.host, config.serve.port
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((host, port))
+        except OSError as error:
+            text = (
+                f"{host}:{port}, where `lmcot serve` would listen, is not free ({error.strerror})"
+            )
+            return Finding("note", f"{text}: set serve.port")
+    return Finding("ok", f"{host}:{port} is free for `lmcot serve`")
+
+
+def _frozen(config: Config) -> Iterable[Finding]:
+    from lmcot.frozen.open import check_frozen_lm
+
+    if config.frozen is None:
+        return
+    try:
+        check_frozen_lm(config.frozen)
+    except UserError as error:
+        yield Finding("mend", f"the frozen LM: {error}")
+    else:
+        yield Finding("ok", "the frozen LM is there")
+
+
+def _writable(run_dir: Path) -> Finding:
+    there = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            free = shutil.disk_usage(there).free
+    except OSError as error:
+        text = f"the run directory {run_dir} cannot be written ({error.strerror})"
+        return Finding("mend", f"{text}: choose another")
+    return _found(
+        free >= _LEAST_DISK, f"{_gib(free)} free for the run directory {run_dir}", "free some"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"
