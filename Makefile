@@ -13,7 +13,7 @@ RUN   := PATH="$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart toy test test-fast lint clean
+.PHONY: help setup quickstart toy test test-fast lint cloud-tools clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,8 +63,12 @@ lint: $(STAMP) ## check style, types and which room imports which
 	@echo "Checking imports between rooms (seconds)"
 	@$(RUN) lint-imports
 
+cloud-tools: $(STAMP) ## an environment with moto, for the tests of cluster.yaml (half a minute)
+	@test -x .venv-cloud/bin/moto_server || { echo "Installing moto (half a minute)"; \
+		$(VENV)/bin/python -m venv .venv-cloud && .venv-cloud/bin/pip install -q -r tests/cloud-requirements.txt; }
+
 clean: ## remove the environment and caches; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache \
+	rm -rf $(VENV) .venv-cloud build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache \
 		.import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
