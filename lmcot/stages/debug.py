@@ -6,6 +6,7 @@ What they write lies in ``debug/`` below the run directory; the run itself is le
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -180,12 +181,10 @@ def _start_learners(run: Run, stack: ExitStack) -> Learners:
 def _fresh(run: Run, what: str) -> Path:
     """A folder for a debug run's files, without those of the one before."""
     folder = run.directory.path / "debug" / what
-    for old in (
-        folder / "metrics.jsonl",
-        *folder.glob("rollouts/*"),
-        *folder.glob("tensorboard/*"),
-    ):
-        old.unlink(missing_ok=True)
+    (folder / "metrics.jsonl").unlink(missing_ok=True)
+    for old in (folder / "rollouts", folder / "tensorboard"):
+        if old.exists():
+            shutil.rmtree(old)
     return folder
 
 
