@@ -200,12 +200,16 @@ def _group_numbers(scored: Sequence[ScoredRollout]) -> list[int]:
 def _reward_spread(scored: Sequence[ScoredRollout]) -> dict[str, float]:
     """The least and the greatest reward; the share of questions whose rationales have all one.
 
-    Only questions with several rationales count there; without any it is left out.
+    Only questions with several rationales count there. Where none has, the step's rationales are
+    taken as one question's: PPO compares them with each other all the same.
     """
     groups: dict[tuple[str, tuple[int, ...]], list[float]] = {}
     for one in scored:
         groups.setdefault(_question(one), []).append(one.reward)
-    equal = [min(rewards) == max(rewards) for rewards in groups.values() if len(rewards) > 1]
+    several = [rewards for rewards in groups.values() if len(rewards) > 1]
+    if not several and len(scored) > 1:
+        several = [[one.reward for one in scored]]
+    equal = [min(rewards) == max(rewards) for rewards in several]
     return {
         "reward/min": min(one.reward for one in scored),
         "reward/max": max(one.reward for one in scored),

@@ -10,8 +10,7 @@ from fnmatch import fnmatchcase
 CATALOGUE = {
     # -- evaluation
     "evaluation/*/em": "Exact match of the frozen LM's answers to validation questions, percent: "
-    "`guided` by the policy after that many steps of refinement (`evaluate.during`), or a row of "
-    "the report, logged at the steps that its policy had.",
+    "`guided` by the policy after that many steps of refinement (`evaluate.during`).",
     "evaluation/*/f1": "F1 of those answers, percent.",
     "evaluation/*/inclusion": "Share of those answers that hold the gold answer, percent.",
     "evaluation/*/n": "Questions that were answered.",
@@ -22,7 +21,8 @@ CATALOGUE = {
     "reward/min": "Least reward of the rationales that are learnt from.",
     "reward/max": "Greatest reward of the rationales that are learnt from.",
     "reward/equal_groups": "Share of the questions whose rationales all got one reward (of those "
-    "with several); a group baseline learns nothing from them.",
+    "with several; where none has, 1 if the whole step has one reward, else 0); a group baseline "
+    "learns nothing from them.",
     "reward/score": "Mean reward as PPO takes it: scaled (`refine.scale_rewards`) and clipped "
     "(`refine.reward_clip`).",
     "component/*": "Mean of one component of the reward, before its weight: `em`, `f1`, "

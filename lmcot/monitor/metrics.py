@@ -16,6 +16,8 @@ from lmcot.monitor.board import Board
 from lmcot.monitor.progress import say
 from lmcot.monitor.ray_metrics import RayMetrics
 
+EVALUATION = "evaluation"
+"""The stage of evaluation rows in the middle of refinement, and how their names begin."""
 _RESERVED = frozenset({"step", "stage", "time"})
 
 
@@ -87,6 +89,15 @@ class Monitor:
     def text(self, step: int, stage: str, name: str, markdown: str) -> None:
         """Text for TensorBoard; on disk with the next `log`."""
         self._board.text(stage, step, name, markdown)
+
+    def evaluation(self, step: int, rows: Mapping[str, Mapping[str, float]]) -> None:
+        """Logs evaluation rows of the policy after ``step``, as ``evaluation/ROW/METRIC``."""
+        named = {
+            f"{EVALUATION}/{row}/{metric}": value
+            for row, metrics in rows.items()
+            for metric, value in metrics.items()
+        }
+        self.log(step, EVALUATION, named)
 
     def rollouts(self, step: int, lines: bytes) -> None:
         """Writes a step's rollouts, one JSON line each, to ``rollouts/step-NNNNNN.jsonl``."""

@@ -20,7 +20,7 @@ from lmcot.actors.learner_group import PendingCall
 from lmcot.actors.units import Packed
 from lmcot.files import finished_folder
 from lmcot.frozen.cached import Replies
-from lmcot.monitor.metrics import read_metrics
+from lmcot.monitor.metrics import EVALUATION, read_metrics
 from lmcot.monitor.progress import say
 from lmcot.records import Example, Rollout
 from lmcot.stages.asking import answers_of, prompt_units, rationale_units, rationales_of
@@ -29,7 +29,7 @@ from lmcot.stages.pipeline import Fleets, Pipeline
 from lmcot.stages.predictions import Prediction, predict
 from lmcot.stages.run import Run
 
-STAGE: Final = "evaluation"
+STAGE: Final = EVALUATION
 _ROW: Final = "guided_refined"
 RECORD: Final = "lmcot-best.json"
 """In the best policy's folder: of which step it is, and how well it did."""
@@ -147,10 +147,8 @@ class DuringTraining:
         }
         if underway.export is not None:
             self._keep_if_best(underway, scores[self._settings.metric])
-        metrics = {f"{STAGE}/guided/{name}": value for name, value in scores.items()}
-        self._run.monitor.log(
-            underway.step, STAGE, {**metrics, f"{STAGE}/guided/n": float(len(there))}
-        )
+        row = {**scores, "n": float(len(there))}
+        self._run.monitor.evaluation(underway.step, {"guided": row})
         told = ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
         say(f"evaluation after step {underway.step}: {told} ({len(there)} questions)")
 

@@ -10,6 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
+from lmcot.monitor.catalogue import describe
 from lmcot.monitor.curves import plot_training
 from lmcot.monitor.metrics import Monitor, read_metrics
 
@@ -101,6 +102,20 @@ def test_a_kill_between_the_line_and_the_board_leaves_no_gap(tmp_path: Path) -> 
     with Monitor(tmp_path) as monitor:
         monitor.truncate("refine", 3)
     assert scalars(tmp_path, "refine", "reward") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_evaluation_rows_are_described_where_they_are_written(tmp_path: Path) -> None:
+    with Monitor(tmp_path) as monitor:
+        monitor.evaluation(20, {"guided": {"em": 50.0, "n": 8}, "standard": {"f1": 12.5}})
+    (line,) = read_metrics(tmp_path / "metrics.jsonl")
+    found = {name: value for name, value in line.items() if name.startswith("evaluation/")}
+    assert (line["step"], line["stage"]) == (20, "evaluation")
+    assert found == {
+        "evaluation/guided/em": 50.0,
+        "evaluation/guided/n": 8.0,
+        "evaluation/standard/f1": 12.5,
+    }
+    assert all(describe(name) for name in found)
 
 
 def test_alarms_are_told_as_if_the_run_had_never_stopped(

@@ -337,3 +337,13 @@ def test_what_a_step_tells_of_its_rewards_kl_and_ratios() -> None:
             found.append(float((now.logprobs - then.logprobs).sum()))
     again = session.ppo.step(scored, 1)
     assert again["kl/negative_count"] == sum(value < 0 for value in found) > 0
+
+
+@pytest.mark.parametrize(("rewards", "equal"), [([0.5, 0.5], 1.0), ([0.5, 1.0], 0.0)])
+def test_one_rationale_a_question_is_compared_with_the_others(
+    rewards: list[float], equal: float
+) -> None:
+    """Or else nobody would be told that there is nothing to learn from."""
+    config = make_config("counting-llama", {"learning_rate": 1e-3})
+    scored = rollouts("counting-llama", questions=[(3, (4,)), (5, (3,))], rewards=rewards)
+    assert open_session(config).ppo.step(scored, 0)["reward/equal_groups"] == equal
