@@ -10,7 +10,8 @@ from fnmatch import fnmatchcase
 CATALOGUE = {
     # -- evaluation
     "evaluation/*/em": "Exact match of the frozen LM's answers to validation questions, percent: "
-    "`guided` by the policy after that many steps of refinement (`evaluate.during`).",
+    "`guided` by the policy after that many steps of refinement (`evaluate.during`), or a row of "
+    "the report, logged at the step that its run has come to.",
     "evaluation/*/f1": "F1 of those answers, percent.",
     "evaluation/*/inclusion": "Share of those answers that hold the gold answer, percent.",
     "evaluation/*/n": "Questions that were answered.",

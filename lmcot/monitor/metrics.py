@@ -17,7 +17,7 @@ from lmcot.monitor.progress import say
 from lmcot.monitor.ray_metrics import RayMetrics
 
 EVALUATION = "evaluation"
-"""The stage of evaluation rows in the middle of refinement, and how their names begin."""
+"""The stage of evaluation in the middle of refinement; rows' names begin so in any stage."""
 _RESERVED = frozenset({"step", "stage", "time"})
 
 
@@ -90,14 +90,25 @@ class Monitor:
         """Text for TensorBoard; on disk with the next `log`."""
         self._board.text(stage, step, name, markdown)
 
-    def evaluation(self, step: int, rows: Mapping[str, Mapping[str, float]]) -> None:
-        """Logs evaluation rows of the policy after ``step``, as ``evaluation/ROW/METRIC``."""
+    def evaluation(
+        self,
+        step: int,
+        rows: Mapping[str, Mapping[str, float]],
+        *,
+        stage: str = EVALUATION,
+        others: Mapping[str, float] | None = None,
+    ) -> None:
+        """Logs evaluation rows of the policy after ``step``, as ``evaluation/ROW/METRIC``.
+
+        Args:
+            others: what is logged with them, by its whole names.
+        """
         named = {
             f"{EVALUATION}/{row}/{metric}": value
             for row, metrics in rows.items()
             for metric, value in metrics.items()
         }
-        self.log(step, EVALUATION, named)
+        self.log(step, stage, {**named, **(others or {})})
 
     def rollouts(self, step: int, lines: bytes) -> None:
         """Writes a step's rollouts, one JSON line each, to ``rollouts/step-NNNNNN.jsonl``."""

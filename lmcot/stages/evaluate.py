@@ -309,13 +309,12 @@ def _log(run: Run, report: Mapping[str, Any], usage: Usage) -> None:
     """The rows' scores as metrics, at the step that the run has come to; once for each step."""
     refined = run.directory.finished("refine")
     scores = {
-        f"evaluation/{name}/{metric}": float(row[metric])
+        name: {metric: float(row[metric]) for metric in ("em", "f1", "inclusion", "n")}
         for name, row in report["rows"].items()
-        for metric in ("em", "f1", "inclusion", "n")
     }
     step = refined["steps"] if refined else 0
     run.monitor.truncate("evaluate", step - 1)
-    run.monitor.log(step, "evaluate", {**scores, **usage_metrics(usage)})
+    run.monitor.evaluation(step, scores, stage="evaluate", others=usage_metrics(usage))
 
 
 def _report(
