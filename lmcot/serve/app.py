@@ -5,7 +5,7 @@ whole, and a request that is under way in the ingress would find nobody to answe
 goes first, when all that it has is answered, and each part is updated and scaled by itself.
 
 ``lmcot.serve.app:small``, ``frozen`` and ``ingress`` are what ``serve run`` and ``serve deploy``
-import; see configs/serve.yaml.
+import; see deploy/serve.yaml.
 """
 
 from __future__ import annotations

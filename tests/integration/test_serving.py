@@ -279,7 +279,7 @@ def test_an_update_to_another_policy_fails_no_request(
 
 
 def test_the_shipped_config_file_is_one_of_ray_serves(run_dir: Path) -> None:
-    text = (ROOT / "configs" / "serve.yaml").read_text(encoding="utf-8")
+    text = (ROOT / "deploy" / "serve.yaml").read_text(encoding="utf-8")
     schema = ServeDeploySchema.model_validate(yaml.safe_load(text))
     names = {one.name: one.import_path for one in schema.applications}
     assert names == {

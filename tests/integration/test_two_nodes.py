@@ -17,7 +17,7 @@ from ray.util import placement_group_table
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.weights import checksum, pack_weights
-from lmcot.config import ActorsSettings, PolicySettings, RoleSettings
+from lmcot.config import ActorsSettings, PolicySettings, PromptSettings, RoleSettings
 from lmcot.models.sources import load_model
 from tests.integration.runtime_cases import (
     Killer,
@@ -64,7 +64,10 @@ def test_weights_travel_once_to_a_node_and_go_when_they_are_old(cluster: Cluster
     model, _ = load_model(policy.source, "float32")
     nbytes = sum(p.numel() * p.element_size() for p in model.parameters())
     role = RoleSettings(count=3, cpus=0.1, resources={"worker": 1}, placement="STRICT_PACK")
-    arguments = {"policy": policy, "source": policy.source, "threads": 1, "verify": True}
+    arguments = {
+        "policy": policy, "source": policy.source, "prompts": PromptSettings(), "threads": 1,
+        "verify": True,
+    }  # fmt: skip
     with Fleet("rollout", RolloutActor, role, ActorsSettings(), arguments=arguments) as fleet:
         fleet.wait_ready()
         node = ray.get(

@@ -109,12 +109,12 @@ def test_a_file_stays_as_it_was_if_the_disk_is_full(
     path = tmp_path / "file.txt"
     write_atomically(path, "before")
 
-    def half(self: Path, text: str, encoding: str) -> int:
-        with self.open("w", encoding=encoding) as file:
-            file.write(text[:2])
+    def half(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[:2])
         raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr(Path, "write_text", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(OSError, match="no space left"):
         write_atomically(path, "after")
     assert path.read_text(encoding="utf-8") == "before"
