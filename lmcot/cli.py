@@ -9,7 +9,6 @@ import argparse
 import errno
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmcot.arguments import make_parser
@@ -17,6 +16,7 @@ from lmcot.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from lmcot.config import Config
+    from lmcot.storage import Place
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -24,9 +24,8 @@ EXIT_INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code (0 done, 2 for the user to mend, 130 interrupted)."""
-    options = make_parser().parse_args(arguments)
     try:
-        return _run(options)
+        return _run(make_parser().parse_args(arguments))
     except UserError as error:
         print(f"lmcot: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -81,18 +80,26 @@ def _run(options: argparse.Namespace) -> int:
 def _evaluate_config(options: argparse.Namespace) -> Config:
     """The settings given, else the run's own; with --of that run's policies."""
     from lmcot.config import load_config
+    from lmcot.storage import reaching
 
     run = options.of or options.run_dir
     file = options.config or run / "config.yaml"
-    if options.config is None and not file.is_file():
+    with reaching(run):
+        policies = _policies_of(options)
+        there = options.config is not None or file.is_file()
+    if not there:
         raise UserError(f"'{run}' is no run directory (it has no config.yaml): give --config FILE")
-    policies = []
-    if options.of is not None:
-        found = [name for name in ("distilled", "refined") if (options.of / name).is_dir()]
-        if not found:
-            raise UserError(f"'{options.of}' holds no trained policy to evaluate")
-        policies = [f"evaluate.{name}={options.of / name}" for name in found]
     return load_config(str(file), [*policies, *options.overrides])
+
+
+def _policies_of(options: argparse.Namespace) -> list[str]:
+    """Settings that name another run's policies."""
+    if options.of is None:
+        return []
+    found = [name for name in ("distilled", "refined") if (options.of / name).is_dir()]
+    if not found:
+        raise UserError(f"'{options.of}' holds no trained policy to evaluate")
+    return [f"evaluate.{name}={options.of / name}" for name in found]
 
 
 def _run_cache(action: str, folder: str | None, model: str | None) -> int:
@@ -160,15 +167,17 @@ def _run_compare(options: argparse.Namespace) -> int:
 
 def _run_inspect(options: argparse.Namespace) -> int:
     from lmcot.stages.inspect import Wanted, parse_steps, show_evaluation, show_rollouts
+    from lmcot.storage import reaching
 
     if options.limit < 1:
         raise UserError(f"--limit is {options.limit}: it must be at least 1")
     steps = parse_steps(options.step) if options.step else None
     wanted = Wanted(steps, options.question, options.limit, options.order)
-    if options.evaluation:
-        show_evaluation(options.run, wanted, as_json=options.json)
-    else:
-        show_rollouts(options.run, wanted, as_json=options.json)
+    with reaching(options.run):
+        if options.evaluation:
+            show_evaluation(options.run, wanted, as_json=options.json)
+        else:
+            show_rollouts(options.run, wanted, as_json=options.json)
     return 0
 
 
@@ -194,7 +203,7 @@ def _run_sweep(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run_stage(command: str, config: Config, run_dir: Path) -> int:
+def _run_stage(command: str, config: Config, run_dir: Place) -> int:
     from importlib import import_module
 
     from lmcot.actors.base import prepare_process

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lmcot.actors.base import ActorBase, prepare_process
@@ -11,6 +10,7 @@ from lmcot.actors.units import Packed
 from lmcot.actors.weights import Weights, pack_weights
 from lmcot.config import Config
 from lmcot.records import RunState, ScoredRollout
+from lmcot.storage import added_to, fetched, forget, is_remote, place
 
 if TYPE_CHECKING:
     from lmcot.learner.batching import TokenPair
@@ -88,12 +88,20 @@ class LearnerActor(ActorBase):
         return None
 
     def save_engine(self, folder: str) -> None:
-        """Writes the engine's part of a checkpoint."""
-        self._session.save_engine(Path(folder))
+        """Writes the engine's part of a checkpoint, each rank its share."""
+        with added_to(place(folder)) as local:
+            self._session.save_engine(local)
 
     def restore(self, folder: str, state: RunState) -> None:
-        """Takes up a checkpoint."""
-        self._session.restore(Path(folder), state)
+        """Takes up a checkpoint; the ranks of one node fetch it once, and `forget` it later."""
+        where = place(folder)
+        self._session.restore(fetched(where) if is_remote(where) else where, state)
+
+    def forget(self, folder: str) -> None:
+        """Removes this node's copy of a checkpoint that every rank has taken up."""
+        where = place(folder)
+        if is_remote(where):
+            forget(where)
 
     def controllers(self) -> tuple[dict[str, float], dict[str, float]]:
         """States of the KL controller and of the reward scale."""
@@ -101,5 +109,5 @@ class LearnerActor(ActorBase):
         return ppo.kl_controller.state(), ppo.reward_scale.state()
 
     def export(self, folder: str, critic: str | None = None) -> None:
-        """Writes the policy as a Hugging Face folder, or its adapters."""
-        self._session.export(Path(folder), Path(critic) if critic else None)
+        """Writes the policy as a Hugging Face folder, or its adapters; rank 0 does."""
+        self._session.export(place(folder), place(critic) if critic else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,6 +13,10 @@ from pydantic import BaseModel, ValidationError
 from lmcot.config.data import FileData
 from lmcot.config.root import RESUME_MAY_CHANGE, Config
 from lmcot.errors import UserError
+from lmcot.storage import is_url, place, reaching
+
+if TYPE_CHECKING:
+    from lmcot.storage import Place
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
 
@@ -22,7 +26,7 @@ _NOT_KEYS = ("[", "constrained-", "literal[", "tuple[")
 """How pydantic's names for the arms of a union and for dictionary keys begin."""
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+def load_config(path: str | Place, overrides: list[str] | None = None) -> Config:
     """Settings from a YAML file, with overrides of the form ``key.sub=value`` on top.
 
     Raises:
@@ -53,14 +57,17 @@ def parse_settings(kind: type[_Kind], values: dict[str, Any]) -> _Kind:
         raise UserError(_sentence(error, kind)) from None
 
 
-def read_yaml_mapping(path: str | Path) -> dict[str, Any]:
+def read_yaml_mapping(path: str | Place) -> dict[str, Any]:
     """The mapping that a YAML file holds.
 
     Raises:
         UserError: if the file cannot be read, is not YAML, or holds something else.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        where = place(path)
+        with reaching(where):
+            text = where.read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
     except FileNotFoundError:
         raise UserError(f"the file '{path}' does not exist: check the path") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -85,11 +92,16 @@ def check_files(config: Config) -> None:
         UserError: naming the key and the file.
     """
     for key, source in (("train", config.data.train), ("validation", config.data.validation)):
-        if isinstance(source, FileData) and not Path(source.path).is_file():
+        if isinstance(source, FileData) and _is_missing(source.path):
             raise UserError(f"data.{key}.path names '{source.path}', which is not a file")
     templates = config.prompts.templates
-    if templates.endswith((".yaml", ".yml")) and not Path(templates).is_file():
+    if templates.endswith((".yaml", ".yml")) and _is_missing(templates):
         raise UserError(f"prompts.templates names '{templates}', which is not a file")
+
+
+def _is_missing(path: str) -> bool:
+    """Whether a local file is; what is at a URL shows when it is opened."""
+    return not is_url(path) and not Path(path).is_file()
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
 from typing import Literal
 
 from lmcot.config import CountingData, DataSource, FileData, HubData, SampleData
@@ -13,6 +12,7 @@ from lmcot.data.files import Layout, Located, describe_record, read_records
 from lmcot.data.formats import BadRecord, parse_record
 from lmcot.errors import UserError
 from lmcot.records import Example
+from lmcot.storage import fetched, is_remote, place
 
 _LAYOUTS: dict[str, Layout | None] = {
     "auto": None,
@@ -52,7 +52,9 @@ def load_examples(
         name, label, records = f"{source.name} ({source.split})", source.name, _hub(source)
     elif isinstance(source, FileData):
         name, label = source.path, "" if source.format in ("auto", "jsonl") else source.format
-        records = read_records(Path(source.path), _LAYOUTS[source.format])
+        where = place(source.path)
+        path = fetched(where) if is_remote(where) else where
+        records = read_records(path, _LAYOUTS[source.format])
     else:
         name, label, records = f"sample ({source.split})", "hotpotqa", _sample(source)
     loaded = _collect(records, label, limit, on_bad)

@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -16,6 +15,10 @@ from lmcot.config.base import Settings
 from lmcot.data.context import render_context
 from lmcot.errors import UserError
 from lmcot.records import Example, Message, Paragraph, Prompt
+from lmcot.storage import place
+
+if TYPE_CHECKING:
+    from lmcot.storage import Place
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _REQUIRED = {
@@ -179,7 +182,7 @@ def load_templates(name_or_path: str) -> PromptTemplates:
             missing, unknown or wrong, naming the key.
     """
     if name_or_path.endswith((".yaml", ".yml")):
-        return _parse(name_or_path, Path(name_or_path))
+        return _parse(name_or_path, place(name_or_path))
     folder = resources.files("lmcot.data") / "templates"
     names = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.is_file())
     if name_or_path not in names:
@@ -191,7 +194,7 @@ def load_templates(name_or_path: str) -> PromptTemplates:
         return _parse(name_or_path, path)
 
 
-def _parse(name: str, path: Path) -> PromptTemplates:
+def _parse(name: str, path: Place) -> PromptTemplates:
     try:
         return PromptTemplates(name, TemplateFile.model_validate(read_yaml_mapping(path)))
     except ValidationError as error:

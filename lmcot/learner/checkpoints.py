@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import asdict
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmcot.errors import UserError
-from lmcot.files import write_atomically
 from lmcot.records import RunState
+from lmcot.storage import is_remote, reaching, remove, versions_of, write_whole
+
+if TYPE_CHECKING:
+    from lmcot.storage import Place
 
 MARKER = "COMPLETE"
 STATE = "state.json"
@@ -19,45 +21,45 @@ STATE = "state.json"
 class CheckpointStore:
     """The checkpoints of one stage: folders ``<prefix>NNNNNN`` below one root."""
 
-    def __init__(self, root: Path, *, prefix: str = "step-", keep: int = 2) -> None:
+    def __init__(self, root: Place, *, prefix: str = "step-", keep: int = 2) -> None:
         self._root = root
         self._prefix = prefix
         self._keep = keep
 
-    def begin(self, state: RunState) -> Path:
+    def begin(self, state: RunState) -> Place:
         """An empty folder for the checkpoint of a state: the engine's part goes into it."""
         folder = self._root / f"{self._prefix}{state.step:06d}"
-        if folder.exists():
-            _remove(folder)
-        folder.mkdir(parents=True)
+        _remove(folder)
+        if not is_remote(folder):
+            folder.mkdir(parents=True)
         return folder
 
-    def finish(self, state: RunState, folder: Path) -> None:
+    def finish(self, state: RunState, folder: Place) -> None:
         """Writes the state, then the marker, then deletes all but the newest few complete ones.
 
         The marker lists every file with its size, so that a truncated one shows.
         """
-        (folder / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-        files = {
-            str(path.relative_to(folder)): path.stat().st_size
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
-        write_atomically(folder / MARKER, json.dumps(files, indent=1))
+        write_whole(folder / STATE, json.dumps(asdict(state), indent=1))
+        files = {name: size for name, (size, _) in versions_of(folder).items()}
+        write_whole(folder / MARKER, json.dumps(files, indent=1))
         kept = self._complete()[-self._keep :]
         for old in self._folders():
             if old not in kept:
                 _remove(old)
 
-    def latest(self, before: int | None = None) -> tuple[RunState, Path] | None:
+    def latest(self, before: int | None = None) -> tuple[RunState, Place] | None:
         """The newest complete checkpoint; those without a marker are passed over.
 
         Args:
             before: only one of fewer steps.
 
         Raises:
-            UserError: if a file of it is missing or truncated.
+            UserError: if a file of it is missing or truncated, or the URL cannot be reached.
         """
+        with reaching(self._root):
+            return self._latest(before)
+
+    def _latest(self, before: int | None) -> tuple[RunState, Place] | None:
         complete = self._complete(before)
         if not complete:
             return None
@@ -69,10 +71,10 @@ class CheckpointStore:
             raise UserError(_damaged(folder, f"{STATE}: {error}")) from None
         return state, folder
 
-    def _complete(self, before: int | None = None) -> list[Path]:
+    def _complete(self, before: int | None = None) -> list[Place]:
         return [folder for folder in self._folders(before) if (folder / MARKER).is_file()]
 
-    def _folders(self, before: int | None = None) -> list[Path]:
+    def _folders(self, before: int | None = None) -> list[Place]:
         """All that bear this stage's name, oldest step first."""
         if not self._root.is_dir():
             return []
@@ -85,26 +87,27 @@ class CheckpointStore:
         return [steps[step] for step in sorted(steps) if before is None or step < before]
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: Place) -> None:
     """Deletes a checkpoint, marker first: half deleted it must not pass for a complete one."""
-    (folder / MARKER).unlink(missing_ok=True)
-    shutil.rmtree(folder)
+    with reaching(folder):
+        (folder / MARKER).unlink(missing_ok=True)
+    remove(folder)
 
 
-def _check_files(folder: Path) -> None:
+def _check_files(folder: Place) -> None:
     try:
         files: dict[str, int] = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except ValueError:
         raise UserError(_damaged(folder, f"{MARKER} cannot be read")) from None
+    there = versions_of(folder)
     for name, size in files.items():
-        path = folder / name
-        found = path.stat().st_size if path.is_file() else None
+        found = there[name][0] if name in there else None
         if found != size:
             what = "is missing" if found is None else f"has {found} of its {size} bytes"
             raise UserError(_damaged(folder, f"{name} {what}"))
 
 
-def _damaged(folder: Path, what: str) -> str:
+def _damaged(folder: Place, what: str) -> str:
     return (
         f"the checkpoint '{folder}' is damaged ({what}): delete it, and the same command goes on "
         "from the one before"

@@ -6,12 +6,16 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from lmcot.config import Config
 from lmcot.errors import UserError
+from lmcot.storage import reaching
+
+if TYPE_CHECKING:
+    from lmcot.storage import Place
 
 _FILE = "layout.json"
 _KEYS = {
@@ -55,7 +59,7 @@ def layout_of(config: Config, policy: nn.Module) -> Layout:
     )
 
 
-def check_layout(folder: Path, now: Layout) -> None:
+def check_layout(folder: Place, now: Layout) -> None:
     """Compares a checkpoint with the learner that would take it up.
 
     Raises:
@@ -64,7 +68,7 @@ def check_layout(folder: Path, now: Layout) -> None:
     _compare(folder, asdict(now))
 
 
-def check_settings(folder: Path, config: Config) -> None:
+def check_settings(folder: Place, config: Config) -> None:
     """The part of `check_layout` that needs no model: before any actor starts.
 
     Raises:
@@ -78,9 +82,11 @@ def check_settings(folder: Path, config: Config) -> None:
     _compare(folder, now)
 
 
-def _compare(folder: Path, now: dict[str, Any]) -> None:
+def _compare(folder: Place, now: dict[str, Any]) -> None:
     try:
-        before = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        with reaching(folder):
+            text = (folder / _FILE).read_text(encoding="utf-8")
+        before = json.loads(text)
     except (OSError, ValueError) as error:
         raise UserError(
             f"the checkpoint '{folder}' is damaged ({_FILE}: {error}): delete it to go on from "

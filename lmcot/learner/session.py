@@ -38,6 +38,8 @@ from lmcot.records import RunState
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from lmcot.storage import Place
+
 
 class LearnerSession:
     """Everything that one rank needs to distil or to run PPO."""
@@ -214,7 +216,7 @@ class LearnerSession:
             if state.reward_statistics:
                 self.ppo.reward_scale.restore(state.reward_statistics)
 
-    def export(self, folder: Path, critic: Path | None = None) -> None:
+    def export(self, folder: Place, critic: Place | None = None) -> None:
         """Writes what was trained; all ranks together, rank 0 writes.
 
         Args:

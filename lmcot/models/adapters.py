@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,10 @@ from transformers import PreTrainedModel
 
 from lmcot.config import LoraSettings
 from lmcot.errors import UserError
-from lmcot.files import finished_folder
+from lmcot.storage import on_disk, place, replacing
+
+if TYPE_CHECKING:
+    from lmcot.storage import Place
 
 
 def add_adapters(lm: PreTrainedModel, settings: LoraSettings, seed: int) -> PreTrainedModel:
@@ -65,19 +68,19 @@ def adapters_off(lm: nn.Module) -> Iterator[None]:
         yield
 
 
-def save_adapters(lm: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
+def save_adapters(lm: nn.Module, tensors: Mapping[str, Tensor], folder: Place) -> None:
     """Writes adapters in peft's format, complete or not at all.
 
     Args:
         tensors: the trained parameters, by their names in ``lm``.
     """
     model: Any = lm
-    with finished_folder(folder) as partial:
+    with replacing(folder) as partial:
         # Else peft asks the hub whether the base model's vocabulary has another size.
         model.save_pretrained(partial, state_dict=dict(tensors), save_embedding_layers=False)
 
 
-def merge_adapters(source: str, adapters: Path, folder: Path) -> None:
+def merge_adapters(source: str, adapters: Path, folder: Place) -> None:
     """Writes a model with its adapters added to its weights, as a plain Hugging Face folder."""
     from peft import PeftModel
 
@@ -100,10 +103,11 @@ def main() -> None:
     """``python -m lmcot.models.adapters``: merges in a plain process, that has no engine."""
     parser = argparse.ArgumentParser(description=merge_adapters.__doc__)
     parser.add_argument("source")
-    parser.add_argument("adapters", type=Path)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("adapters", type=place)
+    parser.add_argument("folder", type=place)
     arguments = parser.parse_args()
-    merge_adapters(arguments.source, arguments.adapters, arguments.folder)
+    with on_disk(arguments.adapters) as adapters:
+        merge_adapters(arguments.source, adapters, arguments.folder)
 
 
 if __name__ == "__main__":

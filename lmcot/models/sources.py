@@ -1,4 +1,4 @@
-"""Where weights come from: hub ids, folders, GGUF files, either inside packages, random ones.
+"""Where weights come from: hub ids, folders, GGUF files, both in packages or at URLs too.
 
 Every source ends as a Hugging Face folder (or hub id) that plain transformers loads; GGUF files
 are converted once and kept in the cache. Only safetensors are read, and no remote code.
@@ -30,10 +30,13 @@ from transformers import (
 
 from lmcot.config import Dtype
 from lmcot.errors import UserError
-from lmcot.files import cache_folder, finished_folder
+from lmcot.files import cache_folder
+from lmcot.storage import fetched, is_remote, place, replacing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from lmcot.storage import Place
 
 # Unset, transformers asks at the terminal whether to run a model's own code.
 _NO_CODE: dict[str, Any] = {"trust_remote_code": False}
@@ -56,7 +59,8 @@ def resolve_source(source: str) -> str:
             _check_folder(packed)
             return str(packed)
         return str(_converted(packed))
-    path = Path(source).expanduser()
+    where = place(source)
+    path = fetched(where) if is_remote(where) else where.expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UserError(f"the model file '{source}' does not exist: check the path")
@@ -69,7 +73,7 @@ def resolve_source(source: str) -> str:
     if source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
         raise UserError(
             f"the model source '{source}' is not there: give a folder, a .gguf file, "
-            "package:NAME/FILE.gguf, or a hub id like 'org/model'"
+            "package:NAME/FILE.gguf, a URL like 's3://bucket/model', or a hub id like 'org/model'"
         )
     return source
 
@@ -191,7 +195,7 @@ def is_encoder_decoder(source: str) -> bool:
 def save_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
+    folder: Place,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes a Hugging Face folder (safetensors), complete or not at all.
@@ -204,14 +208,14 @@ def save_model(
         buffers = dict(model.named_buffers())
         kept = {name: value for name, value in model.state_dict().items() if name in buffers}
         state = {**kept, **tensors}
-    with finished_folder(folder) as partial:
+    with replacing(folder) as partial:
         model.save_pretrained(partial, state_dict=state)
         tokenizer.save_pretrained(partial)
 
 
-def save_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], folder: Place) -> None:
     """Writes ``folder/model.safetensors``, complete or not at all."""
-    with finished_folder(folder) as partial:
+    with replacing(folder) as partial:
         save_file(dict(tensors), partial / "model.safetensors")
 
 

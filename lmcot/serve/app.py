@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -27,6 +26,7 @@ from lmcot.serve.api import Service, make_app
 from lmcot.serve.asking import Pair, open_pair
 from lmcot.serve.deployments import Draw, FrozenLM, Passages, Reply, SmallLM, Told
 from lmcot.serve.schemas import Versions
+from lmcot.storage import place
 
 
 class Arguments(BaseModel):
@@ -42,7 +42,7 @@ class Arguments(BaseModel):
 
     def pair(self) -> Pair:
         """The trained pair."""
-        return open_pair(Path(self.run_dir), self.policy, self.overrides)
+        return open_pair(place(self.run_dir), self.policy, self.overrides)
 
 
 def small(arguments: Arguments) -> Application:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmcot.config import Config, load_config
@@ -17,9 +16,12 @@ from lmcot.errors import UserError
 from lmcot.records import Example, Paragraph, Prompt, Sampling
 from lmcot.rewards.judge import reply_sampling
 from lmcot.rewards.sentences import split_sentences
+from lmcot.storage import reaching
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from lmcot.storage import Place
 
 Context = str | Sequence[Mapping[str, str] | tuple[str, str] | Paragraph]
 """A text, or passages: ``{"title", "text"}``, pairs of the two, or paragraphs."""
@@ -39,7 +41,7 @@ class Pair:
     """Which policy of which run it is, for people."""
 
 
-def open_pair(run_dir: Path, policy: str | None = None, overrides: Sequence[str] = ()) -> Pair:
+def open_pair(run_dir: Place, policy: str | None = None, overrides: Sequence[str] = ()) -> Pair:
     """The most trained policy of a run, with the run's settings.
 
     Args:
@@ -50,15 +52,17 @@ def open_pair(run_dir: Path, policy: str | None = None, overrides: Sequence[str]
         UserError: if that is no run directory, or has no such policy, or no frozen LM.
     """
     file = run_dir / "config.yaml"
-    if not file.is_file():
+    names = (policy,) if policy else _POLICIES
+    with reaching(run_dir):
+        there = file.is_file()
+        found = next((name for name in names if (run_dir / name / "config.json").is_file()), None)
+    if not there:
         raise UserError(f"'{run_dir}' is no run directory: it has no config.yaml")
     config = load_config(str(file), list(overrides))
     if config.frozen is None:
         raise UserError(f"the run in '{run_dir}' has no frozen LM: there is nobody to answer")
     if policy == "base":
         return Pair(config, config.policy.source, f"base of {run_dir.name}")
-    names = (policy,) if policy else _POLICIES
-    found = next((name for name in names if (run_dir / name / "config.json").is_file()), None)
     if found is None:
         raise UserError(
             f"'{run_dir}' holds no {' or '.join(names)} policy: train one with 'lmcot train', or "

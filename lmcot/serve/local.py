@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmcot.actors.base import prepare_process
 from lmcot.serve.asking import Context, open_pair, paragraphs
 from lmcot.serve.deployments import Draw, FrozenLM, SmallLM, new_seed
 from lmcot.serve.guidance import Ask, Refused, guide
 from lmcot.serve.schemas import AnswerResponse
+from lmcot.storage import place
+
+if TYPE_CHECKING:
+    from lmcot.storage import Place
 
 __all__ = ["Guide", "Refused"]
 
@@ -19,7 +23,7 @@ class Guide:
     """Both models in this process."""
 
     def __init__(
-        self, run_dir: str | Path, *, policy: str | None = None, threads: int | None = None
+        self, run_dir: str | Place, *, policy: str | None = None, threads: int | None = None
     ) -> None:
         """Loads them.
 
@@ -30,7 +34,7 @@ class Guide:
         Raises:
             UserError: if that is no run directory with a trained pair.
         """
-        pair = open_pair(Path(run_dir), policy)
+        pair = open_pair(place(run_dir), policy)
         if threads is not None:
             prepare_process(threads)
         self._config = pair.config

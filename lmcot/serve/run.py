@@ -7,8 +7,8 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import ray
 from ray import serve as ray_serve
@@ -19,9 +19,16 @@ from lmcot.monitor.progress import say
 from lmcot.serve.app import applications, check_port
 from lmcot.serve.asking import Pair, open_pair
 
+if TYPE_CHECKING:
+    from lmcot.storage import Place
+
 
 def serve(
-    run_dir: Path, overrides: Sequence[str] = (), *, policy: str | None = None, update: bool = False
+    run_dir: Place,
+    overrides: Sequence[str] = (),
+    *,
+    policy: str | None = None,
+    update: bool = False,
 ) -> None:
     """Serves a run's trained pair.
 

@@ -6,13 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from lmcot.config import Config, Row, flat_settings, parse_config, read_yaml_mapping
 from lmcot.errors import UserError
 from lmcot.files import write_atomically
 from lmcot.monitor.report import RowResult, compare_rows
 from lmcot.stages.predictions import Prediction, row_result
+from lmcot.storage import reaching
+
+if TYPE_CHECKING:
+    from lmcot.storage import Place
 
 _METRICS = (("em", "EM"), ("f1", "F1"))
 _SHOWN = 40
@@ -32,7 +36,7 @@ class _Evaluated:
 
 
 def compare(
-    paths: Sequence[Path], *, markdown: Path | None = None, output: Path | None = None
+    paths: Sequence[Place], *, markdown: Path | None = None, output: Path | None = None
 ) -> dict[str, Any]:
     """Prints the runs side by side; the first one is what the others are compared with.
 
@@ -48,7 +52,10 @@ def compare(
     """
     if len(paths) < 2:
         raise UserError("lmcot compare needs two runs or more")
-    runs = [_read(path) for path in paths]
+    runs = []
+    for path in paths:
+        with reaching(path):
+            runs.append(_read(path))
     for run in runs[1:]:
         _check_same_data(runs[0], run)
     found = {
@@ -74,7 +81,7 @@ def compare(
     return found
 
 
-def _read(path: Path) -> _Evaluated:
+def _read(path: Place) -> _Evaluated:
     file = path / "report.json"
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
@@ -86,7 +93,7 @@ def _read(path: Path) -> _Evaluated:
             questions.update({one.id: (one.question, one.gold) for one in predictions})
     except FileNotFoundError as error:
         raise UserError(
-            f"'{path}' has no evaluation to compare ({error.filename} is missing): run 'lmcot "
+            f"'{path}' has no evaluation to compare ({error.filename or file} is missing): run 'lmcot "
             f"evaluate --run-dir {path}' first"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
@@ -99,7 +106,7 @@ def _read(path: Path) -> _Evaluated:
     return _Evaluated(str(path), report, rows, questions, settings)
 
 
-def _predictions(path: Path) -> list[Prediction]:
+def _predictions(path: Place) -> list[Prediction]:
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [Prediction(**{k: v for k, v in one.items() if k != "made_with"}) for one in records]
 

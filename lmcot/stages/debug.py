@@ -71,7 +71,7 @@ def rollout_only(run: Run, *, steps: int, policy: str | None = None) -> list[dic
             monitor.rollouts(step + 1, batch.records)
             bar.update(1, reward=metrics["reward/mean"])
             found.append(metrics)
-    say(f"debug rollout: the rationales are in {run.directory.path / 'debug' / 'rollout'}")
+    say(f"debug rollout: the rationales are in {run.directory.home / 'debug' / 'rollout'}")
     return found
 
 
@@ -96,7 +96,7 @@ def learn_only(run: Run, *, rollouts: Path | None = None, last: int | None = Non
             metrics = learners.learn("ppo_step", scored=[Packed.of(batch)], step=step)
             monitor.log(step + 1, STAGE, metrics)
             bar.update(1, reward=metrics["reward/score"], kl=metrics["kl"])
-    say(f"debug learn: the metrics are in {run.directory.path / 'debug' / 'learn'}")
+    say(f"debug learn: the metrics are in {run.directory.home / 'debug' / 'learn'}")
 
 
 def replay(run: Run, *, step: int) -> dict[str, tuple[float, float]]:
@@ -115,7 +115,7 @@ def replay(run: Run, *, step: int) -> dict[str, tuple[float, float]]:
         if line["stage"] == STAGE
     }
     if step not in lines:
-        raise UserError(f"the run in '{run.directory.path}' has no step {step} to replay")
+        raise UserError(f"the run in '{run.directory.home}' has no step {step} to replay")
     with ExitStack() as stack:
         learners = _start_learners(run, stack)
         state = learners.resume(before=step) or fresh_state(run)

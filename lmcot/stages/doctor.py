@@ -13,10 +13,14 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lmcot.config import Config
 from lmcot.errors import UserError
+from lmcot.storage import is_remote, remove, write_whole
+
+if TYPE_CHECKING:
+    from lmcot.storage import Place
 
 GIB = 2**30
 _LEAST_DISK, _LEAST_SHM, _LEAST_FILES = 5 * GIB, 2 * GIB, 8192
@@ -56,7 +60,7 @@ class Facts:
     """Requirements of lmcot that what is installed does not meet."""
 
 
-def doctor(config: Config | None, run_dir: Path | None) -> int:
+def doctor(config: Config | None, run_dir: Place | None) -> int:
     """Prints what was found, machine by machine.
 
     Returns:
@@ -263,7 +267,15 @@ def _frozen(config: Config) -> Iterable[Finding]:
         yield Finding("ok", "the frozen LM is there")
 
 
-def _writable(run_dir: Path) -> Finding:
+def _writable(run_dir: Place) -> Finding:
+    if is_remote(run_dir):
+        probe = run_dir / ".lmcot-doctor"
+        try:
+            write_whole(probe, "written to see whether it can be")
+            remove(probe)
+        except UserError as error:
+            return Finding("mend", f"the run directory: {error}")
+        return Finding("ok", f"the run directory {run_dir} can be written")
     there = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=there):

@@ -18,7 +18,6 @@ from typing import Any, Final
 
 from lmcot.actors.learner_group import PendingCall
 from lmcot.actors.units import Packed
-from lmcot.files import finished_folder
 from lmcot.frozen.cached import Replies
 from lmcot.monitor.metrics import EVALUATION, read_metrics
 from lmcot.monitor.progress import say
@@ -28,6 +27,7 @@ from lmcot.stages.learners import Learners
 from lmcot.stages.pipeline import Fleets, Pipeline
 from lmcot.stages.predictions import Prediction, predict
 from lmcot.stages.run import Run
+from lmcot.storage import on_disk, remove, replacing
 
 STAGE: Final = EVALUATION
 _ROW: Final = "guided_refined"
@@ -154,7 +154,7 @@ class DuringTraining:
 
     @property
     def _candidate(self) -> Any:
-        return self._run.directory.path / ".candidate"
+        return self._run.directory.home / ".candidate"
 
     def _keep_if_best(self, underway: _Evaluation, value: float) -> None:
         """Puts a version's export in the best one's place, or drops it."""
@@ -167,15 +167,16 @@ class DuringTraining:
         self._learners.finish_export(self._candidate)
         record = {"step": underway.step, "metric": self._settings.metric, "value": value,
                   "questions": len(underway.predictions)}  # fmt: skip
-        with finished_folder(self._run.directory.best) as folder:
-            shutil.copytree(self._candidate, folder, dirs_exist_ok=True)
+        best = self._run.directory.best
+        with on_disk(self._candidate) as candidate, replacing(best) as folder:
+            shutil.copytree(candidate, folder, dirs_exist_ok=True)
             (folder / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
         self._drop_candidate()
         say(f"evaluation after step {underway.step}: the best so far, kept as best/")
 
     def _drop_candidate(self) -> None:
-        for folder in self._candidate.parent.glob(f"{self._candidate.name}*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        for name in (self._candidate.name, f"{self._candidate.name}-adapters"):
+            remove(self._candidate.with_name(name))
 
 
 def best_so_far(run: Run) -> dict[str, Any] | None:

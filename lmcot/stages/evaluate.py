@@ -354,5 +354,5 @@ def _report(
         aspects=files.aspect_means(),
     )
     print((run.directory.path / "report.md").read_text(encoding="utf-8"))
-    say(f"evaluate: the report is in {run.directory.path / 'report.md'} (and .json, .png)")
+    say(f"evaluate: the report is in {run.directory.home / 'report.md'} (and .json, .png)")
     return report

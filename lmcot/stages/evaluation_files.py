@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lmcot.config import Config, Row, flat_settings, may_change
@@ -15,6 +14,7 @@ from lmcot.records import Example, ScoredRollout
 from lmcot.stages.predictions import Kept, Prediction, Rationales
 from lmcot.stages.rows import policy_of, votes
 from lmcot.stages.run import Run
+from lmcot.storage import place, versions_of
 
 _ASPECT = "aspect/"
 
@@ -174,7 +174,10 @@ def fingerprint(config: Config, source: str, *more: Any) -> str:
         more: what else it depends on.
     """
     settings = {k: v for k, v in flat_settings(config).items() if not may_change(k)}
-    files = sorted(Path(source).glob("*.safetensors")) if source else []
-    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    text = json.dumps([settings, source, stamps, more], sort_keys=True)
+    weights = [
+        (name, *version)
+        for name, version in (versions_of(place(source)) if source else {}).items()
+        if name.endswith(".safetensors") and "/" not in name
+    ]
+    text = json.dumps([settings, source, weights, more], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -10,11 +10,13 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from shutil import get_terminal_size
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lmcot.errors import UserError
+
+if TYPE_CHECKING:
+    from lmcot.storage import Place
 
 Order = Literal["file", "best", "worst"]
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -45,7 +47,7 @@ def parse_steps(text: str) -> range:
     return range(int(found[1]), int(found[2] or found[1]) + 1)
 
 
-def show_rollouts(run: Path, wanted: Wanted, *, as_json: bool = False) -> None:
+def show_rollouts(run: Place, wanted: Wanted, *, as_json: bool = False) -> None:
     """Prints rationales of refinement, with what earlier steps had for the same question.
 
     Raises:
@@ -75,7 +77,7 @@ def show_rollouts(run: Path, wanted: Wanted, *, as_json: bool = False) -> None:
             print(_rollout_text(record, before))
 
 
-def show_evaluation(run: Path, wanted: Wanted, *, as_json: bool = False) -> None:
+def show_evaluation(run: Place, wanted: Wanted, *, as_json: bool = False) -> None:
     """Prints what the refined policy's rationales and answers are beside the distilled one's.
 
     Of the rows that the run was evaluated with: the distilled policy beside the untrained one
@@ -118,7 +120,7 @@ def show_evaluation(run: Path, wanted: Wanted, *, as_json: bool = False) -> None
             print(_wrapped(_changed(against, shown["rationale"])))
 
 
-def _steps(run: Path) -> list[int]:
+def _steps(run: Place) -> list[int]:
     """Of which there are rationales."""
     names = [path.stem.removeprefix("step-") for path in (run / "rollouts").glob("step-*.jsonl")]
     if not names:
@@ -126,11 +128,11 @@ def _steps(run: Path) -> list[int]:
     return sorted(int(name) for name in names)
 
 
-def _file(run: Path, step: int) -> Path:
+def _file(run: Place, step: int) -> Place:
     return run / "rollouts" / f"step-{step:06d}.jsonl"
 
 
-def _records(path: Path, step: int | None = None) -> Iterator[dict[str, Any]]:
+def _records(path: Place, step: int | None = None) -> Iterator[dict[str, Any]]:
     """A file's lines, one at a time; a last one that is cut short is left out."""
     with path.open(encoding="utf-8") as file:
         for line in file:
@@ -158,7 +160,7 @@ def _picked(records: Iterator[dict[str, Any]], wanted: Wanted) -> list[dict[str,
 
 
 def _earlier(
-    run: Path, steps: Sequence[int], found: Sequence[Mapping[str, Any]]
+    run: Place, steps: Sequence[int], found: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """The first rationale of each question, where that is of an earlier step than all shown."""
     first = min(record["step"] for record in found)

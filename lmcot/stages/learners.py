@@ -6,8 +6,7 @@ import copy
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.actors.learner_group import LearnerGroup, LearnerLost, PendingCall
@@ -17,6 +16,9 @@ from lmcot.learner.layout import check_settings
 from lmcot.monitor.progress import say
 from lmcot.records import RunState
 from lmcot.stages.run import Run
+
+if TYPE_CHECKING:
+    from lmcot.storage import Place
 
 _PROBE_LIMIT_S = 10.0
 
@@ -36,7 +38,7 @@ class Learners:
             run.directory.checkpoints, prefix=prefix, keep=run.config.checkpoints.keep
         )
         self._group = LearnerGroup(run.config, plan)
-        self._saving: tuple[RunState, Path, PendingCall] | None = None
+        self._saving: tuple[RunState, Place, PendingCall] | None = None
         self._saved_step = -1
         self.restarts = 0
         self.recoveries: list[float] = []
@@ -116,6 +118,7 @@ class Learners:
             return None
         state, folder = found
         self.call("restore", folder=str(folder), state=state)
+        self.call("forget", folder=str(folder))
         self._saved_step = state.step
         return state
 
@@ -164,6 +167,8 @@ class Learners:
             return
         (state, folder, pending), self._saving = self._saving, None
         pending.result()
+        # What the driver wrote up to here first: a resume elsewhere must find it beside this.
+        self._run.directory.sync()
         self._store.finish(state, folder)
         self._saved_step = state.step
 
@@ -172,7 +177,7 @@ class Learners:
         self.begin_save(state)
         self.finish_save()
 
-    def export(self, folder: Path, critic: Path | None = None) -> None:
+    def export(self, folder: Place, critic: Place | None = None) -> None:
         """Writes the trained model as a plain Hugging Face folder.
 
         Adapters are kept beside it, and merged in a process of their own: never on tensors that
@@ -182,7 +187,7 @@ class Learners:
         self.begin_export(folder, critic).result()
         self.finish_export(folder)
 
-    def begin_export(self, folder: Path, critic: Path | None = None) -> PendingCall:
+    def begin_export(self, folder: Place, critic: Place | None = None) -> PendingCall:
         """Has the ranks write the model, or its adapters, while the caller does other work.
 
         It is of the weights as they are now, whatever is begun afterwards. See `finish_export`.
@@ -190,7 +195,7 @@ class Learners:
         target = folder if self._run.config.policy.lora is None else _adapters(folder)
         return self.begin("export", folder=str(target), critic=str(critic) if critic else None)
 
-    def finish_export(self, folder: Path) -> None:
+    def finish_export(self, folder: Place) -> None:
         """Makes a model of what the ranks wrote, where that was adapters."""
         if self._run.config.policy.lora is None:
             return
@@ -208,5 +213,5 @@ class Learners:
             )
 
 
-def _adapters(folder: Path) -> Path:
+def _adapters(folder: Place) -> Place:
     return folder.with_name(f"{folder.name}-adapters")

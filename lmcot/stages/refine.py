@@ -219,7 +219,7 @@ def start_source(run: Run) -> str:
         return run.config.policy.source
     if not run.directory.finished("distill"):
         raise UserError(
-            f"there is no distilled model in '{run.directory.path}' to refine: run 'lmcot distill' "
+            f"there is no distilled model in '{run.directory.home}' to refine: run 'lmcot distill' "
             "on this run directory first, or set refine.start_from to 'base'"
         )
     return str(run.directory.distilled)

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmcot.actors.cluster import ray_cluster
@@ -33,6 +32,8 @@ from lmcot.stages.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from lmcot.storage import Place
 
 
 @dataclass(slots=True)
@@ -156,7 +157,7 @@ class Run:
 
 
 @contextmanager
-def open_run(config: Config, path: Path, *, varied: Collection[str] = ()) -> Iterator[Run]:
+def open_run(config: Config, home: Place, *, varied: Collection[str] = ()) -> Iterator[Run]:
     """Opens a run directory, checks the settings against it, and joins or starts the cluster.
 
     Args:
@@ -166,11 +167,13 @@ def open_run(config: Config, path: Path, *, varied: Collection[str] = ()) -> Ite
         UserError: before anything starts, if settings, data, model or directory are wrong.
     """
     with ExitStack() as stack:
-        directory = stack.enter_context(RunDirectory(path))
+        directory = stack.enter_context(RunDirectory(home))
         for difference in directory.check_config(config):
             say(f"resumed with another {difference}")
         hparams = flat_settings(config)
-        monitor = stack.enter_context(Monitor(path, config.monitor, hparams=hparams, varied=varied))
+        monitor = stack.enter_context(
+            Monitor(directory.path, config.monitor, hparams=hparams, varied=varied)
+        )
         interruption = Interruption()
         run = Run(config, directory, monitor, interruption)
         stack.callback(run.spending.save)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmcot.config import (
     Config,
@@ -19,7 +18,13 @@ from lmcot.config import (
 )
 from lmcot.errors import UserError
 from lmcot.files import write_atomically
+from lmcot.monitor.progress import say
 from lmcot.stages.environment import versions
+from lmcot.stages.mirror import Mirror, working_folder
+from lmcot.storage import is_remote
+
+if TYPE_CHECKING:
+    from lmcot.storage import Place
 
 _LEAST_FREE_BYTES = 256 * 2**20
 
@@ -31,27 +36,32 @@ class DirectoryInUse(UserError):
 class RunDirectory:
     """Paths of a run, its settings on disk and the record of finished stages.
 
-    Use as a context manager: one process at a time owns the directory.
+    Use as a context manager: one process at a time owns the directory. Of a run at a URL ``home``
+    is there, and holds what learners write; ``path`` is a folder on this disk for all else, which
+    is uploaded as it grows.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, home: Place) -> None:
+        self.home = home
+        self.path = path = working_folder(home) if is_remote(home) else home
         self.config_file = path / "config.yaml"
         self.rationales = path / "rationales.jsonl"
-        self.distilled = path / "distilled"
-        self.refined = path / "refined"
-        self.best = path / "best"
-        self.critic = path / "critic"
-        self.checkpoints = path / "checkpoints"
+        self.distilled = home / "distilled"
+        self.refined = home / "refined"
+        self.best = home / "best"
+        self.critic = home / "critic"
+        self.checkpoints = home / "checkpoints"
         self.predictions = path / "predictions"
         self._stages = path / "stages.json"
         self._lock: Any = None
+        self._mirror = Mirror(home, path) if is_remote(home) else None
 
     def __enter__(self) -> RunDirectory:
         """Makes the directory if need be, and locks it.
 
         Raises:
-            UserError: if it cannot be written to, is full, or another process owns it.
+            DirectoryInUse, OwnedElsewhere: if another process owns it.
+            UserError: if it cannot be written to, or is full.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -73,9 +83,15 @@ class RunDirectory:
         except OSError:
             self._lock.close()
             raise DirectoryInUse(
-                f"another lmcot process is writing to the run directory '{self.path}': wait for "
+                f"another lmcot process is writing to the run directory '{self.home}': wait for "
                 "it, or choose another with --run-dir"
             ) from None
+        if self._mirror is not None:
+            try:
+                self._mirror.open()
+            except BaseException:
+                self._lock.close()
+                raise
         return self
 
     def __exit__(
@@ -84,7 +100,24 @@ class RunDirectory:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._lock.close()
+        try:
+            if self._mirror is not None:
+                self._mirror.close()
+        except UserError as failure:
+            if error is None:
+                raise
+            say(str(failure))  # what ended the run says more
+        finally:
+            self._lock.close()
+
+    def sync(self) -> None:
+        """Has all that was written so far at the URL, if the run is at one.
+
+        Raises:
+            UserError: if it cannot be written there; nothing is lost on this disk.
+        """
+        if self._mirror is not None:
+            self._mirror.sync()
 
     def check_config(self, config: Config) -> list[str]:
         """Compares the settings with those that the run was last used with, if it was.
@@ -102,14 +135,14 @@ class RunDirectory:
             before = parse_config(values)
         except UserError as error:
             raise UserError(
-                f"the run directory '{self.path}' began with settings that this version of lmcot "
+                f"the run directory '{self.home}' began with settings that this version of lmcot "
                 f"does not know ({error}): begin anew with another --run-dir"
             ) from None
         changed = differences(before, config)
         fixed = [key for key in changed if not may_change(key)]
         if fixed:
             raise UserError(
-                f"the run directory '{self.path}' began with another value of "
+                f"the run directory '{self.home}' began with another value of "
                 f"{', '.join(fixed)}: set it back, or begin anew with another --run-dir"
             )
         return [f"{key}: {now!r} now, {then!r} before" for key, (then, now) in changed.items()]

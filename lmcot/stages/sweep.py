@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import cloudpickle, tune
@@ -31,6 +31,10 @@ from lmcot.stages.interruption import Interruption
 from lmcot.stages.run_directory import DirectoryInUse, RunDirectory
 from lmcot.stages.sweep_table import SweepTable
 from lmcot.stages.sweep_trial import bundles, check_fits, run_trial, running_means
+from lmcot.storage import is_remote
+
+if TYPE_CHECKING:
+    from lmcot.storage import Place
 
 _TUNE = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trials have metrics of their own
@@ -44,7 +48,7 @@ _FREED_S = 30.0
 
 
 def sweep(
-    config: str | Path, overrides: list[str], space: str | Path, run_dir: Path, *, retry: bool
+    config: str | Path, overrides: list[str], space: str | Path, run_dir: Place, *, retry: bool
 ) -> None:
     """Runs the trials that are left, prints the table, and writes the best settings.
 
@@ -61,6 +65,11 @@ def sweep(
     settings = load_sweep(space)
     trials = plan_trials(config, overrides, settings)
     base = load_config(config, overrides)
+    if is_remote(run_dir):
+        raise UserError(
+            f"the run directory of a sweep cannot be at a URL ('{run_dir}'): its trials share a "
+            "folder; give one on a file system that all nodes see"
+        )
     run_dir = run_dir.absolute()
     with RunDirectory(run_dir) as directory:
         for difference in directory.check_config(base):
@@ -132,10 +141,10 @@ def _link_distilled(directory: RunDirectory, source: RunDirectory) -> None:
             "'lmcot annotate' and 'lmcot distill' on this run directory first, or set "
             "refine.start_from to 'base'"
         )
-    if not directory.distilled.is_symlink():
-        directory.distilled.symlink_to(
-            os.path.relpath(source.distilled, directory.path), target_is_directory=True
-        )
+    link = directory.path / "distilled"
+    if not link.is_symlink():
+        there = os.path.relpath(source.path / "distilled", directory.path)
+        link.symlink_to(there, target_is_directory=True)
     directory.finish("distill", **facts)
 
 

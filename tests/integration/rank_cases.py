@@ -330,6 +330,7 @@ class Rank:
         self._together()
         found = store.latest()
         assert found is not None
+        assert isinstance(found[1], Path)
         resumed = self._open(setting, scale_rewards=True, epochs=1, minibatches=1)
         resumed.restore(found[1], found[0])
         return {

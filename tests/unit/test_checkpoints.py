@@ -31,9 +31,15 @@ def _write_engine(folder: Path) -> None:
     (folder / ENGINE / "weights").write_text(folder.name, encoding="utf-8")
 
 
+def _begin(store: CheckpointStore, state: RunState) -> Path:
+    folder = store.begin(state)
+    assert isinstance(folder, Path)
+    return folder
+
+
 def _save(store: CheckpointStore, step: int) -> Path:
     state = RunState("refine", step=step)
-    folder = store.begin(state)
+    folder = _begin(store, state)
     _write_engine(folder)
     store.finish(state, folder)
     return folder
@@ -69,7 +75,7 @@ def test_state_survives_a_round_trip(tmp_path: Path) -> None:
         versions={"torch": "2.13.0"},
     )
     store = CheckpointStore(tmp_path / "checkpoints")
-    folder = store.begin(state)
+    folder = _begin(store, state)
     _write_engine(folder)
     store.finish(state, folder)
     found = CheckpointStore(tmp_path / "checkpoints").latest()
@@ -97,7 +103,7 @@ def test_a_checkpoint_that_was_never_finished_is_passed_over(tmp_path: Path) -> 
     """[29] no marker while the ranks write, nor the state; what is killed there does not count."""
     store = CheckpointStore(tmp_path)
     _save(store, 1)
-    folder = store.begin(RunState("refine", step=2))
+    folder = _begin(store, RunState("refine", step=2))
     assert list(folder.iterdir()) == []
     _write_engine(folder)
     assert _names(folder) == [ENGINE]
@@ -110,7 +116,7 @@ def test_a_checkpoint_that_was_never_finished_is_passed_over(tmp_path: Path) -> 
 def test_what_was_never_finished_does_not_stay_for_ever(tmp_path: Path) -> None:
     """A killed process's half checkpoint goes with the next whole one."""
     store = CheckpointStore(tmp_path, keep=2)
-    _write_engine(store.begin(RunState("refine", step=3)))
+    _write_engine(_begin(store, RunState("refine", step=3)))
     (tmp_path / "distill-step-000003").mkdir()
     _save(store, 4)
     assert _names(tmp_path) == ["distill-step-000003", "step-000004"]
@@ -180,7 +186,7 @@ def test_old_ones_stay_until_the_new_one_is_complete(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=1)
     _save(store, 1)
     state = RunState("refine", step=2)
-    folder = store.begin(state)
+    folder = _begin(store, state)
     _write_engine(folder)
     assert _latest_step(store) == 1
     store.finish(state, folder)
@@ -260,7 +266,7 @@ def test_a_state_that_is_not_understood_is_damage(tmp_path: Path, text: str) -> 
 
 @pytest.mark.parametrize(
     "name",
-    ["layout.json", STATE, f".{MARKER}.{os.getpid()}.partial"],
+    ["layout.json", f".{STATE}.{os.getpid()}.partial", f".{MARKER}.{os.getpid()}.partial"],
     ids=["layout", "state", "marker"],
 )
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, name: str) -> None:
@@ -268,7 +274,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, name: str) -> 
     store = CheckpointStore(tmp_path, keep=1)
     _save(store, 1)
     state = RunState("refine", step=2)
-    folder = store.begin(state)
+    folder = _begin(store, state)
     (folder / name).symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as caught:
         _write_all(store, state, folder)
@@ -276,7 +282,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, name: str) -> 
     assert _names(tmp_path) == ["step-000001", "step-000002"]
     assert not (folder / MARKER).exists()
     assert _latest_step(store) == 1
-    _write_all(store, state, store.begin(state))  # there is room again
+    _write_all(store, state, _begin(store, state))  # there is room again
     assert _latest_step(store) == 2
     assert _names(tmp_path) == ["step-000002"]
 

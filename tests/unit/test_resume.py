@@ -91,6 +91,7 @@ def test_a_resumed_refinement_is_the_same_to_the_bit(tmp_path: Path, case: Case)
         if step == 1:
             state = _state(straight, 2)
             folder = store.begin(state)
+            assert isinstance(folder, Path)
             straight.save_engine(folder)
             store.finish(state, folder)
 
@@ -101,6 +102,7 @@ def test_a_resumed_refinement_is_the_same_to_the_bit(tmp_path: Path, case: Case)
     found = store.latest()
     assert found is not None
     state, folder = found
+    assert isinstance(folder, Path)
     resumed.restore(folder, state)
     assert resumed.ppo.kl_controller.coefficient == metrics[1]["kl/coefficient"] != 0.1
     again = [resumed.ppo.step(batches[step], step) for step in range(state.step, 4)]

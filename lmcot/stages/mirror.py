@@ -1,0 +1,247 @@
+"""A run directory at a URL: the driver writes in a folder on its own disk, which is kept alike.
+
+What learners write (checkpoints, models) goes to the URL by itself, for they may be on other nodes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmcot.errors import UserError
+from lmcot.files import cache_folder, write_atomically
+from lmcot.monitor.progress import say
+from lmcot.storage import put, reaching, versions_of, write_whole
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+_LEARNERS_FOLDERS = frozenset({"checkpoints", "distilled", "refined", "best", "critic"})
+"""They, and those of adapters beside them, are at the URL alone."""
+OWNER = ".owner.json"
+_RECORD = ".mirror.json"
+_LAST = "stages.json"
+"""Says that other files are complete: it is read before they are looked at, and put after them."""
+SYNC_S = 15.0
+LEASE_S = 60.0
+"""So long an owner may be silent before it counts as dead."""
+_LOOK_EVERY_S = 1.0
+
+
+class OwnedElsewhere(UserError):
+    """Another process writes to this run."""
+
+
+class Mirror:
+    """Owns a run at a URL, and uploads what changes in ``folder``.
+
+    Ownership is a record at the URL that its owner keeps changing. Whose session wrote there last
+    decides which side is newer when a run is opened: the folder, if it was this one's, for an end
+    without warning may have kept it from uploading; else the URL, whatever the folder holds.
+    """
+
+    def __init__(self, url: UPath, folder: Path) -> None:
+        self._url = url
+        self._folder = folder
+        self._session = uuid.uuid4().hex
+        self._beats = 0
+        self._pushed: dict[str, list[int]] = {}
+        """Size and time of change of each file as it was uploaded."""
+        self._busy = threading.RLock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep_on, name="mirror", daemon=True)
+
+    def open(self) -> None:
+        """Takes the run, makes both sides alike, and goes on doing so.
+
+        Raises:
+            OwnedElsewhere: if another process has it.
+            UserError: if the URL cannot be read or written.
+        """
+        last = self._wait_for_owner()
+        record = self._read_record()
+        if last is not None and record.get("session") != last:
+            self._pull()
+        else:
+            self._pushed = record.get("pushed", {})
+        self._beat()
+        with reaching(self._url):
+            owner = self._owner()
+        if owner is None or owner["session"] != self._session:
+            raise OwnedElsewhere(f"another lmcot process took '{self._url}' at this moment")
+        self.sync()
+        self._thread.start()
+
+    def sync(self) -> None:
+        """Uploads what has changed, and removes what is gone.
+
+        Raises:
+            OwnedElsewhere: if another process has taken the run.
+            UserError: if the URL cannot be written; the folder keeps everything.
+        """
+        with self._busy, reaching(self._url):
+            owner = self._owner()
+            if owner is not None and owner["session"] != self._session:
+                raise OwnedElsewhere(
+                    f"the process {owner['pid']} on {owner['host']} has taken over '{self._url}', "
+                    f"for this one was silent for more than {LEASE_S:.0f} s: it ends here"
+                )
+            if self._thread.ident is not None and not (self._folder / _RECORD).exists():
+                raise UserError(
+                    f"'{self._folder}', where this run writes, was removed: what is at "
+                    f"'{self._url}' stays, and the same command goes on from there"
+                )
+            last = self._folder / _LAST
+            content = last.read_bytes() if last.exists() else None
+            stamps = self._stamps()
+            for name in self._pushed.keys() - stamps.keys():
+                self._url.fs.rm_file((self._url / name).path)
+                del self._pushed[name]
+            for name, stamp in stamps.items():
+                if name != _LAST and self._pushed.get(name) != stamp:
+                    self._put(name, stamp)
+            if content is not None and self._pushed.get(_LAST) != stamps.get(_LAST):
+                put(self._url / _LAST, content)
+                self._pushed[_LAST] = stamps.get(_LAST, [])
+            self._write_record()
+
+    def close(self) -> None:
+        """Uploads what is left, and gives the run up. Raises as `sync` does."""
+        self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self.sync()
+        self._beat(done=True)
+
+    def _keep_on(self) -> None:
+        """Tells that the owner lives, and uploads what has changed meanwhile."""
+        failing = False
+        while not self._ended.wait(SYNC_S):
+            try:
+                self.sync()
+                self._beat()
+                failing = False
+            except OwnedElsewhere as error:
+                say(str(error))
+                return
+            except UserError as error:
+                if not failing:
+                    say(f"{error}; tried again every {SYNC_S:.0f} s, and nothing is lost meanwhile")
+                failing = True
+
+    def _wait_for_owner(self) -> str | None:
+        """The last owner's session, once it has given the run up or counts as dead."""
+        with reaching(self._url):
+            first = owner = self._owner()
+        deadline = time.monotonic() + LEASE_S
+        told = False
+        while owner is not None and not owner["done"] and not self._was_here(owner):
+            who = f"the process {owner['pid']} on {owner['host']}"
+            if owner != first:
+                raise OwnedElsewhere(
+                    f"{who} is writing to the run at '{self._url}': wait for it, or choose another "
+                    "with --run-dir"
+                )
+            if time.monotonic() > deadline:
+                say(f"{who} has been silent for {LEASE_S:.0f} s, and counts as dead")
+                break
+            if not told:
+                say(f"waiting up to {LEASE_S:.0f} s for a sign of life of {who}, which had the run")
+                told = True
+            time.sleep(_LOOK_EVERY_S)
+            with reaching(self._url):
+                owner = self._owner()
+        return first["session"] if first is not None else None
+
+    def _was_here(self, owner: dict[str, Any]) -> bool:
+        """Whether the owner wrote in this very folder, which is locked by this process: so it is
+        dead."""
+        return (owner["host"], owner["folder"]) == (_host(), str(self._folder))
+
+    def _owner(self) -> dict[str, Any] | None:
+        try:
+            text = self._url.fs.cat_file((self._url / OWNER).path)
+        except FileNotFoundError:
+            return None
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+    def _beat(self, *, done: bool = False) -> None:
+        self._beats += 1
+        record = {"session": self._session, "host": _host(), "folder": str(self._folder),
+                  "pid": os.getpid(), "beats": self._beats, "done": done}  # fmt: skip
+        write_whole(self._url / OWNER, json.dumps(record))
+
+    def _pull(self) -> None:
+        """Makes the folder what is at the URL."""
+        for path in self._folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != ".lock":
+                path.unlink()
+        with reaching(self._url):
+            names = [name for name in versions_of(self._url) if not _is_own(name)]
+            for name in names:
+                target = self._folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._url.fs.get_file((self._url / name).path, str(target))
+        self._pushed = self._stamps()
+        if names:
+            say(f"fetched the run as it is at '{self._url}': {len(names)} files")
+
+    def _put(self, name: str, stamp: list[int]) -> None:
+        try:
+            content = (self._folder / name).read_bytes()
+        except FileNotFoundError:
+            return  # removed since it was looked at: the next time finds it gone
+        put(self._url / name, content)
+        self._pushed[name] = stamp
+
+    def _stamps(self) -> dict[str, list[int]]:
+        """Of the files that are uploaded: none that is being written, and none of learners'."""
+        found = {}
+        for folder, folders, files in os.walk(self._folder):
+            below = Path(folder).relative_to(self._folder)
+            folders[:] = [one for one in folders if not _is_own(str(below / one))]
+            for file in files:
+                name = str(below / file)
+                try:
+                    stat = (self._folder / name).stat()
+                except FileNotFoundError:
+                    continue
+                if not _is_own(name):
+                    found[name] = [stat.st_size, stat.st_mtime_ns]
+        return found
+
+    def _read_record(self) -> dict[str, Any]:
+        path = self._folder / _RECORD
+        found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        return found
+
+    def _write_record(self) -> None:
+        record = {"session": self._session, "pushed": self._pushed}
+        write_atomically(self._folder / _RECORD, json.dumps(record))
+
+
+def working_folder(url: UPath) -> Path:
+    """Where this machine's part of a run at a URL lies."""
+    digest = uuid.uuid5(uuid.NAMESPACE_URL, str(url)).hex[:8]
+    return cache_folder() / "runs" / f"{url.name}-{digest}"
+
+
+def _is_own(name: str) -> bool:
+    """Whether a file or folder, named relative to the run, stays where it is."""
+    parts = Path(name).parts
+    by_learners = parts[0].removesuffix("-adapters") in _LEARNERS_FOLDERS
+    return by_learners or any(part.startswith(".") for part in parts)
+
+
+def _host() -> str:
+    return socket.gethostname()

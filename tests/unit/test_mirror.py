@@ -1,0 +1,309 @@
+"""A run at a URL and the folder of its driver: what is uploaded when, and who owns it."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmcot.errors import UserError
+from lmcot.files import write_atomically
+from lmcot.stages import mirror as module
+from lmcot.stages.mirror import OWNER, Mirror, OwnedElsewhere, working_folder
+from lmcot.stages.run_directory import DirectoryInUse, RunDirectory
+from lmcot.storage import place, remove, versions_of, write_whole
+
+Machine = Callable[[str], Mirror]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEASE_S", 0.4)
+    monkeypatch.setattr(module, "SYNC_S", 600.0)  # what a test looks at, it does itself
+    monkeypatch.setattr(module, "_LOOK_EVERY_S", 0.05)
+
+
+@pytest.fixture
+def url() -> Any:
+    """Of a run that is not there, in a store that is this process's memory."""
+    return place(f"memory://{uuid.uuid4().hex}/run")
+
+
+@pytest.fixture
+def machine(url: Any, tmp_path: Path) -> Iterator[Machine]:
+    """Makes the mirror of a machine, by the machine's name: its folder stays from one to the
+    next."""
+    made: list[Mirror] = []
+
+    def make(name: str) -> Mirror:
+        (tmp_path / name).mkdir(exist_ok=True)
+        made.append(Mirror(url, tmp_path / name))
+        return made[-1]
+
+    yield make
+    for one in made:
+        kill(one)
+
+
+def kill(one: Mirror) -> None:
+    """Its process is gone, without a word."""
+    one._ended.set()
+
+
+def names(url: Any) -> list[str]:
+    return [name for name in versions_of(url) if name != OWNER]
+
+
+def write(folder: Path, name: str, text: str = "x") -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text, encoding="utf-8")
+
+
+def test_what_is_new_changed_or_gone_is_so_at_the_url(
+    machine: Machine, url: Any, tmp_path: Path
+) -> None:
+    here = tmp_path / "a"
+    one = machine("a")
+    one.open()
+    write(here, "metrics.jsonl", "1\n")
+    write(here, "tensorboard/refine/events", "e")
+    write(here, "rollouts/step-000001.jsonl")
+    one.sync()
+    assert names(url) == [
+        "metrics.jsonl",
+        "rollouts/step-000001.jsonl",
+        "tensorboard/refine/events",
+    ]
+    before = versions_of(url)
+    write(here, "metrics.jsonl", "1\n2\n")
+    (here / "tensorboard" / "refine" / "events").unlink()
+    one.sync()
+    assert (url / "metrics.jsonl").read_text() == "1\n2\n"
+    assert names(url) == ["metrics.jsonl", "rollouts/step-000001.jsonl"]
+    same = "rollouts/step-000001.jsonl"
+    assert versions_of(url)[same] == before[same], "uploaded once"
+
+
+def test_what_is_half_written_or_the_learners_own_stays(
+    machine: Machine, url: Any, tmp_path: Path
+) -> None:
+    write_whole(url / "refined" / "config.json", "{}")
+    write_whole(url / "distilled-adapters" / "adapter_config.json", "{}")
+    write_whole(url / "checkpoints" / "step-000001" / "COMPLETE", "{}")
+    one = machine("a")
+    one.open()
+    write(tmp_path / "a", ".metrics.jsonl.7.partial")
+    write(tmp_path / "a", ".candidate/config.json")
+    one.sync()
+    assert names(url) == [
+        "checkpoints/step-000001/COMPLETE", "distilled-adapters/adapter_config.json",
+        "refined/config.json",
+    ]  # fmt: skip
+
+
+def test_that_a_stage_is_done_is_told_after_what_it_left(
+    machine: Machine, url: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "a"
+    one = machine("a")
+    one.open()
+    write(here, "report.json")
+    write(here, "stages.json", '{"evaluate": {}}')
+    put: list[str] = []
+    real = module.put
+
+    def noting(file: Any, content: bytes) -> None:
+        if not put:  # while the upload is under way, another stage comes to its end
+            write_atomically(here / "stages.json", '{"evaluate": {}, "later": {}}')
+            write(here, "later.json")
+        put.append(file.name)
+        real(file, content)
+
+    monkeypatch.setattr(module, "put", noting)
+    one.sync()
+    assert put == ["report.json", "stages.json"]
+    assert json.loads((url / "stages.json").read_text()) == {"evaluate": {}}
+    one.sync()
+    assert put[2:] == ["later.json", "stages.json"]
+    assert "later" in json.loads((url / "stages.json").read_text())
+
+
+def test_another_machine_goes_on_with_what_is_at_the_url(
+    machine: Machine, url: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = machine("a")
+    first.open()
+    write(tmp_path / "a", "metrics.jsonl", "1\n")
+    first.close()
+    write(tmp_path / "b", "metrics.jsonl", "of long ago")
+    write(tmp_path / "b", "rollouts/step-000009.jsonl")
+    second = machine("b")
+    started = time.monotonic()
+    second.open()
+    assert time.monotonic() - started < module.LEASE_S, "nobody is waited for"
+    assert (tmp_path / "b" / "metrics.jsonl").read_text() == "1\n"
+    assert not (tmp_path / "b" / "rollouts").exists()
+    assert "fetched the run as it is at" in capsys.readouterr().err
+    assert names(url) == ["metrics.jsonl"]
+
+
+def test_a_machine_that_comes_back_first_uploads_what_it_could_not(
+    machine: Machine, url: Any, tmp_path: Path
+) -> None:
+    first = machine("a")
+    first.open()
+    write(tmp_path / "a", "metrics.jsonl", "1\n")
+    first.sync()
+    write(tmp_path / "a", "metrics.jsonl", "1\n2\n")
+    kill(first)
+    started = time.monotonic()
+    machine("a").open()
+    assert time.monotonic() - started < module.LEASE_S, "the dead one was this very folder's"
+    assert (url / "metrics.jsonl").read_text() == "1\n2\n"
+
+
+def test_a_machine_that_comes_back_second_takes_what_the_other_did(
+    machine: Machine, url: Any, tmp_path: Path
+) -> None:
+    first = machine("a")
+    first.open()
+    write(tmp_path / "a", "metrics.jsonl", "1\n2\n3 of the dead\n")
+    kill(first)  # before the upload
+    other = machine("b")
+    other.open()
+    write(tmp_path / "b", "metrics.jsonl", "1\n2 of the other\n")
+    other.close()
+    machine("a").open()
+    assert (tmp_path / "a" / "metrics.jsonl").read_text() == "1\n2 of the other\n"
+
+
+def test_a_living_owner_is_left_alone(machine: Machine, url: Any) -> None:
+    first = machine("a")
+    first.open()
+    ended = threading.Event()
+
+    def live() -> None:
+        while not ended.wait(0.1):
+            first._beat()
+
+    living = threading.Thread(target=live)
+    living.start()
+    try:
+        with pytest.raises(OwnedElsewhere, match=f"the process {os.getpid()} on .* is writing"):
+            machine("b").open()
+    finally:
+        ended.set()
+        living.join()
+    first.sync()  # is still the owner
+
+
+def test_a_silent_owner_counts_as_dead_and_ends_when_it_finds_out(
+    machine: Machine, url: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = machine("a")
+    first.open()
+    machine("b").open()
+    assert "has been silent for" in capsys.readouterr().err
+    write(tmp_path / "a", "metrics.jsonl", "of the one that was silent")
+    with pytest.raises(OwnedElsewhere, match="has taken over"):
+        first.sync()
+    assert names(url) == []
+
+
+def test_the_thread_uploads_and_tells_that_its_owner_lives(
+    machine: Machine, url: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SYNC_S", 0.05)
+    first = machine("a")
+    first.open()
+    write(tmp_path / "a", "metrics.jsonl", "1\n")
+    with pytest.raises(OwnedElsewhere):
+        machine("b").open()
+    assert names(url) == ["metrics.jsonl"]
+    first.close()
+
+
+def test_storage_that_fails_costs_nothing_but_time(
+    machine: Machine, url: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = machine("a")
+    one.open()
+    write(tmp_path / "a", "metrics.jsonl", "1\n")
+    real = module.put
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "put", _refuse)
+        with pytest.raises(UserError, match=r"cannot be reached \(no route\)"):
+            one.sync()
+    assert module.put is real
+    one.sync()
+    assert (url / "metrics.jsonl").read_text() == "1\n"
+
+
+def _refuse(*_: Any) -> None:
+    raise OSError("no route")
+
+
+def test_the_thread_says_once_that_storage_fails_and_goes_on(
+    machine: Machine, url: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(module, "SYNC_S", 0.02)
+    one = machine("a")
+    one.open()
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "put", _refuse)
+        write(tmp_path / "a", "metrics.jsonl", "1\n")
+        time.sleep(0.3)
+    assert capsys.readouterr().err.count("tried again every") == 1
+    deadline = time.monotonic() + 10
+    while names(url) != ["metrics.jsonl"]:
+        assert time.monotonic() < deadline, "waited 10 s for the upload"
+        time.sleep(0.02)
+
+
+def test_a_run_directory_at_a_url(url: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunDirectory(url) as directory:
+        assert directory.path == working_folder(url)
+        assert str(directory.refined) == f"{url}/refined"
+        directory.finish("annotate", kept=3)
+        with pytest.raises(DirectoryInUse, match="another lmcot process"), RunDirectory(url):
+            pass
+    assert names(url) == ["stages.json"]
+    assert json.loads((url / OWNER).read_text())["done"]
+    remove(directory.path)  # the machine's disk is another now
+    with RunDirectory(url) as directory:
+        assert directory.finished("annotate") == {"kept": 3}
+
+
+def test_a_folder_that_is_removed_under_a_run_takes_nothing_with_it(
+    machine: Machine, url: Any, tmp_path: Path
+) -> None:
+    one = machine("a")
+    one.open()
+    write(tmp_path / "a", "metrics.jsonl")
+    one.sync()
+    remove(tmp_path / "a")
+    with pytest.raises(UserError, match="was removed"):
+        one.sync()
+    assert names(url) == ["metrics.jsonl"]
+
+
+def test_what_ended_a_run_is_told_rather_than_that_the_last_upload_failed(
+    url: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ZeroDivisionError), RunDirectory(url) as directory:
+        directory.finish("annotate")
+        monkeypatch.setattr(module, "put", _refuse)
+        raise ZeroDivisionError
+    assert "cannot be reached (no route)" in capsys.readouterr().err
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="no route"), RunDirectory(url) as directory:
+        directory.finish("distill")
+        monkeypatch.setattr(module, "put", _refuse)
