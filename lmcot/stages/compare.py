@@ -93,8 +93,8 @@ def _read(path: Place) -> _Evaluated:
             questions.update({one.id: (one.question, one.gold) for one in predictions})
     except FileNotFoundError as error:
         raise UserError(
-            f"'{path}' has no evaluation to compare ({error.filename or file} is missing): run 'lmcot "
-            f"evaluate --run-dir {path}' first"
+            f"'{path}' has no evaluation to compare ({error.filename or file} is missing): run "
+            f"'lmcot evaluate --run-dir {path}' first"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

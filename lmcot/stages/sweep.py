@@ -62,14 +62,14 @@ def sweep(
             trials failed.
         Interrupted: the same call goes on.
     """
-    settings = load_sweep(space)
-    trials = plan_trials(config, overrides, settings)
-    base = load_config(config, overrides)
     if is_remote(run_dir):
         raise UserError(
             f"the run directory of a sweep cannot be at a URL ('{run_dir}'): its trials share a "
             "folder; give one on a file system that all nodes see"
         )
+    settings = load_sweep(space)
+    trials = plan_trials(config, overrides, settings)
+    base = load_config(config, overrides)
     run_dir = run_dir.absolute()
     with RunDirectory(run_dir) as directory:
         for difference in directory.check_config(base):

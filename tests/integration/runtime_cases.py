@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -23,6 +23,9 @@ from lmcot.monitor.catalogue import VARYING
 from lmcot.monitor.metrics import read_metrics
 from lmcot.stages.refine import refine
 from lmcot.stages.run import open_run
+
+if TYPE_CHECKING:
+    from lmcot.storage import Place
 
 TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
 PROMPTS, SAMPLES = 4, 3
@@ -49,7 +52,7 @@ JUDGED = (
 OnStep = Callable[[int, dict[str, float]], None]
 
 
-def run(folder: Path, *overrides: str, on_step: OnStep = lambda step, metrics: None) -> None:
+def run(folder: Place, *overrides: str, on_step: OnStep = lambda step, metrics: None) -> None:
     """What `lmcot refine` does."""
     config = load_config(TOY, [*SETTINGS, *overrides])
     with open_run(config, folder) as opened:
@@ -150,7 +153,7 @@ def kill(kind: str) -> Callable[[], None]:
     return strike
 
 
-def command(folder: Path, *overrides: str) -> psutil.Popen:
+def command(folder: Place, *overrides: str) -> psutil.Popen:
     """The same run as a command of its own, with a cluster of its own."""
     arguments = ["refine", "--config", str(TOY), "--run-dir", str(folder), *SETTINGS, *overrides]
     return psutil.Popen(

@@ -3,54 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
-import sys
-import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lmcot.monitor.metrics import Monitor
-
-_LIMIT_S = 120.0
-
-
-def wait_for(what: str, look: Callable[[], Any]) -> Any:
-    """What ``look`` finds, once that is something."""
-    deadline = time.monotonic() + _LIMIT_S
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"{what} did not come within {_LIMIT_S:.0f} s"
-        time.sleep(0.5)
-    return found
-
-
-@contextmanager
-def tensorboard(folder: Path) -> Iterator[str]:
-    """A server of its own; its address."""
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0"]
-    log = folder / "server.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--reload_interval", "1"],
-            stdout=subprocess.DEVNULL, stderr=file,
-        )  # fmt: skip
-    try:
-
-        def address() -> str | None:
-            assert process.poll() is None, log.read_text()
-            found = re.search(r"at (http://127\.0\.0\.1:\d+)/", log.read_text())
-            return found[1] if found else None
-
-        yield wait_for("TensorBoard's server", address)
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+from tests.integration.watching import tensorboard, wait_for
 
 
 def test_tensorboard_serves_a_run_and_each_step_once_after_a_resume(tmp_path: Path) -> None:
@@ -65,7 +26,7 @@ def test_tensorboard_serves_a_run_and_each_step_once_after_a_resume(tmp_path: Pa
 
     with Monitor(run_dir, hparams=settings, varied=["refine.clip"]) as monitor:
         log(monitor, range(1, 7), 1)
-    with tensorboard(tmp_path) as server:
+    with tensorboard(tmp_path, tmp_path) as server:
 
         def ask(path: str, **query: Any) -> Any:
             address = f"{server}/data/{path}?{urllib.parse.urlencode(query)}"

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lmcot import storage
 from lmcot.errors import UserError
 from lmcot.files import write_atomically
 from lmcot.stages import mirror as module
@@ -117,7 +118,7 @@ def test_that_a_stage_is_done_is_told_after_what_it_left(
     write(here, "report.json")
     write(here, "stages.json", '{"evaluate": {}}')
     put: list[str] = []
-    real = module.put
+    real = storage.put
 
     def noting(file: Any, content: bytes) -> None:
         if not put:  # while the upload is under way, another stage comes to its end
@@ -236,12 +237,10 @@ def test_storage_that_fails_costs_nothing_but_time(
     one = machine("a")
     one.open()
     write(tmp_path / "a", "metrics.jsonl", "1\n")
-    real = module.put
     with monkeypatch.context() as broken:
         broken.setattr(module, "put", _refuse)
         with pytest.raises(UserError, match=r"cannot be reached \(no route\)"):
             one.sync()
-    assert module.put is real
     one.sync()
     assert (url / "metrics.jsonl").read_text() == "1\n"
 
@@ -298,12 +297,17 @@ def test_a_folder_that_is_removed_under_a_run_takes_nothing_with_it(
 def test_what_ended_a_run_is_told_rather_than_that_the_last_upload_failed(
     url: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ZeroDivisionError), RunDirectory(url) as directory:
-        directory.finish("annotate")
-        monkeypatch.setattr(module, "put", _refuse)
-        raise ZeroDivisionError
+    def run(error: Exception | None) -> None:
+        with RunDirectory(url) as directory:
+            directory.finish("annotate")
+            monkeypatch.setattr(module, "put", _refuse)
+            if error is not None:
+                raise error
+
+    with pytest.raises(ZeroDivisionError):
+        run(ZeroDivisionError())
     assert "cannot be reached (no route)" in capsys.readouterr().err
     monkeypatch.undo()
-    with pytest.raises(UserError, match="no route"), RunDirectory(url) as directory:
-        directory.finish("distill")
-        monkeypatch.setattr(module, "put", _refuse)
+    monkeypatch.setattr(module, "LEASE_S", 0.1)
+    with pytest.raises(UserError, match="no route"):
+        run(None)

@@ -112,9 +112,14 @@ def test_a_replaced_folder_holds_the_new_files_alone(somewhere: Any) -> None:
 
 def test_a_folder_is_not_replaced_by_what_failed(somewhere: Any) -> None:
     write_whole(somewhere / "old", "old")
-    with pytest.raises(ZeroDivisionError), replacing(somewhere) as folder:
-        (folder / "new").write_text("new", encoding="utf-8")
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with replacing(somewhere) as folder:
+            (folder / "new").write_text("new", encoding="utf-8")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert list(versions_of(somewhere)) == ["old"]
 
 
@@ -160,9 +165,9 @@ def test_nothing_cannot_be_fetched(url: str) -> None:
 def test_mistakes_of_the_program_are_not_told_as_storage_that_fails(url: str) -> None:
     with pytest.raises(KeyError), reaching(place(url)):
         raise KeyError("a name")
-    with pytest.raises(UserError, match=r"cannot be reached \(no route\): check the address"):
-        with reaching(place(url)):
-            raise OSError("no route")
+    told = r"cannot be reached \(no route\): check the address"
+    with pytest.raises(UserError, match=told), reaching(place(url)):
+        raise OSError("no route")
     with pytest.raises(OSError, match="no route"), reaching(Path("here")):
         raise OSError("no route")
 
