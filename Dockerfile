@@ -18,7 +18,7 @@ RUN apt-get update \
     && useradd --create-home --uid 1000 ray
 
 USER 1000
-WORKDIR /home/ray/lmcot
+WORKDIR /home/ray/lmcot-src
 ENV PATH=/home/ray/venv/bin:$PATH \
     PYTHONUNBUFFERED=1
 
@@ -28,7 +28,7 @@ RUN python -m venv /home/ray/venv \
 
 COPY --chown=ray:ray lmcot ./lmcot
 COPY --chown=ray:ray configs ./configs
-RUN pip install --no-cache-dir -c constraints.txt -e '.[aspects,openai,serve]'
+RUN pip install --no-cache-dir -c constraints.txt -e '.[aspects,openai,serve,s3,gcs]'
 
 # The head's and the nodes' ports are those of `ray start`; the service listens where it is told.
 ENTRYPOINT []

@@ -45,19 +45,24 @@ class Arguments(BaseModel):
         return open_pair(place(self.run_dir), self.policy, self.overrides)
 
 
-def small(arguments: Arguments) -> Application:
+def _pair(arguments: dict[str, Any]) -> Pair:
+    # Serve would make them of the annotation, but not of one that is a string, as all are here.
+    return Arguments.model_validate(arguments).pair()
+
+
+def small(arguments: dict[str, Any]) -> Application:
     """The small LM of a run directory."""
-    return applications(arguments.pair())[0][1]
+    return applications(_pair(arguments))[0][1]
 
 
-def frozen(arguments: Arguments) -> Application:
+def frozen(arguments: dict[str, Any]) -> Application:
     """The frozen LM of a run directory's settings."""
-    return applications(arguments.pair())[1][1]
+    return applications(_pair(arguments))[1][1]
 
 
-def ingress(arguments: Arguments) -> Application:
+def ingress(arguments: dict[str, Any]) -> Application:
     """What takes requests in, with a run directory's settings."""
-    return applications(arguments.pair())[2][1]
+    return applications(_pair(arguments))[2][1]
 
 
 def applications(pair: Pair) -> list[tuple[str, Application]]:

@@ -25,13 +25,14 @@ import pytest
 import ray
 import yaml
 from ray import serve as ray_serve
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 
 from lmcot import Guide
 from lmcot.cli import main
 from lmcot.config import dump_config, parse_config
 from lmcot.models.sources import load_model
-from lmcot.serve.app import Arguments, frozen, ingress, small
+from lmcot.serve.app import frozen, ingress, small
 from lmcot.serve.asking import open_pair
 from lmcot.serve.client import Client, ServiceError
 from lmcot.serve.run import deploy
@@ -288,8 +289,10 @@ def test_the_shipped_config_file_is_one_of_ray_serves(run_dir: Path) -> None:
         "lmcot": "lmcot.serve.app:ingress",
     }
     for one, build in zip(schema.applications, (small, frozen, ingress), strict=True):
-        given = Arguments.model_validate({**one.args, "run_dir": str(run_dir)})
-        assert build(given)
+        # As Serve does when it deploys the file.
+        assert call_user_app_builder_with_args_if_necessary(
+            build, {**one.args, "run_dir": str(run_dir)}
+        )
 
 
 def test_what_cannot_be_served_is_told_at_once(
