@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -33,11 +31,12 @@ from ray.autoscaler.v2.sdk import get_cluster_status
 from lmcot.config import Config, load_config
 from lmcot.stages.refine import refine
 from lmcot.stages.run import open_run
+from tests.documented import placement
 
 ROOT = Path(__file__).parents[1]
 IDLE_S = 5.0
 _ADDRESS = "127.0.0.1:6379"
-_LIMIT_S = 60.0
+_LIMIT_S = 120.0
 _PROVIDER = {
     # By its class: Ray's wheel lacks the defaults that go with the name `fake_multinode`.
     "type": "external",
@@ -87,11 +86,7 @@ def start_head(folder: Path) -> None:
 
 def settings() -> Config:
     """Those of the small T5s, with the documented placement."""
-    text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
-    block = re.search(r"^    actors:\n(?:     .*\n)+", text, re.MULTILINE)
-    assert block is not None
-    placement = yaml.safe_load(textwrap.dedent(block[0]))["actors"]
-    documented = [f"actors.{name}={json.dumps(value)}" for name, value in placement.items()]
+    documented = [f"actors.{name}={json.dumps(value)}" for name, value in placement().items()]
     return load_config(ROOT / "configs" / "smoke_t5.yaml", [*documented, *_SETTINGS])
 
 
