@@ -10,6 +10,14 @@ from typing import Any
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.utils import ResourceRequestUtil
+from ray.core.generated.autoscaler_pb2 import BundleSelector, GangResourceRequest
+
+from lmcot.actors.packing import bundle
+from lmcot.config import ActorsSettings, RoleSettings
+from tests.documented import placement
 
 ROOT = Path(__file__).parents[2]
 CLOUDS = [ROOT / "cluster.yaml", ROOT / "deploy" / "gcp.yaml"]
@@ -67,6 +75,37 @@ def test_every_role_has_a_node_type_of_its_own(path: Path) -> None:
     for role, may_vanish in (("rollout", True), ("reward", True), ("head", False)):
         node = types[role]["node_config"]
         assert bool(spot & node.keys()) == may_vanish, role
+
+
+def room_for(role: RoleSettings) -> GangResourceRequest:
+    """What a role's placement group asks the autoscaler for."""
+    bundles = [ResourceRequestUtil.make(bundle(role)) for _ in range(role.count)]
+    return GangResourceRequest(
+        requests=bundles, bundle_selectors=[BundleSelector(resource_requests=bundles)]
+    )
+
+
+@pytest.mark.parametrize("path", CLOUDS, ids=lambda path: path.name)
+def test_the_documented_actors_are_within_the_bounds(path: Path) -> None:
+    """And not far within: of a role with one actor too many, none gets a node."""
+
+    def launched(actors: ActorsSettings) -> dict[str, int]:
+        config = AutoscalingConfig(prepared(path), skip_content_hash=True)
+        request = SchedulingRequest(
+            disable_launch_config_check=True,
+            node_type_configs=config.get_node_type_configs(),
+            max_num_nodes=config.get_max_num_nodes(),
+            gang_resource_requests=[room_for(getattr(actors, role)) for role in ROLES],
+        )
+        launches = ResourceDemandScheduler(None).schedule(request).to_launch
+        return {one.instance_type: one.count for one in launches}
+
+    actors = ActorsSettings.model_validate(placement())
+    wanted = {"learner": 1, "rollout": 8, "reward": 1, "frozen": 2}
+    assert launched(actors) == wanted
+    crowded = actors.rollout.model_copy(update={"count": 9})
+    del wanted["rollout"]
+    assert launched(actors.model_copy(update={"rollout": crowded})) == wanted
 
 
 @pytest.mark.parametrize("path", CLOUDS, ids=lambda path: path.name)

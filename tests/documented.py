@@ -1,0 +1,21 @@
+"""Settings that the documentation shows."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def placement() -> dict[str, Any]:
+    """``actors`` of docs/cluster.md: which node type each role goes to."""
+    path = Path(__file__).parents[1] / "docs" / "cluster.md"
+    block = re.search(
+        r"^    actors:\n(?:     .*\n)+", path.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert block is not None
+    settings: dict[str, Any] = yaml.safe_load(textwrap.dedent(block[0]))
+    return dict(settings["actors"])
