@@ -217,7 +217,7 @@ def left(number: int) -> str:
     The head's end with `ray down`; those of a worker find out by themselves that it is gone.
     """
     shown = on(number, "ps -eo comm,args --no-headers")
-    return "" if "raylet" in shown or "ray::" in shown else shown
+    return "" if "/site-packages/ray/" in shown or "ray::" in shown else shown
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from lmcot.records import Answer, Judgement, Rollout, ScoredRollout
 from lmcot.stages.learners import Learners
 from lmcot.stages.pipeline import Pipeline
 from lmcot.stages.plan import distill_roles, refine_roles
-from lmcot.stages.refine import STAGE, check_judged, fresh_state, start_fleets, start_source
+from lmcot.stages.refine import STAGE, check_judged, fresh_state, open_fleets, start_source
 from lmcot.stages.run import Run
 from lmcot.stages.summary import step_metrics
 
@@ -57,7 +57,8 @@ def rollout_only(run: Run, *, steps: int, policy: str | None = None) -> list[dic
     run = replace(run, config=run.config.model_copy(update={"refine": ahead}))
     found = []
     with ExitStack() as stack:
-        fleets = start_fleets(run, policy or start_source(run), stack)
+        fleets = open_fleets(run, policy or start_source(run), stack)
+        fleets.wait_ready()
         pipeline = Pipeline(run, fleets, _NoLearners(), fresh_state(run))
         monitor = stack.enter_context(Monitor(_fresh(run, "rollout"), run.config.monitor))
         bar = stack.enter_context(progress("debug rollout", total=steps))

@@ -53,6 +53,13 @@ class Fleets:
         """In no order that matters."""
         return [self.rollout, self.reward, *([self.frozen] if self.frozen else [])]
 
+    def wait_ready(self) -> None:
+        """Waits until all actors have set themselves up; raises as `Fleet.wait_ready` does."""
+        if self.frozen is not None:
+            self.frozen.wait_ready()
+        self.rollout.wait_ready()
+        self.reward.wait_ready(frozen_handles=self.frozen.handles if self.frozen else [])
+
 
 @dataclass(slots=True)
 class Batch:

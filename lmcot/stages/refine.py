@@ -180,20 +180,25 @@ def check_judged(columns: Columns, failures: Sequence[Failure]) -> None:
 
 
 def _start(run: Run, stack: ExitStack) -> Crew:
-    """Starts the actors; all of them load at the same time."""
+    """Starts the actors; all of them load at the same time.
+
+    All ask for room before one waits for it: where nodes join, they join together.
+    """
     config = run.config
     source = start_source(run)
     if config.evaluate.during.every:
         check_evaluation(run)
     check_plan(STAGE, refine_roles(config), config.actors, published_weights(config))
-    learners = stack.enter_context(Learners(run, LearnerPlan(STAGE, source, config.refine.steps)))
-    fleets = start_fleets(run, source, stack)
+    learners = Learners(run, LearnerPlan(STAGE, source, config.refine.steps))
+    fleets = open_fleets(run, source, stack)
+    stack.enter_context(learners)
+    fleets.wait_ready()
     learners.wait_ready()
     return Crew(fleets, learners, DuringTraining(run, fleets, learners))
 
 
-def start_fleets(run: Run, source: str, stack: ExitStack) -> Fleets:
-    """Starts the fleets that sample and judge; they end with the stack.
+def open_fleets(run: Run, source: str, stack: ExitStack) -> Fleets:
+    """Asks for the fleets that sample and judge, and waits for nothing; they end with the stack.
 
     Args:
         source: model source that the rollout actors start from.
@@ -202,10 +207,6 @@ def start_fleets(run: Run, source: str, stack: ExitStack) -> Fleets:
     frozen = stack.enter_context(run.frozen_fleet()) if needs_frozen else None
     rollout = stack.enter_context(run.rollout_fleet(source, trains=True))
     reward = stack.enter_context(run.reward_fleet())
-    if frozen is not None:
-        frozen.wait_ready()
-    rollout.wait_ready()
-    reward.wait_ready(frozen_handles=frozen.handles if frozen else [])
     return Fleets(rollout, reward, frozen)
 
 

@@ -24,7 +24,7 @@ CLOUDS = [ROOT / "cluster.yaml", ROOT / "deploy" / "gcp.yaml"]
 LOCAL = ROOT / "deploy" / "local.yaml"
 KUBERAY = ROOT / "deploy" / "kuberay.yaml"
 ROLES = {"learner", "rollout", "reward", "frozen"}
-INSTALL = "pip install -q -c constraints.txt -e '.[aspects,openai,serve]'"
+INSTALL = "pip install -q -c constraints.txt -e '.[aspects,openai,serve,"
 
 
 def prepared(path: Path) -> dict[str, Any]:
