@@ -22,7 +22,7 @@ class FileData(Settings):
 
     kind: Literal["file"]
     path: str
-    """Path of the file."""
+    """Path or URL of the file."""
     format: Literal["auto", "jsonl", "hotpotqa", "2wikimultihopqa", "musique"] = "auto"
     """``auto`` tells the official JSON files and lmcot's JSON lines apart by their content."""
 

@@ -34,7 +34,8 @@ class PolicySettings(Settings):
     """The small LM: the one that writes rationales and is trained."""
 
     source: str
-    """A hub id, a folder, a ``.gguf`` file, ``package:NAME/FILE.gguf`` or ``random:KIND``."""
+    """A hub id, a folder or a ``.gguf`` file or the URL of one, ``package:NAME/FILE.gguf`` or
+    ``random:KIND``."""
     dtype: Dtype = "auto"
     """``auto``: bfloat16 where the hardware computes in it, else float32."""
     max_new_tokens: PositiveInt = 128

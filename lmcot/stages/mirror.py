@@ -56,7 +56,11 @@ class Mirror:
         """Size and time of change of each file as it was uploaded."""
         self._busy = threading.RLock()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._keep_on, name="mirror", daemon=True)
+        self._threads = [
+            threading.Thread(target=one, name=f"mirror{one.__name__}", daemon=True)
+            for one in (self._keep_on, self._live)
+        ]
+        self._opened = False
 
     def open(self) -> None:
         """Takes the run, makes both sides alike, and goes on doing so.
@@ -77,7 +81,9 @@ class Mirror:
         if owner is None or owner["session"] != self._session:
             raise OwnedElsewhere(f"another lmcot process took '{self._url}' at this moment")
         self.sync()
-        self._thread.start()
+        self._opened = True
+        for thread in self._threads:
+            thread.start()
 
     def sync(self) -> None:
         """Uploads what has changed, and removes what is gone.
@@ -87,13 +93,8 @@ class Mirror:
             UserError: if the URL cannot be written; the folder keeps everything.
         """
         with self._busy, reaching(self._url):
-            owner = self._owner()
-            if owner is not None and owner["session"] != self._session:
-                raise OwnedElsewhere(
-                    f"the process {owner['pid']} on {owner['host']} has taken over '{self._url}', "
-                    f"for this one was silent for more than {LEASE_S:.0f} s: it ends here"
-                )
-            if self._thread.ident is not None and not (self._folder / _RECORD).exists():
+            self._check_owner()
+            if self._opened and not (self._folder / _RECORD).exists():
                 raise UserError(
                     f"'{self._folder}', where this run writes, was removed: what is at "
                     f"'{self._url}' stays, and the same command goes on from there"
@@ -115,18 +116,35 @@ class Mirror:
     def close(self) -> None:
         """Uploads what is left, and gives the run up. Raises as `sync` does."""
         self._ended.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        for thread in self._threads:
+            thread.join()
         self.sync()
         self._beat(done=True)
 
+    def _check_owner(self) -> None:
+        owner = self._owner()
+        if owner is not None and owner["session"] != self._session:
+            raise OwnedElsewhere(
+                f"the process {owner['pid']} on {owner['host']} has taken over '{self._url}', for "
+                f"this one was silent for more than {LEASE_S:.0f} s: it ends here"
+            )
+
+    def _live(self) -> None:
+        """Tells that the owner lives, however long an upload takes."""
+        while not self._ended.wait(SYNC_S):
+            try:
+                with reaching(self._url):
+                    self._check_owner()
+                self._beat()
+            except UserError:
+                continue  # uploads meet the same, and tell it
+
     def _keep_on(self) -> None:
-        """Tells that the owner lives, and uploads what has changed meanwhile."""
+        """Uploads what has changed, again and again."""
         failing = False
         while not self._ended.wait(SYNC_S):
             try:
                 self.sync()
-                self._beat()
                 failing = False
             except OwnedElsewhere as error:
                 say(str(error))

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from lmcot import Guide
+from lmcot.files import cache_folder
 from lmcot.learner.checkpoints import CheckpointStore
 from lmcot.stages import mirror
 from lmcot.stages.mirror import working_folder
@@ -22,9 +23,11 @@ from lmcot.storage import fetched, is_remote, place, versions_of
 from tests.integration.cloud import cloud, needs_cloud, settings
 from tests.integration.command import lmcot
 from tests.integration.runtime_cases import (
+    Killer,
     assert_counted_once,
     command,
     end_after,
+    kill,
     metrics,
     run,
     samples,
@@ -99,6 +102,25 @@ def test_a_run_goes_on_on_another_machine_as_if_nothing_had_been(
     for step in range(1, STEPS + 1):
         assert f"rollouts/step-{step:06d}.jsonl" in names
     assert not [name for name in names if ".partial" in name or ".lock" in name]
+
+
+def test_ranks_that_die_take_up_their_checkpoint_from_the_bucket(
+    bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two of them, each with its share of the optimiser's state."""
+    settings = ("actors.learner.count=2", "learner.zero_stage=1", "refine.steps=6")
+    run(tmp_path / "undisturbed", *settings)
+    url = place(f"{bucket}/ranks")
+    killer = Killer({3: kill("LearnerActor")}, seed=0)
+    capsys.readouterr()
+    run(url, *settings, on_step=killer.on_step)
+    killer.finish()
+    assert "refine: the learners are back after" in capsys.readouterr().err
+    assert is_remote(url)
+    assert metrics(working_folder(url)) == metrics(tmp_path / "undisturbed")
+    shares = [name for name in versions_of(url / "checkpoints") if "optim_states" in name]
+    assert len(shares) == 2, shares
+    assert not list((cache_folder() / "fetched").glob("step-*")), "copies of checkpoints are gone"
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ Machine = Callable[[str], Mirror]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEASE_S", 0.4)
+    monkeypatch.setattr(module, "LEASE_S", 5.0)
     monkeypatch.setattr(module, "SYNC_S", 600.0)  # what a test looks at, it does itself
     monkeypatch.setattr(module, "_LOOK_EVERY_S", 0.05)
 
@@ -60,6 +60,13 @@ def kill(one: Mirror) -> None:
 
 def names(url: Any) -> list[str]:
     return [name for name in versions_of(url) if name != OWNER]
+
+
+def wait_for_upload(url: Any, name: str) -> None:
+    deadline = time.monotonic() + 10
+    while names(url) != [name]:
+        assert time.monotonic() < deadline, f"waited 10 s for the upload of {name}"
+        time.sleep(0.02)
 
 
 def write(folder: Path, name: str, text: str = "x") -> None:
@@ -171,8 +178,9 @@ def test_a_machine_that_comes_back_first_uploads_what_it_could_not(
 
 
 def test_a_machine_that_comes_back_second_takes_what_the_other_did(
-    machine: Machine, url: Any, tmp_path: Path
+    machine: Machine, url: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "LEASE_S", 0.3)
     first = machine("a")
     first.open()
     write(tmp_path / "a", "metrics.jsonl", "1\n2\n3 of the dead\n")
@@ -206,10 +214,12 @@ def test_a_living_owner_is_left_alone(machine: Machine, url: Any) -> None:
 
 
 def test_a_silent_owner_counts_as_dead_and_ends_when_it_finds_out(
-    machine: Machine, url: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    machine: Machine, url: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     first = machine("a")
     first.open()
+    monkeypatch.setattr(module, "LEASE_S", 0.3)
     machine("b").open()
     assert "has been silent for" in capsys.readouterr().err
     write(tmp_path / "a", "metrics.jsonl", "of the one that was silent")
@@ -227,7 +237,7 @@ def test_the_thread_uploads_and_tells_that_its_owner_lives(
     write(tmp_path / "a", "metrics.jsonl", "1\n")
     with pytest.raises(OwnedElsewhere):
         machine("b").open()
-    assert names(url) == ["metrics.jsonl"]
+    wait_for_upload(url, "metrics.jsonl")
     first.close()
 
 
@@ -261,10 +271,7 @@ def test_the_thread_says_once_that_storage_fails_and_goes_on(
         write(tmp_path / "a", "metrics.jsonl", "1\n")
         time.sleep(0.3)
     assert capsys.readouterr().err.count("tried again every") == 1
-    deadline = time.monotonic() + 10
-    while names(url) != ["metrics.jsonl"]:
-        assert time.monotonic() < deadline, "waited 10 s for the upload"
-        time.sleep(0.02)
+    wait_for_upload(url, "metrics.jsonl")
 
 
 def test_a_run_directory_at_a_url(url: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -308,6 +315,5 @@ def test_what_ended_a_run_is_told_rather_than_that_the_last_upload_failed(
         run(ZeroDivisionError())
     assert "cannot be reached (no route)" in capsys.readouterr().err
     monkeypatch.undo()
-    monkeypatch.setattr(module, "LEASE_S", 0.1)
     with pytest.raises(UserError, match="no route"):
         run(None)
