@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,10 +72,10 @@ class Mirror:
         """
         last = self._wait_for_owner()
         record = self._read_record()
-        if last is not None and record.get("session") != last:
+        if not record or last not in (None, record["session"]):
             self._pull()
         else:
-            self._pushed = record.get("pushed", {})
+            self._pushed = record["pushed"]
         self._beat()
         with reaching(self._url):
             owner = self._owner()
@@ -103,7 +104,8 @@ class Mirror:
             content = last.read_bytes() if last.exists() else None
             stamps = self._stamps()
             for name in self._pushed.keys() - stamps.keys():
-                self._url.fs.rm_file((self._url / name).path)
+                with suppress(FileNotFoundError):  # a try before this one came so far
+                    self._url.fs.rm_file((self._url / name).path)
                 del self._pushed[name]
             for name, stamp in stamps.items():
                 if name != _LAST and self._pushed.get(name) != stamp:

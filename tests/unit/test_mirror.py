@@ -162,6 +162,30 @@ def test_another_machine_goes_on_with_what_is_at_the_url(
     assert names(url) == ["metrics.jsonl"]
 
 
+def test_a_run_that_was_copied_there_by_hand_is_taken_up(
+    machine: Machine, url: Any, tmp_path: Path
+) -> None:
+    write_whole(url / "metrics.jsonl", "1\n")
+    write_whole(url / "distilled" / "config.json", "{}")
+    machine("a").open()
+    assert (tmp_path / "a" / "metrics.jsonl").read_text() == "1\n"
+    assert not (tmp_path / "a" / "distilled").exists()
+    assert names(url) == ["distilled/config.json", "metrics.jsonl"]
+
+
+def test_what_is_gone_on_both_sides_is_no_obstacle(
+    machine: Machine, url: Any, tmp_path: Path
+) -> None:
+    one = machine("a")
+    one.open()
+    write(tmp_path / "a", "rationales.partial.jsonl")
+    one.sync()
+    (tmp_path / "a" / "rationales.partial.jsonl").unlink()
+    remove(url / "rationales.partial.jsonl")
+    one.sync()
+    assert names(url) == []
+
+
 def test_a_machine_that_comes_back_first_uploads_what_it_could_not(
     machine: Machine, url: Any, tmp_path: Path
 ) -> None:
