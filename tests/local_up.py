@@ -149,12 +149,9 @@ def job_environment() -> str:
     return str(file)
 
 
-def submit(name: str, steps: int, *, follow: bool) -> str:
-    """All stages as a job; what it said, if it was followed."""
-    command = shlex.join(
-        ["lmcot", "train", "--config", "smoke_t5.yaml", "--run-dir", RUN, f"refine.steps={steps}",
-         *SETTINGS]
-    )  # fmt: skip
+def submit(name: str, *arguments: str, follow: bool = True) -> str:
+    """An lmcot command on the run as a job; what it said, if it was followed."""
+    command = shlex.join(["lmcot", *arguments, "--run-dir", RUN, *SETTINGS])
     wait_for_it = "" if follow else "--no-wait"
     return sh(
         f"ray job submit --address {JOBS} --runtime-env {job_environment()} --working-dir configs "
@@ -173,16 +170,18 @@ def steps_done() -> int:
 
 def train(file: str) -> dict[str, Any]:
     """A job that is stopped in the middle, and another one that goes on."""
-    submit("first", 400, follow=False)
+    stages = ("train", "--config", "smoke_t5.yaml")
+    submit("first", *stages, "refine.steps=400", follow=False)
     wait("a third step", lambda: steps_done() >= 3)
     actors = sh(f"ray exec {file} 'ray list actors --format json'")
     sh(f"ray job stop --address {JOBS} first")
     stopped = sh(f"ray job logs --address {JOBS} first")
     reached = steps_done()
-    again = submit("second", reached + 2, follow=True)
+    again = submit("second", *stages, f"refine.steps={reached + 2}")
+    evaluated = submit("third", "evaluate", "evaluate.rows=[guided_refined, control_empty]")
     return {
         "actors": actors, "stopped": stopped, "reached": reached, "again": again,
-        "done": steps_done(),
+        "evaluated": evaluated, "done": steps_done(),
     }  # fmt: skip
 
 

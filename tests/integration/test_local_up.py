@@ -72,6 +72,8 @@ def test_ray_up_of_ones_own_machines(tmp_path: Path) -> None:
     assert "evaluate: the report is in s3://lmcot/mine/report.md" in found["again"]
     assert "Job 'second' succeeded" in found["again"]
     assert found["done"] == reached + 2
+    assert "| `control_empty` |" in found["evaluated"], "a job that evaluates alone"
+    assert "Job 'third' succeeded" in found["evaluated"]
 
     assert found["answer"]["votes"]
     assert {"reward/mean", "kl"} <= set(found["tags"])
