@@ -149,9 +149,9 @@ def job_environment() -> str:
     return str(file)
 
 
-def submit(name: str, *arguments: str, follow: bool = True) -> str:
-    """An lmcot command on the run as a job; what it said, if it was followed."""
-    command = shlex.join(["lmcot", *arguments, "--run-dir", RUN, *SETTINGS])
+def submit(name: str, stage: str, *arguments: str, follow: bool = True) -> str:
+    """A stage on the run as a job; what it said, if it was followed."""
+    command = shlex.join(["lmcot", stage, "--run-dir", RUN, *arguments, *SETTINGS])
     wait_for_it = "" if follow else "--no-wait"
     return sh(
         f"ray job submit --address {JOBS} --runtime-env {job_environment()} --working-dir configs "
