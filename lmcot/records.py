@@ -65,6 +65,13 @@ class Example:
     type: str = ""
     level: str = ""
     dataset: str = ""
+    aliases: tuple[str, ...] = ()
+    """Other right answers, as the data set lists them."""
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All right answers, the main one first."""
+        return (self.answer, *self.aliases)
 
     def gold_sentences(self) -> tuple[str, ...]:
         """The sentences that the supporting facts point at, in the order of the context.
