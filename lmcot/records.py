@@ -105,8 +105,9 @@ class Sampling:
     max_new_tokens: int
     temperature: float = 0.0
     seed: int | None = None
-    stop: tuple[str, ...] = ()
-    """The text ends before the first of these strings."""
+    stop: tuple[str, ...] | None = ()
+    """The reply ends before the first of these strings; None: before a blank line where prompts
+    are plain text, and where the model ends it where they are rendered by a chat template."""
 
 
 class FailureKind(StrEnum):
@@ -129,9 +130,13 @@ class Completion:
     """What the frozen LM wrote for one prompt. ``tokens_in``/``tokens_out`` are counted by it."""
 
     text: str
+    """Its reply; empty if it wrote nothing but hidden thinking."""
     tokens_in: int
     tokens_out: int
+    """With those of the thinking."""
     finish_reason: Literal["stop", "length"]
+    thinking: str = ""
+    """Its hidden thinking, where the model or the endpoint shows it."""
 
 
 @dataclass(frozen=True, slots=True)

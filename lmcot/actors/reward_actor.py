@@ -52,7 +52,7 @@ class RewardActor(ActorBase):
             self._frozen,
             load_templates(config.prompts.templates),
             config.prompts.demonstrations,
-            config.frozen.max_answer_tokens,
+            config.frozen.answer_limit,
         )
 
     def judge(self, unit: JudgeUnit) -> Judged:

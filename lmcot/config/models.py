@@ -89,10 +89,23 @@ class FrozenCommon(Settings):
     """Longest answer."""
     max_rationale_tokens: PositiveInt = 128
     """Longest rationale of its own (the ``cot`` row and the ``frozen`` teacher)."""
+    max_thinking_tokens: NonNegativeInt = 0
+    """Room for hidden thinking: so many tokens more for every answer and rationale. A model that
+    thinks before it answers needs some thousand; what it does not use costs nothing."""
     cache: CacheSettings = Field(default_factory=CacheSettings)
     """Greedy and seeded replies, probabilities and scores are kept."""
     budget: BudgetSettings = Field(default_factory=BudgetSettings)
     """Limits of what the run may spend."""
+
+    @property
+    def answer_limit(self) -> int:
+        """Tokens of an answer and of the thinking before it."""
+        return self.max_answer_tokens + self.max_thinking_tokens
+
+    @property
+    def rationale_limit(self) -> int:
+        """Tokens of a rationale of the frozen LM's own and of the thinking before it."""
+        return self.max_rationale_tokens + self.max_thinking_tokens
 
 
 class TransformersFrozen(FrozenCommon):

@@ -45,9 +45,11 @@ class DemonstratedTemplate(Template):
 
     assistant: str
     """The reply in a demonstration: ``{answer}``, ``{rationale}`` or both."""
-    stop: tuple[str, ...] = ("\n\n",)
-    """The reply ends before the first of these. Without a chat template a blank line parts a reply
-    from what a base model would go on with (`lmcot.data.render`)."""
+    stop: tuple[str, ...] | None = None
+    """The reply, without hidden thinking and blank lines at its start, ends before the first of
+    these. Unset: without a chat template it ends before a blank line, after which a base model
+    writes a question of its own; models with a chat template, and chat endpoints, end by
+    themselves."""
 
 
 class JudgeTemplate(Template):

@@ -42,7 +42,7 @@ def render(prompt: Prompt, tokenizer: Tokenizer, chat: Chat = "auto") -> str:
     Raises:
         UserError: if the chat template refuses the prompt.
     """
-    return _render_chat(prompt, tokenizer) if _uses_chat(tokenizer, chat) else render_plain(prompt)
+    return _render_chat(prompt, tokenizer) if uses_chat(tokenizer, chat) else render_plain(prompt)
 
 
 def render_plain(prompt: Prompt) -> str:
@@ -68,7 +68,7 @@ def encode(prompt: Prompt, tokenizer: Tokenizer, chat: Chat = "auto") -> list[in
         UserError: if the chat template refuses the prompt.
     """
     # A chat template writes the special tokens itself: never twice.
-    own_tokens = not _uses_chat(tokenizer, chat)
+    own_tokens = not uses_chat(tokenizer, chat)
     return tokenizer.encode(render(prompt, tokenizer, chat), add_special_tokens=own_tokens)
 
 
@@ -97,7 +97,8 @@ def parted(before: str, text: str) -> str:
     return f" {text}" if joined else text
 
 
-def _uses_chat(tokenizer: Tokenizer, chat: Chat) -> bool:
+def uses_chat(tokenizer: Tokenizer, chat: Chat) -> bool:
+    """Whether prompts are rendered by the tokenizer's chat template."""
     return chat == "auto" and bool(tokenizer.chat_template)
 
 

@@ -21,7 +21,7 @@ _KINDS: dict[Method, type[Completion] | type[Choice] | type[Score]] = {
     "score": Score,
 }
 
-_FORM = 1
+_FORM = 2
 """Part of every key: raised when replies of an older form must not be read."""
 _PROBE = (Message("system", "s"), Message("user", "u:"), Message("assistant", "a"))
 """How it is rendered is part of every key: replies to prompts rendered otherwise are others.

@@ -12,7 +12,8 @@ from lmcot.config import OpenAIFrozen
 from lmcot.data.render import parted, render_plain
 from lmcot.errors import UserError
 from lmcot.frozen.openai_client import LONGEST_REASON, EndpointClient, EndpointError
-from lmcot.frozen.openai_replies import Reply, to_choice, to_completion, to_score
+from lmcot.frozen.openai_replies import Faulty, Reply, to_choice, to_completion, to_score
+from lmcot.frozen.visible import PLAIN_STOP
 from lmcot.records import (
     Choice,
     Completion,
@@ -69,12 +70,23 @@ class OpenAILM:
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion | Failure]:
         """One completion for each prompt; token counts are the endpoint's (0 if not given)."""
+        stop = sampling.stop
+        if stop is None:
+            stop = () if self._settings.api == "chat" else PLAIN_STOP
+        request = _request(sampling)
 
         async def ask(prompt: Prompt) -> Completion | Failure:
-            return await self._client.ask(
-                self._body(prompt, **_request(sampling)),
-                lambda reply: to_completion(reply, sampling.stop),
-            )
+            def judge(reply: Reply) -> Completion:
+                return to_completion(reply, stop)
+
+            found = None
+            if stop:
+                with_stop = self._body(prompt, **request, stop=list(stop))
+                found = await self._client.ask(with_stop, lambda reply: _or_none(judge, reply))
+            if found is None or (not found.text and found.finish_reason == "stop"):
+                # The endpoint may have stopped within the thinking, or before the first word.
+                found = await self._client.ask(self._body(prompt, **request), judge)
+            return found
 
         return self._client.each(ask, prompts)
 
@@ -255,6 +267,12 @@ def _request(sampling: Sampling) -> dict[str, Any]:
     }
     if sampling.seed is not None:
         request["seed"] = sampling.seed
-    if sampling.stop:
-        request["stop"] = list(sampling.stop)
     return request
+
+
+def _or_none(judge: Callable[[Reply], Completion], reply: Reply) -> Completion | None:
+    """None for a reply without text, which a stop string may have cut short."""
+    try:
+        return judge(reply)
+    except Faulty:
+        return None

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
+from lmcot.frozen.visible import visible_reply
 from lmcot.records import Choice, Completion, Failure, FailureKind, Score
 
 Api = Literal["chat", "completions"]
@@ -16,6 +17,8 @@ Api = Literal["chat", "completions"]
 Item = TypeVar("Item")
 # Endpoints write null for what they do not give.
 _Listed = Annotated[list[Item], BeforeValidator(lambda given: [] if given is None else given)]
+
+_THINKING_PARTS = ("thinking", "reasoning", "redacted_thinking", "reasoning_content")
 
 _ROUNDING = 1e-4
 """Half-precision arithmetic may leave the log-probability of a sure token above 0 by so much."""
@@ -48,7 +51,36 @@ class _ChatLogprobs(BaseModel):
 
 
 class _Message(BaseModel):
-    content: str | None = None
+    content: str | list[Any] | None = None
+    """A text, or parts of a text and of thinking."""
+    reasoning_content: Any = None
+    """Hidden thinking, as vLLM, SGLang, llama.cpp and DeepSeek call it."""
+    reasoning: Any = None
+    """Likewise, as OpenRouter, Groq and newer vLLM call it."""
+    thinking: Any = None
+    """Likewise, as Ollama calls it."""
+
+    def parts(self) -> tuple[str, str]:
+        """The text, and the hidden thinking."""
+        apart = self.reasoning_content or self.reasoning or self.thinking
+        if not isinstance(self.content, list):
+            return self.content or "", _words(apart)
+        hidden = [one for one in self.content if _is_thinking(one)]
+        shown = [one for one in self.content if not _is_thinking(one)]
+        return _words(shown), _words(apart or hidden)
+
+
+def _is_thinking(part: Any) -> bool:
+    return isinstance(part, dict) and str(part.get("type")) in _THINKING_PARTS
+
+
+def _words(content: Any) -> str:
+    """The text of what is a string, a part or a list of such."""
+    if isinstance(content, list):
+        return "".join(map(_words, content))
+    if isinstance(content, dict):
+        return _words(content.get("text") or content.get("thinking") or content.get("content"))
+    return content if isinstance(content, str) else ""
 
 
 class _ChatChoice(BaseModel):
@@ -100,6 +132,8 @@ class Reply:
     first: tuple[tuple[str, float | None], ...] = ()
     """Alternatives for the first token, with their log-probabilities."""
     tokens: Tokens | None = None
+    thinking: str = ""
+    """Hidden thinking that the endpoint gives apart from the text."""
 
 
 def read(body: str, api: Api) -> Reply:
@@ -123,11 +157,13 @@ def _read_chat(body: str) -> Reply:
     choice = found.choices[0]
     content = choice.logprobs.content if choice.logprobs else None
     alternatives = (content[0].top_logprobs if content else None) or []
+    text, thinking = choice.message.parts()
     return Reply(
-        choice.message.content or "",
+        text,
         choice.finish_reason == "length",
         *_counts(found.usage),
         first=tuple((one.token, one.logprob) for one in alternatives),
+        thinking=thinking,
     )
 
 
@@ -149,21 +185,21 @@ def _counts(usage: _Usage | None) -> tuple[int, int]:
     return (usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else (0, 0)
 
 
-def to_completion(reply: Reply, stop: Sequence[str]) -> Completion | Failure:
-    """The text, up to the first of the stop strings: not every endpoint honours them.
+def to_completion(reply: Reply, stop: Sequence[str]) -> Completion:
+    """The visible reply, up to the first of the stop strings: not every endpoint honours them.
+
+    It is empty where the endpoint gave nothing but hidden thinking, or was stopped at the limit
+    before it came to a word.
 
     Raises:
-        Faulty: if there is no text, and it was not a stop string that cut it off.
+        Faulty: if there is no text at all, and nothing says why.
     """
-    ends = [reply.text.index(end) for end in stop if end in reply.text]
-    text = reply.text[: min(ends, default=len(reply.text))]
-    if not text.strip():
-        reason = "the endpoint's reply holds no text"
-        if not ends:
-            raise Faulty(reason)
-        return Failure(FailureKind.PERMANENT, f"{reason} before a stop string")
-    finish: Literal["stop", "length"] = "length" if reply.cut and not ends else "stop"
-    return Completion(text, reply.tokens_in, reply.tokens_out, finish_reason=finish)
+    seen = visible_reply(reply.text, stop)
+    thinking = "\n".join(one for one in (reply.thinking.strip(), seen.thinking) if one)
+    if not reply.text.strip() and not thinking and not reply.cut:
+        raise Faulty("the endpoint's reply holds no text")
+    finish: Literal["stop", "length"] = "length" if reply.cut and not seen.stopped else "stop"
+    return Completion(seen.text, reply.tokens_in, reply.tokens_out, finish, thinking)
 
 
 def to_choice(reply: Reply, options: Sequence[str]) -> Choice | Failure:

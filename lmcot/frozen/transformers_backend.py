@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from lmcot.data.render import encode, encode_continuation
+from lmcot.data.render import encode, encode_continuation, uses_chat
+from lmcot.frozen.visible import (
+    PLAIN_STOP,
+    Visible,
+    holds_thinking,
+    opens_thinking,
+    visible_reply,
+)
 from lmcot.models.generation.engine import GenerationEngine
 from lmcot.models.generation.requests import Generated, SampleRequest, ScoreRequest
 from lmcot.models.generation.shared import SharedEngine
@@ -19,6 +26,9 @@ from lmcot.records import Choice, Completion, Failure, Prompt, Sampling, Score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_THINKING_TAIL = 32
+"""Tokens at a prompt's end, among which a chat template may open hidden thinking."""
 
 
 class TransformersLM:
@@ -83,7 +93,10 @@ class TransformersLM:
         prompt and seed give the same text in any company. Without a seed every draw is new.
         """
         encoded = [self._encode(prompt) for prompt in prompts]
-        stop = StopStrings(self._tokenizer, sampling.stop) if sampling.stop else None
+        stop = sampling.stop
+        if stop is None:
+            stop = () if uses_chat(self._tokenizer, self._chat) else PLAIN_STOP
+        readers = [_Reader(self._tokenizer, ids, stop) for ids in encoded]
         found = self._engine.sample(
             [
                 SampleRequest(
@@ -96,14 +109,14 @@ class TransformersLM:
                     max_new_tokens=sampling.max_new_tokens,
                     temperature=sampling.temperature,
                     eos_ids=self._eos_ids,
-                    stop=stop,
+                    stop=StopStrings(self._tokenizer, stop, reader.stopped) if stop else None,
                 )
-                for ids in encoded
+                for ids, reader in zip(encoded, readers, strict=True)
             ]
         )
         return [
-            one if isinstance(one, Failure) else self._completion(one[0], len(ids), sampling.stop)
-            for ids, one in zip(encoded, found, strict=True)
+            one if isinstance(one, Failure) else reader.completion(one[0], len(ids))
+            for ids, one, reader in zip(encoded, found, readers, strict=True)
         ]
 
     def choose(self, prompts: Sequence[Prompt], options: Sequence[str]) -> list[Choice | Failure]:
@@ -159,17 +172,45 @@ class TransformersLM:
             prompt_ids, text, self._tokenizer, encoder_decoder=self._encoder_decoder
         )
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
-    def _completion(self, one: Generated, tokens_in: int, stop: Sequence[str]) -> Completion:
-        text = self._decode(one.response_ids)
-        ends = [text.index(end) for end in stop if end in text]
-        return Completion(
-            text=text[: min(ends, default=len(text))],
-            tokens_in=tokens_in,
-            tokens_out=len(one.response_ids),
-            finish_reason="length" if one.finish_reason == "length" and not ends else "stop",
+class _Reader:
+    """Reads the replies to one prompt.
+
+    Args:
+        stop: the reply ends before the first of these.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], stop: Sequence[str]
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        end = str(tokenizer.decode(prompt_ids[-_THINKING_TAIL:]))
+        self._thinks = opens_thinking(end)
+        """Whether the reply begins within hidden thinking."""
+
+    def completion(self, one: Generated, tokens_in: int) -> Completion:
+        """What a sample comes to."""
+        seen = self._visible(one.response_ids)
+        cut = one.finish_reason == "length" and not seen.stopped
+        finish: Literal["stop", "length"] = "length" if cut else "stop"
+        return Completion(seen.text, tokens_in, len(one.response_ids), finish, seen.thinking)
+
+    def stopped(self, tokens: Sequence[int]) -> bool:
+        """Whether a sample's visible reply has come to a stop string."""
+        return self._visible(tokens).stopped
+
+    def _visible(self, tokens: Sequence[int]) -> Visible:
+        # Models mark their thinking with tokens that may be special: they are looked for first.
+        marked = str(self._tokenizer.decode(tokens, skip_special_tokens=False))
+        if not (self._thinks or holds_thinking(marked)):
+            plain = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+            return visible_reply(plain, self._stop)
+        return visible_reply(
+            marked,
+            self._stop,
+            thinking=self._thinks,
+            special_tokens=self._tokenizer.all_special_tokens,
         )
 
 

@@ -159,7 +159,7 @@ class Asking:
         """How it replies: greedy."""
         file = self._templates.file
         template = file.guided if guided else file.standard
-        return reply_sampling(template, self._frozen.max_answer_tokens)
+        return reply_sampling(template, self._frozen.answer_limit)
 
     @staticmethod
     def seeds(seed: int, samples: int) -> list[int]:

@@ -124,7 +124,7 @@ def _unit(run: Run, rows: list[int]) -> PromptUnit:
     prompts = [
         run.templates.cot(run.train[row].example, config.prompts.demonstrations) for row in rows
     ]
-    sampling = reply_sampling(run.templates.file.cot, config.frozen.max_rationale_tokens)
+    sampling = reply_sampling(run.templates.file.cot, config.frozen.rationale_limit)
     return PromptUnit(f"annotate/{rows[0]}", tuple(prompts), sampling)
 
 

@@ -114,7 +114,7 @@ def _sampling(run: Run, row: str) -> Sampling:
     frozen = run.config.frozen
     if frozen is None:
         raise UserError("evaluate asks the frozen LM, but there is no 'frozen' section")
-    length = frozen.max_rationale_tokens if plain(row) == "cot" else frozen.max_answer_tokens
+    length = frozen.rationale_limit if plain(row) == "cot" else frozen.answer_limit
     file = run.templates.file
     template = {"cot": file.cot, "standard": file.standard}.get(plain(row), file.guided)
     return reply_sampling(template, length)

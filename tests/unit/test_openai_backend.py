@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -139,10 +141,67 @@ def test_a_prompt_that_is_no_text_fails_by_itself(endpoint: Endpoint) -> None:
     assert isinstance(found[1], Completion)
 
 
-def test_nothing_before_a_stop_string_is_no_fault_to_try_again(endpoint: Endpoint) -> None:
+def test_blank_lines_before_the_reply_are_no_stop(endpoint: Endpoint) -> None:
     with client(endpoint, max_retries=2) as lm:
         found = lm.generate(ask("say \n\nb"), Sampling(max_new_tokens=5, stop=("\n\n",)))
-    assert "no text before a stop" in failure(found[0], FailureKind.PERMANENT)
+    assert found == [Completion("b", 7, 3, "stop")]
+
+
+def test_a_stop_that_the_endpoint_applied_within_thinking_is_left_to_us(endpoint: Endpoint) -> None:
+    whole = "<think>\n\nHm.\n\n</think>\n\nVelm\n\nSo much for that."
+
+    def stops(call: Call) -> Answer:
+        text = whole.split("\n\n")[0] if "stop" in call.body else whole
+        return completion(call, text)
+
+    endpoint.respond = stops
+    with client(endpoint) as lm:
+        found = lm.generate(ask("a"), Sampling(max_new_tokens=5, stop=("\n\n",)))
+    assert found == [Completion("Velm", 7, 3, "stop", thinking="Hm.")]
+    assert [request.get("stop") for request in endpoint.requests] == [["\n\n"], None]
+
+
+@pytest.mark.parametrize(("api", "sent"), [("chat", None), ("completions", ["\n\n"])])
+def test_only_models_that_read_plain_text_stop_at_a_blank_line_by_default(
+    endpoint: Endpoint, api: str, sent: list[str] | None
+) -> None:
+    endpoint.respond = lambda call: completion(call, "One.\n\nTwo.")
+    with client(endpoint, api=api) as lm:
+        (found,) = lm.generate(ask("a"), Sampling(max_new_tokens=5, stop=None))
+    assert isinstance(found, Completion)
+    assert found.text == ("One." if sent else "One.\n\nTwo.")
+    assert [request.get("stop") for request in endpoint.requests] == [sent]
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "thinking"),
+    [
+        ({"content": "Velm", "reasoning_content": "Hm."}, "Velm", "Hm."),
+        ({"content": None, "reasoning": "Hm. So"}, "", "Hm. So"),
+        ({"content": "", "reasoning_content": "Hm. So"}, "", "Hm. So"),
+        ({"content": "Velm", "thinking": "Hm."}, "Velm", "Hm."),
+        ({"content": [{"type": "text", "text": "Velm"}]}, "Velm", ""),
+        (
+            {
+                "content": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]},
+                    {"type": "text", "text": "Ve"},
+                    {"type": "text", "text": "lm"},
+                ]
+            },
+            "Velm",
+            "Hm.",
+        ),
+    ],
+)
+def test_thinking_that_comes_apart_from_the_text(
+    endpoint: Endpoint, message: dict[str, Any], text: str, thinking: str
+) -> None:
+    choice = {"message": message, "finish_reason": "length"}
+    endpoint.respond = lambda call: Answer(json.dumps({"choices": [choice]}))
+    with client(endpoint) as lm:
+        found = lm.generate(ask("a"), Sampling(max_new_tokens=5))
+    assert found == [Completion(text, 0, 0, "length", thinking)]
     assert len(endpoint.calls) == 1
 
 
