@@ -87,10 +87,14 @@ class LearnerActor(ActorBase):
             pass  # only takes part in the gathering
         return None
 
-    def save_engine(self, folder: str) -> None:
-        """Writes the engine's part of a checkpoint, each rank its share."""
+    def updates(self) -> int:
+        """Updates that were applied since the stage began: those that were not skipped."""
+        return self._session.updates()
+
+    def save_engine(self, folder: str) -> dict[str, str]:
+        """Writes the engine's part of a checkpoint, each rank its share; digests by name."""
         with added_to(place(folder)) as local:
-            self._session.save_engine(local)
+            return self._session.save_engine(local)
 
     def restore(self, folder: str, state: RunState) -> None:
         """Takes up a checkpoint; the ranks of one node fetch it once, and `forget` it later."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from lmcot.errors import UserError
 from lmcot.records import RunState
@@ -16,6 +18,14 @@ if TYPE_CHECKING:
 
 MARKER = "COMPLETE"
 STATE = "state.json"
+
+
+class Listed(TypedDict):
+    """What the marker says of a file."""
+
+    bytes: int
+    sha256: str | None
+    """None for a file that whoever wrote it told no digest of."""
 
 
 class CheckpointStore:
@@ -34,13 +44,22 @@ class CheckpointStore:
             folder.mkdir(parents=True)
         return folder
 
-    def finish(self, state: RunState, folder: Place) -> None:
+    def finish(self, state: RunState, folder: Place, digests: Mapping[str, str]) -> None:
         """Writes the state, then the marker, then deletes all but the newest few complete ones.
 
-        The marker lists every file with its size, so that a truncated one shows.
+        The marker lists every file with its size and digest, so that damage shows.
+
+        Args:
+            digests: of the files that the ranks wrote, by name; taken where they were written,
+                since the folder may be at a URL.
         """
-        write_whole(folder / STATE, json.dumps(asdict(state), indent=1))
-        files = {name: size for name, (size, _) in versions_of(folder).items()}
+        text = json.dumps(asdict(state), indent=1)
+        write_whole(folder / STATE, text)
+        known = {**digests, STATE: hashlib.sha256(text.encode()).hexdigest()}
+        files = {
+            name: Listed(bytes=size, sha256=known.get(name))
+            for name, (size, _) in versions_of(folder).items()
+        }
         write_whole(folder / MARKER, json.dumps(files, indent=1))
         kept = self._complete()[-self._keep :]
         for old in self._folders():
@@ -64,7 +83,8 @@ class CheckpointStore:
         if not complete:
             return None
         folder = complete[-1]
-        _check_files(folder)
+        _check_sizes(folder)
+        check_content(folder, STATE)
         try:
             state = RunState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
@@ -94,17 +114,46 @@ def _remove(folder: Place) -> None:
     remove(folder)
 
 
-def _check_files(folder: Place) -> None:
-    try:
-        files: dict[str, int] = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except ValueError:
-        raise UserError(_damaged(folder, f"{MARKER} cannot be read")) from None
+def digest_of(file: Place) -> str:
+    """A file's SHA-256 in hexadecimal."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def check_content(folder: Place, name: str) -> None:
+    """Compares a file of a checkpoint with the digest that the marker has of it, if it has one.
+
+    Raises:
+        UserError: if they differ.
+    """
+    if not (folder / MARKER).is_file():
+        return  # it is still being written
+    listed = _listed(folder).get(name)
+    if listed is not None and listed["sha256"] not in (None, digest_of(folder / name)):
+        raise UserError(_damaged(folder, f"the content of {name} has changed"))
+
+
+def _check_sizes(folder: Place) -> None:
     there = versions_of(folder)
-    for name, size in files.items():
-        found = there[name][0] if name in there else None
+    for name, listed in _listed(folder).items():
+        found, size = there[name][0] if name in there else None, listed["bytes"]
         if found != size:
             what = "is missing" if found is None else f"has {found} of its {size} bytes"
             raise UserError(_damaged(folder, f"{name} {what}"))
+
+
+def _listed(folder: Place) -> dict[str, Listed]:
+    """The marker's content; that of earlier versions is a size for each file."""
+    try:
+        files = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        return {
+            name: Listed(bytes=one, sha256=None)
+            if isinstance(one, int)
+            else Listed(bytes=int(one["bytes"]), sha256=one["sha256"])
+            for name, one in files.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(_damaged(folder, f"{MARKER} cannot be read")) from None
 
 
 def _damaged(folder: Place, what: str) -> str:

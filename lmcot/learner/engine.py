@@ -36,7 +36,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lmcot.config import LearnerSettings, OptimiserSettings
 from lmcot.errors import UserError
+from lmcot.learner.host_memory import release_free_memory
 from lmcot.learner.ranks import join_group, world_size
+from lmcot.learner.state_files import StateFiles
 from lmcot.models.sequences import SequenceBatch
 
 # DeepSpeed calls functions that torch 2.13 renamed, some hundred times a step.
@@ -100,6 +102,7 @@ class TrainEngine:
                 adam, partial(_share_of_rate, settings=optimiser, total_steps=total_steps)
             ),
         )
+        self._files = self.engine.checkpoint_engine = StateFiles()
         if self._bf16 and self._stage == 0:
             self._begin_at_zero()
 
@@ -165,6 +168,7 @@ class TrainEngine:
                 group["lr"] = rate
         self._clear_accumulators()
         self._count_skips(applied)
+        release_free_memory()
         norm = float(self.engine.get_global_grad_norm())
         return StepResult(norm if applied else float("inf"), learning_rate, applied)
 
@@ -190,14 +194,30 @@ class TrainEngine:
             with deepspeed.zero.GatheredParameters([parameter]) if gather else nullcontext():
                 yield name, parameter.detach()
 
-    def save(self, folder: Path) -> None:
-        """Writes parameters, optimiser and schedule below ``folder``; what is frozen is not."""
+    @property
+    def updates(self) -> int:
+        """Updates that were applied so far, before a resume too."""
+        return int(self.scheduler.last_epoch)
+
+    def save(self, folder: Path) -> dict[str, str]:
+        """Writes parameters, optimiser and schedule below ``folder``; what is frozen is not.
+
+        Returns:
+            the digest of each file that this rank wrote, by its name relative to ``folder``.
+        """
+        self._files.begin(folder)
         self.engine.save_checkpoint(
             str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True
         )
+        return self._files.digests()
 
     def load(self, folder: Path) -> None:
-        """Takes up what `save` wrote."""
+        """Takes up what `save` wrote.
+
+        Raises:
+            UserError: if a file is damaged, or holds more than data.
+        """
+        self._files.begin(folder)
         path, _ = self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
         if path is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint '{TAG}' in {folder}")

@@ -12,12 +12,13 @@ from torch import nn
 
 from lmcot.config import Config
 from lmcot.errors import UserError
+from lmcot.learner.checkpoints import check_content
 from lmcot.storage import reaching
 
 if TYPE_CHECKING:
     from lmcot.storage import Place
 
-_FILE = "layout.json"
+LAYOUT = "layout.json"
 _KEYS = {
     "learners": "actors.learner.count",
     "zero_stage": "learner.zero_stage",
@@ -40,7 +41,7 @@ class Layout:
 
     def write(self, folder: Path) -> None:
         """Writes it into a checkpoint."""
-        (folder / _FILE).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        (folder / LAYOUT).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
 
 
 def layout_of(config: Config, policy: nn.Module) -> Layout:
@@ -85,11 +86,12 @@ def check_settings(folder: Place, config: Config) -> None:
 def _compare(folder: Place, now: dict[str, Any]) -> None:
     try:
         with reaching(folder):
-            text = (folder / _FILE).read_text(encoding="utf-8")
+            check_content(folder, LAYOUT)
+            text = (folder / LAYOUT).read_text(encoding="utf-8")
         before = json.loads(text)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"the checkpoint '{folder}' is damaged ({_FILE}: {error}): delete it to go on from "
+            f"the checkpoint '{folder}' is damaged ({LAYOUT}: {error}): delete it to go on from "
             "the one before"
         ) from None
     for name, value in now.items():

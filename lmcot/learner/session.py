@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from lmcot.config import Config, Gae, ModelCritic
 from lmcot.errors import UserError
 from lmcot.learner.batching import BatchPlanner
+from lmcot.learner.checkpoints import digest_of
 from lmcot.learner.distiller import Distiller
 from lmcot.learner.engine import TrainEngine
 from lmcot.learner.experience import Forward
-from lmcot.learner.layout import Layout, check_layout, layout_of
+from lmcot.learner.layout import LAYOUT, Layout, check_layout, layout_of
 from lmcot.learner.ppo import PPO
 from lmcot.learner.ranks import rank
 from lmcot.models.adapters import adapters_off, add_adapters, has_adapters, save_adapters
@@ -197,11 +198,21 @@ class LearnerSession:
         """What a checkpoint of this session fits."""
         return layout_of(self._config, self.policy)
 
-    def save_engine(self, folder: Path) -> None:
-        """Writes the engine's part of a checkpoint below ``folder``; all ranks together."""
-        self._engine.save(folder)
+    def updates(self) -> int:
+        """Updates that were applied since the stage began: those that were not skipped."""
+        return self._engine.updates
+
+    def save_engine(self, folder: Path) -> dict[str, str]:
+        """Writes the engine's part of a checkpoint below ``folder``; all ranks together.
+
+        Returns:
+            the digest of each file that this rank wrote, by its name relative to ``folder``.
+        """
+        digests = self._engine.save(folder)
         if rank() == 0:
             self.layout().write(folder)
+            digests[LAYOUT] = digest_of(folder / LAYOUT)
+        return digests
 
     def restore(self, folder: Path, state: RunState) -> None:
         """Takes up a checkpoint: the engine's part, and the controllers' states.

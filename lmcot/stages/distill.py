@@ -68,6 +68,7 @@ def _finish(
         run.interruption.check()
         metrics = _step(run, learners, state, pairs)
         bar.update(1, loss=metrics["loss"])
+    learners.check_learned()
     learners.export(run.directory.distilled)
 
 

@@ -95,6 +95,19 @@ class Learners:
             raise
         return metrics
 
+    def check_learned(self) -> None:
+        """Looks whether the model is another than the stage began with.
+
+        Raises:
+            UserError: if every update was skipped.
+        """
+        if self.call("updates")[0] == 0:
+            raise UserError(
+                f"{self._plan.stage} has learned nothing: the loss or a gradient was not finite in "
+                f"every update; check the weights of '{self._plan.source}', or set policy.dtype to "
+                "'float32' in another --run-dir"
+            )
+
     def refs(self) -> list[Any]:
         """What a wait for news of the learners' health waits for."""
         return self._group.refs()
@@ -166,10 +179,10 @@ class Learners:
         if self._saving is None:
             return
         (state, folder, pending), self._saving = self._saving, None
-        pending.result()
+        digests = {name: digest for one in pending.result() for name, digest in one.items()}
         # What the driver wrote up to here first: a resume elsewhere must find it beside this.
         self._run.directory.sync()
-        self._store.finish(state, folder)
+        self._store.finish(state, folder, digests)
         self._saved_step = state.step
 
     def save(self, state: RunState) -> None:

@@ -110,6 +110,7 @@ def _finish(
         on_step(state.step, metrics)
     _put_to_work(crew, state, pipeline)
     crew.during.finish(pipeline)
+    crew.learners.check_learned()
     crew.learners.export(run.directory.refined, run.directory.critic)
 
 

@@ -323,10 +323,10 @@ class Rank:
         if self.number == 0:
             store.begin(state)
         self._together()
-        straight.save_engine(checkpoint_of(self.folder, self.world, setting))
+        digests = straight.save_engine(checkpoint_of(self.folder, self.world, setting))
         self._together()
-        if self.number == 0:
-            store.finish(state, checkpoint_of(self.folder, self.world, setting))
+        if self.number == 0:  # the other rank's files are compared by their sizes
+            store.finish(state, checkpoint_of(self.folder, self.world, setting), digests)
         self._together()
         found = store.latest()
         assert found is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from torch import nn
 
 from lmcot.config import Config, parse_config
 from lmcot.errors import UserError
-from lmcot.learner.checkpoints import MARKER, STATE, CheckpointStore
+from lmcot.learner.checkpoints import MARKER, STATE, CheckpointStore, check_content
 from lmcot.learner.layout import Layout, check_layout, check_settings, layout_of
 from lmcot.records import RunState
 
@@ -41,8 +42,14 @@ def _save(store: CheckpointStore, step: int) -> Path:
     state = RunState("refine", step=step)
     folder = _begin(store, state)
     _write_engine(folder)
-    store.finish(state, folder)
+    store.finish(state, folder, _digests(folder))
     return folder
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """What the ranks tell of what they wrote."""
+    content = (folder / ENGINE / "weights").read_bytes()
+    return {f"{ENGINE}/weights": hashlib.sha256(content).hexdigest()}
 
 
 def _names(root: Path) -> list[str]:
@@ -77,7 +84,7 @@ def test_state_survives_a_round_trip(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints")
     folder = _begin(store, state)
     _write_engine(folder)
-    store.finish(state, folder)
+    store.finish(state, folder, {})
     found = CheckpointStore(tmp_path / "checkpoints").latest()
     assert found == (state, folder)
     assert folder.name == "step-000012"
@@ -89,13 +96,17 @@ def test_there_is_none_at_first(tmp_path: Path) -> None:
     assert CheckpointStore(tmp_path).latest() is None
 
 
-def test_the_marker_lists_every_file_with_its_size(tmp_path: Path) -> None:
+def test_the_marker_lists_every_file_with_its_size_and_digest(tmp_path: Path) -> None:
     """[29] those below folders too, but not itself."""
     folder = _save(CheckpointStore(tmp_path), 1)
     listed = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    state = (folder / STATE).read_bytes()
     assert listed == {
-        f"{ENGINE}/weights": len("step-000001"),
-        STATE: (folder / STATE).stat().st_size,
+        f"{ENGINE}/weights": {
+            "bytes": len("step-000001"),
+            "sha256": hashlib.sha256(b"step-000001").hexdigest(),
+        },
+        STATE: {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()},
     }
 
 
@@ -189,7 +200,7 @@ def test_old_ones_stay_until_the_new_one_is_complete(tmp_path: Path) -> None:
     folder = _begin(store, state)
     _write_engine(folder)
     assert _latest_step(store) == 1
-    store.finish(state, folder)
+    store.finish(state, folder, {})
     assert _names(tmp_path) == ["step-000002"]
 
 
@@ -245,6 +256,35 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, size: int | None, sa
     assert _latest_step(store) == 1
 
 
+def test_a_byte_of_the_state_that_has_changed_is_damage(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    folder = _save(store, 2)
+    text = (folder / STATE).read_text(encoding="utf-8")
+    (folder / STATE).write_text(text.replace('"step": 2', '"step": 3'), encoding="utf-8")
+    assert f"is damaged (the content of {STATE} has changed)" in _refusal(store)
+
+
+def test_a_byte_of_the_ranks_files_that_has_changed_is_damage(tmp_path: Path) -> None:
+    """Whoever reads a file compares it: the ranks theirs, on their own nodes."""
+    folder = _save(CheckpointStore(tmp_path), 2)
+    check_content(folder, f"{ENGINE}/weights")
+    (folder / ENGINE / "weights").write_text("step-000003", encoding="utf-8")
+    with pytest.raises(UserError, match=r"damaged \(the content of engine/weights has changed\)"):
+        check_content(folder, f"{ENGINE}/weights")
+
+
+def test_a_marker_that_lists_sizes_alone_is_read(tmp_path: Path) -> None:
+    """Earlier versions wrote no digests: sizes are compared then."""
+    store = CheckpointStore(tmp_path)
+    folder = _save(store, 2)
+    listed = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    sizes = {name: one["bytes"] for name, one in listed.items()}
+    (folder / MARKER).write_text(json.dumps(sizes), encoding="utf-8")
+    assert _latest_step(store) == 2
+    os.truncate(folder / ENGINE / "weights", 4)
+    assert "engine/weights has 4 of its 11 bytes" in _refusal(store)
+
+
 def test_a_folder_in_a_files_place_is_damage(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     path = _save(store, 2) / ENGINE / "weights"
@@ -260,7 +300,8 @@ def test_a_state_that_is_not_understood_is_damage(tmp_path: Path, text: str) -> 
     folder = _save(store, 2)
     (folder / STATE).write_text(text, encoding="utf-8")
     listed = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    (folder / MARKER).write_text(json.dumps({**listed, STATE: len(text)}), encoding="utf-8")
+    facts = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    (folder / MARKER).write_text(json.dumps({**listed, STATE: facts}), encoding="utf-8")
     assert _refusal(store).startswith(f"the checkpoint '{folder}' is damaged ({STATE}: ")
 
 
@@ -289,7 +330,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, name: str) -> 
 
 def _write_all(store: CheckpointStore, state: RunState, folder: Path) -> None:
     _layout().write(folder)
-    store.finish(state, folder)
+    store.finish(state, folder, {})
 
 
 SETTINGS: dict[str, Any] = {

@@ -112,12 +112,14 @@ def test_a_bad_update_is_as_if_it_had_not_been(case: Case) -> None:
         assert (metrics["optimiser/updates"], metrics["optimiser/skipped_updates"]) == (0, 1)
         assert not moved(before, parameters(bad))
         assert same(state, optimiser_state(bad._engine))
+        assert bad.updates() == 1
     metrics = bad.ppo.step(rollouts(LLAMA, seed=1), 1)
     assert metrics == good.ppo.step(rollouts(LLAMA, seed=1), 1)
     assert (metrics["optimiser/updates"], metrics["optimiser/skipped_updates"]) == (1, 0)
     assert not moved(parameters(good), parameters(bad))
     assert same(optimiser_state(good._engine), optimiser_state(bad._engine))
     assert moved(before, parameters(bad))
+    assert good.updates() == bad.updates() == 2
 
 
 def test_a_log_probability_that_is_no_number_costs_one_minibatch() -> None:
@@ -160,6 +162,7 @@ def test_too_many_in_a_row_end_the_run(tmp_path: Path, stage: int) -> None:
     straight, resumed = begin(), open_session(config)
     state = RunState("refine", 1, kl_controller=session.ppo.kl_controller.state())
     resumed.restore(tmp_path, state)
+    assert resumed.updates() == 1
     assert resumed.ppo.step(batch, 1) == straight.ppo.step(batch, 1)
     assert not moved(parameters(resumed), parameters(straight))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +13,7 @@ import torch
 
 from lmcot.config import Config
 from lmcot.errors import UserError
-from lmcot.learner.checkpoints import CheckpointStore
+from lmcot.learner.checkpoints import MARKER, CheckpointStore
 from lmcot.learner.session import LearnerSession
 from lmcot.records import RunState
 from tests.unit.learner_cases import (
@@ -92,8 +94,7 @@ def test_a_resumed_refinement_is_the_same_to_the_bit(tmp_path: Path, case: Case)
             state = _state(straight, 2)
             folder = store.begin(state)
             assert isinstance(folder, Path)
-            straight.save_engine(folder)
-            store.finish(state, folder)
+            store.finish(state, folder, straight.save_engine(folder))
 
     resumed = open_session(config)
     before = parameters(resumed)
@@ -176,3 +177,75 @@ def test_a_checkpoint_without_its_layout_is_damaged(tmp_path: Path, damage: str)
         layout.write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match=r"is damaged \(layout\.json: .* the one before"):
         session.restore(tmp_path, RunState("refine"))
+
+
+class _Payload:
+    """What an attacker would put in a checkpoint."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._mark,)
+
+
+def _saved(session: LearnerSession, root: Path) -> Path:
+    """A whole checkpoint, marker and all."""
+    store, state = CheckpointStore(root), RunState("refine")
+    folder = store.begin(state)
+    assert isinstance(folder, Path)
+    store.finish(state, folder, session.save_engine(folder))
+    return folder
+
+
+def _list_again(folder: Path, file: Path) -> None:
+    """The marker as whoever put another file there would write it."""
+    listed = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    listed[file.relative_to(folder).as_posix()] = {
+        "bytes": file.stat().st_size,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }
+    (folder / MARKER).write_text(json.dumps(listed), encoding="utf-8")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_no_code_of_a_checkpoint_is_run(tmp_path: Path, stage: int, zipped: bool) -> None:
+    """Whichever of its files holds it, and though the marker fits."""
+    session = open_session(_config(Case(LLAMA, stage)))
+    folder = _saved(session, tmp_path)
+    files = sorted(folder.rglob("*.pt"))
+    assert len(files) == (1 if stage == 0 else 2)
+    for file in files:
+        before = file.read_bytes()
+        mark = tmp_path / "ran"
+        torch.save(_Payload(mark), file, _use_new_zipfile_serialization=zipped)
+        _list_again(folder, file)
+        with pytest.raises(UserError, match="could run code; none of it was run") as caught:
+            session.restore(folder, RunState("refine"))
+        assert file.name in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert not mark.exists()
+        torch.load(file, weights_only=False)  # elsewhere it would have run
+        assert mark.exists()
+        mark.unlink()
+        file.write_bytes(before)
+        _list_again(folder, file)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_a_byte_that_has_changed_is_damage(tmp_path: Path, stage: int) -> None:
+    """In the middle of the weights or of Adam's moments, where every other number is as good."""
+    session = open_session(_config(Case(LLAMA, stage)))
+    session.ppo.step(rollouts(LLAMA), 0)
+    folder = _saved(session, tmp_path)
+    for file in sorted(folder.rglob("*.pt")):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(
+            UserError, match=r"is damaged \(the content of .*_states.pt has changed"
+        ):
+            session.restore(folder, RunState("refine"))
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import uuid
@@ -211,7 +212,8 @@ def _save(store: CheckpointStore, step: int, engine: str = "weights") -> None:
     with added_to(folder) as local:
         (local / "engine").mkdir()
         (local / "engine" / "rank0").write_text(engine, encoding="utf-8")
-    store.finish(state, folder)
+    digest = hashlib.sha256(engine.encode()).hexdigest()
+    store.finish(state, folder, {"engine/rank0": digest})
 
 
 def test_checkpoints_at_a_url_are_complete_with_their_marker_alone(url: str) -> None:
@@ -226,9 +228,11 @@ def test_checkpoints_at_a_url_are_complete_with_their_marker_alone(url: str) -> 
     found = store.latest()
     assert found is not None
     assert (found[0].step, str(found[1])) == (3, f"{url}/checkpoints/step-000003")
+    written = {"engine/rank0": b"weights", STATE: (found[1] / STATE).read_bytes()}
     assert json.loads((found[1] / MARKER).read_text()) == {
-        "engine/rank0": 7, STATE: (found[1] / STATE).stat().st_size,
-    }  # fmt: skip
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in written.items()
+    }
 
 
 def test_a_checkpoint_that_is_begun_again_forgets_its_first_try(url: str) -> None:
@@ -246,6 +250,15 @@ def test_a_truncated_file_at_a_url_is_told(url: str) -> None:
     _save(store, 1)
     write_whole(place(url) / "step-000001" / "engine" / "rank0", "wei")
     with pytest.raises(UserError, match="engine/rank0 has 3 of its 7 bytes"):
+        store.latest()
+
+
+def test_a_state_at_a_url_that_has_changed_is_told(url: str) -> None:
+    store = CheckpointStore(place(url))
+    _save(store, 1)
+    state = place(url) / "step-000001" / STATE
+    write_whole(state, state.read_text(encoding="utf-8").replace('"step": 1', '"step": 9'))
+    with pytest.raises(UserError, match=f"the content of {STATE} has changed"):
         store.latest()
 
 
