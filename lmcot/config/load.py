@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from lmcot.config.data import FileData
 from lmcot.config.root import RESUME_MAY_CHANGE, Config
+from lmcot.config.yaml_text import parse_yaml
 from lmcot.errors import UserError
 from lmcot.storage import is_url, place, reaching
 
@@ -57,8 +58,8 @@ def parse_settings(kind: type[_Kind], values: dict[str, Any]) -> _Kind:
         raise UserError(_sentence(error, kind)) from None
 
 
-def read_yaml_mapping(path: str | Place) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
+def read_yaml_mapping(path: str | Place, *, as_text: bool = False) -> dict[str, Any]:
+    """The mapping that a YAML file holds; ``as_text`` leaves plain values as they are written.
 
     Raises:
         UserError: if the file cannot be read, is not YAML, or holds something else.
@@ -67,7 +68,7 @@ def read_yaml_mapping(path: str | Place) -> dict[str, Any]:
         where = place(path)
         with reaching(where):
             text = where.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
+        values = parse_yaml(text, as_text=as_text)
     except FileNotFoundError:
         raise UserError(f"the file '{path}' does not exist: check the path") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -140,7 +141,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not separator or not all(parts):
         raise UserError(f"the override '{override}' is not of the form key.sub=value")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         raise UserError(f"the override '{override}' does not hold a valid YAML value") from None
     node = values

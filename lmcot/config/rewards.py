@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -30,7 +30,7 @@ class FailureBudgets(Settings):
 class AspectSettings(Settings):
     """How one aspect of a rationale's quality is measured, and what it weighs."""
 
-    source: Literal["metrics", "judge", "learned", "off"]
+    source: Literal["metrics", "judge", "learned", "off"] = "metrics"
     """``metrics``: a measure without a reference; ``judge``: the frozen LM's probability of
     "yes" to one question; ``learned``: a model of the other two, fitted to human labels;
     ``off``: not measured."""
@@ -49,18 +49,8 @@ _JUDGE_ONLY: tuple[Aspect, ...] = ("logicality", "consistency")
 
 
 def _default_aspects() -> dict[Aspect, AspectSettings]:
-    metrics = AspectSettings(source="metrics")
     judge = AspectSettings(source="judge")
-    return {
-        "factuality": metrics,
-        "relevance": metrics,
-        "logicality": judge,
-        "consistency": judge,
-        "coherence": metrics,
-        "fluency": metrics,
-        "naturalness": metrics,
-        "readability": metrics,
-    }
+    return {name: judge if name in _JUDGE_ONLY else AspectSettings() for name in get_args(Aspect)}
 
 
 class GuidanceRewards(Settings):
@@ -88,9 +78,10 @@ class GuidanceRewards(Settings):
     """The sentence-embedding model of ROSCOE's scores, which learned aspects may be fitted on: a
     hub id, a folder, or a folder in an installed package."""
     aspects: dict[Aspect, AspectSettings] = Field(default_factory=_default_aspects)
-    """Quality aspects of the rationale, by name; an aspect that is not named is off. Unset: all
-    are measured at weight 0, save fluency where the frozen LM is behind an endpoint, which gives
-    no log-likelihoods."""
+    """Quality aspects of the rationale, by name. By default all eight are measured at weight 0:
+    logicality and consistency by the judge, the others by metrics, save fluency where the frozen
+    LM is behind an endpoint that gives no log-likelihoods. What is named here changes its aspect
+    only; ``source: off`` switches one off, and ``aspects: {}`` all of them."""
 
     @model_validator(mode="after")
     def _something_to_maximise(self) -> GuidanceRewards:

@@ -103,7 +103,7 @@ class Config(Settings):
         fluency = rewards.aspects.get("fluency")
         if fluency is None or fluency.source != "metrics":
             return self
-        if "aspects" in rewards.model_fields_set:
+        if fluency.weight > 0 or "source" in fluency.model_fields_set:
             raise ValueError(
                 f"rewards.aspects.fluency.source is 'metrics', but {offers}: set it to 'judge' or "
                 "'off'"

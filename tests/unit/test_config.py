@@ -26,6 +26,7 @@ from lmcot.config import (
     Rloo,
     differences,
     dump_config,
+    flat_settings,
     load_config,
     may_change,
     parse_config,
@@ -112,8 +113,10 @@ MISTAKES: list[tuple[str, Any, str]] = [
      "rewards: aspects.consistency.source is 'metrics', but there is no honest metric of "),
     ("rewards", {"kind": "guidance", "em_weight": 0, "f1_weight": 0},
      "rewards: all weights are 0: give em_weight, f1_weight or an aspect a weight"),
-    ("refine.advantage", {"gamma": 0.9},
-     "'refine.advantage' needs the key 'kind' to say which variant it is"),
+    ("refine.advantage", {"normalise": True},
+     "unknown key 'refine.advantage.normalise': known keys there: critic, critic_warmup_steps, "),
+    ("refine.kl", {"kind": "adaptive", "coefficent": 1},
+     "unknown key 'refine.kl.coefficent': did you mean 'coefficient'?"),
     ("refine.advantage", {"kind": "a2c"},
      "'refine.advantage.kind' is 'a2c': choose one of 'gae', 'rloo', 'grpo'"),
     ("refine.advantage", {"kind": "rloo", "gamma": 1.0},
@@ -312,6 +315,85 @@ def test_a_dump_holds_every_default() -> None:
     assert dumped["refine"]["optimiser"]["eps"] == 1e-5
     assert set(dumped["rewards"]["aspects"]) == set(get_args(Aspect))
     assert parse_config(dumped) == config
+
+
+MORE = {
+    "an endpoint": {**LEAST, "frozen": ENDPOINT},
+    "other variants": {
+        **LEAST,
+        "policy": {"source": "random:llama", "lora": {"rank": 4}},
+        "data": {
+            "train": {"kind": "hub", "name": "x", "split": "train"},
+            "validation": {"kind": "sample", "split": "train"},
+        },
+        "teacher": {"kind": "frozen", "min_f1": 0.5},
+    },
+    "the toy": {**LEAST, "rewards": {"kind": "increasing"}},
+    "no aspects": {**LEAST, "rewards": {"aspects": {}}},
+}
+
+
+@pytest.mark.parametrize("values", [LEAST, *MORE.values()], ids=["the least", *MORE])
+def test_to_name_any_key_with_its_value_changes_nothing(values: dict[str, Any]) -> None:
+    config = parse_config(values)
+    for key, value in flat_settings(config).items():
+        named = copy.deepcopy(values)
+        *above, last = key.split(".")
+        node = named
+        for part in above:
+            node = node.setdefault(part, {})
+        node[last] = value
+        assert parse_config(named) == config, key
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kept"),
+    [
+        ("refine.optimiser.learning_rate", 1e-5, {"refine.optimiser.eps": 1e-5}),
+        ("refine.optimiser.warmup_steps", 3,
+         {"refine.optimiser.learning_rate": 1e-6, "refine.optimiser.eps": 1e-5}),
+        ("distill.optimiser.warmup_steps", 5,
+         {"distill.optimiser.learning_rate": 3e-5, "distill.optimiser.eps": 1e-8}),
+        ("refine.kl.coefficient", 0.5, {"refine.kl.kind": "fixed"}),
+        ("refine.advantage.gamma", 0.9,
+         {"refine.advantage.kind": "gae", "refine.advantage.critic.kind": "head"}),
+        ("refine.advantage.critic.learning_rate", 0.1,
+         {"refine.advantage.kind": "gae", "refine.advantage.critic.kind": "head"}),
+        ("serve.ingress.replicas", 2, {}),
+        ("rewards.em_weight", 2, {"rewards.kind": "guidance", "rewards.f1_weight": 0.5}),
+        ("rewards.aspects.relevance.weight", 0.5,
+         {"rewards.aspects.relevance.source": "metrics",
+          "rewards.aspects.logicality.source": "judge",
+          "rewards.aspects.fluency.source": "metrics"}),
+        ("rewards.aspects.logicality.weight", 0.5,
+         {"rewards.aspects.logicality.source": "judge"}),
+        ("monitor.alarms.window", 3, {"monitor.alarms.kl_above": 50.0}),
+    ],
+)  # fmt: skip
+def test_a_named_key_leaves_its_sections_other_defaults(
+    key: str, value: Any, kept: dict[str, Any]
+) -> None:
+    before, after = parse_config(LEAST), parse_config(changed(key, value))
+    assert {key: flat_settings(after)[key] for key in kept} == kept
+    assert list(differences(before, after)) == [key]
+
+
+def test_another_variant_gets_none_of_the_defaults_keys() -> None:
+    config = parse_config(changed("refine.advantage.kind", "rloo"))
+    assert config.refine.advantage == Rloo(kind="rloo")
+    assert parse_config(changed("refine.kl.kind", "adaptive")).refine.kl == AdaptiveKl(
+        kind="adaptive"
+    )
+
+
+def test_one_aspect_leaves_the_others_and_none_is_none() -> None:
+    one = parse_config(changed("rewards.aspects.fluency", {"source": "off"})).rewards
+    none = parse_config(changed("rewards.aspects", {})).rewards
+    assert isinstance(one, GuidanceRewards)
+    assert isinstance(none, GuidanceRewards)
+    assert set(one.aspects) == set(get_args(Aspect))
+    assert [name for name, aspect in one.aspects.items() if aspect.source == "off"] == ["fluency"]
+    assert none.aspects == {}
 
 
 def test_settings_do_not_change() -> None:
@@ -534,4 +616,4 @@ def test_an_endpoint_judges_fluency_or_leaves_it(source: str) -> None:
     rewards = aspects(fluency={"source": source})
     config = parse_config({**LEAST, "frozen": ENDPOINT, "rewards": rewards})
     assert isinstance(config.rewards, GuidanceRewards)
-    assert config.rewards.aspects == {"fluency": AspectSettings(source=source)}  # type: ignore[arg-type]
+    assert config.rewards.aspects["fluency"] == AspectSettings(source=source)  # type: ignore[arg-type]
