@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from lmcot import __version__
-from lmcot.storage import place
+from lmcot.storage import local_path, place
 
 _STAGES = {
     "train": "run all stages: annotate, distill, refine, evaluate",
@@ -16,6 +16,19 @@ _STAGES = {
     "refine": "refine the small LM by PPO on the frozen LM's rewards",
     "evaluate": "measure the frozen LM with and without guidance, and write the report",
 }
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command and its options; settings may stand before, between and after them."""
+    parser = make_parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse fills a list of positional arguments from their first group only.
+    if hasattr(options, "overrides"):
+        options.overrides += [one for one in rest if not one.startswith("-")]
+        rest = [one for one in rest if one.startswith("-")]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -110,8 +123,8 @@ def _add_aspects(commands: Any) -> None:
         dest="action", metavar="ACTION", required=True
     )
     fit = actions.add_parser("fit", help="fit aspects to labels")
-    fit.add_argument("--labels", required=True, type=Path, metavar="FILE", help="JSON lines")
-    fit.add_argument("--output", required=True, type=Path, metavar="MODEL.json")
+    fit.add_argument("--labels", required=True, type=local_path, metavar="FILE", help="JSON lines")
+    fit.add_argument("--output", required=True, type=local_path, metavar="MODEL.json")
     fit.add_argument(
         "--label",
         action="append",
@@ -121,10 +134,14 @@ def _add_aspects(commands: Any) -> None:
     )
     fit.add_argument("--features", choices=("metrics", "embeddings", "all"), default="metrics")
     score = actions.add_parser("score", help="score rationales")
-    score.add_argument("--rationales", required=True, type=Path, metavar="FILE", help="JSON lines")
+    score.add_argument(
+        "--rationales", required=True, type=local_path, metavar="FILE", help="JSON lines"
+    )
     score.add_argument("--source", required=True, choices=("metrics", "judge", "learned"))
-    score.add_argument("--model", type=Path, metavar="MODEL.json", help="for --source learned")
-    score.add_argument("--output", type=Path, metavar="FILE", help="unset: the terminal")
+    score.add_argument(
+        "--model", type=local_path, metavar="MODEL.json", help="for --source learned"
+    )
+    score.add_argument("--output", type=local_path, metavar="FILE", help="unset: the terminal")
     for action in (fit, score):
         action.add_argument(
             "--config", metavar="FILE", help="settings, whose frozen LM judges if one is needed"
@@ -149,7 +166,9 @@ def _add_debug(commands: Any) -> None:
             part.add_argument("--steps", type=int, default=1, metavar="N", help="default: 1")
             part.add_argument("--policy", metavar="SOURCE", help="model to sample with")
         elif name == "learn":
-            part.add_argument("--rollouts", type=Path, metavar="DIR", help="default: the run's own")
+            part.add_argument(
+                "--rollouts", type=local_path, metavar="DIR", help="default: the run's own"
+            )
             part.add_argument("--steps", type=int, metavar="N", help="default: all that are there")
         else:
             part.add_argument("--step", type=int, required=True, metavar="N")
@@ -178,8 +197,8 @@ def _add_compare(commands: Any) -> None:
         "runs", nargs="+", type=place, metavar="RUN", help="the first is what the others are "
         "compared with",
     )  # fmt: skip
-    command.add_argument("--markdown", type=Path, metavar="FILE", help="write the same there")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write it as JSON there")
+    command.add_argument("--markdown", type=local_path, metavar="FILE", help="write the same there")
+    command.add_argument("--json", type=local_path, metavar="FILE", help="write it as JSON there")
 
 
 def _add_inspect(commands: Any) -> None:

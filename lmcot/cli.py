@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lmcot.arguments import make_parser
+from lmcot.arguments import parse_arguments
 from lmcot.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ EXIT_INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code (0 done, 2 for the user to mend, 130 interrupted)."""
     try:
-        return _run(make_parser().parse_args(arguments))
+        return _run(parse_arguments(arguments))
     except UserError as error:
         print(f"lmcot: {error}", file=sys.stderr)
         return EXIT_USER_ERROR

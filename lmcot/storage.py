@@ -7,6 +7,7 @@ when it is complete, or fetched before.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import re
 import shutil
@@ -41,16 +42,30 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
+def local_path(text: str | Path) -> Path:
+    """A path on this machine's disk; ``~`` at its beginning is a home folder.
+
+    Raises:
+        UserError: if there is no such home folder.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"'{text}' names a home folder that is not known here: write the whole path"
+        ) from None
+
+
 def place(text: str | Place) -> Place:
-    """A path, or the place that a URL names.
+    """A path, as `local_path` reads it, or the place that a URL names.
 
     Raises:
         UserError: if nothing that is installed can open such a URL.
     """
+    if isinstance(text, Path) or (isinstance(text, str) and not is_url(text)):
+        return local_path(text)
     if not isinstance(text, str):
         return text
-    if not is_url(text):
-        return Path(text)
     from upath import UPath
 
     protocol = text.partition("://")[0]
@@ -65,6 +80,27 @@ def place(text: str | Place) -> Place:
         )  # fmt: skip
         raise UserError(f"'{text}' cannot be opened ({error}): {remedy}") from None
     return found
+
+
+def matching(text: str) -> list[Place]:
+    """What a path names: itself if it is there, else what it matches as a pattern, sorted.
+
+    Patterns are as in the shell: ``*``, ``?``, ``[...]``, and ``**`` for folders of any depth; at
+    a URL, ``*`` and ``**``. A URL without a pattern is taken to be there.
+
+    Raises:
+        UserError: if the place cannot be reached.
+    """
+    where = place(text)
+    if is_remote(where):
+        if "*" not in text:
+            return [where]
+        with reaching(where):
+            names = sorted(where.fs.glob(where.path))
+        return [place(where.fs.unstrip_protocol(name)) for name in names]
+    if where.exists():
+        return [where]
+    return [Path(name) for name in sorted(glob.glob(str(where), recursive=True))]
 
 
 def is_remote(one: Place) -> TypeIs[UPath]:

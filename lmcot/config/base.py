@@ -64,7 +64,8 @@ class Settings(BaseModel):
 def _with_defaults(given: Any, default: Any, discriminator: Any) -> Any:
     """A section's keys with those of its default that are not given.
 
-    Another variant than the default's gets none of them, nor does a mapping by name that is empty.
+    Another variant than the default's gets none of them, and what is no plain mapping stays as it
+    is: an empty mapping by name is empty, and a `Settings` object is complete.
     """
     if not isinstance(given, Mapping):
         return given
@@ -79,7 +80,7 @@ def _with_defaults(given: Any, default: Any, discriminator: Any) -> Any:
             if name == discriminator or fields[name].is_required() or value != fields[name].default
         }
         inner = {name: info.discriminator for name, info in fields.items()}
-    elif isinstance(default, dict) and given:
+    elif isinstance(default, dict) and any(isinstance(one, Mapping) for one in given.values()):
         kept, inner = default, {}
     else:
         return given

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import yaml
@@ -14,7 +13,7 @@ from lmcot.config.data import FileData
 from lmcot.config.root import RESUME_MAY_CHANGE, Config
 from lmcot.config.yaml_text import parse_yaml
 from lmcot.errors import UserError
-from lmcot.storage import is_url, place, reaching
+from lmcot.storage import is_url, local_path, matching, place, reaching
 
 if TYPE_CHECKING:
     from lmcot.storage import Place
@@ -87,22 +86,21 @@ def dump_config(config: Config) -> str:
 
 
 def check_files(config: Config) -> None:
-    """Checks that the files that the settings name are there.
+    """Checks that the files that the settings name are there; those at URLs show when opened.
 
     Raises:
         UserError: naming the key and the file.
     """
     for key, source in (("train", config.data.train), ("validation", config.data.validation)):
-        if isinstance(source, FileData) and _is_missing(source.path):
-            raise UserError(f"data.{key}.path names '{source.path}', which is not a file")
+        if isinstance(source, FileData) and not is_url(source.path) and not matching(source.path):
+            raise UserError(
+                f"data.{key}.path names '{source.path}', which is no file, no folder, and no "
+                "pattern that matches one: check the path"
+            )
     templates = config.prompts.templates
-    if templates.endswith((".yaml", ".yml")) and _is_missing(templates):
+    local = templates.endswith((".yaml", ".yml")) and not is_url(templates)
+    if local and not local_path(templates).is_file():
         raise UserError(f"prompts.templates names '{templates}', which is not a file")
-
-
-def _is_missing(path: str) -> bool:
-    """Whether a local file is; what is at a URL shows when it is opened."""
-    return not is_url(path) and not Path(path).is_file()
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:

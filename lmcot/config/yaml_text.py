@@ -58,4 +58,4 @@ def parse_yaml(text: str, *, as_text: bool = False) -> Any:
     Raises:
         yaml.YAMLError: if it is not valid YAML, or names a key twice.
     """
-    return yaml.load(text, Loader=_TextLoader if as_text else _Loader)  # noqa: S506
+    return yaml.load(text, Loader=_TextLoader if as_text else _Loader)

@@ -197,8 +197,10 @@ def load_templates(name_or_path: str) -> PromptTemplates:
 
 
 def _parse(name: str, path: Place) -> PromptTemplates:
+    # As text: an answer such as 1945, 3.50 or no is what stands there.
+    values = read_yaml_mapping(path, as_text=True)
     try:
-        return PromptTemplates(name, TemplateFile.model_validate(read_yaml_mapping(path)))
+        return PromptTemplates(name, TemplateFile.model_validate(values))
     except ValidationError as error:
         problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"] if part != "[key]")

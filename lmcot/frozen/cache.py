@@ -16,6 +16,7 @@ from pathlib import Path
 
 from lmcot.errors import UserError
 from lmcot.files import cache_folder
+from lmcot.storage import local_path
 
 _WAIT_S = 60.0
 """How long one process waits for another's transaction."""
@@ -42,7 +43,7 @@ CREATE TRIGGER IF NOT EXISTS less AFTER DELETE ON replies
 
 def cache_path(folder: str | None) -> Path:
     """The cache's file in a folder; None is the default one of this machine."""
-    return (Path(folder).expanduser() if folder else cache_folder()) / "frozen-lm-replies.sqlite"
+    return (local_path(folder) if folder else cache_folder()) / "frozen-lm-replies.sqlite"
 
 
 @dataclass(frozen=True, slots=True)

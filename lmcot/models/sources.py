@@ -60,7 +60,7 @@ def resolve_source(source: str) -> str:
             return str(packed)
         return str(_converted(packed))
     where = place(source)
-    path = fetched(where) if is_remote(where) else where.expanduser()
+    path = fetched(where) if is_remote(where) else where
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UserError(f"the model file '{source}' does not exist: check the path")

