@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
@@ -11,6 +12,45 @@ from lmcot.records import Message, Prompt
 Chat = Literal["auto", "never"]
 # Starts a text from which tokenizers merge nothing into what follows; see `encode_continuation`.
 _ANCHOR = "\n"
+
+
+_UNSEEN = "[\\u00ad\\u200b-\\u200f\\u2060\\ufeff]*"
+"""Characters that some tokenizers drop before they look for marks."""
+_LT, _GT, _BAR, _SLASH = "[<\uff1c\ufe64]", "[>\uff1e\ufe65]", "[|\uff5c]", "[/\uff0f]?"
+_OPEN, _CLOSE = r"[\[\uff3b]", r"[\]\uff3d]"
+"""Marks' characters, and what text normalisation makes of them."""
+_WORDS = (
+    "s|pad|unk|bos|eos|bod|eod|bot|eot|sop|eop|eoh|eoa|eom|cls|sep|mask|gmask|smask|image|img|audio|"
+    "video|box|quad|ref|role|turn|channel|user|assistant|system|human|tool|think|thinking|thought|"
+    "reponame|filename|endoftext|startoftext|start|end|0x[0-9a-f]{2}|unused[0-9]+|"
+    # Fill-in-the-middle, turns, reserved places: names with an underscore or a colon.
+    "[a-z0-9]{1,32}(?:[_:▁][a-z0-9]{1,32}){1,8}"
+)
+_BRACKETED = (
+    "INST|SYS|BOS|EOS|BOT|EOT|CLS|SEP|MASK|PAD|UNK|gMASK|sMASK|IMG|THINK|ARGS|PREFIX|MIDDLE|SUFFIX|"
+    "SYSTEM|USER|ASSISTANT|TOOL|unused[0-9]+|[A-Z]{2,16}(?:_[A-Z]{2,16}){1,4}"
+)
+_MARKS = re.compile(
+    # <|im_end|>, <|turn>, <turn|>, [|user|]: each has one of these pairs.
+    f"(?:{_LT}|{_OPEN})(?={_UNSEEN}{_BAR})|{_BAR}(?={_UNSEEN}(?:{_GT}|{_CLOSE}))"
+    # <<SYS>>
+    f"|{_LT}(?={_UNSEEN}{_LT}{_SLASH}SYS{_GT})"
+    # <s>, </s>, <start_of_turn>
+    f"|{_LT}(?={_UNSEEN}{_SLASH}(?i:{_WORDS}){_GT})"
+    # [INST], [/INST], [AVAILABLE_TOOLS]
+    f"|{_OPEN}(?={_UNSEEN}{_SLASH}(?:{_BRACKETED}){_CLOSE})"
+    # ]~b] and [e~[
+    "|\\](?=~!?b[\\[\\]])|\\[(?=e~\\[)"
+)
+
+
+def tame(text: str) -> str:
+    """The text without marks that a chat template or a tokenizer gives a meaning.
+
+    A space goes behind the first character of each: it stays readable, and no common tokenizer
+    takes it for a special token. Whose model reads the text is often not known.
+    """
+    return _MARKS.sub(r"\g<0> ", text)
 
 
 class Tokenizer(Protocol):

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from lmcot.records import Failure
 from lmcot.rewards.answers import concluded_answer
 from lmcot.serve.chat import chat_chunks, chat_completion, question_of
 from lmcot.serve.deployments import Draw, Piece, Shown, Written, new_seed
-from lmcot.serve.guard import Guard, Meters, error_body
+from lmcot.serve.guard import Guard, Intake, Meters, error_body, spent
 from lmcot.serve.guidance import Answerer, Ask, Refused, Writer, guide
 from lmcot.serve.schemas import (
     AnswerRequest,
@@ -44,7 +44,11 @@ from lmcot.serve.schemas import (
 _log = logging.getLogger("lmcot.serve")
 _Item = TypeVar("_Item")
 Ready = Callable[[], Awaitable[Versions]]
-"""The versions of both models, once they are there."""
+"""The versions of both models, once they are there; else `NotReady` is raised."""
+
+
+class NotReady(Exception):
+    """A model is not there."""
 
 
 class Service:
@@ -53,6 +57,7 @@ class Service:
     def __init__(self, config: Config, small: Writer, frozen: Answerer, ready: Ready) -> None:
         self.settings: ServeSettings = config.serve
         self.meters = Meters()
+        self.intake = Intake()
         self.ready = ready
         self._config = config
         self._small = small
@@ -98,7 +103,8 @@ class Service:
         if 0 < temperature < 1e-3:
             raise Refused(422, f"temperature is {temperature}: it must be 0, or 0.001 and more")
         seed = new_seed() if request.seed is None else request.seed
-        return Draw(request.samples, length, temperature, seed, tokens, self.settings.deadline_s)
+        left = self.settings.deadline_s - spent()
+        return Draw(request.samples, length, temperature, seed, tokens, left)
 
     async def events(self, ask: Ask) -> AsyncIterator[Piece | Written | AnswerResponse]:
         """What comes of a request, within its time.
@@ -178,8 +184,8 @@ class Service:
             ) from None
 
 
-def make_app(service: Service) -> Any:
-    """The ASGI application, behind its `Guard`."""
+def make_app(service: Service, digests: Sequence[str] = (), *, tells_id: bool = True) -> Any:
+    """The ASGI application, behind its `Guard`; see there for what else is given."""
     errors: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorResponse} for status in (401, 413, 422, 502, 503, 504)
     }
@@ -191,12 +197,17 @@ def make_app(service: Service) -> Any:
     _add_chat(app, service)
     _add_health(app, service)
     _add_errors(app)
-    if service.settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=list(service.settings.cors_origins),
-            allow_methods=["GET", "POST"], allow_headers=["*"],
-        )  # fmt: skip
-    return Guard(app, service.settings, service.meters)
+    guarded = Guard(
+        app, service.settings, service.meters, service.intake, digests=digests, tells_id=tells_id
+    )
+    if not service.settings.cors_origins:
+        return guarded
+    # Outside of the guard: browsers ask for leave without a token, and refusals are theirs to read.
+    return CORSMiddleware(
+        guarded, allow_origins=list(service.settings.cors_origins),
+        allow_methods=["GET", "POST"], allow_headers=["*"],
+        expose_headers=["x-request-id", "retry-after"],
+    )  # fmt: skip
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:
@@ -264,9 +275,13 @@ def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/readyz")
     async def readyz() -> dict[str, Any]:
         """Whether both models answer."""
+        if service.intake.ending:
+            raise Refused(503, "not ready: the service is ending", "overloaded_error")
         try:
             async with asyncio.timeout(5):
                 versions = await service.ready()
+        except NotReady as error:
+            raise Refused(503, f"not ready: {error}", "overloaded_error") from None
         except Exception as error:
             raise Refused(503, f"not ready: {type(error).__name__}", "overloaded_error") from None
         return {"status": "ready", "versions": versions.model_dump()}

@@ -22,7 +22,7 @@ from ray.serve.handle import DeploymentHandle
 from lmcot.config import Config, ServedRole
 from lmcot.errors import UserError
 from lmcot.records import Paragraph
-from lmcot.serve.api import Service, make_app
+from lmcot.serve.api import NotReady, Service, make_app
 from lmcot.serve.asking import Pair, open_pair
 from lmcot.serve.deployments import Draw, FrozenLM, Passages, Reply, SmallLM, Told
 from lmcot.serve.schemas import Versions
@@ -107,8 +107,10 @@ def _deployment(what: Any, role: ServedRole, config: Config, name: str | None = 
 class Ingress:
     """Takes requests in, and puts both models' parts together."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, digests: Sequence[str] = ()) -> None:
+        """Args: digests: of the tokens that are asked for."""
         name = config.serve.name
+        self._digests = tuple(digests)
         log = logging.getLogger("lmcot.serve")
         if not log.handlers:
             handler = logging.StreamHandler()
@@ -120,12 +122,24 @@ class Ingress:
         self._frozen = _RemoteFrozen(serve.get_deployment_handle("FrozenLM", f"{name}-frozen"))
         self._service = Service(config, self._small, self._frozen, self._ready)
 
+    async def digests(self) -> tuple[str, ...]:
+        """Of the tokens that are asked for."""
+        return self._digests
+
+    async def end(self) -> int:
+        """Takes no more requests in; tells how many are at work still."""
+        self._service.intake.ending = True
+        return self._service.intake.at_work
+
     async def _ready(self) -> Versions:
-        return Versions(small=await self._small.version(), frozen=await self._frozen.identity())
+        small = await self._small.version()
+        if not await self._frozen.there():
+            raise NotReady("the frozen LM's endpoint does not answer")
+        return Versions(small=small, frozen=await self._frozen.identity())
 
     def __serve_build_asgi_app__(self) -> Any:
-        """Made in the replica: it holds the deployments' handles."""
-        return make_app(self._service)
+        """Made in the replica: it holds the deployments' handles. Serve's proxy tells the ids."""
+        return make_app(self._service, self._digests, tells_id=False)
 
 
 class _RemoteSmall:
@@ -157,6 +171,9 @@ class _RemoteFrozen:
 
     async def identity(self) -> str:
         return str(await self._handle.identity.remote())
+
+    async def there(self) -> bool:
+        return bool(await self._handle.there.remote())
 
     async def answer(
         self, question: str, paragraphs: Sequence[Paragraph], rationale: str | None

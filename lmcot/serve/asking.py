@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lmcot.config import Config, load_config
 from lmcot.data.context import select_context
 from lmcot.data.prompts import load_templates
-from lmcot.data.render import encode
+from lmcot.data.render import encode, tame
 from lmcot.data.sampler import sample_seed
 from lmcot.errors import UserError
 from lmcot.records import Example, Paragraph, Prompt, Sampling
@@ -104,8 +104,8 @@ def _paragraph(title: str, text: str) -> Paragraph:
 class Asking:
     """What is asked of both models, by the settings that they were trained with.
 
-    Text of a user that looks like one of the tokenizer's special tokens stays text: it is parted by
-    a space, or a question could end its own turn and begin another.
+    Text that looks like a special token, of the tokenizer or of any common chat template, gets a
+    space put into it, or a question could end its own turn and begin another.
     """
 
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -122,7 +122,7 @@ class Asking:
 
     def tame(self, text: str) -> str:
         """The text without special tokens."""
-        return self._marks.sub(lambda found: f"{found[0][:1]} {found[0][1:]}", text)
+        return tame(self._marks.sub(lambda found: f"{found[0][:1]} {found[0][1:]}", text))
 
     def _tamed(self, example: Example) -> Example:
         context = tuple(
@@ -133,7 +133,8 @@ class Asking:
 
     def example(self, question: str, context: Context) -> Example:
         """A question with its context, cut to what the models were trained to read."""
-        whole = Example("asked", question.strip(), "", paragraphs(context))
+        # Marks are broken up first: what is cut afterwards is within the budget.
+        whole = self._tamed(Example("asked", question.strip(), "", paragraphs(context)))
         if not whole.context:
             return whole
         shown = select_context(

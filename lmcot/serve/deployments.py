@@ -7,6 +7,7 @@ endpoint client's own pacing. Nothing here waits for a batch to fill.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -19,8 +20,12 @@ from lmcot.config import Config
 from lmcot.records import Completion, Example, Failure, Paragraph
 from lmcot.rewards.answers import extract_answer
 from lmcot.serve.asking import Asking
+from lmcot.serve.presence import Presence, public_name, without_address
 
 Passages = Sequence[tuple[str, str]]
+_log = logging.getLogger("lmcot.serve")
+_READERS = 2
+"""Threads of a replica that split, render and tokenise users' texts, off the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,12 @@ class SmallLM:
         self._eos = eos_ids(model, self._tokenizer)
         self._asking = Asking(config, self._tokenizer)
         self._version = version
+        self._readers = ThreadPoolExecutor(_READERS, "lmcot-read")
+
+    def _read(self, question: str, context: Passages) -> tuple[Example, list[int]]:
+        """What is shown of the context, and the prompt's tokens; long texts take their time."""
+        example = self._asking.example(question, context)
+        return example, self._asking.rationale_ids(example)
 
     def version(self) -> str:
         """Which policy it is."""
@@ -123,10 +134,9 @@ class SmallLM:
             TokenEvent,
         )
 
-        example = self._asking.example(question, context)
-        prompt = self._asking.rationale_ids(example)
-        yield Shown(example.context, len(prompt), self._version)
         loop = asyncio.get_running_loop()
+        example, prompt = await loop.run_in_executor(self._readers, self._read, question, context)
+        yield Shown(example.context, len(prompt), self._version)
         heard: asyncio.Queue[Any] = asyncio.Queue()
         request = SampleRequest(
             prompt_ids=prompt,
@@ -200,6 +210,8 @@ class FrozenLM:
         settings = config.frozen
         if isinstance(settings, TransformersFrozen):
             settings = settings.model_copy(update={"batching": "dynamic"})
+        self._settings, self._name = settings, public_name(settings)
+        self._presence = Presence(settings)
         self._lm = open_frozen_lm(settings, config.prompts)
         self._calls = ThreadPoolExecutor(calls_at_once(settings))
         # What an endpoint's model takes for special is not known here.
@@ -208,25 +220,36 @@ class FrozenLM:
         self._asking = Asking(config, load_tokenizer(reads if local else config.policy.source))
 
     def identity(self) -> str:
-        """Names the model."""
-        return self._lm.identity
+        """Names the model for clients."""
+        return self._name
+
+    async def there(self) -> bool:
+        """Whether it would answer."""
+        return await self._presence.there()
 
     async def answer(
         self, question: str, paragraphs: Sequence[Paragraph], rationale: str | None
     ) -> Reply:
         """The answer to a question, guided by a rationale or without one."""
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._calls, self._ask, question, paragraphs, rationale)
+        if isinstance(found, Failure):
+            _log.warning("the frozen LM failed: %s", found.reason)
+            return Reply(failure=without_address(found.reason, self._settings), version=self._name)
+        return read_reply(found, self._name)
+
+    def _ask(
+        self, question: str, paragraphs: Sequence[Paragraph], rationale: str | None
+    ) -> Completion | Failure:
         example = Example("asked", question.strip(), "", tuple(paragraphs))
         prompt = self._asking.answer_prompt(example, rationale)
         sampling = self._asking.answer_sampling(guided=rationale is not None)
-        loop = asyncio.get_running_loop()
-        (found,) = await loop.run_in_executor(self._calls, self._lm.generate, [prompt], sampling)
-        return read_reply(found, self._lm.identity)
+        (found,) = self._lm.generate([prompt], sampling)
+        return found
 
 
-def read_reply(found: Completion | Failure, version: str) -> Reply:
+def read_reply(found: Completion, version: str) -> Reply:
     """A completion with the answer that is read out of it."""
-    if isinstance(found, Failure):
-        return Reply(failure=found.reason, version=version)
     answer = extract_answer(found.text)
     return Reply(found.text, answer, found.tokens_in, found.tokens_out, version=version)
 

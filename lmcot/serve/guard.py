@@ -1,23 +1,24 @@
-"""What every request passes before anything else: size, form, tokens, the bound; and the log."""
+"""What every request passes before anything else: host, token, body, the bound; and the log."""
 
 from __future__ import annotations
 
-import hmac
 import json
 import logging
-import os
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from lmcot.config import ServeSettings
+from lmcot.serve.access import Access
+from lmcot.serve.bodies import BadBody, BodyReader, Receive, replay
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -46,93 +47,112 @@ class Meters:
         )
 
 
+@dataclass
+class Intake:
+    """What one ingress replica is at, and whether it takes more."""
+
+    at_work: int = 0
+    ending: bool = False
+    """Set before the service ends: new requests get 503, those at work are answered."""
+
+
+_began: ContextVar[float] = ContextVar("began")
+
+
+def spent() -> float:
+    """Seconds since the request that is being answered began, its body's arrival included."""
+    return time.monotonic() - _began.get(time.monotonic())
+
+
 class Guard:
     """ASGI middleware: refuses what it must, numbers, counts and logs the rest."""
 
-    def __init__(self, app: App, settings: ServeSettings, meters: Meters) -> None:
+    def __init__(
+        self,
+        app: App,
+        settings: ServeSettings,
+        meters: Meters,
+        intake: Intake,
+        *,
+        digests: Sequence[str] = (),
+        tells_id: bool = True,
+    ) -> None:
+        """Args:
+        digests: of the tokens that are asked for; empty: none are.
+        tells_id: whether answers get the request's id; not where a proxy adds it.
+        """
         self._app = app
         self._settings = settings
         self._meters = meters
-        tokens = os.environ.get(settings.tokens_env, "").split(",")
-        self._tokens = [one.strip().encode() for one in tokens if one.strip()]
-        self._at_work = 0
+        self._intake = intake
+        self._access = Access(settings, digests)
+        self._bodies = BodyReader(settings.limits)
+        self._tells_id = tells_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request; what is not HTTP goes by."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        _began.set(time.monotonic())
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         ident = given.decode() if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = ident
-        request = _Request(scope, send, ident, self._meters)
-        path = scope["path"]
+        request = _Request(scope, send, ident, self._meters, tells_id=self._tells_id)
         try:
-            if path in _OPEN:
-                await self._app(scope, receive, request.send)
-                return
-            if not self._may(headers.get(b"authorization", b"")):
-                await request.refuse(401, "a bearer token is needed", "authentication_error")
-                return
-            if self._at_work >= self._settings.max_requests:
+            if not self._access.answers_to(headers.get(b"host")):
                 await request.refuse(
-                    503, f"{self._at_work} requests are at work already", "overloaded_error"
+                    403, "this service does not answer to that Host: see serve.allowed_hosts"
                 )
-                return
-            self._at_work += 1
-            self._meters.at_work.set(self._at_work)
-            try:
-                body = await self._body(headers, receive, request)
-                if body is not None:
-                    await self._app(scope, _replay(body, receive), request.send)
-            finally:
-                self._at_work -= 1
-                self._meters.at_work.set(self._at_work)
+            elif request.path in _OPEN:
+                await self._app(scope, receive, request.send)
+            elif not self._access.admits(headers.get(b"authorization", b"")):
+                await request.refuse(401, "a bearer token is needed", "authentication_error")
+            elif self._intake.ending:
+                await request.refuse(503, "the service is ending", "overloaded_error")
+            else:
+                await self._take(headers, scope, receive, request)
+        except BadBody as error:
+            kind = "overloaded_error" if error.status == 503 else "invalid_request_error"
+            await request.refuse(error.status, str(error), kind)
         finally:
             request.log()
 
-    def _may(self, authorization: bytes) -> bool:
-        if not self._tokens:
-            return True
-        scheme, _, token = authorization.partition(b" ")
-        found = [hmac.compare_digest(one, token.strip()) for one in self._tokens]
-        return scheme.lower() == b"bearer" and any(found)
-
-    async def _body(
-        self, headers: dict[bytes, bytes], receive: Receive, request: _Request
-    ) -> bytes | None:
-        """The whole body; None if it was refused, or the client went away."""
-        limits = self._settings.limits
-        told = headers.get(b"content-length", b"0")
-        too_long = f"the body is longer than {limits.body_bytes} bytes"
-        if told.isdigit() and int(told) > limits.body_bytes:
-            await request.refuse(413, too_long)
-            return None
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
-            if len(body) > limits.body_bytes:
-                await request.refuse(413, too_long)
-                return None
-            if not message.get("more_body", False):
-                break
-        if _depth(body, limits.json_depth) > limits.json_depth:
+    async def _take(
+        self, headers: dict[bytes, bytes], scope: Scope, receive: Receive, request: _Request
+    ) -> None:
+        """Reads the body, and only then takes one of the places."""
+        body = await self._bodies.read(headers.get(b"content-length", b""), receive)
+        if body is None:
+            return
+        intake = self._intake
+        if intake.at_work >= self._settings.max_requests:
             await request.refuse(
-                422, f"the JSON is nested more than {limits.json_depth} levels deep"
+                503, f"{intake.at_work} requests are at work already", "overloaded_error"
             )
-            return None
-        return bytes(body)
+            return
+        self._count(1)
+        try:
+            await self._app(scope, replay(body, receive), request.send)
+        finally:
+            self._count(-1)
+
+    def _count(self, more: int) -> None:
+        self._intake.at_work += more
+        self._meters.at_work.set(self._intake.at_work)
 
 
 class _Request:
     """What is known of a request for its answer and the log."""
 
-    def __init__(self, scope: Scope, send: Send, ident: str, meters: Meters) -> None:
+    def __init__(
+        self, scope: Scope, send: Send, ident: str, meters: Meters, *, tells_id: bool
+    ) -> None:
+        self._tells_id = tells_id
         self._scope = scope
+        self.path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        """Without the prefix that the service is reached under."""
         self._send = send
         self._id = ident
         self._meters = meters
@@ -144,11 +164,10 @@ class _Request:
         """Passes the answer on, with the request's id."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            message["headers"] = [
-                *message.get("headers", []),
-                (b"x-request-id", self._id.encode()),
-                (b"x-content-type-options", b"nosniff"),
-            ]
+            more = [(b"x-content-type-options", b"nosniff")]
+            if self._tells_id:
+                more.append((b"x-request-id", self._id.encode()))
+            message["headers"] = [*message.get("headers", []), *more]
         await self._send(message)
 
     async def refuse(self, status: int, reason: str, kind: str = "invalid_request_error") -> None:
@@ -158,6 +177,8 @@ class _Request:
         headers.append((b"content-length", str(len(body)).encode()))
         if status == 503:
             headers.append((b"retry-after", b"1"))
+        if status == 408:
+            headers.append((b"connection", b"close"))
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
@@ -168,8 +189,8 @@ class _Request:
         seconds = time.monotonic() - self._started
         route = self._scope.get("route")
         path = getattr(route, "path", None) or ("other" if self._status == 404 else "refused")
-        if self._scope["path"] in _OPEN:
-            path = self._scope["path"]
+        if self.path in _OPEN:
+            path = self.path
         self._meters.requests.labels(path, str(self._status)).inc()
         self._meters.seconds.labels(path).observe(seconds)
         line = {
@@ -184,35 +205,3 @@ def error_body(
 ) -> dict[str, Any]:
     """The shape of every error; OpenAI's clients read it too."""
     return {"error": {"message": message, "type": kind, "code": status, "param": param}}
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A body that was read already, then whatever comes: the client's leaving."""
-    told = False
-
-    async def again() -> MutableMapping[str, Any]:
-        nonlocal told
-        if told:
-            return await receive()
-        told = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again
-
-
-_MARKS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
-
-
-def _depth(body: bytes | bytearray, enough: int) -> int:
-    """How deep brackets are nested outside of strings; stops counting at what is too deep."""
-    depth = deepest = 0
-    for mark in _MARKS.finditer(body):
-        character = mark[0][:1]
-        if character in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-            if deepest > enough:
-                break
-        elif character in b"]}":
-            depth -= 1
-    return deepest

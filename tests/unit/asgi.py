@@ -36,6 +36,9 @@ async def call(
     headers: Mapping[str, str] | None = None,
     parts: Iterable[bytes] | None = None,
     leaves_after: int | None = None,
+    method: str = "",
+    prefix: str = "",
+    stalls_s: float = 0.0,
 ) -> Answered:
     """One request: POST where there is a body, else GET.
 
@@ -43,23 +46,30 @@ async def call(
         body: sent as JSON; bytes as they are.
         parts: the body in parts, without its length.
         leaves_after: the client goes away after so many chunks of the answer.
+        method: instead of those.
+        prefix: of the path, which the application is reached under.
+        stalls_s: the body's second half comes so much later.
     """
     data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     pieces = list(parts) if parts is not None else [data]
+    if stalls_s:
+        pieces = [data[: len(data) // 2], data[len(data) // 2 :]]
     given = {"content-type": "application/json", **(headers or {})}
     if parts is None:
         given["content-length"] = str(len(data))
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1",
-        "method": "GET" if body is None and parts is None else "POST",
+        "method": method or ("GET" if body is None and parts is None else "POST"),
         "path": path, "raw_path": path.encode(), "query_string": b"", "scheme": "http",
         "headers": [(k.lower().encode(), v.encode()) for k, v in given.items()],
-        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "root_path": "",
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "root_path": prefix,
     }  # fmt: skip
     answered, left, gone = Answered(), list(pieces), asyncio.Event()
 
     async def receive() -> dict[str, Any]:
         if left:
+            if stalls_s and len(left) == 1:
+                await asyncio.sleep(stalls_s)
             part = left.pop(0)
             return {"type": "http.request", "body": part, "more_body": bool(left)}
         await gone.wait()

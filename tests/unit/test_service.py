@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import pytest
 
-from lmcot.config import parse_config
+from lmcot.config import ServeSettings, parse_config
+from lmcot.errors import UserError
 from lmcot.records import Failure, FailureKind, Paragraph
+from lmcot.serve.access import digest, token_digests
 from lmcot.serve.api import Service, make_app
 from lmcot.serve.deployments import Draw, Passages, Piece, Reply, Shown, Told, Written
 from lmcot.serve.schemas import Versions
@@ -73,7 +76,7 @@ class Frozen:
 class Stand:
     """The application between them."""
 
-    def __init__(self, **serve: Any) -> None:
+    def __init__(self, *, tokens: Sequence[str] = (), **serve: Any) -> None:
         config = parse_config(
             {
                 "data": {"train": {"kind": "counting"}, "validation": {"kind": "counting"}},
@@ -88,7 +91,8 @@ class Stand:
         async def ready() -> Versions:
             return Versions(small="mine", frozen="large")
 
-        self.app = make_app(Service(config, self.small, self.frozen, ready))
+        self.service = Service(config, self.small, self.frozen, ready)
+        self.app = make_app(self.service, [digest(one) for one in tokens])
 
     def ask(self, path: str, body: Any = None, **options: Any) -> Answered:
         """One request, by itself."""
@@ -283,9 +287,8 @@ def test_bodies_that_are_too_long_are_not_read() -> None:
     assert stand.ask("/v1/answer", parts=[fits[:10], fits[10:]]).status == 200
 
 
-def test_tokens_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LMCOT_SERVE_TOKENS", "first, second")
-    stand = Stand()
+def test_tokens_are_asked_for_by_their_digests() -> None:
+    stand = Stand(tokens=["first", "second"])
     for given, status in (
         ("", 401), ("Bearer third", 401), ("Basic first", 401), ("Bearer", 401),
         ("Bearer first", 200), ("bearer second", 200),
@@ -390,3 +393,170 @@ def test_the_page_takes_nothing_from_elsewhere() -> None:
     examples = Stand().ask("/examples.json").json
     assert len(examples) == 6
     assert all(one["question"] and one["context"] for one in examples)
+
+
+def test_a_variable_without_a_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than a service that asks nobody; an unset one asks nobody."""
+    settings = ServeSettings()
+    monkeypatch.setenv("LMCOT_SERVE_TOKENS", "first, second")
+    # printf first | sha256sum
+    assert token_digests(settings)[0] == (
+        "a7937b64b8caa58f03721bb6bacf5c78cb235febe0e70b1b84cd99541461a08e"
+    )
+    assert len(token_digests(settings)) == 2
+    monkeypatch.setenv("LMCOT_SERVE_TOKENS", " , ")
+    with pytest.raises(UserError, match="holds no token"):
+        token_digests(settings)
+    monkeypatch.delenv("LMCOT_SERVE_TOKENS")
+    assert token_digests(settings) == ()
+
+
+@pytest.mark.parametrize(
+    ("host", "there"),
+    [
+        ("localhost:8000", True), ("127.0.0.1:8000", True), ("[::1]:8000", True), ("::1", True),
+        ("app.localhost", True), ("192.168.1.7", True), ("evil.example:8000", False),
+        ("localhost.evil.example", False), ("127.0.0.1.evil.example", False), ("", False),
+    ],
+)  # fmt: skip
+def test_a_name_of_another_site_is_refused_where_no_token_is_asked_for(
+    host: str, there: bool
+) -> None:
+    """Or a page could ask by a name of its own that it lets point here."""
+    status = 200 if there else 403
+    for path, body in (("/v1/answer", ELKO), ("/", None), ("/readyz", None)):
+        assert Stand().ask(path, body, headers={"host": host}).status == status
+    asks = Stand(tokens=["t"]).ask("/v1/answer", ELKO, headers={"host": host})
+    assert asks.status == 401, "the token protects it"
+    assert Stand(host="0.0.0.0").ask("/", headers={"host": host}).status == 200
+    named = Stand(allowed_hosts=["lm.example", "*.lm.example"], tokens=["t"])
+    assert named.ask("/", headers={"host": host}).status == 403
+    for name in ("lm.example:80", "LM.example", "a.lm.example"):
+        assert named.ask("/", headers={"host": name}).status == 200
+
+
+def test_pages_of_admitted_origins_may_ask_and_read_refusals() -> None:
+    """A preflight bears no token, and each refusal says to the browser who may read it."""
+    stand = Stand(
+        tokens=["t"], cors_origins=["https://a.example"], max_requests=1, deadline_s=0.2,
+        limits={"body_bytes": 1000},
+    )  # fmt: skip
+    origin = {"origin": "https://a.example"}
+    asks = {
+        **origin, "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type",
+    }  # fmt: skip
+    before = stand.ask("/v1/answer", method="OPTIONS", headers=asks)
+    assert before.status == 200
+    assert before.headers["access-control-allow-origin"] == "https://a.example"
+    assert "authorization" in before.headers["access-control-allow-headers"].lower()
+    let_in = {**origin, "authorization": "Bearer t"}
+    stand.small.pause = 0.5
+
+    async def two() -> list[Answered]:
+        asked = [call(stand.app, "/v1/answer", ELKO, headers=let_in) for _ in range(2)]
+        return list(await asyncio.gather(*asked))
+
+    late, many = sorted(run(two), key=lambda one: -one.status)
+    for found, status in (
+        (stand.ask("/v1/answer", ELKO, headers=origin), 401),
+        (stand.ask("/v1/answer", b"x" * 1001, headers=let_in), 413),
+        (stand.ask("/v1/answer", {"question": ""}, headers=let_in), 422),
+        (late, 504),
+        (many, 503),
+        (stand.ask("/v1/nowhere", ELKO, headers=let_in), 404),
+    ):
+        assert found.status == status
+        assert found.headers["access-control-allow-origin"] == "https://a.example"
+    other = stand.ask("/v1/answer", ELKO, headers={**let_in, "origin": "https://b.example"})
+    assert "access-control-allow-origin" not in other.headers
+
+
+def test_bodies_that_do_not_arrive_hold_no_place() -> None:
+    """They are refused after their time, and where too many are waited for the oldest goes."""
+    stand = Stand(max_requests=2, limits={"body_s": 1.5, "readers": 3})
+
+    async def late(seconds: float) -> Answered:
+        return await call(stand.app, "/v1/answer", ELKO, stalls_s=seconds)
+
+    async def everything() -> list[Answered]:
+        slow = [asyncio.create_task(late(30.0)) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        full = await call(stand.app, "/v1/answer", ELKO)
+        await asyncio.sleep(1.0)
+        asked = await call(stand.app, "/v1/answer", ELKO)
+        assert sum(one.done() for one in slow) == 1, "the oldest gave way"
+        return [full, asked, *await asyncio.gather(*slow)]
+
+    full, asked, *slow = run(everything)
+    assert (full.status, asked.status) == (503, 200)
+    assert [one.status for one in slow] == [408] * 3
+    assert "did not arrive within 1.5 s" in slow[0].json["error"]["message"]
+    assert slow[0].headers["connection"] == "close"
+    assert stand.ask("/v1/answer", ELKO).status == 200
+
+
+def test_the_deadline_counts_from_the_first_byte() -> None:
+    stand = Stand(deadline_s=0.6)
+    stand.small.pause = 0.2
+    assert stand.ask("/v1/answer", ELKO).status == 200
+    assert asyncio.run(call(stand.app, "/v1/answer", ELKO, stalls_s=0.4)).status == 504
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"requests": [' + b"1," * 500_000 + b"1]}",
+        b'{"question": "?"' + b"".join(b',"k%d":1' % one for one in range(80_000)) + b"}",
+        b'{"question": "?", "context": [' + b"{}," * 300_000 + b"{}]}",
+        b"[]" * 500_000,
+        b'{"question": "?", "x": ' + b"9" * 1_000_000 + b"}",
+        b'{"question": "' + b"\\n" * 500_000 + b'"}',
+        b'{"question": "' + b'\\"[' * 300_000 + b'"}',
+        b'{"question": "?", "context": "' + b"Mr. A. " * 140_000 + b'"}',
+        b'{"question": "?", "context": "' + b"\\u0041" * 170_000 + b'"}',
+        b'"' * 1_000_000,
+        b"\\" * 1_000_000,
+    ],
+    ids=range(11),
+)
+def test_a_large_hostile_body_leaves_the_others_alone(body: bytes) -> None:
+    """Whether the service lives is told at once meanwhile."""
+    stand = Stand()
+
+    async def both() -> tuple[Answered, float]:
+        asked = asyncio.create_task(call(stand.app, "/v1/answer", body))
+        longest = 0.0
+        while not asked.done():
+            began = time.monotonic()
+            await asyncio.sleep(0.01)
+            assert (await call(stand.app, "/healthz")).status == 200
+            longest = max(longest, time.monotonic() - began)
+        return await asked, longest
+
+    found, longest = run(both)
+    assert found.status in (200, 400, 422), found.text
+    assert longest < 1.0
+
+
+def test_while_it_ends_new_requests_are_told_to_come_again() -> None:
+    stand = Stand()
+    stand.service.intake.ending = True
+    found = stand.ask("/v1/answer", ELKO)
+    assert (found.status, found.headers["retry-after"]) == (503, "1")
+    assert stand.ask("/readyz").status == 503
+    assert stand.ask("/healthz").status == 200
+
+
+def test_below_a_prefix_all_is_as_above() -> None:
+    stand = Stand(tokens=["t"])
+    for path, status in (("/lm/healthz", 200), ("/lm/", 200), ("/lm/v1/models", 401)):
+        assert stand.ask(path, prefix="/lm").status == status, path
+
+
+def test_behind_a_proxy_that_tells_the_id_it_is_told_once() -> None:
+    stand = Stand()
+    app = make_app(stand.service, tells_id=False)
+    found = asyncio.run(call(app, "/v1/answer", ELKO, headers={"x-request-id": "mine"}))
+    assert found.json["id"] == "mine"
+    assert "x-request-id" not in found.headers

@@ -1,0 +1,96 @@
+"""Who may ask: bearer tokens, known by their digests, and the hosts that requests may name."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import os
+from collections.abc import Sequence
+
+from lmcot.config import ServeSettings
+from lmcot.errors import UserError
+
+
+def token_digests(settings: ServeSettings) -> tuple[str, ...]:
+    """SHA-256 digests of the tokens in this process's environment; empty if it has none.
+
+    They travel with the deployment: the replicas run in other processes, on other machines, whose
+    environment may lack the variable.
+
+    Raises:
+        UserError: if the variable is set, but holds no token.
+    """
+    given = os.environ.get(settings.tokens_env, "")
+    tokens = [one.strip() for one in given.split(",") if one.strip()]
+    if given and not tokens:
+        raise UserError(
+            f"{settings.tokens_env} is set, but holds no token: put tokens into it, separated by "
+            "commas, or unset it"
+        )
+    return tuple(digest(one) for one in tokens)
+
+
+def digest(token: str) -> str:
+    """Of a token, in hexadecimal: what `sha256sum` prints."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+class Access:
+    """Decides by a request's headers."""
+
+    def __init__(self, settings: ServeSettings, digests: Sequence[str]) -> None:
+        self._digests = tuple(digests)
+        self._hosts = tuple(one.lower() for one in settings.allowed_hosts)
+        # A page of any site can make its own name resolve to this machine; a token stops it.
+        self._local_only = not digests and is_loopback(settings.host)
+
+    def admits(self, authorization: bytes) -> bool:
+        """Whether the header holds one of the tokens; the time does not tell which."""
+        if not self._digests:
+            return True
+        scheme, _, token = authorization.partition(b" ")
+        given = hashlib.sha256(token.strip()).hexdigest()
+        found = [hmac.compare_digest(one, given) for one in self._digests]
+        return scheme.lower() == b"bearer" and any(found)
+
+    def answers_to(self, header: bytes | None) -> bool:
+        """Whether the service goes by the name in a Host header; old clients send none."""
+        if header is None:
+            return True
+        host = host_of(header.decode("latin-1"))
+        if self._hosts:
+            return any(_matches(host, one) for one in self._hosts)
+        return not self._local_only or _is_name_of_this_machine(host)
+
+
+def host_of(header: str) -> str:
+    """The name or address in a Host header, without the port."""
+    text = header.strip().lower()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0] if text.count(":") == 1 else text
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _is_name_of_this_machine(host: str) -> bool:
+    # An address is no name that another site could make resolve to this machine.
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        name = host.rstrip(".")
+        return name == "localhost" or name.endswith(".localhost")
+    return True
+
+
+def _matches(host: str, allowed: str) -> bool:
+    if allowed.startswith("*."):
+        return host.endswith(allowed[1:])
+    return allowed in ("*", host)
