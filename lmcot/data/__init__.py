@@ -1,11 +1,11 @@
 """Questions and prompts: loaders, contexts, templates, and the resumable prompt sampler."""
 
 from lmcot.data.context import apply_context, render_context, select_context
-from lmcot.data.formats import split_sentences
 from lmcot.data.loaders import LoadedExamples, load_examples
 from lmcot.data.prompts import PromptTemplates, load_templates
 from lmcot.data.render import Chat, Tokenizer, encode, render
 from lmcot.data.sampler import PromptSampler
+from lmcot.data.sentences import split_sentences
 
 __all__ = [
     "Chat",

@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
+from lmcot.data.sentences import split_sentences
 from lmcot.records import Example, Paragraph, SupportingFact
 
 
@@ -59,29 +60,6 @@ def parse_record(record: object, dataset: str = "") -> Example:
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_ABBREVIATION = re.compile(
-    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Mt|Jr|Sr|No|Vol|vs|etc|approx|Inc|Ltd|Co|Gen|Col|Lt|Sgt|Rev)"
-    r"|\b[A-Za-z])\.$"
-)
-_BOUNDARY = re.compile(r"(?<=[.!?])[\"'\u201d\u2019)\]]*\s+(?=[\"'\u201c\u2018(\[]?[A-Z0-9])")
-
-
-def split_sentences(text: str) -> list[str]:
-    """The sentences of a paragraph, by a modest rule for English prose.
-
-    A sentence ends at ``.``, ``!`` or ``?`` (with closing quotes or brackets) before white space
-    and a capital or digit, unless a common abbreviation or a single letter (an initial, ``U.S.``)
-    stands before the full stop. No text is lost but the white space between sentences.
-    """
-    sentences, start = [], 0
-    for boundary in _BOUNDARY.finditer(text):
-        bare = boundary[0].isspace()  # no quote or bracket closes after the full stop
-        if bare and _ABBREVIATION.search(text, start, boundary.start()):
-            continue
-        sentences.append(text[start : boundary.end()].strip())
-        start = boundary.end()
-    sentences.append(text[start:].strip())
-    return [sentence for sentence in sentences if sentence]
 
 
 def _musique(record: Mapping[str, Any]) -> tuple[list[Paragraph], list[SupportingFact]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-_END = re.compile(r"[.!?][\"'\u201d\u2019)\]]*\s+(?=\S)")
+from lmcot.data.sentences import CLOSERS, STOPS
+
+_END = re.compile(rf"(?:[.!?][\"'{CLOSERS}]*\s+|(?<![{STOPS}])[{STOPS}]++[{CLOSERS}]*\s*)(?=\S)")
 _ABBREVIATION_LIST = """
 mr mrs ms dr st jr sr vs v inc ltd co corp vol mt ft gen lt col capt sgt maj cmdr prof rev hon
 gov sen rep pres fr bros dept univ est al ca c b d e.g i.e feat ed pp op
@@ -17,7 +19,7 @@ def split_sentences(text: str) -> list[str]:
     """The sentences of a text, stripped; line breaks end a sentence too.
 
     A full stop after an initial ("J. R. R."), a dotted abbreviation ("U.S. ") or a known one
-    ("St. ") ends none.
+    ("St. ") ends none. The stops of other scripts end one without white space, too.
     """
     return [
         sentence

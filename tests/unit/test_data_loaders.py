@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lmcot.config import CountingData, FileData, HubData, SampleData
-from lmcot.data import LoadedExamples, load_examples, split_sentences
+from lmcot.data import LoadedExamples, load_examples
 from lmcot.errors import UserError
 from lmcot.records import Paragraph, SupportingFact
 
@@ -432,30 +430,6 @@ def test_an_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     with pytest.raises(UserError, match=r"\(ConnectionError: no route\): check name, config"):
         load_examples(source)
-
-
-# Sentences
-
-
-@pytest.mark.parametrize(
-    ("text", "sentences"),
-    [
-        ("One. Two! Three? Four", ["One.", "Two!", "Three?", "Four"]),
-        ("Dr. No met J. F. Smith in the U.S. Army.", ["Dr. No met J. F. Smith in the U.S. Army."]),
-        ("It cost 3.5 million. In 1999 it fell.", ["It cost 3.5 million.", "In 1999 it fell."]),
-        ('He said "No." She left (early.) Then', ['He said "No."', "She left (early.)", "Then"]),
-        ("born c. 1900 in St. Ives, e.g. there", ["born c. 1900 in St. Ives, e.g. there"]),
-        ("lower case. follows", ["lower case. follows"]),
-        (" \n ", []),
-    ],
-)
-def test_split_sentences(text: str, sentences: list[str]) -> None:
-    assert split_sentences(text) == sentences
-
-
-@given(st.text(alphabet="aB.!? \n\"'()1", max_size=60))
-def test_splitting_loses_white_space_only(text: str) -> None:
-    assert "".join("".join(split_sentences(text)).split()) == "".join(text.split())
 
 
 def test_importing_data_is_cheap() -> None:
