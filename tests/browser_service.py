@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -14,7 +15,7 @@ import uvicorn
 from lmcot.config import parse_config
 from lmcot.records import Failure, FailureKind, Paragraph
 from lmcot.serve.api import Service, make_app
-from lmcot.serve.deployments import Draw, Passages, Piece, Reply, Shown, Told, Written
+from lmcot.serve.deployments import Draw, Passages, Piece, Reply, Shown, Told, Wish, Written
 from lmcot.serve.schemas import Versions
 
 
@@ -41,11 +42,28 @@ class _Frozen:
     """Has one answer where it is guided, and another one where it is not."""
 
     async def answer(
-        self, question: str, paragraphs: Sequence[Paragraph], rationale: str | None
+        self,
+        question: str,
+        paragraphs: Sequence[Paragraph],
+        rationale: str | None,
+        wish: Wish | None = None,
     ) -> Reply:
         await asyncio.sleep(0.01)
         answer = "a guess" if rationale is None else "the answer"
-        return Reply(answer, answer, 100, 2, version="a stand-in")
+        return Reply(answer, answer, tokens_in=100, tokens_out=2, version="a stand-in")
+
+    async def write_object(
+        self,
+        question: str,
+        paragraphs: Sequence[Paragraph],
+        rationale: str,
+        answer: str,
+        schema: str,
+        wish: Wish,
+    ) -> Reply:
+        properties = json.loads(schema).get("properties", {})
+        found = dict.fromkeys(properties, answer)
+        return Reply(json.dumps(found), tokens_in=50, tokens_out=9, version="a stand-in")
 
 
 def stub_app(**settings: Any) -> Any:

@@ -37,7 +37,7 @@ from lmcot.config import dump_config, load_config
 from lmcot.records import Paragraph
 from lmcot.serve import app
 from lmcot.serve.asking import Pair, open_pair
-from lmcot.serve.deployments import Draw, Passages, Reply, Shown, Told, Written
+from lmcot.serve.deployments import Draw, Passages, Reply, Shown, Told, Wish, Written
 from lmcot.serve.run import deploy
 
 ROOT = Path(__file__).parents[2]
@@ -73,10 +73,27 @@ class FrozenLM:
         return "stand-in"
 
     async def answer(
-        self, question: str, paragraphs: Sequence[Paragraph], rationale: str | None
+        self,
+        question: str,
+        paragraphs: Sequence[Paragraph],
+        rationale: str | None,
+        wish: Wish | None = None,
     ) -> Reply:
         """An answer at once."""
-        return Reply("Humboldt River", "Humboldt River", 100, 3, version="stand-in")
+        river = "Humboldt River"
+        return Reply(river, river, tokens_in=100, tokens_out=3, version="stand-in")
+
+    async def write_object(
+        self,
+        question: str,
+        paragraphs: Sequence[Paragraph],
+        rationale: str,
+        answer: str,
+        schema: str,
+        wish: Wish,
+    ) -> Reply:
+        """No object: prose."""
+        return Reply(answer, tokens_in=100, tokens_out=3, version="stand-in")
 
 
 @contextmanager

@@ -65,6 +65,10 @@ class Limits(Settings):
     """Rationales for one answer."""
     batch: PositiveInt = 32
     """Questions in one request."""
+    instruction_chars: PositiveInt = 20_000
+    """Of the instructions to the frozen LM: the system messages of OpenAI's clients."""
+    object_tokens: PositiveInt = 256
+    """Of an answer that the frozen LM has to write as a JSON object."""
     new_tokens: PositiveInt | None = None
     """Of a rationale; unset: twice ``policy.max_new_tokens``."""
 

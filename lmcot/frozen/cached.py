@@ -73,6 +73,14 @@ class CachedLM:
         """Number of parameters, if known."""
         return self._lm.parameters
 
+    def close(self) -> None:
+        """Ends the model's threads and connections, and the cache's; not to be asked again."""
+        close = getattr(self._lm, "close", None)  # of a model that holds threads or connections
+        if close is not None:
+            close()
+        if self._cache is not None:
+            self._cache.close()
+
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion | Failure]:
         """One completion for each prompt."""
         return self.replies("generate", prompts, sampling).results

@@ -164,6 +164,11 @@ class TransformersLM:
             for ids, found in zip(encoded, self._engine.score(requests), strict=True)
         ]
 
+    def close(self) -> None:
+        """Ends the engine's thread, if it has one; not to be asked again."""
+        if isinstance(self._engine, SharedEngine):
+            self._engine.close()
+
     def _encode(self, prompt: Prompt) -> list[int]:
         return encode(prompt, self._tokenizer, self._chat)
 

@@ -22,19 +22,18 @@ from lmcot.config import Config, SampleData, ServeSettings
 from lmcot.data.loaders import load_examples
 from lmcot.records import Failure
 from lmcot.rewards.answers import concluded_answer
-from lmcot.serve.chat import chat_chunks, chat_completion, question_of
-from lmcot.serve.deployments import Draw, Piece, Shown, Written, new_seed
-from lmcot.serve.guard import Guard, Intake, Meters, error_body, spent
+from lmcot.serve.admission import Admission
+from lmcot.serve.chat import chat_chunks, chat_completion
+from lmcot.serve.deployments import Piece, Shown, Written
+from lmcot.serve.guard import Guard, Intake, Meters, error_body
 from lmcot.serve.guidance import Answerer, Ask, Refused, Writer, guide
+from lmcot.serve.openai_schemas import ChatCompletion, ChatRequest, Model, Models
 from lmcot.serve.schemas import (
     AnswerRequest,
     AnswerResponse,
     AnswersRequest,
     AnswersResponse,
-    ChatRequest,
-    Drawing,
     ErrorResponse,
-    Question,
     Rationale,
     RationaleRequest,
     RationaleResponse,
@@ -43,6 +42,7 @@ from lmcot.serve.schemas import (
 
 _log = logging.getLogger("lmcot.serve")
 _Item = TypeVar("_Item")
+_CHAT = "/v1/chat/completions"
 Ready = Callable[[], Awaitable[Versions]]
 """The versions of both models, once they are there; else `NotReady` is raised."""
 
@@ -59,52 +59,9 @@ class Service:
         self.meters = Meters()
         self.intake = Intake()
         self.ready = ready
-        self._config = config
+        self.admission = Admission(config)
         self._small = small
         self._frozen = frozen
-
-    def ask(self, request: AnswerRequest, ident: str, *, tokens: bool) -> Ask:
-        """A request with its defaults, within the limits.
-
-        Raises:
-            Refused: naming what is beyond them.
-        """
-        context = self._context(request)
-        return Ask(ident, request.question, context, self._draw(request, tokens), request.unguided)
-
-    def _context(self, request: Question) -> list[tuple[str, str]]:
-        limits = self.settings.limits
-        if isinstance(request.context, str):
-            passages = [("", one) for one in request.context.split("\n\n") if one.strip()]
-        else:
-            passages = [(one.title, one.text) for one in request.context]
-        characters = sum(len(title) + len(text) for title, text in passages)
-        for what, found, limit in (
-            ("question", len(request.question), limits.question_chars),
-            ("context", characters, limits.context_chars),
-        ):
-            if found > limit:
-                raise Refused(422, f"the {what} has {found} characters, more than {limit}")
-        if len(passages) > limits.passages:
-            raise Refused(422, f"the context has {len(passages)} passages, over {limits.passages}")
-        return passages
-
-    def _draw(self, request: Drawing, tokens: bool) -> Draw:
-        limits, policy = self.settings.limits, self._config.policy
-        longest = limits.new_tokens or 2 * policy.max_new_tokens
-        length = request.max_tokens or policy.max_new_tokens
-        if request.samples > limits.samples:
-            raise Refused(422, f"samples is {request.samples}, more than {limits.samples}")
-        if length > longest:
-            raise Refused(422, f"max_tokens is {length}, more than {longest}")
-        temperature = request.temperature
-        if temperature is None:
-            temperature = self._config.evaluate.temperature if request.samples > 1 else 0.0
-        if 0 < temperature < 1e-3:
-            raise Refused(422, f"temperature is {temperature}: it must be 0, or 0.001 and more")
-        seed = new_seed() if request.seed is None else request.seed
-        left = self.settings.deadline_s - spent()
-        return Draw(request.samples, length, temperature, seed, tokens, left)
 
     async def events(self, ask: Ask) -> AsyncIterator[Piece | Written | AnswerResponse]:
         """What comes of a request, within its time.
@@ -135,7 +92,7 @@ class Service:
 
     async def rationale(self, request: RationaleRequest, ident: str) -> RationaleResponse:
         """Guidance alone."""
-        context, draw = self._context(request), self._draw(request, tokens=False)
+        context, draw = self.admission.rationale(request)
         told = self._small.write(request.question, context, draw)
         shown, written = Shown((), 0, ""), []
         async for one in self._timed(told, draw.deadline):
@@ -215,7 +172,8 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     async def answer(body: AnswerRequest, request: Request) -> Any:
         """A guided answer; with `stream` as server-sent events: `token` and `rationale` for each
         rationale, then `answer`, or `error`."""
-        ask = service.ask(body, request.state.request_id, tokens=body.stream)
+        ident = request.state.request_id
+        ask = await asyncio.to_thread(service.admission.answer, body, ident, tokens=body.stream)
         if body.stream:
             return _streamed(_answer_events(service, ask))
         return await service.answer(ask)
@@ -228,7 +186,9 @@ def _add_answers(app: FastAPI, service: Service) -> None:
             raise Refused(422, f"there are {len(body.requests)} requests, more than {limit}")
         ident = request.state.request_id
         asks = [
-            service.ask(one, f"{ident}-{number}", tokens=False)
+            await asyncio.to_thread(
+                service.admission.answer, one, f"{ident}-{number}", tokens=False
+            )
             for number, one in enumerate(body.requests)
         ]
 
@@ -236,9 +196,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
             try:
                 return await service.answer(ask)
             except Refused as error:
-                return ErrorResponse.model_validate(
-                    error_body(error.status, str(error), error.kind)
-                )
+                return ErrorResponse.model_validate(_body_of(error))
 
         return AnswersResponse(answers=list(await asyncio.gather(*map(one_of, asks))))
 
@@ -249,21 +207,29 @@ def _add_answers(app: FastAPI, service: Service) -> None:
 
 
 def _add_chat(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/chat/completions")
+    @app.post(_CHAT, response_model=ChatCompletion, responses={400: {"model": ErrorResponse}})
     async def chat(body: ChatRequest, request: Request) -> Any:
-        """As OpenAI's: the last user message is the question, earlier ones are its context."""
-        asked = question_of(body)
-        ask = service.ask(asked, request.state.request_id, tokens=body.stream)
-        model = body.model or service.settings.name
+        """As OpenAI's: the last user message is the question, system messages are instructions,
+        what else was said is context."""
+        ident = request.state.request_id
+        chat, ask = await asyncio.to_thread(service.admission.chat, body, ident)
         if body.stream:
-            return _streamed(chat_chunks(service.events(ask), ask.id, model), errors=True)
-        return chat_completion(await service.answer(ask), model)
+            return _streamed(chat_chunks(service.events(ask), ident, chat), errors=True)
+        return JSONResponse(chat_completion(await service.answer(ask), chat))
+
+    name = service.settings.name
 
     @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
+    async def models() -> Models:
         """The one model that there is."""
-        one = {"id": service.settings.name, "object": "model", "created": 0, "owned_by": "lmcot"}
-        return {"object": "list", "data": [one]}
+        return Models(data=[Model(id=name)])
+
+    @app.get("/v1/models/{model}", responses={404: {"model": ErrorResponse}})
+    async def model(model: str) -> Model:
+        """It by its name."""
+        if model != name:
+            raise Refused(404, f"there is no model '{model[:100]}', only '{name}'", param="model")
+        return Model(id=name)
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
@@ -325,10 +291,10 @@ _PAGE_POLICY = (
 
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Refused)
-    async def refused(_: Request, error: Refused) -> JSONResponse:
+    async def refused(request: Request, error: Refused) -> JSONResponse:
         headers = {"retry-after": "1"} if error.status == 503 else None
-        body = error_body(error.status, str(error), error.kind)
-        return JSONResponse(body, error.status, headers)
+        body = _body_of(error, openai=_is_chat(request))
+        return JSONResponse(body, body["error"]["code"], headers)
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
@@ -337,16 +303,56 @@ def _add_errors(app: FastAPI) -> None:
         )
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        message = f"{where or 'the body'}: {first['msg']}"
-        return JSONResponse(error_body(422, message, param=where or None), 422)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        kind = request.headers.get("content-type", "")
+        if "json" not in kind.lower():
+            reason = (
+                f"the body must be JSON, but the header content-type is '{kind[:100]}': send "
+                "'content-type: application/json'"
+            )
+            return JSONResponse(error_body(415, reason), 415)
+        status = 400 if _is_chat(request) else 422
+        message, where = _complaint(error)
+        return JSONResponse(error_body(status, message, param=where), status)
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> JSONResponse:
         _log.exception("a request failed", exc_info=error)
         return JSONResponse(error_body(500, "the service failed", "server_error"), 500)
+
+
+def _complaint(error: RequestValidationError) -> tuple[str, str | None]:
+    """What is wrong with a body, and with which field of it."""
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "it cannot be read")
+        return f"the body is not valid JSON: {reason} (at character {first['loc'][-1]})", None
+    where, at = [], error.body
+    # Between the names of fields there stand those of types, which the body does not hold.
+    for number, part in enumerate(first["loc"][1:], 2):
+        inside = (isinstance(at, dict) and part in at) or (
+            isinstance(at, list) and isinstance(part, int) and part < len(at)
+        )
+        if inside:
+            where.append(str(part))
+            at = at[part]
+        elif first["type"] == "missing" and number == len(first["loc"]):
+            where.append(str(part))
+    name = ".".join(where)
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        reason = "there is no such field: leave it out"
+    return f"{name or 'the body'}: {reason}", name or None
+
+
+def _is_chat(request: Request) -> bool:
+    return getattr(request.scope.get("route"), "path", None) == _CHAT
+
+
+def _body_of(error: Refused, *, openai: bool = False) -> dict[str, Any]:
+    """An error's body; OpenAI's clients know 400 for what makes no sense."""
+    status = 400 if openai and error.status == 422 else error.status
+    return error_body(status, str(error), error.kind, error.param)
 
 
 async def _answer_events(service: Service, ask: Ask) -> AsyncIterator[str]:
@@ -367,7 +373,7 @@ def _streamed(events: AsyncIterator[str], *, errors: bool = False) -> StreamingR
             async for one in events:
                 yield one
         except Refused as error:
-            body = error_body(error.status, str(error), error.kind)
+            body = _body_of(error, openai=errors)
             yield f"data: {json.dumps(body)}\n\n" if errors else _event("error", body)
         finally:
             close: Any = getattr(events, "aclose", None)

@@ -24,7 +24,7 @@ from lmcot.errors import UserError
 from lmcot.records import Paragraph
 from lmcot.serve.api import NotReady, Service, make_app
 from lmcot.serve.asking import Pair, open_pair
-from lmcot.serve.deployments import Draw, FrozenLM, Passages, Reply, SmallLM, Told
+from lmcot.serve.deployments import Draw, FrozenLM, Passages, Reply, SmallLM, Told, Wish
 from lmcot.serve.schemas import Versions
 from lmcot.storage import place
 
@@ -176,9 +176,28 @@ class _RemoteFrozen:
         return bool(await self._handle.there.remote())
 
     async def answer(
-        self, question: str, paragraphs: Sequence[Paragraph], rationale: str | None
+        self,
+        question: str,
+        paragraphs: Sequence[Paragraph],
+        rationale: str | None,
+        wish: Wish | None = None,
     ) -> Reply:
-        response = self._handle.answer.remote(question, paragraphs, rationale)
+        return await self._reply(self._handle.answer.remote(question, paragraphs, rationale, wish))
+
+    async def write_object(
+        self,
+        question: str,
+        paragraphs: Sequence[Paragraph],
+        rationale: str,
+        answer: str,
+        schema: str,
+        wish: Wish,
+    ) -> Reply:
+        return await self._reply(
+            self._handle.write_object.remote(question, paragraphs, rationale, answer, schema, wish)
+        )
+
+    async def _reply(self, response: Any) -> Reply:
         try:
             reply: Reply = await response
         except BaseException:

@@ -13,7 +13,7 @@ from lmcot.data.prompts import load_templates
 from lmcot.data.render import encode, tame
 from lmcot.data.sampler import sample_seed
 from lmcot.errors import UserError
-from lmcot.records import Example, Paragraph, Prompt, Sampling
+from lmcot.records import Example, Message, Paragraph, Prompt, Sampling
 from lmcot.rewards.judge import reply_sampling
 from lmcot.rewards.sentences import split_sentences
 from lmcot.storage import reaching
@@ -27,6 +27,9 @@ Context = str | Sequence[Mapping[str, str] | tuple[str, str] | Paragraph]
 """A text, or passages: ``{"title", "text"}``, pairs of the two, or paragraphs."""
 
 _POLICIES = ("refined", "distilled")
+_AS_OBJECT = (
+    "Write this answer as one JSON object that fits the JSON schema below. Write the object only."
+)
 _BLANK_LINES = re.compile(r"\n\s*\n")
 
 
@@ -149,12 +152,45 @@ class Asking:
         prompt = self._templates.rationale(self._tamed(example))
         return encode(prompt, self._tokenizer, self._config.prompts.chat)
 
-    def answer_prompt(self, example: Example, rationale: str | None) -> Prompt:
-        """What the frozen LM is asked; without a rationale as in the row ``standard``."""
+    def answer_prompt(
+        self, example: Example, rationale: str | None, instruction: str = ""
+    ) -> Prompt:
+        """What the frozen LM is asked; without a rationale as in the row ``standard``.
+
+        Args:
+            instruction: what else it is to observe; stands below the template's own.
+        """
         shown, tamed = self._config.prompts.demonstrations, self._tamed(example)
         if rationale is None:
-            return self._templates.standard(tamed, shown)
-        return self._templates.guided(tamed, self.tame(rationale), shown)
+            prompt = self._templates.standard(tamed, shown)
+        else:
+            prompt = self._templates.guided(tamed, self.tame(rationale), shown)
+        if not instruction:
+            return prompt
+        system = [one.content for one in prompt if one.role == "system"]
+        rest = [one for one in prompt if one.role != "system"]
+        return (Message("system", "\n\n".join([*system, self.tame(instruction)])), *rest)
+
+    def object_prompt(
+        self, example: Example, rationale: str, answer: str, schema: str, instruction: str = ""
+    ) -> Prompt:
+        """What the frozen LM is asked when its answer is to be a JSON object."""
+        asked = self.answer_prompt(example, rationale, instruction)
+        wish = Message("user", f"{_AS_OBJECT}\n{self.tame(schema)}")
+        return (*asked, Message("assistant", self.tame(answer)), wish)
+
+    def object_sampling(self, max_tokens: int | None) -> Sampling:
+        """How it writes an object: greedy."""
+        longest = self._config.serve.limits.object_tokens
+        return Sampling(max_new_tokens=min(longest, max_tokens or longest))
+
+    def shortened(self, text: str, tokens: int) -> str:
+        """A text cut to so many tokens."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) <= tokens:
+            return text
+        cut = str(self._tokenizer.decode(ids[:tokens], skip_special_tokens=True))
+        return cut.rstrip("\ufffd").strip()
 
     def answer_sampling(self, guided: bool) -> Sampling:
         """How it replies: greedy."""

@@ -3,113 +3,223 @@
 from __future__ import annotations
 
 import json
-import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Any
 
-from lmcot.serve.deployments import Piece, Written
+from lmcot.serve.conversation import Asked, read_conversation
+from lmcot.serve.deployments import Piece, Wish, Written
 from lmcot.serve.guidance import Refused
-from lmcot.serve.schemas import AnswerRequest, AnswerResponse, ChatMessage, ChatRequest
+from lmcot.serve.openai_schemas import (
+    AssistantMessage,
+    CalledFunction,
+    ChatChoice,
+    ChatCompletion,
+    ChatRequest,
+    ChosenTool,
+    FinishReason,
+    ToolCall,
+    Usage,
+)
+from lmcot.serve.schemas import AnswerResponse
+from lmcot.serve.structured import Form, form_in, read_form
 
-_WITH_CONTEXT = re.compile(r"\A\s*(?:Context:\s*)?(.*\S)\s*\n\s*Question:\s*(.+?)\s*\Z", re.DOTALL)
-"""A question below its context, as the page's examples write them."""
+_REFUSED: tuple[tuple[str, Callable[[ChatRequest], bool], str], ...] = (
+    ("n", lambda one: one.n > 1, "there is one answer: leave n out, or set it to 1"),
+    ("logprobs", lambda one: one.logprobs, "there are no log-probabilities of an answer"),
+    ("top_logprobs", lambda one: one.top_logprobs > 0, "there are no log-probabilities"),
+    ("logit_bias", lambda one: bool(one.logit_bias), "tokens cannot be preferred"),
+    ("presence_penalty", lambda one: one.presence_penalty != 0, "there are no penalties"),
+    ("frequency_penalty", lambda one: one.frequency_penalty != 0, "there are no penalties"),
+    (
+        "top_p",
+        lambda one: one.top_p < 1 and (one.temperature or 0) > 0,
+        "rationales are drawn from the whole distribution: leave top_p out, or set it to 1",
+    ),
+    ("functions", lambda one: bool(one.functions), "use tools instead"),
+    ("function_call", lambda one: one.function_call not in ("none", "auto"), "use tools instead"),
+    ("modalities", lambda one: one.modalities not in ([], ["text"]), "an answer is text"),
+    ("audio", lambda one: bool(one.audio), "an answer is text"),
+    (
+        "web_search_options",
+        lambda one: one.web_search_options is not None,
+        "nothing is searched for: put what the answer rests on into the context",
+    ),
+)
+"""Fields that would change the answer, when they are refused, and why."""
 
 
-def question_of(request: ChatRequest) -> AnswerRequest:
-    """The last user message is the question, or "Context: ... Question: ..."; what was said before
-    is context.
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """What a chat completion asks, and the form of its reply."""
+
+    asked: Asked
+    wish: Wish
+    form: Form | None
+    tool: str | None
+    """The function that the answer is the arguments of."""
+    stop: tuple[str, ...]
+    model: str
+    usage: bool
+    """Whether a stream tells the tokens, too."""
+
+
+def read_chat(request: ChatRequest, model: str) -> Chat:
+    """What a request asks.
+
+    Args:
+        model: the name of the model, if the request has none.
 
     Raises:
-        Refused: if there is no user message, or it says nothing.
+        Refused: naming the field that is wrong, or not offered.
     """
-    texts = [(message.role, _text(message)) for message in request.messages]
-    last = max((at for at, (role, _) in enumerate(texts) if role == "user"), default=None)
-    if last is None:
-        raise Refused(422, "messages holds no user message: the last one is the question")
-    passages = [text for _, text in texts[:last] if text.strip()]
-    question = texts[last][1].strip()
-    if found := _WITH_CONTEXT.match(question):
-        passages.append(found[1])
-        question = found[2]
-    if not question:
-        raise Refused(422, "the last user message is empty: it is the question")
-    return AnswerRequest(
-        question=question,
-        context="\n\n".join(passages),
-        max_tokens=request.max_completion_tokens or request.max_tokens,
-        temperature=request.temperature,
-        seed=abs(request.seed) % 2**63 if request.seed is not None else None,
+    for name, refused, reason in _REFUSED:
+        if refused(request):
+            raise Refused(400, f"{name} is not offered: {reason}", param=name)
+    asked = read_conversation(request.messages)
+    form, tool = _form(request, asked)
+    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
+    if form is not None and any(stop):
+        raise Refused(400, "stop cannot cut a JSON object: leave one of them out", param="stop")
+    longest = [one for one in (request.max_completion_tokens, request.max_tokens) if one]
+    return Chat(
+        asked,
+        Wish("\n\n".join(asked.instructions), min(longest, default=None)),
+        form,
+        tool,
+        tuple(one for one in stop if one),
+        request.model or model,
+        request.stream_options.include_usage,
     )
 
 
-def _text(message: ChatMessage) -> str:
-    if message.content is None:
-        return ""
-    if isinstance(message.content, str):
-        return message.content
-    parts = [part for part in message.content if part.get("type") == "text"]
-    if len(parts) < len(message.content):
-        raise Refused(422, "a message holds a part that is no text")
-    texts = [part.get("text") for part in parts]
-    if not all(isinstance(text, str) for text in texts):
-        raise Refused(422, "a text part of a message holds no text")
-    return "\n".join(str(text) for text in texts)
+def _form(request: ChatRequest, asked: Asked) -> tuple[Form | None, str | None]:
+    """The object that the answer is put into, and the tool that it is for."""
+    tool = _forced_tool(request)
+    if tool is not None:
+        number = next(n for n, one in enumerate(request.tools) if one.function.name == tool)
+        schema = request.tools[number].function.parameters
+        return _read(schema, f"tools.{number}.function.parameters"), tool
+    wanted = request.response_format
+    if wanted.type == "json_schema":
+        if wanted.json_schema is None:
+            raise Refused(
+                400, "response_format of type json_schema holds no json_schema",
+                param="response_format.json_schema",
+            )  # fmt: skip
+        return _read(wanted.json_schema.schema_, "response_format.json_schema.schema"), None
+    if wanted.type == "json_object":
+        shown = form_in("\n".join((*asked.instructions, asked.question)))
+        return shown or Form({"type": "object"}, open=True), None
+    return None, None
 
 
-def chat_completion(found: AnswerResponse, model: str) -> dict[str, Any]:
+def _forced_tool(request: ChatRequest) -> str | None:
+    choice = request.tool_choice
+    names = [one.function.name for one in request.tools]
+    if choice == "none" or (choice == "auto" and not names):
+        return None
+    if choice == "auto":
+        raise Refused(
+            400, "tools: the models do not choose among tools: name one in tool_choice, or set "
+            "tool_choice to none", param="tools",
+        )  # fmt: skip
+    if isinstance(choice, ChosenTool):
+        if choice.function.name in names:
+            return choice.function.name
+        raise Refused(400, "tool_choice names a tool that is none of tools", param="tool_choice")
+    if len(names) == 1:
+        return names[0]
+    raise Refused(
+        400, f"tool_choice is required, but there are {len(names)} tools: name one",
+        param="tool_choice" if not names else "tools",
+    )  # fmt: skip
+
+
+def _read(schema: dict[str, Any], param: str) -> Form:
+    try:
+        return read_form(schema)
+    except ValueError as error:
+        raise Refused(400, str(error), param=param) from None
+
+
+def chat_completion(found: AnswerResponse, chat: Chat) -> dict[str, Any]:
     """The answer as OpenAI's clients read it; the rationale stands where reasoning does."""
-    tokens = found.tokens
-    read, written = (
-        tokens.small_lm_in + tokens.large_lm_in,
-        tokens.small_lm_out + tokens.large_lm_out,
+    content, calls, finish = _reply(found, chat)
+    message = AssistantMessage(
+        content=content, reasoning_content=found.rationale, tool_calls=calls or None
     )
-    return {
-        "id": f"chatcmpl-{found.id}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": model,
-        "choices": [
-            {
-                "index": 0,
-                "message": {
-                    "role": "assistant",
-                    "content": found.answer,
-                    "reasoning_content": found.rationale,
-                },
-                "finish_reason": "stop",
-                "logprobs": None,
-            }
-        ],
-        "usage": {
-            "prompt_tokens": read,
-            "completion_tokens": written,
-            "total_tokens": read + written,
-        },
-    }
+    body = ChatCompletion(
+        id=f"chatcmpl-{found.id}",
+        created=int(time.time()),
+        model=chat.model,
+        choices=[ChatChoice(message=message, finish_reason=finish)],
+        usage=_usage(found),
+    ).model_dump()
+    if not calls:  # clients look whether the key is there
+        del body["choices"][0]["message"]["tool_calls"]
+    return body
+
+
+def _reply(found: AnswerResponse, chat: Chat) -> tuple[str | None, list[ToolCall], FinishReason]:
+    """The content or the call of a tool, and how it ended."""
+    if chat.form is None:
+        ends = [found.answer.index(one) for one in chat.stop if one in found.answer]
+        content = found.answer[: min(ends)].rstrip() if ends else found.answer
+        cut = found.rationale_cut or (found.answer_cut and not ends)
+        return content, [], "length" if cut else "stop"
+    # Clients take an object that ended by its length for half of one.
+    finish: FinishReason = "length" if found.answer_cut else "stop"
+    content = json.dumps(found.structured, ensure_ascii=False)
+    if chat.tool is None:
+        return content, [], finish
+    call = ToolCall(
+        id=f"call_{found.id}", function=CalledFunction(name=chat.tool, arguments=content)
+    )
+    return None, [call], "tool_calls" if finish == "stop" else finish
+
+
+def _usage(found: AnswerResponse) -> Usage:
+    read = found.tokens.small_lm_in + found.tokens.large_lm_in
+    written = found.tokens.small_lm_out + found.tokens.large_lm_out
+    return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
 
 
 async def chat_chunks(
-    events: AsyncIterator[Piece | Written | AnswerResponse], ident: str, model: str
+    events: AsyncIterator[Piece | Written | AnswerResponse], ident: str, chat: Chat
 ) -> AsyncIterator[str]:
     """The same as server-sent chunks: the rationale's tokens as reasoning, then the answer."""
-    created = int(time.time())
+    head = {
+        "id": f"chatcmpl-{ident}",
+        "object": "chat.completion.chunk",
+        "created": int(time.time()),
+        "model": chat.model,
+    }
 
     def chunk(delta: dict[str, Any], finish: str | None = None) -> str:
-        body = {
-            "id": f"chatcmpl-{ident}",
-            "object": "chat.completion.chunk",
-            "created": created,
-            "model": model,
-            "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
-        }
-        return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+        return _event({**head, "choices": [choice], **({"usage": None} if chat.usage else {})})
 
     yield chunk({"role": "assistant", "content": ""})
+    told = False
     async for one in events:
         if isinstance(one, Piece):
+            told = True
             yield chunk({"reasoning_content": one.text})
         elif isinstance(one, AnswerResponse):
-            yield chunk({"content": one.answer})
-    yield chunk({}, "stop")
+            if not told:
+                yield chunk({"reasoning_content": one.rationale})
+            content, calls, finish = _reply(one, chat)
+            if content is not None:
+                yield chunk({"content": content})
+            for number, call in enumerate(calls):
+                yield chunk({"tool_calls": [{"index": number, **call.model_dump()}]})
+            yield chunk({}, finish)
+            if chat.usage:
+                yield _event({**head, "choices": [], "usage": _usage(one).model_dump()})
     yield "data: [DONE]\n\n"
+
+
+def _event(body: dict[str, Any]) -> str:
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lmcot.actors.base import prepare_process
@@ -40,6 +40,10 @@ class Draw:
     """Whether each piece of text is told as it comes."""
     deadline: float
     """Seconds from now."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"{self.samples} samples are asked for")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +75,23 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
+class Wish:
+    """What a client wants of an answer, besides that it be right."""
+
+    instruction: str = ""
+    """What the frozen LM is to observe: a client's system message."""
+    max_tokens: int | None = None
+    """Of the answer; what is beyond is cut off."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """The frozen LM's."""
 
     text: str = ""
     answer: str = ""
+    cut: bool = False
+    """Whether the answer may be longer: it ends where the reply, or what was wished for, did."""
     tokens_in: int = 0
     tokens_out: int = 0
     failure: str | None = None
@@ -121,6 +137,10 @@ class SmallLM:
     def version(self) -> str:
         """Which policy it is."""
         return self._version
+
+    def close(self) -> None:
+        """Ends its thread; what is at work is given up."""
+        self._engine.close()
 
     async def write(self, question: str, context: Passages, draw: Draw) -> AsyncIterator[Told]:
         """Rationales for a question, told as they are written.
@@ -228,30 +248,86 @@ class FrozenLM:
         return await self._presence.there()
 
     async def answer(
-        self, question: str, paragraphs: Sequence[Paragraph], rationale: str | None
+        self,
+        question: str,
+        paragraphs: Sequence[Paragraph],
+        rationale: str | None,
+        wish: Wish | None = None,
     ) -> Reply:
         """The answer to a question, guided by a rationale or without one."""
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._calls, self._ask, question, paragraphs, rationale)
-        if isinstance(found, Failure):
-            _log.warning("the frozen LM failed: %s", found.reason)
-            return Reply(failure=without_address(found.reason, self._settings), version=self._name)
-        return read_reply(found, self._name)
+        return await loop.run_in_executor(
+            self._calls, self._answer, question, paragraphs, rationale, wish or Wish()
+        )
 
-    def _ask(
-        self, question: str, paragraphs: Sequence[Paragraph], rationale: str | None
-    ) -> Completion | Failure:
+    async def write_object(
+        self,
+        question: str,
+        paragraphs: Sequence[Paragraph],
+        rationale: str,
+        answer: str,
+        schema: str,
+        wish: Wish,
+    ) -> Reply:
+        """The answer once more, as the JSON object of a schema: as text, however sound it is."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._calls, self._write_object, question, paragraphs, rationale, answer, schema, wish
+        )
+
+    def close(self) -> None:
+        """Gives up what waits for the model; not to be asked again."""
+        self._calls.shutdown(wait=False, cancel_futures=True)
+        self._lm.close()
+
+    def _answer(
+        self, question: str, paragraphs: Sequence[Paragraph], rationale: str | None, wish: Wish
+    ) -> Reply:
         example = Example("asked", question.strip(), "", tuple(paragraphs))
-        prompt = self._asking.answer_prompt(example, rationale)
+        prompt = self._asking.answer_prompt(example, rationale, wish.instruction)
         sampling = self._asking.answer_sampling(guided=rationale is not None)
         (found,) = self._lm.generate([prompt], sampling)
-        return found
+        if isinstance(found, Failure):
+            return self._failed(found)
+        reply = read_reply(found, self._name)
+        if wish.max_tokens is None:
+            return reply
+        short = self._asking.shortened(reply.answer, wish.max_tokens)
+        return replace(reply, answer=short, cut=reply.cut or short != reply.answer)
+
+    def _write_object(
+        self,
+        question: str,
+        paragraphs: Sequence[Paragraph],
+        rationale: str,
+        answer: str,
+        schema: str,
+        wish: Wish,
+    ) -> Reply:
+        example = Example("asked", question.strip(), "", tuple(paragraphs))
+        prompt = self._asking.object_prompt(example, rationale, answer, schema, wish.instruction)
+        (found,) = self._lm.generate([prompt], self._asking.object_sampling(wish.max_tokens))
+        if isinstance(found, Failure):
+            return self._failed(found)
+        cut = found.finish_reason == "length"
+        return Reply(
+            found.text, cut=cut, tokens_in=found.tokens_in, tokens_out=found.tokens_out,
+            version=self._name,
+        )  # fmt: skip
+
+    def _failed(self, failure: Failure) -> Reply:
+        _log.warning("the frozen LM failed: %s", failure.reason)
+        return Reply(failure=without_address(failure.reason, self._settings), version=self._name)
 
 
 def read_reply(found: Completion, version: str) -> Reply:
     """A completion with the answer that is read out of it."""
     answer = extract_answer(found.text)
-    return Reply(found.text, answer, found.tokens_in, found.tokens_out, version=version)
+    ended = found.text.rstrip().endswith(answer)  # so it does if there is none
+    return Reply(
+        found.text, answer, ended and found.finish_reason == "length", found.tokens_in,
+        found.tokens_out, version=version,
+    )  # fmt: skip
 
 
 def new_seed() -> int:

@@ -5,22 +5,31 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lmcot.records import Failure, Paragraph
 from lmcot.rewards.vote import vote
-from lmcot.serve.deployments import Draw, Passages, Piece, Reply, Shown, Told, Written
+from lmcot.serve.deployments import Draw, Passages, Piece, Reply, Shown, Told, Wish, Written
 from lmcot.serve.schemas import AnswerResponse, Timings, Tokens, Versions, Vote
+from lmcot.serve.structured import Form
 
 
 class Refused(Exception):
     """A request that cannot be answered, with the HTTP status that says why."""
 
-    def __init__(self, status: int, message: str, kind: str = "invalid_request_error") -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+    ) -> None:
+        """Args: param: the field of the request that is at fault."""
         super().__init__(message)
         self.status = status
         self.kind = kind
+        self.param = param
 
 
 class Writer(Protocol):
@@ -34,9 +43,24 @@ class Answerer(Protocol):
     """The frozen LM, wherever it is."""
 
     async def answer(
-        self, question: str, paragraphs: Sequence[Paragraph], rationale: str | None
+        self,
+        question: str,
+        paragraphs: Sequence[Paragraph],
+        rationale: str | None,
+        wish: Wish | None = None,
     ) -> Reply:
         """See `FrozenLM.answer`."""
+
+    async def write_object(
+        self,
+        question: str,
+        paragraphs: Sequence[Paragraph],
+        rationale: str,
+        answer: str,
+        schema: str,
+        wish: Wish,
+    ) -> Reply:
+        """See `FrozenLM.write_object`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +72,9 @@ class Ask:
     context: Passages
     draw: Draw
     unguided: bool = False
+    wish: Wish = field(default_factory=Wish)
+    form: Form | None = None
+    """The JSON object that the answer is put into."""
 
 
 async def guide(
@@ -59,7 +86,8 @@ async def guide(
     work is cancelled when the iteration is given up.
 
     Raises:
-        Refused: if the small LM cannot go on from the question, or nobody answered.
+        Refused: if the small LM cannot go on from the question, nobody answered, or the answer
+            does not fit the form that it is to have.
     """
     started = time.monotonic()
     times: dict[str, float] = {}
@@ -73,7 +101,7 @@ async def guide(
             if isinstance(one, Shown):
                 shown = one
                 if ask.unguided:
-                    asked = frozen.answer(ask.question, shown.paragraphs, None)
+                    asked = frozen.answer(ask.question, shown.paragraphs, None, ask.wish)
                     plain = asyncio.ensure_future(asked)
             elif isinstance(one, Failure):
                 raise Refused(422, f"the small LM cannot go on from this: {one.reason}")
@@ -82,7 +110,7 @@ async def guide(
                 yield one
             else:
                 written[one.sample] = one
-                asked = frozen.answer(ask.question, shown.paragraphs, one.text)
+                asked = frozen.answer(ask.question, shown.paragraphs, one.text, ask.wish)
                 replies[one.sample] = asyncio.ensure_future(asked)
                 yield one
         times["rationale"] = time.monotonic() - started
@@ -95,10 +123,45 @@ async def guide(
         close: Any = getattr(told, "aclose", None)
         if close is not None:
             await close()
-    yield _response(
+    response = _response(
         ask, [written[number] for number in order], found, unguided, shown,
         Timings(total=time.monotonic() - started, **times),
     )  # fmt: skip
+    if ask.form is not None:
+        response = await _formed(ask, ask.form, response, shown, frozen)
+        response.timings.total = time.monotonic() - started
+    yield response
+
+
+async def _formed(
+    ask: Ask, form: Form, response: AnswerResponse, shown: Shown, frozen: Answerer
+) -> AnswerResponse:
+    """With the answer as a JSON object: filled in where it has one place, else the frozen LM
+    writes it."""
+    found = await asyncio.to_thread(form.filled, response.answer, response.rationale)
+    if found is not None:
+        return response.model_copy(update={"structured": found})
+    reply = await frozen.write_object(
+        ask.question, shown.paragraphs, response.rationale, response.answer, form.text, ask.wish
+    )
+    if reply.failure is not None:
+        raise Refused(502, f"the frozen LM did not answer: {reply.failure}", "upstream_error")
+    found, reason = await asyncio.to_thread(form.read, reply.text)
+    if found is None and form.open:
+        found = {"answer": response.answer}
+    if found is None:
+        end = "; it was cut at its longest" if reply.cut else ""
+        raise Refused(
+            422, f"the frozen LM wrote no JSON object that fits the schema ({reason}{end}): ask "
+            "for fewer fields, or for one that is the answer", "unfit_answer_error",
+        )  # fmt: skip
+    tokens = response.tokens.model_copy(
+        update={
+            "large_lm_in": response.tokens.large_lm_in + reply.tokens_in,
+            "large_lm_out": response.tokens.large_lm_out + reply.tokens_out,
+        }
+    )
+    return response.model_copy(update={"structured": found, "tokens": tokens})
 
 
 def _response(
@@ -129,6 +192,7 @@ def _response(
                 large_lm_out=reply.tokens_out,
             ),
             finish_reason=one.finish_reason,
+            answer_cut=reply.cut,
             failure=reply.failure,
         )
         for number, (one, reply) in enumerate(zip(written, replies, strict=True))
@@ -138,6 +202,8 @@ def _response(
         id=ask.id,
         answer=found.answer,
         rationale=written[winner].text,
+        rationale_cut=written[winner].finish_reason == "length",
+        answer_cut=replies[winner].cut,
         confidence=found.share,
         votes=votes,
         unguided=unguided.answer if unguided is not None else None,

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import uuid
-from typing import TYPE_CHECKING
+from concurrent.futures import Future
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from lmcot.actors.base import prepare_process
+from lmcot.serve.admission import Admission
 from lmcot.serve.asking import Context, open_pair, paragraphs
-from lmcot.serve.deployments import Draw, FrozenLM, SmallLM, new_seed
+from lmcot.serve.deployments import FrozenLM, SmallLM
 from lmcot.serve.guidance import Ask, Refused, guide
-from lmcot.serve.schemas import AnswerResponse
+from lmcot.serve.schemas import AnswerRequest, AnswerResponse
 from lmcot.storage import place
 
 if TYPE_CHECKING:
@@ -20,7 +26,10 @@ __all__ = ["Guide", "Refused"]
 
 
 class Guide:
-    """Both models in this process."""
+    """Both models in this process, for any number of threads and event loops at once.
+
+    `close` it, or use it in a ``with`` statement, to let go of the models' threads.
+    """
 
     def __init__(
         self, run_dir: str | Place, *, policy: str | None = None, threads: int | None = None
@@ -37,44 +46,85 @@ class Guide:
         pair = open_pair(place(run_dir), policy)
         if threads is not None:
             prepare_process(threads)
-        self._config = pair.config
+        self._admission = Admission(pair.config)
         self._small = SmallLM(pair.config, pair.source, pair.version)
         self._frozen = FrozenLM(pair.config)
+        # A loop of its own: notebooks and asynchronous programs are within theirs already.
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="guide", daemon=True)
+        self._thread.start()
 
-    def answer(
-        self,
-        question: str,
-        context: Context = "",
-        *,
-        samples: int = 1,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        seed: int | None = None,
-        unguided: bool = False,
-    ) -> AnswerResponse:
+    def answer(self, question: str, context: Context = "", **options: Any) -> AnswerResponse:
         """A guided answer; with several samples the vote over theirs.
 
         Args:
-            temperature: unset: greedy for one sample, ``evaluate.temperature`` for several.
-            unguided: whether the frozen LM is asked without guidance, too.
+            options: those of `AnswerRequest`: ``samples``, ``max_tokens`` (of a rationale),
+                ``temperature`` (unset: greedy for one sample, ``evaluate.temperature`` for
+                several), ``seed``, ``unguided`` (whether the frozen LM is asked without guidance,
+                too), ``answer_schema``.
 
         Raises:
-            Refused: if the models cannot answer that.
+            Refused: if that makes no sense, is beyond the settings' ``serve.limits``, or the models
+                cannot answer it.
         """
-        config = self._config
-        if temperature is None:
-            temperature = config.evaluate.temperature if samples > 1 else 0.0
-        draw = Draw(
-            samples,
-            max_tokens or config.policy.max_new_tokens,
-            temperature,
-            new_seed() if seed is None else seed,
-            tokens=False,
-            deadline=config.serve.deadline_s,
-        )
-        passages = [(one.title, " ".join(one.sentences)) for one in paragraphs(context)]
-        ask = Ask(uuid.uuid4().hex, question, passages, draw, unguided)
-        return asyncio.run(self._answer(ask))
+        asked = self._begin(self._ask(question, context, options))
+        try:
+            return asked.result()
+        except BaseException:  # Ctrl-C: what is at work is cancelled
+            asked.cancel()
+            raise
+
+    async def aanswer(self, question: str, context: Context = "", **options: Any) -> AnswerResponse:
+        """The same for asynchronous programs: the event loop is free meanwhile, and cancelling
+        cancels what is at work."""
+        ask = await asyncio.to_thread(self._ask, question, context, options)
+        return await asyncio.wrap_future(self._begin(ask))
+
+    def close(self) -> None:
+        """Ends the models' threads; what is at work is given up. Not to be asked again."""
+        if self._loop.is_closed():
+            return
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(_cancelled(asyncio.all_tasks(self._loop)))
+        self._loop.close()
+        self._small.close()
+        self._frozen.close()
+
+    def __enter__(self) -> Guide:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _begin(self, ask: Ask) -> Future[AnswerResponse]:
+        if self._loop.is_closed():
+            raise RuntimeError("this guide is closed")
+        return asyncio.run_coroutine_threadsafe(self._answer(ask), self._loop)
+
+    def _ask(self, question: str, context: Context, options: dict[str, Any]) -> Ask:
+        try:
+            passages = [
+                {"title": one.title, "text": " ".join(one.sentences)} for one in paragraphs(context)
+            ]
+            request = AnswerRequest.model_validate(
+                {"question": question, "context": passages, **options}
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0]) if first["loc"] else None
+            reason = first["msg"].removeprefix("Value error, ")
+            raise Refused(422, f"{name or 'the request'}: {reason}", param=name) from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise Refused(422, f"context: {error}", param="context") from None
+        if request.stream:
+            raise Refused(422, "stream: a program gets the whole answer", param="stream")
+        return self._admission.answer(request, uuid.uuid4().hex, tokens=False)
 
     async def _answer(self, ask: Ask) -> AnswerResponse:
         found = None
@@ -83,3 +133,9 @@ class Guide:
         if not isinstance(found, AnswerResponse):
             raise RuntimeError("there was no answer")
         return found
+
+
+async def _cancelled(tasks: set[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -73,6 +73,9 @@ class AnswerRequest(Question, Drawing):
     """Asks for a guided answer."""
 
     unguided: bool = Field(default=False, description="Ask the frozen LM without guidance, too.")
+    answer_schema: dict[str, Any] | None = Field(
+        default=None, description="JSON schema of an object that the answer is put into."
+    )
     stream: bool = Field(default=False, description="Server-sent events, token by token.")
 
 
@@ -105,6 +108,7 @@ class Vote(BaseModel):
     reply: str = Field(description="What the frozen LM wrote.")
     tokens: Tokens
     finish_reason: str = Field(description="Of the rationale: eos or length.")
+    answer_cut: bool = Field(default=False, description="Whether the answer ended at its longest.")
     failure: str | None = None
 
 
@@ -129,7 +133,14 @@ class AnswerResponse(BaseModel):
     id: str
     answer: str
     rationale: str = Field(description="One that led to the answer.")
+    rationale_cut: bool = Field(
+        default=False, description="Whether this rationale ended at its longest."
+    )
+    answer_cut: bool = Field(default=False, description="Whether the answer ended at its longest.")
     confidence: float = Field(description="The answer's share of the votes.")
+    structured: dict[str, Any] | None = Field(
+        default=None, description="The answer as an object of `answer_schema`."
+    )
     votes: list[Vote]
     unguided: str | None = Field(
         default=None, description="The frozen LM's answer without guidance."
@@ -176,28 +187,6 @@ class ErrorResponse(BaseModel):
     """The shape of every error."""
 
     error: ErrorBody
-
-
-class ChatMessage(BaseModel):
-    """One message of a conversation, as OpenAI's clients send it."""
-
-    model_config = ConfigDict(extra="ignore")
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Text | list[dict[str, Any]] | None = None
-
-
-class ChatRequest(BaseModel):
-    """`POST /v1/chat/completions`: what is not offered is ignored where that is harmless."""
-
-    model_config = ConfigDict(extra="ignore")
-    model: str = ""
-    messages: list[ChatMessage] = Field(min_length=1, max_length=200)
-    stream: bool = False
-    temperature: float | None = Field(default=None, ge=0, le=10, allow_inf_nan=False)
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    seed: int | None = None
-    n: int = Field(default=1, ge=1, le=1)
 
 
 AnswersResponse.model_rebuild()

@@ -15,7 +15,7 @@ from lmcot.errors import UserError
 from lmcot.records import Failure, FailureKind, Paragraph
 from lmcot.serve.access import digest, token_digests
 from lmcot.serve.api import Service, make_app
-from lmcot.serve.deployments import Draw, Passages, Piece, Reply, Shown, Told, Written
+from lmcot.serve.deployments import Draw, Passages, Piece, Reply, Shown, Told, Wish, Written
 from lmcot.serve.schemas import Versions
 from tests.unit.asgi import Answered, call
 
@@ -29,6 +29,7 @@ class Small:
     def __init__(self) -> None:
         self.asked: list[tuple[str, Passages, Draw]] = []
         self.pause = 0.0
+        self.cut: set[int] = set()
         self.ended = 0
         self.failure: Failure | None = None
 
@@ -40,11 +41,12 @@ class Small:
                 yield self.failure
                 return
             for sample in range(draw.samples):
+                end = "length" if sample in self.cut else "eos"
                 for piece in ("The river", f" is {sample}."):
                     await asyncio.sleep(self.pause)
                     if draw.tokens:
                         yield Piece(sample, piece)
-                yield Written(sample, f"The river is {sample}.", 4, "eos")
+                yield Written(sample, f"The river is {sample}.", 4, end)
         finally:
             self.ended += 1
 
@@ -54,12 +56,20 @@ class Frozen:
 
     def __init__(self) -> None:
         self.asked: list[str | None] = []
+        self.wishes: list[Wish | None] = []
+        self.objects: list[tuple[str, Any]] = []
+        self.object = ""
+        self.cut = False
         self.cancelled = 0
         self.pause = 0.0
         self.failure: str | None = None
 
     async def answer(
-        self, question: str, paragraphs: Sequence[Paragraph], rationale: str | None
+        self,
+        question: str,
+        paragraphs: Sequence[Paragraph],
+        rationale: str | None,
+        wish: Wish | None = None,
     ) -> Reply:
         self.asked.append(rationale)
         try:
@@ -70,7 +80,20 @@ class Frozen:
         if self.failure is not None:
             return Reply(failure=self.failure)
         answer = "Reno" if rationale is None or rationale.endswith("is 0.") else "Humboldt"
-        return Reply(f"{answer}.", answer, 100, 2, version="large")
+        self.wishes.append(wish)
+        return Reply(f"{answer}.", answer, self.cut, 100, 2, version="large")
+
+    async def write_object(
+        self,
+        question: str,
+        paragraphs: Sequence[Paragraph],
+        rationale: str,
+        answer: str,
+        schema: str,
+        wish: Wish,
+    ) -> Reply:
+        self.objects.append((answer, json.loads(schema)))
+        return Reply(self.object, tokens_in=50, tokens_out=9, version="large")
 
 
 class Stand:
@@ -165,56 +188,6 @@ def test_several_at_once_one_of_them_refused() -> None:
     got = stand.ask("/v1/answers", {"requests": [ELKO, {**ELKO, "samples": 2}]})
     assert [len(one["votes"]) for one in got.json["answers"]] == [1, 2]
     assert len({one["id"] for one in got.json["answers"]}) == 2
-
-
-def chat(stand: Stand, *messages: tuple[str, Any], **options: Any) -> Answered:
-    sent = [{"role": role, "content": content} for role, content in messages]
-    return stand.ask("/v1/chat/completions", {"messages": sent, **options})
-
-
-def test_chat_takes_the_last_user_message_for_the_question() -> None:
-    stand = Stand()
-    got = chat(
-        stand, ("system", "Elko lies on the Humboldt."), ("user", "Hello"), ("assistant", "Hi"),
-        ("user", [{"type": "text", "text": "Which river?"}]), model="gpt-x", max_tokens=5,
-    ).json  # fmt: skip
-    assert got["choices"][0]["message"]["content"] == "Reno"
-    assert got["choices"][0]["message"]["reasoning_content"] == "The river is 0."
-    assert got["usage"] == {"prompt_tokens": 140, "completion_tokens": 6, "total_tokens": 146}
-    assert got["model"] == "gpt-x"
-    chat(stand, ("user", "Context: Elko lies there.\nIt does.\n\nQuestion: Which river?"))
-    first, second = stand.small.asked
-    assert (first[0], [text for _, text in first[1]]) == (
-        "Which river?", ["Elko lies on the Humboldt.", "Hello", "Hi"],
-    )  # fmt: skip
-    assert first[2].max_tokens == 5
-    assert (second[0], second[1]) == ("Which river?", [("", "Elko lies there.\nIt does.")])
-
-
-def test_chat_streams_in_openais_form() -> None:
-    found = chat(Stand(), ("user", "Which river?"), stream=True)
-    lines = [line for line in found.text.split("\n\n") if line]
-    assert lines[-1] == "data: [DONE]"
-    deltas = [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines[:-1]]
-    assert "".join(d["delta"].get("reasoning_content", "") for d in deltas) == "The river is 0."
-    assert "".join(d["delta"].get("content", "") for d in deltas) == "Reno"
-    assert deltas[-1]["finish_reason"] == "stop"
-
-
-@pytest.mark.parametrize(
-    ("messages", "reason"),
-    [
-        ([("system", "x")], "no user message"),
-        ([("user", "  ")], "is empty"),
-        ([("user", None)], "is empty"),
-        ([("user", [{"type": "image_url"}])], "a part that is no text"),
-        ([("user", [{"type": "text", "text": 3}])], "holds no text"),
-    ],
-)
-def test_chats_that_ask_nothing(messages: list[tuple[str, Any]], reason: str) -> None:
-    found = chat(Stand(), *messages)
-    assert found.status == 422
-    assert reason in found.json["error"]["message"]
 
 
 HOSTILE: list[tuple[Any, int, str]] = [

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lmcot.models.generation.engine import GenerationEngine
-from lmcot.models.generation.requests import Event, SampleRequest, ScoreRequest, TokenEvent
+from lmcot.models.generation.requests import (
+    Event,
+    FailureEvent,
+    SampleRequest,
+    ScoreRequest,
+    TokenEvent,
+)
 from lmcot.models.generation.shared import Call, SharedEngine
 from lmcot.records import Failure
 
@@ -104,19 +111,91 @@ def test_a_bad_request_fails_alone(shared: SharedEngine) -> None:
     assert not isinstance(found[1], Failure)
 
 
-def test_an_error_of_the_engine_reaches_every_thread() -> None:
-    engine = _engine()
-    shared = SharedEngine(engine)
+def test_an_error_of_the_engine_ends_what_is_at_work_and_nothing_else(
+    shared: SharedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = shared._engine
+    before = shared.sample(_samples(0))
 
     def broken() -> list[Event]:
         raise ValueError("out of memory, say")
 
-    engine.step = broken  # type: ignore[method-assign]
-    with pytest.raises(RuntimeError, match="failed") as caught:
-        shared.sample(_samples(0))
-    assert isinstance(caught.value.__cause__, ValueError)
-    with pytest.raises(RuntimeError, match="has ended"):  # and does not hang
-        shared.sample(_samples(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_advance", lambda _: broken())
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="failed") as caught:
+                shared.sample(_samples(0))
+            assert isinstance(caught.value.__cause__, ValueError)
+        bad = SampleRequest([], [1], 4)
+        assert isinstance(shared.sample([bad])[0], Failure), "it needs no pass of the model"
+    after = shared.sample(_samples(0))
+    for one, other in zip(before, after, strict=True):
+        assert not isinstance(one, Failure)
+        assert not isinstance(other, Failure)
+        assert [s.response_ids for s in one] == [s.response_ids for s in other]
+    assert not engine.busy
+    assert shared._calls == {}
+
+
+def test_a_stop_rule_that_raises_ends_its_own_request_only(shared: SharedEngine) -> None:
+    def broken(tokens: Sequence[int]) -> bool:
+        if len(tokens) > 2:
+            raise KeyError("a token without a text")
+        return False
+
+    bad = SampleRequest([2, 5, 9], [1, 2], 6, stop=broken)
+    with ThreadPoolExecutor(2) as pool:
+        good = pool.submit(shared.sample, _samples(1))
+        (found,) = shared.sample([bad])
+    assert isinstance(found, Failure)
+    assert "its stop rule failed: KeyError" in found.reason
+    assert not any(isinstance(one, Failure) for one in good.result())
+    assert not any(isinstance(one, Failure) for one in shared.sample(_samples(2)))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        SampleRequest([2, 3], [], 4),
+        SampleRequest([2, 3], [1], 0),
+        SampleRequest([2, 3], [1], -5),
+        SampleRequest([2, 3], [1], 10**12),
+        SampleRequest([2, 3], [1], 4, temperature=-1.0),
+        SampleRequest([2, 3], [-1], 4),
+        SampleRequest([2, 10**6], [1], 4),
+        ScoreRequest([2, 3], [[]]),
+    ],
+)
+def test_requests_that_make_no_sense_fail_alone(
+    shared: SharedEngine, bad: SampleRequest | ScoreRequest
+) -> None:
+    heard = Heard()
+    shared.listen(bad, heard)
+    assert heard.over.wait(30)
+    assert isinstance(heard.events[-1], FailureEvent)
+    assert not any(isinstance(one, Failure) for one in shared.sample(_samples(0)))
+
+
+def test_what_is_no_request_at_all_fails_alone(shared: SharedEngine) -> None:
+    odd: Any = SampleRequest(["a", "b"], [1], 4)  # type: ignore[list-item]
+    with pytest.raises(RuntimeError, match="failed"):
+        shared.sample([odd])
+    assert not any(isinstance(one, Failure) for one in shared.sample(_samples(0)))
+
+
+def test_a_listener_that_raises_loses_its_request_and_ends_nothing(shared: SharedEngine) -> None:
+    """As one whose event loop is closed."""
+    told = threading.Event()
+
+    def broken(event: Event | BaseException) -> None:
+        told.set()
+        raise RuntimeError("Event loop is closed")
+
+    shared.listen(SampleRequest([2, 5], [1], 100), broken)
+    shared.listen(SampleRequest([], [], 100), broken)
+    assert told.wait(30)
+    assert not any(isinstance(one, Failure) for one in shared.sample(_samples(0)))
+    assert not shared._engine.busy
 
 
 def test_closed_engine_gives_up_what_is_at_work() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,30 +75,42 @@ class GenerationEngine:
         self._window: int | None = getattr(
             model.config.get_text_config(), "max_position_embeddings", None
         )
-        tree = TreeDecoder(
+        tree = partial(
+            TreeDecoder,
             model,
             pad_id=pad_id,
             max_batch_tokens=max_batch_tokens,
             max_cached_tokens=max_cached_tokens,
             keep_prefix_tokens=keep_prefix_tokens,
         )
-        self._decoder: Decoder = tree
-        reason = refusal(tree)
+        self._new_decoder: Callable[[], Decoder] = tree
+        first = tree()
+        self._decoder: Decoder = first
+        reason = refusal(first)
         self.notice = ""
         """What its user should know: that it takes the plain path, and why; else empty."""
         if reason is not None:
             name = type(model).__name__
             self.notice = f"{name} generates on the plain path, without shared prompts: {reason}"
-            self._decoder = PlainDecoder(model, pad_id=pad_id, max_batch_tokens=max_batch_tokens)
+            self._new_decoder = partial(
+                PlainDecoder, model, pad_id=pad_id, max_batch_tokens=max_batch_tokens
+            )
+            self._decoder = self._new_decoder()
         self._numbers = 0
         self._queue: deque[Task] = deque()
         self._working: dict[int, Task] = {}
-        self._refused: list[Event] = []
+        self._ends: list[Event] = []
+        """Of requests that end without a pass of the model: they wait to be handed out."""
 
     @property
     def busy(self) -> bool:
         """Whether there is anything left to do, or to hand out."""
-        return bool(self._queue or self._working or self._refused)
+        return bool(self._queue or self._working or self._ends)
+
+    @property
+    def waiting(self) -> set[int]:
+        """Numbers of requests that are not begun, or are over and not handed out."""
+        return {task.number for task in self._queue} | {event.request for event in self._ends}
 
     def submit(self, request: Request) -> int:
         """Queues a request and returns the number that its events carry.
@@ -106,7 +120,7 @@ class GenerationEngine:
         self._numbers += 1
         failure = unfit(request, self._vocabulary, self._window, self._encoder_decoder)
         if failure is not None:
-            self._refused.append(FailureEvent(self._numbers, failure))
+            self._ends.append(FailureEvent(self._numbers, failure))
             return self._numbers
         task = Task(self._numbers, request)
         if isinstance(request, ScoreRequest):
@@ -118,23 +132,32 @@ class GenerationEngine:
     def cancel(self, number: int) -> None:
         """Gives a request up, wherever it is; nothing more comes of it."""
         self._queue = deque(task for task in self._queue if task.number != number)
-        self._refused = [event for event in self._refused if event.request != number]
+        self._ends = [event for event in self._ends if event.request != number]
         task = self._working.pop(number, None)
         if task is not None:
             self._decoder.release(task)
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """One pass of the model over what is at work, and what came of it."""
-        events, self._refused = self._refused, []
-        events.extend(self._expire())
+        """One pass of the model over what is at work, and what came of it.
+
+        After an error, `reset` before the next one.
+        """
+        expired = self._expire()
+        self._ends.extend(expired)
         while self._queue and self._decoder.fits(self._queue[0]):
             task = self._queue.popleft()
             self._working[task.number] = task
             self._decoder.admit(task)
-        if self._working:
-            events.extend(self._advance(self._decoder.forward()))
+        drawn = self._advance(self._decoder.forward()) if self._working else []
+        events, self._ends = [*self._ends, *drawn], []
         return events
+
+    def reset(self) -> None:
+        """Drops what is at work and all that was computed for it: an error may have left it half
+        done. What waits is kept."""
+        self._working.clear()
+        self._decoder = self._new_decoder()
 
     def sample(self, requests: Seq[SampleRequest]) -> list[list[Generated] | Failure]:
         """All samples of each request, in order; for an engine that is idle."""
@@ -226,7 +249,12 @@ class GenerationEngine:
 
     def _take(self, row: Row, token: int, logprob: float) -> list[Event]:
         task = row.task
-        reason = row.take(token, logprob)
+        try:
+            reason = row.take(token, logprob)
+        except Exception as error:  # of the request's own stop rule
+            self._end(task)
+            why = f"its stop rule failed: {type(error).__name__}: {error}"
+            return [_failed(task, FailureKind.PERMANENT, why)]
         events: list[Event] = [TokenEvent(task.number, row.sample, token, logprob)]
         if reason is not None:
             self._decoder.remove(row)

@@ -14,6 +14,8 @@ StopRule = Callable[[Sequence[int]], bool]
 """Told the tokens of one sample so far, says whether it ends there."""
 
 _COLDEST, _HOTTEST = 1e-3, 1e3
+_MOST_TOKENS = 2**20
+"""Of one sample, for each of which a number is drawn beforehand; few models have such a window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,8 @@ def _fault(request: Request) -> str | None:
         return "no samples are asked for"
     if request.max_new_tokens < 1:
         return f"max_new_tokens is {request.max_new_tokens}, but must be 1 or more"
+    if request.max_new_tokens > _MOST_TOKENS:
+        return f"max_new_tokens is {request.max_new_tokens}, more than {_MOST_TOKENS}"
     temperature = request.temperature
     fits = temperature == 0 or _COLDEST <= temperature <= _HOTTEST
     if not math.isfinite(temperature) or not fits:

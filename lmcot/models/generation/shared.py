@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from lmcot.models.generation.requests import (
 )
 from lmcot.records import Failure
 
+_log = logging.getLogger("lmcot.generation")
 Listener = Callable[[Event | BaseException], None]
 """Told everything that comes of a request, in the engine's thread: it must return at once."""
 
@@ -43,6 +45,7 @@ class SharedEngine:
     """What any thread asks goes through the model together with what the others ask.
 
     A thread of its own steps the engine while there is work; requests join it at the next step.
+    An error ends what was at work when it came, and nothing else.
     Results differ from those of the engine alone by the rounding of the arithmetic only.
     """
 
@@ -73,7 +76,7 @@ class SharedEngine:
         """Asks without waiting: the listener is told each token as it is drawn, then the end.
 
         The end is the last `SampleEvent` or the `ScoreEvent`, a `FailureEvent`, or an error of the
-        engine itself.
+        engine itself. If the listener raises, the call is given up.
         """
         call = Call([request], listener)
         self._add(call)
@@ -119,7 +122,7 @@ class SharedEngine:
     def _work(self) -> None:
         try:
             while self._join():
-                for event in self._engine.step():
+                for event in self._step():
                     self._hand_out(event)
         except BaseException as error:  # raised again in every thread that waits
             self._end(error)
@@ -136,23 +139,66 @@ class SharedEngine:
             leaving, self._cancelled = self._cancelled, []
             closed = self._closed
         for call in leaving:
-            for number in call.open:
-                self._engine.cancel(number)
-                del self._calls[number]
-            call.open.clear()
+            self._drop(call)
         for call in joining:
             if call in leaving:
                 continue
+            self._submit(call)
+        return not closed
+
+    def _submit(self, call: Call) -> None:
+        try:
             for place, request in enumerate(call.requests):
                 number = self._engine.submit(request)
                 call.open[number] = place
                 self._calls[number] = call
-        return not closed
+        except Exception as error:  # it is not made of what a request is made of
+            self._fail(call, error)
+
+    def _step(self) -> list[Event]:
+        try:
+            return self._engine.step()
+        except Exception as error:
+            kept = self._engine.waiting
+            lost = {call for number, call in self._calls.items() if number not in kept}
+            # If nothing was at work, the next step would come to the same.
+            lost = lost or set(self._calls.values())
+            self._engine.reset()
+            for call in lost:
+                self._fail(call, error)
+            return []
+
+    def _fail(self, call: Call, error: BaseException) -> None:
+        """Ends a call with an error."""
+        self._drop(call)
+        call.error = error
+        call.done.set()
+        self._tell(call, error)
+
+    def _drop(self, call: Call) -> None:
+        for number in call.open:
+            self._engine.cancel(number)
+            del self._calls[number]
+        call.open.clear()
+
+    def _tell(self, call: Call, event: Event | BaseException) -> bool:
+        """Whether the listener bore it."""
+        if call.listener is None:
+            return True
+        try:
+            call.listener(event)
+        except Exception as error:
+            _log.warning("a listener failed, its request is given up: %r", error)
+            return False
+        return True
 
     def _hand_out(self, event: Event) -> None:
-        call = self._calls[event.request]
-        if call.listener is not None:
-            call.listener(event)
+        call = self._calls.get(event.request)
+        if call is None:  # given up within this step
+            return
+        if not self._tell(call, event):
+            self._drop(call)
+            return
         if isinstance(event, TokenEvent):
             return
         place = call.open[event.request]
@@ -169,8 +215,7 @@ class SharedEngine:
         for call in calls:
             call.error = error
             call.done.set()
-            if call.listener is not None:
-                call.listener(error)
+            self._tell(call, error)
 
 
 def _is_over(request: Request, ends: Sequence[Event]) -> bool:

@@ -1,0 +1,134 @@
+"""What a conversation asks: the question, what it is answered from, how it is to be answered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lmcot.serve.guidance import Refused
+from lmcot.serve.openai_schemas import ChatMessage
+
+_LABEL = re.compile(
+    r"^[ \t]*(?:\*\*)?(context|question|answer)(?:\*\*)?[ \t]{0,8}:(?:\*\*)?",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""A line that begins a part of a text: "Context: ...", "Question: ...", "Answer:"."""
+_FIELD = re.compile(r"^\[\[ ## (\w{1,100}) ## \]\][ \t]*$", re.MULTILINE)
+"""A line that begins a field, as dspy writes them."""
+_QUESTIONS = ("question", "query")
+_REPLY = "\n\nRespond with "
+"""What dspy says of the reply, below the last field."""
+_UNTITLED = ("context", "passages", "documents")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a conversation asks."""
+
+    question: str
+    context: tuple[tuple[str, str], ...] = ()
+    """Titles and texts."""
+    instructions: tuple[str, ...] = ()
+    """To the one who answers."""
+
+
+def read_conversation(messages: Sequence[ChatMessage]) -> Asked:
+    """The last user message is the question, perhaps with a context; what was said before is
+    context; system messages are instructions. Takes time linear in the length.
+
+    Raises:
+        Refused: if there is no user message, or it says nothing.
+    """
+    texts = [(one.role, _text(one, number)) for number, one in enumerate(messages)]
+    last = max((at for at, (role, _) in enumerate(texts) if role == "user"), default=None)
+    if last is None:
+        raise Refused(
+            422, "messages holds no user message: the last one is the question", param="messages"
+        )
+    instructions = [text for role, text in texts if role in ("system", "developer")]
+    said = [("", text) for role, text in texts[:last] if role not in ("system", "developer")]
+    asked = read_question(texts[last][1])
+    if not asked.question:
+        raise Refused(
+            422, "the last user message is empty: it is the question",
+            param=f"messages.{last}.content",
+        )  # fmt: skip
+    return Asked(
+        asked.question,
+        tuple(one for one in (*said, *asked.context) if one[1].strip()),
+        tuple(one.strip() for one in (*instructions, *asked.instructions) if one.strip()),
+    )
+
+
+def read_question(text: str) -> Asked:
+    """A question; or one with its context, labelled ("Context: ...", then "Question: ..." or the
+    other way round), or in dspy's fields. What stands before a labelled context is an
+    instruction."""
+    if _FIELD.search(text):
+        return _fields(text)
+    labels = list(_LABEL.finditer(text))
+    at = max((n for n, one in enumerate(labels) if _names(one, "question")), default=None)
+    if at is None:
+        return Asked(text.strip())
+    label = labels[at]
+    before = next((one for one in labels[:at] if _names(one, "context")), None)
+    behind = next((one for one in labels[at:] if _names(one, "context")), None)
+    question = text[label.end() : behind.start() if behind else len(text)]
+    above, context = text[: label.start()], []
+    if before:
+        context.append(text[before.end() : label.start()])
+        above = text[: before.start()]
+    if behind:
+        context.append(_without_answer(text[behind.end() :]))
+    if not context:  # then it is the context that stands above the question
+        context, above = [above], ""
+    passages = tuple(("", one.strip()) for one in context if one.strip())
+    return Asked(_without_answer(question), passages, (above.strip(),) if above.strip() else ())
+
+
+def _names(label: re.Match[str], part: str) -> bool:
+    return label[1].lower() == part
+
+
+def _without_answer(text: str) -> str:
+    """Without a last line "Answer:", to which the reply would be the rest."""
+    bare = text.strip()
+    head, _, line = bare.rpartition("\n")
+    label = _LABEL.fullmatch(line.strip())
+    return head.rstrip() if label and _names(label, "answer") else bare
+
+
+def _fields(text: str) -> Asked:
+    marks = list(_FIELD.finditer(text))
+    ends = [*(one.start() for one in marks[1:]), len(text)]
+    found = [
+        (mark[1].lower(), text[mark.end() : end].strip())
+        for mark, end in zip(marks, ends, strict=True)
+    ]
+    name, last = found[-1]
+    body, wish, rest = f"\n\n{last}".rpartition(_REPLY)
+    if wish:
+        found[-1] = (name, body.strip())
+    at = next((n for n, (name, _) in enumerate(found) if name in _QUESTIONS), len(found) - 1)
+    context = tuple(
+        ("" if name in _UNTITLED else name.replace("_", " "), body)
+        for number, (name, body) in enumerate(found)
+        if number != at and body
+    )
+    instructions = (text[: marks[0].start()].strip(), (wish + rest).strip() if wish else "")
+    return Asked(found[at][1], context, tuple(one for one in instructions if one))
+
+
+def _text(message: ChatMessage, number: int) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    texts = []
+    for place, part in enumerate(message.content):
+        param = f"messages.{number}.content.{place}"
+        if part.get("type") != "text":
+            raise Refused(422, "a message holds a part that is no text", param=param)
+        if not isinstance(part.get("text"), str):
+            raise Refused(422, "a text part of a message holds no text", param=param)
+        texts.append(part["text"])
+    return "\n".join(texts)
