@@ -16,6 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 Role = Literal["system", "user", "assistant"]
+Missing = Literal["", "empty", "cut"]
+"""Why a reply holds no answer: none is in it, or the limit of tokens cut it before. Empty: it does.
+"""
 _Record = TypeVar("_Record")
 
 
@@ -166,6 +169,8 @@ class Answer:
     extracted: str
     tokens_in: int
     tokens_out: int
+    missing: Missing = ""
+    """Why there is none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,10 @@ class AlarmSettings(Settings):
     """Mean share of the questions whose rationales all have one reward: nothing is learnt there."""
     cut_share_above: Fraction | None = 0.5
     """Mean share of the rationales that were cut at ``policy.max_new_tokens``."""
+    empty_answers_above: Fraction | None = 0.1
+    """Mean share of the frozen LM's replies that hold no answer."""
+    cut_answers_above: Fraction | None = 0.5
+    """Mean share of the frozen LM's replies that were cut before their answer was said."""
     failed_share_above: Fraction | None = 0.05
     """Share of a step's rationales that could not be judged."""
     sampler_kl_above: PositiveFloat | None = 0.02

@@ -153,6 +153,17 @@ def _bounds(settings: AlarmSettings) -> tuple[Bound, ...]:
             "policy.max_new_tokens, or set refine.missing_end_penalty or refine.length_penalty",
         ),
         Bound(
+            "empty_answers", "answer/empty_share", settings.empty_answers_above,
+            "{value:.0%} of the frozen LM's replies held no answer and counted as wrong: see "
+            "judgement.answer.text in rollouts/; raise frozen.max_thinking_tokens if it thinks "
+            "before it answers, or change prompts.templates",
+        ),
+        Bound(
+            "cut_answers", "answer/cut_share", settings.cut_answers_above,
+            "{value:.0%} of the frozen LM's replies were cut before their answer was said: raise "
+            "frozen.max_answer_tokens, or frozen.max_thinking_tokens if it thinks first",
+        ),
+        Bound(
             "failed_judgements", "batch/judged_share", judged,
             "only {value:.0%} of a step's rationales could be judged: see judgement.failure in "
             "rollouts/ for why; check the frozen LM's endpoint and its time limits",

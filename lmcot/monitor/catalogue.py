@@ -15,6 +15,8 @@ CATALOGUE = {
     "evaluation/*/f1": "F1 of those answers, percent.",
     "evaluation/*/inclusion": "Share of those answers that hold the gold answer, percent.",
     "evaluation/*/n": "Questions that were answered.",
+    "evaluation/*/empty": "Those among them whose answer came out empty.",
+    "evaluation/*/cut": "Those whose reply was cut before its answer was said.",
     # -- reward
     "reward/mean": "Mean reward of the judged rationales, penalties taken off: what PPO maximises, "
     "before the KL penalty.",
@@ -73,6 +75,11 @@ CATALOGUE = {
     "response/cut_share": "Share that was cut at `policy.max_new_tokens`.",
     "response/contains_gold": "Share of the judged rationales that hold the gold answer: expected "
     "of a good rationale; `copied` in the evaluation tells where it is no more than a hint.",
+    # -- answer
+    "answer/empty_share": "Share of the frozen LM's answers to judged rationales that came out "
+    "empty though the reply had ended; they count as wrong.",
+    "answer/cut_share": "Share of them that were cut at `frozen.max_answer_tokens` before the "
+    "answer was said. (A reply cut within hidden thinking is a failure, not an answer.)",
     # -- batch
     "batch/rationales": "Rationales sampled for the step.",
     "batch/judged_share": "Share of them that could be judged; the others are left out.",
@@ -140,6 +147,7 @@ GROUPS = {
     "value": "The critic",
     "optimiser": "The optimiser",
     "response": "Rationales",
+    "answer": "The frozen LM's answers",
     "batch": "The step's batch",
     "frozen": "The frozen LM",
     "speed": "Tokens per second",

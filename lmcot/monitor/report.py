@@ -56,6 +56,10 @@ class RowResult:
     """Shares of their words that are copied from the context."""
     shares: list[float] = field(default_factory=list)
     """Of the votes for the answer; empty where there was no vote."""
+    empty: int = 0
+    """Questions among the answered ones whose answer came out empty."""
+    cut: int = 0
+    """Those whose reply was cut before its answer was said."""
 
 
 def write_report(
@@ -113,6 +117,8 @@ def _summary(row: RowResult, samples: int, confidence: float, seed: int) -> dict
         "label": row.label,
         **{name: _mean(values) for name, values in metrics.items()},
         "n": len(row.em),
+        "empty": row.empty,
+        "cut": row.cut,
         "ci": {name: list(interval) for name, interval in intervals.items()},
         "large_lm_tokens_in": row.large_lm_tokens_in,
         "large_lm_tokens_out": row.large_lm_tokens_out,

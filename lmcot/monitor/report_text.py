@@ -36,19 +36,28 @@ def markdown(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
 
 def _scores(report: Mapping[str, Any]) -> str:
     lines = [
-        "| row | what | EM | F1 | inclusion | n |",
-        "|---|---|---|---|---|---:|",
+        "| row | what | EM | F1 | inclusion | n | empty | cut |",
+        "|---|---|---|---|---|---:|---:|---:|",
     ]
     for name, row in report["rows"].items():
         scores = " | ".join(_score(row, metric) for metric, _ in _SCORES)
-        lines.append(f"| `{name}` | {_cell(row['label'])} | {scores} | {row['n']} |")
+        counts = f"{row['n']} | {row['empty']} | {row['cut']}"
+        lines.append(f"| `{name}` | {_cell(row['label'])} | {scores} | {counts} |")
     bootstrap = report["bootstrap"]
     return (
         "\n".join(lines)
         + f"\n\nIn brackets: the {_level(report)} interval of the mean in percent, "
         f"from {bootstrap['samples']:,} bootstrap resamples of the questions; it covers the choice "
-        "of questions, not that of the training seed."
+        "of questions, not that of the training seed. *Empty* and *cut* count the questions among "
+        "n that got no answer, because none was in the reply or because a limit of tokens cut it "
+        "before the answer was said; both score 0 unless what there is fits."
     )
+
+
+def no_answers(empty: int, cut: int) -> str:
+    """How many answers are missing, for the end of a sentence; nothing where none is."""
+    told = [f"{count} {what}" for count, what in ((empty, "empty"), (cut, "cut")) if count]
+    return f"; {', '.join(told)}" if told else ""
 
 
 def _comparisons(report: Mapping[str, Any]) -> str:

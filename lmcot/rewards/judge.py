@@ -10,6 +10,7 @@ from lmcot.data.prompts import DemonstratedTemplate, PromptTemplates
 from lmcot.frozen.protocol import FrozenLM
 from lmcot.records import (
     Answer,
+    Completion,
     Example,
     Failure,
     FailureKind,
@@ -18,18 +19,20 @@ from lmcot.records import (
     Rollout,
     Sampling,
 )
-from lmcot.rewards.answers import contains_gold, exact_match, extract_answer, f1, inclusion
+from lmcot.rewards.answers import best, contains_gold, exact_match, f1, inclusion
 from lmcot.rewards.aspects import AspectMeter, Measured
 from lmcot.rewards.custom import load_custom, with_custom
 from lmcot.rewards.likelihood import likelihood_gains
+from lmcot.rewards.reading import read_answer, why_missing
 
 
 class RewardModel:
     """Judges rationales with the frozen LM.
 
     Components of a judgement: ``em``, ``f1`` and ``inclusion`` of the frozen LM's answer given
-    the rationale, and ``aspect/NAME`` for each aspect that is not off; each in [0, 1]. Where the
-    settings ask for them, ``likelihood_gain`` in [-1, 1], and ``custom``, any finite number.
+    the rationale, each with the right answer that fits it best, and ``aspect/NAME`` for each
+    aspect that is not off; each in [0, 1]. Where the settings ask for them, ``likelihood_gain`` in
+    [-1, 1], and ``custom``, any finite number.
 
     Raises:
         UserError: if there is no such custom reward or learned model; in `judge`, if the custom
@@ -55,8 +58,8 @@ class RewardModel:
     def judge(self, examples: Sequence[Example], rollouts: Sequence[Rollout]) -> list[Judgement]:
         """One judgement for each rollout and the example it belongs to, in order.
 
-        If any call that a judgement needs fails, or a component is no finite number, the
-        judgement is that failure and holds no components.
+        If any call that a judgement needs fails, the frozen LM was cut before it said a word, or a
+        component is no finite number, the judgement is that failure and holds no components.
         """
         rationales = [rollout.text for rollout in rollouts]
         prompts = [
@@ -70,7 +73,7 @@ class RewardModel:
         )
         measured = self._with_likelihood_gains(aspects, examples, rationales)
         judgements = [
-            _judgement(answer, example.answer, rationale, values)
+            _judgement(answer, example.answers, rationale, values)
             for answer, example, rationale, values in zip(
                 answers, examples, rationales, measured, strict=True
             )
@@ -120,29 +123,33 @@ def reply_sampling(template: DemonstratedTemplate, max_new_tokens: int) -> Sampl
 def answer_prompts(
     frozen: FrozenLM, prompts: Sequence[Prompt], sampling: Sampling
 ) -> list[Answer | Failure]:
-    """The frozen LM's greedy answer to each prompt, as written and as read out of that."""
+    """The frozen LM's greedy answer to each prompt, as written and as read out of that.
+
+    A reply that was cut within its hidden thinking says nothing of the prompt: a failure.
+    """
     return [
-        completion
-        if isinstance(completion, Failure)
-        else Answer(
-            text=completion.text,
-            extracted=extract_answer(completion.text),
-            tokens_in=completion.tokens_in,
-            tokens_out=completion.tokens_out,
-        )
+        completion if isinstance(completion, Failure) else _answer(completion)
         for completion in frozen.generate(prompts, sampling)
     ]
 
 
+def _answer(reply: Completion) -> Answer | Failure:
+    """What a reply says; a failure if it was cut before it said a word."""
+    if reply.finish_reason == "length" and (reason := why_missing(reply)):
+        return Failure(FailureKind.PERMANENT, reason)
+    found = read_answer(reply)
+    return Answer(reply.text, found.answer, reply.tokens_in, reply.tokens_out, found.missing)
+
+
 def _judgement(
-    answer: Answer | Failure, gold: str, rationale: str, measured: dict[str, Measured]
+    answer: Answer | Failure, golds: Sequence[str], rationale: str, measured: dict[str, Measured]
 ) -> Judgement:
     if isinstance(answer, Failure):
         return Judgement(failure=answer)
     components = {
-        "em": exact_match(answer.extracted, gold),
-        "f1": f1(answer.extracted, gold),
-        "inclusion": inclusion(answer.extracted, gold),
+        "em": best(exact_match, answer.extracted, golds),
+        "f1": best(f1, answer.extracted, golds),
+        "inclusion": best(inclusion, answer.extracted, golds),
     }
     for name, value in measured.items():
         if isinstance(value, Failure):
@@ -151,4 +158,4 @@ def _judgement(
             reason = f"the reward component '{name}' is {value}, not a finite number"
             return Judgement(failure=Failure(FailureKind.PERMANENT, reason))
         components[name] = value
-    return Judgement(components, answer, contains_gold(rationale, gold))
+    return Judgement(components, answer, contains_gold(rationale, golds))

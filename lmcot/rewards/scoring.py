@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lmcot.config import Config
-from lmcot.records import Columns, Example, Judgement, Rollout, ScoredRollout, to_json
+from lmcot.records import Columns, Example, Judgement, Missing, Rollout, ScoredRollout, to_json
 from lmcot.rewards.combine import penalties, scalar_reward
 
 
@@ -41,7 +41,8 @@ def columns(
 
     Of all: ``response_length`` in tokens, ``cut`` (at the length limit) and ``judged``, 0 or 1,
     ``policy_version``. Of the judged ones, NaN for the others: ``reward``, ``component/NAME``,
-    ``penalty/NAME``, ``contains_gold`` (0 or 1; NaN also where the question does not arise).
+    ``penalty/NAME``, ``contains_gold`` (0 or 1; NaN also where the question does not arise), and
+    ``answer_empty`` and ``answer_cut``, 0 or 1, of the frozen LM's answers.
     """
     found = {
         "response_length": [len(one.response_ids) for one in rollouts],
@@ -52,6 +53,8 @@ def columns(
         "contains_gold": [
             math.nan if one.contains_gold is None else one.contains_gold for one in judgements
         ],
+        "answer_empty": [_lacks(one, "empty") for one in judgements],
+        "answer_cut": [_lacks(one, "cut") for one in judgements],
     }
     first = next((one for one in scored if one is not None), None)
     if first is not None:
@@ -63,6 +66,11 @@ def columns(
     return Columns(tuple(found), np.array(list(found.values()), dtype=np.float64))
 
 
+def _lacks(judgement: Judgement, missing: Missing) -> float:
+    """Whether the frozen LM's answer is missing in this way; NaN where it was not asked."""
+    return math.nan if judgement.answer is None else float(judgement.answer.missing == missing)
+
+
 def record_lines(
     rollouts: Sequence[Rollout],
     judgements: Sequence[Judgement],
@@ -71,8 +79,8 @@ def record_lines(
 ) -> bytes:
     """A line of JSON for each rationale; ``reward`` is null where it was not judged.
 
-    So are numbers that are not finite, for which JSON has no word. ``question`` and ``gold`` stand
-    in each line: it can be read by itself.
+    So are numbers that are not finite, for which JSON has no word. ``question``, ``gold`` and
+    ``golds`` (all right answers) stand in each line: it can be read by itself.
 
     Args:
         examples: the questions by their ids.
@@ -83,6 +91,7 @@ def record_lines(
                 **to_json(rollout),
                 "question": examples[rollout.example_id].question,
                 "gold": examples[rollout.example_id].answer,
+                "golds": examples[rollout.example_id].answers,
                 "judgement": to_json(judgement),
                 "reward": None if one is None else one.reward,
             }

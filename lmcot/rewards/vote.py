@@ -22,15 +22,22 @@ class Vote:
     """Votes by normalised answer, in the order of their first appearance."""
 
 
-def vote(answers: Sequence[str]) -> Vote:
+def vote(answers: Sequence[str], cut: Sequence[bool] | None = None) -> Vote:
     """The most frequent answer after normalisation; of equals the one that came first.
 
-    Answers that are empty once normalised count as votes for nothing.
+    Empty answers are votes for nothing.
+
+    Args:
+        cut: for each answer, whether its reasoning was cut before it came to an end. Such an
+            answer may be half of one: it counts only where there is no other. Unset: none was.
     """
+    complete = [
+        index for index, answer in enumerate(answers) if answer and not (cut and cut[index])
+    ]
     counts: dict[str, int] = {}
     first: dict[str, int] = {}
-    for index, answer in enumerate(answers):
-        normal = normalize_answer(answer)
+    for index in complete or range(len(answers)):
+        normal = normalize_answer(answers[index])
         if normal:
             counts[normal] = counts.get(normal, 0) + 1
             first.setdefault(normal, index)

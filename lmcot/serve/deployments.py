@@ -18,7 +18,7 @@ from typing import Any
 from lmcot.actors.base import prepare_process
 from lmcot.config import Config
 from lmcot.records import Completion, Example, Failure, Paragraph
-from lmcot.rewards.answers import extract_answer
+from lmcot.rewards.reading import extract_answer, why_missing
 from lmcot.serve.asking import Asking
 from lmcot.serve.presence import Presence, public_name, without_address
 
@@ -322,6 +322,8 @@ class FrozenLM:
 
 def read_reply(found: Completion, version: str) -> Reply:
     """A completion with the answer that is read out of it."""
+    if reason := why_missing(found):
+        return Reply(failure=reason, version=version)
     answer = extract_answer(found.text)
     ended = found.text.rstrip().endswith(answer)  # so it does if there is none
     return Reply(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lmcot.records import Failure, Paragraph
+from lmcot.rewards.reading import read_text
 from lmcot.rewards.vote import vote
 from lmcot.serve.deployments import Draw, Passages, Piece, Reply, Shown, Told, Wish, Written
 from lmcot.serve.schemas import AnswerResponse, Timings, Tokens, Versions, Vote
@@ -164,6 +165,12 @@ async def _formed(
     return response.model_copy(update={"structured": found, "tokens": tokens})
 
 
+def _is_cut(rationale: Written) -> bool:
+    """Whether a rationale was cut before it had said its answer: what it led to may be half."""
+    cut = rationale.finish_reason == "length"
+    return cut and read_text(rationale.text, cut=True).missing == "cut"
+
+
 def _response(
     ask: Ask,
     written: Sequence[Written],
@@ -177,7 +184,10 @@ def _response(
         raise Refused(502, f"the frozen LM did not answer: {replies[0].failure}", "upstream_error")
     if unguided is not None and unguided.failure is not None:
         raise Refused(502, f"the frozen LM did not answer: {unguided.failure}", "upstream_error")
-    found = vote([replies[number].answer for number in answered])
+    found = vote(
+        [replies[number].answer for number in answered],
+        [_is_cut(written[number]) for number in answered],
+    )
     winner = answered[found.winner or 0]
     votes = [
         Vote(

@@ -14,8 +14,9 @@ from lmcot.files import write_atomically
 from lmcot.frozen.cached import Replies
 from lmcot.monitor.progress import progress, say
 from lmcot.records import Annotation, Completion, Failure, Usage, to_json
-from lmcot.rewards.answers import concluded_answer, f1
+from lmcot.rewards.answers import best, concluded_answer, f1
 from lmcot.rewards.judge import reply_sampling
+from lmcot.rewards.reading import read_answer, why_missing
 from lmcot.stages.budgets import Losses
 from lmcot.stages.plan import annotate_roles
 from lmcot.stages.run import Question, Run, in_units
@@ -137,9 +138,17 @@ def _judge(
         return Annotation(example.id, "frozen", "", "", False, _FAILED + result.reason)
     rationale = result.text.strip()
     answer = concluded_answer(rationale)
-    if not answer:
+    cut = result.finish_reason == "length" and (not answer or read_answer(result).missing == "cut")
+    right = bool(answer) and best(f1, answer, example.answers) >= teacher.min_f1
+    if silent := why_missing(result):
+        reason = silent
+    elif cut and not right:
+        reason = (
+            "the teacher was cut before it came to its answer: raise frozen.max_rationale_tokens"
+        )
+    elif not answer:
         reason = "the teacher came to no answer"
-    elif f1(answer, example.answer) < teacher.min_f1:
+    elif not right:
         reason = "the teacher's answer is wrong"
     else:
         reason = _too_long(run, rationale) or "right answer"

@@ -11,8 +11,8 @@ from lmcot.config import Config
 from lmcot.data.sampler import sample_seed
 from lmcot.errors import UserError
 from lmcot.records import Completion, Example, Failure, Prompt, Rollout, Sampling
-from lmcot.rewards.answers import concluded_answer, extract_answer
 from lmcot.rewards.judge import reply_sampling
+from lmcot.rewards.reading import read_answer
 from lmcot.stages.predictions import Attempt, Rationales
 from lmcot.stages.rows import plain, votes
 from lmcot.stages.run import Run, in_units
@@ -95,19 +95,16 @@ def prompt_units(
         yield PromptUnit(f"{row}/{examples[0].id}/{number}", prompts, drawn)
 
 
-def answers_of(
-    row: str, texts: Sequence[str], replies: Sequence[Completion | Failure]
-) -> list[Attempt]:
+def answers_of(texts: Sequence[str], replies: Sequence[Completion | Failure]) -> list[Attempt]:
     """A question's attempts, the answers read out of the replies."""
-    read = concluded_answer if plain(row) == "cot" else extract_answer
-    return [
-        Attempt(
-            texts[number] if texts else "",
-            reply,
-            read(reply.text) if isinstance(reply, Completion) else "",
-        )
-        for number, reply in enumerate(replies)
-    ]
+    return [_attempt(texts[at] if texts else "", reply) for at, reply in enumerate(replies)]
+
+
+def _attempt(shown: str, reply: Completion | Failure) -> Attempt:
+    if isinstance(reply, Failure):
+        return Attempt(shown, reply, "")
+    found = read_answer(reply)
+    return Attempt(shown, reply, found.answer, found.missing)
 
 
 def _sampling(run: Run, row: str) -> Sampling:

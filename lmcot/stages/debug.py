@@ -153,7 +153,8 @@ def read_scored(folder: Path, step: int) -> list[ScoredRollout]:
 
 def _scored(record: dict[str, Any]) -> ScoredRollout:
     judgement, reward = record.pop("judgement"), record.pop("reward")
-    del record["question"], record["gold"]
+    for name in ("question", "gold", "golds"):
+        record.pop(name, None)
     answer = judgement.pop("answer")
     for name in ("prompt_ids", "response_ids", "logprobs"):
         record[name] = tuple(record[name])

@@ -21,6 +21,7 @@ from lmcot.actors.units import Packed
 from lmcot.frozen.cached import Replies
 from lmcot.monitor.metrics import EVALUATION, read_metrics
 from lmcot.monitor.progress import say
+from lmcot.monitor.report_text import no_answers
 from lmcot.records import Example, Rollout
 from lmcot.stages.asking import answers_of, prompt_units, rationale_units, rationales_of
 from lmcot.stages.learners import Learners
@@ -113,7 +114,7 @@ class DuringTraining:
         self._run.spending.add("evaluate", replies.usage)
         examples, rationales = underway.units.pop(key), underway.rationales.pop(key)
         for example, one, reply in zip(examples, rationales, replies.results, strict=True):
-            attempts = answers_of(_ROW, one.texts, [reply])
+            attempts = answers_of(one.texts, [reply])
             underway.predictions.append(
                 predict(example, attempts, one, own=True, cached=0.0, seconds=0.0)
             )
@@ -147,10 +148,12 @@ class DuringTraining:
         }
         if underway.export is not None:
             self._keep_if_best(underway, scores[self._settings.metric])
-        row = {**scores, "n": float(len(there))}
+        lacking = {what: sum(one.missing == what for one in there) for what in ("empty", "cut")}
+        row = {**scores, "n": float(len(there)), **lacking}
         self._run.monitor.evaluation(underway.step, {"guided": row})
         told = ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
-        say(f"evaluation after step {underway.step}: {told} ({len(there)} questions)")
+        told += f" ({len(there)} questions{no_answers(**lacking)})"
+        say(f"evaluation after step {underway.step}: {told}")
 
     @property
     def _candidate(self) -> Any:

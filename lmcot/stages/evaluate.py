@@ -20,13 +20,20 @@ from lmcot.models.sources import parameters_of
 from lmcot.monitor.progress import Progress, progress, say
 from lmcot.monitor.report import RowResult, write_report
 from lmcot.records import Example, Failure, Rollout, Usage
-from lmcot.rewards.answers import concluded_answer
+from lmcot.rewards.reading import read_text
 from lmcot.stages.asking import answers_of, prompt_units, rationale_units, rationales_of
 from lmcot.stages.budgets import Losses
 from lmcot.stages.evaluation_files import AspectScores, EvaluationFiles, policy_sources
 from lmcot.stages.overlap import check_overlap
 from lmcot.stages.plan import aspect_roles, evaluate_roles
-from lmcot.stages.predictions import Attempt, Prediction, Rationales, predict, row_result
+from lmcot.stages.predictions import (
+    Attempt,
+    Prediction,
+    Rationales,
+    lacking_answers,
+    predict,
+    row_result,
+)
 from lmcot.stages.rows import check_rows, chosen_rows, label, plain, shown_rationale, votes
 from lmcot.stages.run import Run, in_units
 from lmcot.stages.summary import usage_metrics
@@ -161,10 +168,7 @@ class _Evaluation:
         groups = in_units(missing, self._run.config.actors.prompts_per_unit)
         if row == "small_alone":
             for group in groups:
-                attempts = [
-                    [Attempt(text, None, concluded_answer(text)) for text in shown[at]]
-                    for at in group
-                ]
+                attempts = [self._own_answers(row, at, shown[at]) for at in group]
                 kept.add(self._predictions(row, group, attempts, 0.0, laps))
                 self._bar.update(len(group))
             kept.finish([one.id for one in self._examples])
@@ -183,7 +187,7 @@ class _Evaluation:
                 return
             units, group = came.pop(number), groups[number]
             attempts = [
-                answers_of(row, shown[at], [units[k].results[i] for k in range(each)])
+                answers_of(shown[at], [units[k].results[i] for k in range(each)])
                 for i, at in enumerate(group)
             ]
             saved = sum(one.usage.asked - one.usage.sent for one in units.values())
@@ -204,6 +208,19 @@ class _Evaluation:
         ]
         self._frozen.map("complete", units, on_result=keep)
         kept.finish([one.id for one in self._examples])
+
+    def _own_answers(self, row: Row, at: int, shown: Sequence[str]) -> list[Attempt]:
+        """What the small LM's own rationales answer."""
+        written = self._files.rationales_for(row, self._examples[at].id)
+        reasons = written.finish_reasons if written else ["eos"] * len(shown)
+        found = [
+            read_text(text, cut=reason == "length")
+            for text, reason in zip(shown, reasons, strict=True)
+        ]
+        return [
+            Attempt(text, None, one.answer, one.missing)
+            for text, one in zip(shown, found, strict=True)
+        ]
 
     def _shown(self, row: Row) -> list[list[str]]:
         """The rationales that are shown with each question: none, one, or as many as vote."""
@@ -309,7 +326,9 @@ def _log(run: Run, report: Mapping[str, Any], usage: Usage) -> None:
     """The rows' scores as metrics, at the step that the run has come to; once for each step."""
     refined = run.directory.finished("refine")
     scores = {
-        name: {metric: float(row[metric]) for metric in ("em", "f1", "inclusion", "n")}
+        name: {
+            metric: float(row[metric]) for metric in ("em", "f1", "inclusion", "n", "empty", "cut")
+        }
         for name, row in report["rows"].items()
     }
     step = refined["steps"] if refined else 0
@@ -331,6 +350,9 @@ def _report(
             notes.append(f"{row}: {failed} questions failed and are left out of its figures.")
         title = label(row, names, config.evaluate.samples)
         results[row] = row_result(row, title, predictions, large=large, small=small)
+        if lacking := lacking_answers(row, predictions):
+            notes.append(lacking)
+            say(f"evaluate: {lacking}")
     settings = {
         "policy": config.policy.source,
         **{f"{name} policy": source for name, source in policies.items() if name != "base"},

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lmcot.files import write_atomically
 from lmcot.monitor.report import RowResult
-from lmcot.records import Completion, Example, Failure
-from lmcot.rewards.answers import contains_gold, exact_match, f1, inclusion
+from lmcot.records import Completion, Example, Failure, Missing
+from lmcot.rewards.answers import best, contains_gold, exact_match, f1, inclusion
 from lmcot.rewards.copying import copied_share
+from lmcot.rewards.reading import read_text
 from lmcot.rewards.vote import vote
 
 
@@ -52,6 +53,10 @@ class Prediction:
     seconds: float
     """The row's seconds, shared out over the questions that came together."""
     failure: str | None
+    golds: list[str] = field(default_factory=list)
+    """All right answers, the main one first; each score is the best over them."""
+    missing: Missing = ""
+    """Why there is no answer: ``empty``, or ``cut`` at a limit of tokens before it was said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,8 @@ class Attempt:
     reply: Completion | Failure | None
     """None where it was not asked."""
     answer: str
+    missing: Missing = ""
+    """Why there is no answer."""
 
 
 def predict(
@@ -88,7 +95,8 @@ def predict(
 ) -> Prediction:
     """Scores what one question's attempts came to: the only one, or the vote of several.
 
-    Attempts that failed have no vote; a question fails if all of them did.
+    Attempts that failed have no vote; a question fails if all of them did. Those that were cut
+    before their answer was said, or whose rationale was, count where nobody else has a vote.
 
     Args:
         rationales: of the policy whose cost the row bears; None in rows without one.
@@ -99,8 +107,15 @@ def predict(
     replies = [one.reply for one in attempts]
     there = [one for one in attempts if not isinstance(one.reply, Failure)]
     failures = [one for one in replies if isinstance(one, Failure)]
-    found = vote([one.answer for one in there])
+    cut = [
+        _is_cut(at, one, rationales if own else None)
+        for at, one in enumerate(attempts)
+        if not isinstance(one.reply, Failure)
+    ]
+    found = vote([one.answer for one in there], cut)
     picked = (there or attempts)[found.winner or 0]
+    golds = example.answers
+    em = best(exact_match, picked.answer, golds)
     completions = [one for one in replies if isinstance(one, Completion)]
     several = len(attempts) > 1
     context = [" ".join(one.sentences) for one in example.context]
@@ -113,10 +128,10 @@ def predict(
         rationale=picked.rationale,
         reply=picked.reply.text if isinstance(picked.reply, Completion) else "",
         answer=found.answer if several else picked.answer,
-        em=exact_match(picked.answer, example.answer) if there else 0.0,
-        f1=f1(picked.answer, example.answer) if there else 0.0,
-        inclusion=inclusion(picked.answer, example.answer) if there else 0.0,
-        contains_gold=contains_gold(picked.rationale, example.answer) if own else None,
+        em=em,
+        f1=best(f1, picked.answer, golds),
+        inclusion=best(inclusion, picked.answer, golds),
+        contains_gold=contains_gold(picked.rationale, golds) if own else None,
         copied=copied_share(picked.rationale, context) if own else None,
         votes=[_vote(one) for one in attempts] if several else [],
         share=found.share if several else 1.0,
@@ -128,7 +143,23 @@ def predict(
         cached_requests=cached,
         seconds=seconds + (rationales.seconds if rationales else 0.0),
         failure=failures[0].reason if failures and not there else None,
+        golds=list(golds),
+        # What is right was said, wherever the reply was cut.
+        missing="" if em == 1 else picked.missing,
     )
+
+
+def _is_cut(number: int, attempt: Attempt, rationales: Rationales | None) -> bool:
+    """Whether an attempt's answer may be half of one.
+
+    Args:
+        rationales: that the attempts rest on, in their order; None if these are others.
+    """
+    if attempt.missing == "cut":
+        return True
+    if rationales is None or rationales.finish_reasons[number] != "length":
+        return False
+    return read_text(rationales.texts[number], cut=True).missing == "cut"
 
 
 def _vote(one: Attempt) -> dict[str, str]:
@@ -162,6 +193,8 @@ def row_result(
         inclusion=[p.inclusion for p in scored],
         contains_gold=[float(p.contains_gold) for p in scored if p.contains_gold is not None],
         copied=[p.copied for p in scored if p.copied is not None],
+        empty=sum(p.missing == "empty" for p in scored),
+        cut=sum(p.missing == "cut" for p in scored),
         shares=[p.share for p in scored if p.votes],
         asked=len(predictions),
         large_lm_tokens_in=sum(p.large_lm_tokens_in for p in predictions),
@@ -173,6 +206,32 @@ def row_result(
         large=large,
         small=small,
         seconds=sum(p.seconds for p in predictions),
+    )
+
+
+def lacking_answers(row: str, predictions: Sequence[Prediction]) -> str:
+    """What to say of a row whose questions lack answers, and what to do; empty if none does."""
+    scored = [p for p in predictions if p.failure is None]
+    empty = sum(p.missing == "empty" for p in scored)
+    cut = sum(p.missing == "cut" for p in scored)
+    if not (empty or cut):
+        return ""
+    limit = {
+        "cot": "frozen.max_rationale_tokens",
+        "small_alone": "policy.max_new_tokens",
+    }.get(row.removesuffix("+sc"), "frozen.max_answer_tokens")
+    remedies = [
+        *([f"raise {limit}"] if cut else []),
+        *(["look at the replies in predictions/"] if empty else []),
+    ]
+    if row != "small_alone":
+        remedies.append(
+            "if the frozen LM thinks before it answers, raise frozen.max_thinking_tokens or switch "
+            "its thinking off"
+        )
+    return (
+        f"{row}: {empty + cut} of {len(scored)} questions count as wrong for want of an answer "
+        f"({empty} empty, {cut} cut before it was said): {'; '.join(remedies)}"
     )
 
 

@@ -132,17 +132,25 @@ def shown_rationale(
     if row == "control_shuffled":
         return greedy[examples[_other(index, len(examples), seed)].id]
     if row == "control_masked":
-        return masked(greedy[example.id], example.answer)
+        return masked(greedy[example.id], example.answers)
     return greedy[example.id]
 
 
-def masked(rationale: str, gold: str) -> str:
-    """The rationale with a mark wherever the gold answer stands in it, in whatever case."""
-    words = gold.split()
-    if not words:
-        return rationale
-    pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, words)) + r"(?!\w)"
-    return re.sub(pattern, MASK, rationale, flags=re.IGNORECASE)
+def masked(rationale: str, golds: str | Sequence[str]) -> str:
+    """The rationale with a mark wherever a right answer stands in it, in whatever case.
+
+    An article ("A", the letter of an option) stands everywhere: it must have the answer's case.
+    """
+    # Longer ones first: "State of Velm" is not left as "State of ___".
+    several = [golds] if isinstance(golds, str) else golds
+    for gold in sorted(several, key=len, reverse=True):
+        words = gold.split()
+        if not words:
+            continue
+        pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, words)) + r"(?!\w)"
+        case = re.NOFLAG if gold.strip().lower() in ("a", "an", "the") else re.IGNORECASE
+        rationale = re.sub(pattern, MASK, rationale, flags=case)
+    return rationale
 
 
 def _other(index: int, count: int, seed: int) -> int:

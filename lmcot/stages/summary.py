@@ -27,12 +27,24 @@ def step_metrics(columns: Columns) -> dict[str, float]:
         "reward/std": float(rewards.std()) if judged.any() else 0.0,
         **means,
         **({"response/contains_gold": float(gold.mean())} if len(gold) else {}),
+        **_answer_shares(columns),
         "response/length": float(columns["response_length"].mean()),
         "response/length_max": float(columns["response_length"].max()),
         "response/cut_share": float(columns["cut"].mean()),
         "batch/rationales": float(len(judged)),
         "batch/judged_share": float(judged.mean()),
         "batch/failed": float((~judged).sum()),
+    }
+
+
+def _answer_shares(columns: Columns) -> dict[str, float]:
+    """Shares of the frozen LM's answers that came out empty, or were cut."""
+    asked = ~np.isnan(columns["answer_empty"])
+    if not asked.any():
+        return {}
+    return {
+        "answer/empty_share": float(columns["answer_empty"][asked].mean()),
+        "answer/cut_share": float(columns["answer_cut"][asked].mean()),
     }
 
 

@@ -68,6 +68,15 @@ def test_the_frozen_teacher_keeps_right_answers_only(run: Run) -> None:
     assert judged(said(f"{long} So the answer is {gold}."))[:2] == (
         False, "longer than policy.max_new_tokens",
     )  # fmt: skip
+    paragraphs = f"A fact.\n\nAnother one.\n\nSo the answer is {gold}."
+    assert judged(said(paragraphs)) == (True, "right answer", gold)
+    assert _judge(run, teacher, question, said(paragraphs)).rationale == paragraphs
+    cut = replace(said("A fact. And another"), finish_reason="length")
+    assert "was cut before it came to its answer: raise frozen.max_rat" in judged(cut)[1]
+    hidden = replace(said(""), finish_reason="length", thinking="Hm. So")
+    assert "within its hidden thinking: raise frozen.max_thinking_tokens" in judged(hidden)[1]
+    silent = replace(said(""), thinking="Hm.")
+    assert "nothing but hidden thinking: raise frozen.max_thinking_tokens" in judged(silent)[1]
     failure = Failure(FailureKind.TRANSIENT, "the endpoint hangs")
     assert judged(failure) == (False, "failed: the endpoint hangs", "")
 
@@ -79,6 +88,14 @@ def test_a_partial_answer_is_enough_where_the_settings_say_so(run: Run) -> None:
     strict, lenient = FrozenTeacher(kind="frozen"), FrozenTeacher(kind="frozen", min_f1=0.6)
     assert not _judge(run, strict, question, half).kept
     assert _judge(run, lenient, question, half).kept, "F1 is 2/3"
+
+
+def test_any_right_answer_is_right(run: Run) -> None:
+    question = run.train[0]
+    known = replace(question, example=replace(question.example, aliases=("Go", "Weiqi")))
+    teacher = FrozenTeacher(kind="frozen")
+    assert not _judge(run, teacher, question, said("So the answer is Weiqi.")).kept
+    assert _judge(run, teacher, known, said("So the answer is Weiqi.")).kept
 
 
 def test_a_line_cut_by_a_kill_is_asked_again(tmp_path: Path) -> None:

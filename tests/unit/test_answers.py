@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import string
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmcot.rewards.answers import (
-    concluded_answer,
+    best,
     contains_gold,
     exact_match,
-    extract_answer,
     f1,
     inclusion,
     normalize_answer,
 )
+from lmcot.rewards.reading import concluded_answer, extract_answer
 from lmcot.rewards.sentences import split_sentences
 
 WORDS = st.lists(
@@ -40,7 +39,16 @@ COMPLETIONS = yaml.safe_load((Path(__file__).parent / "data" / "completions.yaml
         ("U.S.A.", "usa"),
         ("1,234", "1234"),
         ("rock-and-roll", "rockandroll"),
-        ("the", ""),
+        ("the", "the"),
+        ("A", "a"),
+        ("(A)", "a"),
+        ("A.", "a"),
+        ("An", "an"),
+        ("The The", "the the"),
+        ("?", "?"),
+        (" + ", "+"),
+        ("", ""),
+        (" ", ""),
         ("Theatre", "theatre"),
         ("São Paulo", "são paulo"),
     ],
@@ -64,6 +72,22 @@ def test_normalize_answer(text: str, normal: str) -> None:
         ("red red red", "red", 0, 2 * (1 / 3) / (4 / 3), 1),
         ("Rome", "Romeo", 0, 0, 0),
         ("Romeo", "Rome", 0, 0, 0),
+        ("A", "A", 1, 1, 1),
+        ("(A)", "A", 1, 1, 1),
+        ("Option A", "A", 0, 2 * 0.5 * 1 / 1.5, 1),
+        ("B", "A", 0, 0, 0),
+        ("", "A", 0, 0, 0),
+        ("the", "A", 0, 0, 0),
+        ("An", "A", 0, 0, 0),
+        ("The The", "the the", 1, 1, 1),
+        ("The", "The The", 0, 2 * 1 * 0.5 / 1.5, 0),
+        ("?", "?", 1, 1, 1),
+        ("+", "-", 0, 0, 0),
+        ("", "", 0, 0, 0),
+        ("", "?", 0, 0, 0),
+        ("...", "Paris", 0, 0, 0),
+        ("the", "Paris", 0, 0, 0),
+        ("A Paris", "Paris", 1, 1, 1),
     ],
 )
 def test_comparison(
@@ -77,14 +101,21 @@ def test_comparison(
 @given(WORDS, WORDS)
 def test_properties_of_the_comparison(one: str, other: str) -> None:
     assert 0 <= f1(one, other) <= 1
-    assert f1(one, other) == pytest.approx(f1(other, one))
+    if not _only_articles(one) and not _only_articles(other):
+        assert f1(one, other) == pytest.approx(f1(other, one))
     assert exact_match(one, other) == exact_match(other, one)
     assert normalize_answer(normalize_answer(one)) == normalize_answer(one)
-    if exact_match(one, other) and normalize_answer(one):
+    assert bool(normalize_answer(one)) == bool(one.strip())
+    assert exact_match(one, one) == float(bool(one.strip()))
+    if exact_match(one, other):
         assert f1(one, other) == pytest.approx(1)
         assert inclusion(one, other) == 1
-    if f1(one, other) == 0 and normalize_answer(one):
+    if f1(one, other) == 0:
         assert exact_match(one, other) == 0
+
+
+def _only_articles(answer: str) -> bool:
+    return set(answer.split()) <= {"a", "the"}
 
 
 def official_f1_and_em(prediction: str, gold: str) -> tuple[float, bool]:
@@ -108,9 +139,18 @@ def official_f1_and_em(prediction: str, gold: str) -> tuple[float, bool]:
 
 @given(WORDS, WORDS)
 def test_the_comparison_is_that_of_the_official_script(one: str, other: str) -> None:
+    if _only_articles(other):
+        return  # the official script compares nothing with nothing
     official_f1, official_em = official_f1_and_em(one, other)
     assert f1(one, other) == official_f1
     assert exact_match(one, other) == official_em
+
+
+def test_the_best_of_several_right_answers_counts() -> None:
+    golds = ("Velm", "State of Velm", "Velmland")
+    assert best(exact_match, "the State of Velm", golds) == 1
+    assert best(f1, "Velm State", golds) == pytest.approx(2 * 1 * (2 / 3) / (1 + 2 / 3))
+    assert best(exact_match, "", golds) == best(f1, "Parrow", golds) == 0
 
 
 @given(st.text(max_size=60))
@@ -118,7 +158,7 @@ def test_reading_answers_never_fails(text: str) -> None:
     assert extract_answer(text) == extract_answer(text).strip()
     assert "\n" not in extract_answer(text)
     assert concluded_answer(text) == concluded_answer(text).strip()
-    assert exact_match(text, text) == 1
+    assert exact_match(text, text) == float(bool(text.strip()))
 
 
 @pytest.mark.parametrize(
@@ -161,6 +201,61 @@ def test_reading_answers_never_fails(text: str) -> None:
         ("Paris (France)", "Paris (France)"),
         ("3,677 seated", "3,677 seated"),
         ("Answering machine", "Answering machine"),
+        ("Sure! Here is the answer:\n\nVelm", "Velm"),
+        ("Sure!\n\nVelm", "Velm"),
+        ("The answer in a few words: Velm", "Velm"),
+        ("The answer in a few words: Velm\n\nThe answer in a few words: Velm", "Velm"),
+        ("The answer in a few words", ""),
+        ("The answer in a few words:", ""),
+        ("The answer in a few words is Velm.", "Velm"),
+        ("1. Velm", "Velm"),
+        ("2. Velm", "Velm"),
+        ("1) Velm", "Velm"),
+        ("(1) Velm", "Velm"),
+        ("1. Velm\n2. Parrow", "Velm"),
+        ("Answer:\n1. Velm", "Velm"),
+        ("The answer is:\n\n1. Velm", "Velm"),
+        ("1. FC Köln", "1. FC Köln"),
+        ("2. Bundesliga", "2. Bundesliga"),
+        ("The answer is 1. FC Köln.", "1. FC Köln"),
+        ("3. Oktober 1990", "3. Oktober 1990"),
+        ("1945.", "1945"),
+        ("1945. It was the end of the war.", "1945"),
+        ("50. That is how many there are.", "50"),
+        ("The answer is 3. Lake Velm has three islands.", "3"),
+        ("3.5 million", "3.5 million"),
+        ("12", "12"),
+        ("Velm<|im_end|>", "Velm"),
+        ("Velm</s>", "Velm"),
+        ("<s> Velm", "Velm"),
+        ("<pad> Velm", "Velm"),
+        ("Velm<|eot_id|><|start_header_id|>user<|end_header_id|> The answer is Parrow", "Velm"),
+        ("[/INST] Velm", "Velm"),
+        ("<|begin_of_box|>Velm<|end_of_box|>", "Velm"),
+        ("Parrow? No. <|begin_of_box|>Velm<|end_of_box|> it is.", "Velm"),
+        ("<final_answer>Velm</final_answer>", "Velm"),
+        ("<b>Velm</b>", "Velm"),
+        ("<p>Velm</p><p>It is a state.</p>", "Velm"),
+        ('<span class="a">Velm</span>', "Velm"),
+        ("Velm<br>It is a state.", "Velm"),
+        ("Johnson &amp; Sons", "Johnson & Sons"),
+        ("# Velm", "Velm"),
+        ("[Velm]", "Velm"),
+        ('{"answer": ["Velm"]}', "Velm"),
+        ('{"answer": 12}', "12"),
+        (
+            "<|channel|>analysis<|message|>We need it.<|end|><|start|>assistant<|channel|>final"
+            "<|message|>Velm",
+            "Velm",
+        ),
+        # Reasoning that never says what its answer is.
+        ("Lake Brann lies in Oster County.\n\nOster County is in the state of Velm.", ""),
+        ("1. Lake Brann lies in Oster County.\n2. Oster County is in Velm.", ""),
+        ("Ada was born in Bree. Carl was born in Dorn. Both are towns.", ""),
+        ("Okay, so I need the state. Lake Brann lies in", ""),
+        # An answer in a sentence, and what is said about it.
+        ("Lake Brann lies in Velm. Velm is a state.", "Lake Brann lies in Velm"),
+        ("Velm. Lake Brann lies in it. It is a state. It is large.", "Velm"),
         ("", ""),
         ("\n \n", ""),
         ("...", ""),
@@ -179,15 +274,6 @@ def test_the_completions_are_of_many_kinds() -> None:
     origins = Counter(row["origin"].split(",")[0] for row in COMPLETIONS)
     assert len(origins) == 3
     assert origins.total() - origins["by hand"] >= 50
-
-
-@pytest.mark.parametrize(
-    "filler", ["\n", " ", "answer ", "(", "{", "<", "<think>", '"', "Question:\n"]
-)
-def test_long_degenerate_replies_are_read_in_no_time(filler: str) -> None:
-    started = time.process_time()
-    extract_answer(filler * 2000)
-    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize(
@@ -224,10 +310,15 @@ def test_concluded_answer(rationale: str, answer: str) -> None:
         ("They differ. So the answer is no.", "no", True),
         ("", "Paris", False),
         ("Anything", "", False),
+        ("It is a lake, so A is a guess. So the answer is B.", "A", False),
+        ("It is a lake. So the answer is A.", "A", True),
+        ("Matt Johnson was the singer. So the answer is the The The.", "The The", False),
+        ("Matt Johnson was the singer. So the answer is The The.", "The The", True),
     ],
 )
 def test_contains_gold(rationale: str, gold: str, held: bool) -> None:
     assert contains_gold(rationale, gold) is held
+    assert contains_gold(rationale, ["Never", gold]) is held
 
 
 def test_sentences() -> None:

@@ -27,9 +27,11 @@ def test_the_page_describes_each_alarm_and_its_setting() -> None:
     rows = {line.split("|")[1].strip(" `") for line in page.splitlines() if line.startswith("| `")}
     values = {"kl": 1.0, "policy/entropy": 1.0, "reward/equal_groups": 0.0}
     values |= dict.fromkeys(("response/cut_share", "batch/judged_share", "sampler/kl"), 0.0)
-    values |= dict.fromkeys(("idle/learner", "idle/rollout"), 0.0)
+    values |= dict.fromkeys(
+        ("idle/learner", "idle/rollout", "answer/empty_share", "answer/cut_share"), 0.0
+    )
     states, _ = Alarms(AlarmSettings()).look(values)
-    assert len(states) == 10
+    assert len(states) == 12
     assert {name.removeprefix("alarm/") for name in states} <= rows
     for setting in AlarmSettings.model_fields:
         assert f"`{setting}`" in page, f"{setting} is not on the page"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,18 @@ from lmcot.errors import UserError
 from lmcot.monitor.costs import break_even, costs, flops, size_in_words
 from lmcot.records import Completion, Example, Failure, FailureKind, Paragraph, SupportingFact
 from lmcot.rewards.copying import copied_share
+from lmcot.stages.asking import answers_of
 from lmcot.stages.evaluation_files import fingerprint
 from lmcot.stages.overlap import check_overlap
-from lmcot.stages.predictions import Attempt, Kept, Prediction, Rationales, predict
+from lmcot.stages.predictions import (
+    Attempt,
+    Kept,
+    Prediction,
+    Rationales,
+    lacking_answers,
+    predict,
+    row_result,
+)
 from lmcot.stages.rows import (
     check_rows,
     chosen_rows,
@@ -119,8 +128,13 @@ def test_what_each_control_shows() -> None:
     others = shown("control_shuffled")
     assert sorted(others) == sorted(greedy.values())
     assert all(mine != other for mine, other in zip(greedy.values(), others, strict=True))
-    assert masked("C++ (2011) it is", "C++ (2011)") == "___ it is"
-    assert masked("Whatever.", "") == "Whatever."
+    assert masked("C++ (2011) it is", ["C++ (2011)"]) == "___ it is"
+    assert masked("Whatever.", [""]) == "Whatever."
+    both = masked("The State of Velm, or velm; Velmland.", ["Velm", "State of Velm"])
+    assert both == "The ___, or ___; Velmland."
+    assert (
+        masked("It is a lake. So the answer is A.", ["A"]) == "It is a lake. So the answer is ___."
+    )
 
 
 def test_questions_that_do_not_allow_a_row() -> None:
@@ -180,6 +194,71 @@ def test_a_question_fails_if_all_its_attempts_do() -> None:
     found = predict(EXAMPLE, [Attempt("", DOWN, "")], None, own=False, cached=0, seconds=1.0)
     assert (found.failure, found.em, found.requests) == ("the endpoint is down", 0.0, 1)
     assert (found.contains_gold, found.copied, found.votes) == (None, None, [])
+
+
+def test_the_best_right_answer_counts_and_all_are_kept() -> None:
+    example = replace(EXAMPLE, answer="Velm", aliases=("State of Velm", "Velmland"))
+    said = "the State of Velm"
+    attempt = Attempt("It lies in Velmland.", completion(said), said)
+    found = predict(example, [attempt], RATIONALES, own=True, cached=0, seconds=0.0)
+    assert (found.em, found.f1, found.inclusion, found.contains_gold) == (1, 1, 1, True)
+    assert (found.gold, found.golds) == ("Velm", ["Velm", "State of Velm", "Velmland"])
+
+
+def test_answers_that_are_missing_are_counted_and_told() -> None:
+    example = Example("q", "?", "Velm", ())
+
+    def predicted(reply: Completion) -> Prediction:
+        attempts = answers_of([], [reply])
+        return predict(example, attempts, None, own=False, cached=0, seconds=0.0)
+
+    found = [
+        predicted(Completion("Velm", 1, 1, "stop")),
+        predicted(Completion("Parrow", 1, 1, "stop")),
+        predicted(Completion("", 1, 9, "stop", "Hm.")),
+        predicted(Completion("", 1, 9, "length", "Hm. So")),
+        predicted(Completion("It is, as far as can be told from", 1, 9, "length")),
+        # It was said, whatever came after.
+        predicted(Completion("Parrow. It is", 1, 9, "length")),
+        predicted(Completion("Velm", 1, 9, "length")),
+    ]
+    assert [one.missing for one in found] == ["", "", "empty", "cut", "cut", "", ""]
+    assert [one.em for one in found] == [1, 0, 0, 0, 0, 0, 1]
+    row = row_result("standard", "", found, large=None, small=1)
+    assert (row.empty, row.cut, len(row.em)) == (1, 2, 7)
+    told = lacking_answers("standard", found)
+    assert "standard: 3 of 7 questions" in told
+    assert "(1 empty, 2 cut" in told
+    assert "raise frozen.max_answer_tokens" in told
+    assert "frozen.max_thinking_tokens" in told
+    assert "raise frozen.max_rationale_tokens" in lacking_answers("cot+sc", found)
+    assert lacking_answers("standard", found[:2]) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Velm", "Velm"),
+        ("A lake is in Oster.\n\nOster is in Velm.\n\nSo the answer is Velm.", "Velm"),
+        ("A lake is in Oster.\n\nOster is in Velm.", ""),
+    ],
+)
+def test_a_reply_that_is_the_answer_counts_and_reasoning_without_one_has_none(
+    text: str, answer: str
+) -> None:
+    """One rule for all rows: the reading does not know which row it is of."""
+    assert answers_of([], [Completion(text, 1, 1, "stop")])[0].answer == answer
+
+
+def test_half_an_answer_wins_no_vote() -> None:
+    cut = Rationales("q1", ["So the answer is 195"] * 3 + ["So the answer is 1950."], 5, [9] * 4,
+                     ["length"] * 3 + ["eos"], 0.5)  # fmt: skip
+    attempts = [
+        Attempt(text, completion(text.split()[-1].rstrip(".")), text.split()[-1].rstrip("."))
+        for text in cut.texts
+    ]
+    found = predict(EXAMPLE, attempts, cut, own=True, cached=0, seconds=0.0)
+    assert (found.answer, found.share) == ("1950", 0.25)
 
 
 def test_the_small_lm_alone_asks_nobody() -> None:

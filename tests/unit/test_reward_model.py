@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -192,6 +193,41 @@ def test_a_reply_without_text_fails_the_judgement() -> None:
             return empty
 
     assert _judge(Mute(), RIGHT) == [Judgement(failure=empty)]
+
+
+@pytest.mark.parametrize(
+    ("reply", "failed", "missing"),
+    [
+        (Completion("", 50, 24, "length", "Hm. So"), True, None),
+        (Completion("", 50, 24, "length"), True, None),
+        (Completion("", 50, 24, "stop", "Hm."), False, "empty"),
+        (Completion("It is, as far as", 50, 24, "length"), False, "cut"),
+        (Completion("Humboldt River", 50, 24, "stop", "Hm."), False, ""),
+    ],
+)
+def test_a_reply_cut_in_thinking_is_no_reward_of_zero(
+    reply: Completion, failed: bool, missing: str | None
+) -> None:
+    class Thinks(KnownLM):
+        def _answer(self, prompt: Prompt) -> Completion | Failure:
+            return reply
+
+    (found,) = _judge(Thinks(), RIGHT)
+    if failed:
+        assert found.failure is not None
+        assert found.failure.kind is FailureKind.PERMANENT
+        assert "raise frozen.max_thinking_tokens" in found.failure.reason
+        assert found.components == {}
+    else:
+        assert found.answer is not None
+        assert found.answer.missing == missing
+
+
+def test_the_best_right_answer_is_rewarded() -> None:
+    known = replace(EXAMPLE, answer="The Humboldt", aliases=("Humboldt River",))
+    (found,) = _model(KnownLM()).judge([known], [_rollout(RIGHT)])
+    assert [found.components[name] for name in ("em", "f1", "inclusion")] == [1, 1, 1]
+    assert found.contains_gold is True
 
 
 def test_a_judgement_without_components_has_no_reward() -> None:

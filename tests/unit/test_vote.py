@@ -24,9 +24,22 @@ def test_of_equals_the_first_wins() -> None:
 
 
 def test_who_gives_no_answer_has_a_vote_for_nothing() -> None:
-    assert vote(["", "...", "yes", "the"]) == Vote("yes", 2, 0.25, {"yes": 1})
+    assert vote(["", " ", "yes", ""]) == Vote("yes", 2, 0.25, {"yes": 1})
 
 
-@pytest.mark.parametrize("answers", [[], ["", "  "], ["a", "!"]])
+def test_the_letter_of_an_option_votes_as_any_answer() -> None:
+    assert vote(["A", "A.", "(A)", "B", "B"]) == Vote("A", 0, 0.6, {"a": 3, "b": 2})
+    assert vote(["+", "-", "+"]) == Vote("+", 0, 2 / 3, {"+": 2, "-": 1})
+
+
+def test_what_was_cut_votes_only_where_nobody_else_does() -> None:
+    answers = ["195", "1950", "195", "195", "", "1950"]
+    cut = [True, False, True, True, False, False]
+    assert vote(answers, cut) == Vote("1950", 1, 2 / 6, {"1950": 2})
+    assert vote(answers, [True] * 6).answer == "195"
+    assert vote(["195", ""], [True, False]).answer == "195", "an empty answer is none"
+
+
+@pytest.mark.parametrize("answers", [[], ["", "  "]])
 def test_without_any_answer_nobody_wins(answers: list[str]) -> None:
     assert vote(answers) == Vote("", None, 0.0, {})
