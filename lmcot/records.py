@@ -200,6 +200,8 @@ class Annotation:
     kept: bool
     reason: str
     """Why it was kept or rejected."""
+    made_from: str = ""
+    """Digest of the question and settings that it was made from; empty if it is not known."""
 
 
 @_quickly_pickled

@@ -15,13 +15,13 @@ from lmcot.config.data import (
     PromptSettings,
     SampleData,
 )
+from lmcot.config.dependence import NO_STAGE_DEPENDS_ON, Stage, depends
 from lmcot.config.load import (
     check_files,
     differences,
     dump_config,
     flat_settings,
     load_config,
-    may_change,
     parse_config,
     parse_settings,
     read_yaml_mapping,
@@ -43,7 +43,7 @@ from lmcot.config.rewards import (
     GuidanceRewards,
     IncreasingRewards,
 )
-from lmcot.config.root import RESUME_MAY_CHANGE, Config
+from lmcot.config.root import Config
 from lmcot.config.runtime import (
     ActorsSettings,
     CheckpointSettings,
@@ -74,7 +74,7 @@ from lmcot.config.training import (
 )
 
 __all__ = [
-    "RESUME_MAY_CHANGE",
+    "NO_STAGE_DEPENDS_ON",
     "ActorsSettings",
     "AdaptiveKl",
     "AlarmSettings",
@@ -119,17 +119,18 @@ __all__ = [
     "SampleData",
     "ServeSettings",
     "ServedRole",
+    "Stage",
     "SupportingFactsTeacher",
     "SweepSettings",
     "TransformersFrozen",
     "Trial",
     "check_files",
+    "depends",
     "differences",
     "dump_config",
     "flat_settings",
     "load_config",
     "load_sweep",
-    "may_change",
     "parse_config",
     "parse_settings",
     "plan_trials",

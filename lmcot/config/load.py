@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lmcot.config.data import FileData
-from lmcot.config.root import RESUME_MAY_CHANGE, Config
+from lmcot.config.root import Config
 from lmcot.config.yaml_text import parse_yaml
 from lmcot.errors import UserError
 from lmcot.storage import is_url, local_path, matching, place, reaching
@@ -116,11 +116,6 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 def flat_settings(config: Config) -> dict[str, Any]:
     """All settings as plain values by their dotted keys."""
     return _flatten(config.model_dump(mode="json"))
-
-
-def may_change(key: str) -> bool:
-    """Whether a resumed run may have another value there."""
-    return any(key == free or key.startswith(free + ".") for free in RESUME_MAY_CHANGE)
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

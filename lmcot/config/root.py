@@ -1,4 +1,4 @@
-"""All settings of a run, and what a resumed run may change."""
+"""All settings of a run."""
 
 from __future__ import annotations
 
@@ -112,22 +112,3 @@ class Config(Settings):
         changed = rewards.model_copy(update={"aspects": aspects})
         object.__setattr__(self, "rewards", changed)  # not frozen yet: this is its construction
         return self
-
-
-RESUME_MAY_CHANGE = (
-    "actors",
-    "checkpoints",
-    "evaluate",
-    "monitor",
-    "serve",
-    "frozen.cache",
-    "frozen.budget",
-    "failures",
-    "refine.steps",
-    "learner.tokens_per_micro_batch",
-    "learner.share_prompts",
-    "learner.gradient_checkpointing",
-    "learner.offload_reference",
-    "learner.max_skipped_updates",
-)
-"""Keys that a resumed run may change: they do not alter what was already done."""

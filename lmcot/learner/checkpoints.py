@@ -66,6 +66,12 @@ class CheckpointStore:
             if old not in kept:
                 _remove(old)
 
+    def newest_step(self) -> int:
+        """Steps done at the newest complete checkpoint, damaged or not; 0 if there is none."""
+        with reaching(self._root):
+            complete = self._complete()
+        return int(complete[-1].name.removeprefix(self._prefix)) if complete else 0
+
     def latest(self, before: int | None = None) -> tuple[RunState, Place] | None:
         """The newest complete checkpoint; those without a marker are passed over.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lmcot.actors.cluster import check_plan
@@ -18,49 +20,83 @@ from lmcot.rewards.answers import best, concluded_answer, f1
 from lmcot.rewards.judge import reply_sampling
 from lmcot.rewards.reading import read_answer, why_missing
 from lmcot.stages.budgets import Losses
+from lmcot.stages.inputs import annotation_digest
 from lmcot.stages.plan import annotate_roles
 from lmcot.stages.run import Question, Run, in_units
+from lmcot.stages.run_directory import read_annotations
 from lmcot.stages.summary import usage_metrics
 
 _FAILED = "failed: "
 
 
 def annotate(run: Run) -> list[Annotation]:
-    """Writes ``rationales.jsonl``, or reads it if it is there already.
+    """Writes ``rationales.jsonl``: a rationale for each question that has none there yet.
+
+    Those of questions that have changed since, or that are gone, are not kept.
 
     Raises:
         UserError: if no rationale was kept.
     """
-    if run.directory.rationales.exists():
-        say("annotate: done already")
-        return read_annotations(run.directory.rationales)
     teacher = run.config.teacher
     if teacher is None:
         raise UserError("annotate needs a 'teacher' section in the settings")
-    if isinstance(teacher, FrozenTeacher):
-        annotations = _ask_frozen(run, teacher)
+    if run.directory.rationales.exists() and "distill" in run.directory.begun(run.config):
+        say("annotate: done already")
+        return read_annotations(run.directory.rationales)
+    made_from = {one.example.id: annotation_digest(run, one) for one in run.train}
+    known = _still_right(run, made_from)
+    missing = [question for question in run.train if question.example.id not in known]
+    if not missing and run.directory.rationales.exists():
+        say("annotate: done already")
+    elif isinstance(teacher, FrozenTeacher):
+        known |= _ask_frozen(run, teacher, missing, made_from)
     else:
-        annotations = [_from_facts(run, question) for question in run.train]
+        known |= {one.example.id: _from_facts(run, one) for one in missing}
+    annotations = [
+        replace(known[question.example.id], made_from=made_from[question.example.id])
+        for question in run.train
+    ]
     lines = [json.dumps(to_json(a), ensure_ascii=False) + "\n" for a in annotations]
     write_atomically(run.directory.rationales, "".join(lines))
-    kept = sum(a.kept for a in annotations)
-    rejected = Counter(a.reason for a in annotations if not a.kept)
-    say(
-        f"annotate: {kept} of {len(annotations)} rationales kept"
-        + "".join(f"; {count} rejected: {reason}" for reason, count in rejected.most_common())
-    )
-    if not kept:
-        raise UserError(
-            "no rationale was kept: see the reasons in "
-            f"'{run.directory.rationales}', mend the settings and begin with another --run-dir"
-        )
+    run.directory.rationales_begun.unlink(missing_ok=True)
+    _summarise(run, annotations)
     return annotations
 
 
-def read_annotations(path: Path) -> list[Annotation]:
-    """The lines of a ``rationales.jsonl``."""
-    with path.open(encoding="utf-8") as lines:
-        return [Annotation(**json.loads(line)) for line in lines]
+def _still_right(run: Run, made_from: Mapping[str, str]) -> dict[str, Annotation]:
+    """What is there of the questions as they are now, by their ids."""
+    if not run.directory.rationales.exists():
+        return {}
+    there = {one.example_id: one for one in read_annotations(run.directory.rationales)}
+    known = {
+        key: one
+        for key, one in there.items()
+        if key in made_from
+        and one.made_from in ("", made_from[key])
+        and not one.reason.startswith(_FAILED)
+    }
+    again = sum(key not in known for key in there if key in made_from)
+    new, gone = len(made_from.keys() - there.keys()), len(there.keys() - made_from.keys())
+    if again or new or gone:
+        say(
+            f"annotate: {again} rationales are made again, since they failed or their question or "
+            f"settings have changed; {new} questions are new, {gone} are gone"
+        )
+    return known
+
+
+def _summarise(run: Run, annotations: Sequence[Annotation]) -> None:
+    """Says how many were kept; refuses none."""
+    kept = sum(a.kept for a in annotations)
+    rejected = Counter(a.reason for a in annotations if not a.kept)
+    reasons = "".join(f"; {count} rejected: {why}" for why, count in rejected.most_common())
+    if not kept:
+        raise UserError(
+            f"no rationale was kept of {len(annotations)}{reasons}: change the settings that this "
+            f"speaks of and run the same command again ('{run.directory.rationales}' has all that "
+            "the teacher said)"
+        )
+    say(f"annotate: {kept} of {len(annotations)} rationales kept{reasons}")
 
 
 def _from_facts(run: Run, question: Question) -> Annotation:
@@ -85,18 +121,25 @@ def _too_long(run: Run, rationale: str) -> str:
     return "longer than policy.max_new_tokens" if length > run.config.policy.max_new_tokens else ""
 
 
-def _ask_frozen(run: Run, teacher: FrozenTeacher) -> list[Annotation]:
-    """The frozen LM's own rationales; what was asked before an interruption is not asked again."""
-    partial = run.directory.path / "rationales.partial.jsonl"
-    known = {a.example_id: a for a in _read_partial(partial)}
-    open_rows = [row for row, q in enumerate(run.train) if q.example.id not in known]
+def _ask_frozen(
+    run: Run, teacher: FrozenTeacher, questions: Sequence[Question], made_from: Mapping[str, str]
+) -> dict[str, Annotation]:
+    """The frozen LM's own rationales, by question; what was asked before an interruption is not
+    asked again."""
+    partial = run.directory.rationales_begun
+    known = {
+        one.example_id: one
+        for one in _read_partial(partial)
+        if one.made_from == made_from.get(one.example_id)
+    }
+    open_rows = [row for row, q in enumerate(questions) if q.example.id not in known]
     groups = in_units(open_rows, run.config.actors.prompts_per_unit)
-    units = [_unit(run, rows) for rows in groups]
-    losses = Losses(run.config.failures, len(run.train), "answers to the training questions")
+    units = [_unit(run, questions, rows) for rows in groups]
+    losses = Losses(run.config.failures, len(questions), "answers to the training questions")
     check_plan("annotate", annotate_roles(run.config), run.config.actors)
     with (
         run.frozen_fleet() as fleet,
-        progress("annotate", total=len(run.train), unit="question", done=len(known)) as bar,
+        progress("annotate", total=len(questions), unit="question", done=len(known)) as bar,
         partial.open("a", encoding="utf-8") as file,
     ):
         fleet.wait_ready()
@@ -105,7 +148,8 @@ def _ask_frozen(run: Run, teacher: FrozenTeacher) -> list[Annotation]:
             run.spending.add("annotate", replies.usage)
             losses.add(one if isinstance(one, Failure) else None for one in replies.results)
             for row, result in zip(groups[index], replies.results, strict=True):
-                annotation = _judge(run, teacher, run.train[row], result)
+                judged = _judge(run, teacher, questions[row], result)
+                annotation = replace(judged, made_from=made_from[judged.example_id])
                 known[annotation.example_id] = annotation
                 file.write(json.dumps(to_json(annotation), ensure_ascii=False) + "\n")
             file.flush()
@@ -114,16 +158,14 @@ def _ask_frozen(run: Run, teacher: FrozenTeacher) -> list[Annotation]:
         done: list[Replies] = fleet.map("complete", units, on_result=keep)
     usage = sum((replies.usage for replies in done), Usage())
     run.monitor.log(0, "annotate", usage_metrics(usage))
-    annotations = [known[question.example.id] for question in run.train]
-    partial.unlink()
-    return annotations
+    return known
 
 
-def _unit(run: Run, rows: list[int]) -> PromptUnit:
+def _unit(run: Run, questions: Sequence[Question], rows: list[int]) -> PromptUnit:
     config = run.config
     assert config.frozen is not None  # the settings were checked
     prompts = [
-        run.templates.cot(run.train[row].example, config.prompts.demonstrations) for row in rows
+        run.templates.cot(questions[row].example, config.prompts.demonstrations) for row in rows
     ]
     sampling = reply_sampling(run.templates.file.cot, config.frozen.rationale_limit)
     return PromptUnit(f"annotate/{rows[0]}", tuple(prompts), sampling)

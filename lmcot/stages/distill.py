@@ -12,12 +12,13 @@ from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.actors.learner_group import LearnerLost
 from lmcot.data.render import encode_continuation
 from lmcot.data.sampler import PromptSampler
-from lmcot.errors import Interrupted
+from lmcot.errors import Interrupted, UserError
 from lmcot.models.sources import is_encoder_decoder
 from lmcot.monitor.progress import Progress, progress, say
 from lmcot.records import Annotation, RunState
-from lmcot.stages.annotate import annotate, read_annotations
+from lmcot.stages.annotate import annotate
 from lmcot.stages.environment import versions
+from lmcot.stages.inputs import contents
 from lmcot.stages.learners import Learners
 from lmcot.stages.plan import distill_roles
 from lmcot.stages.run import Run
@@ -36,14 +37,20 @@ def distill(run: Run) -> None:
     if run.directory.finished(STAGE):
         say("distill: done already")
         return
-    rationales = run.directory.rationales
-    pairs = _pairs(run, read_annotations(rationales) if rationales.exists() else annotate(run))
+    pairs = _pairs(run, annotate(run))
+    if not pairs:
+        raise UserError(
+            f"there is nothing to distil: no rationale that was kept in "
+            f"'{run.directory.rationales}' belongs to a question of data.train; delete that file, "
+            "and 'lmcot annotate' makes it again"
+        )
     settings = run.config.distill
     steps = math.ceil(len(pairs) * settings.epochs / settings.batch_size)
     plan = LearnerPlan(STAGE, run.config.policy.source, steps)
     check_plan(STAGE, distill_roles(run.config), run.config.actors)
-    with Learners(run, plan, prefix="distill-step-") as learners:
+    with Learners(run, plan) as learners:
         learners.wait_ready()
+        run.directory.begin(STAGE, contents(run, STAGE))
         state = _state(run, learners.resume())
         try:
             with progress(STAGE, total=steps, done=state.step) as bar:

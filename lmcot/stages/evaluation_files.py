@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmcot.config import Config, Row, flat_settings, may_change
+from lmcot.config import Config, Row, depends, flat_settings
 from lmcot.monitor.progress import say
 from lmcot.records import Example, ScoredRollout
+from lmcot.stages.inputs import example_digest, examples_digest
 from lmcot.stages.predictions import Kept, Prediction, Rationales
 from lmcot.stages.rows import policy_of, votes
 from lmcot.stages.run import Run
@@ -71,12 +72,18 @@ class EvaluationFiles:
         self._policies = list(policies)
         folder = run.directory.predictions
         draws = (config.evaluate.samples, config.evaluate.temperature)
+        questions = {one.id: example_digest(one) for one in examples}
+        templates = run.templates.file.model_dump_json()
 
         def kept(name: str, policy: str, *more: Any) -> Kept:
             source = policies[policy] if policy else ""
-            found = Kept(folder / f"{name}.jsonl", fingerprint(config, source, *more))
+            mark = fingerprint(config, source, templates, *more)
+            found = Kept(folder / f"{name}.jsonl", mark, questions)
             if found.dropped:
-                say(f"evaluate: {name} was made with other settings or weights, and is made anew")
+                say(
+                    f"evaluate: {found.dropped} lines of {name} were made with other settings, "
+                    "weights or questions: these are made again"
+                )
             return found
 
         needed = {(policy_of(row, self._policies), votes(row)) for row in rows}
@@ -91,12 +98,19 @@ class EvaluationFiles:
             if (policy, sampled) in needed
         }
         self.predictions: dict[Row, Kept] = {
-            row: kept(row, policy_of(row, self._policies), row, *(draws if votes(row) else ()))
+            row: kept(
+                row,
+                policy_of(row, self._policies),
+                row,
+                *(draws if votes(row) else ()),
+                # Which rationale it shows depends on all questions.
+                *([examples_digest(examples)] if row == "control_shuffled" else ()),
+            )
             for row in rows
         }
         judged = config.rewards.kind == "guidance" and config.evaluate.aspect_questions
         self.aspects = {
-            policy: kept(f"aspects/{policy}", policy)
+            policy: kept(f"aspects/{policy}", policy, config.rewards.model_dump(mode="json"))
             for policy, sampled in self.rationales
             if judged and not sampled
         }
@@ -173,7 +187,7 @@ def fingerprint(config: Config, source: str, *more: Any) -> str:
         source: of the policy; empty where none plays a part.
         more: what else it depends on.
     """
-    settings = {k: v for k, v in flat_settings(config).items() if not may_change(k)}
+    settings = {k: v for k, v in flat_settings(config).items() if depends("evaluate", k, config)}
     weights = [
         (name, *version)
         for name, version in (versions_of(place(source)) if source else {}).items()

@@ -16,6 +16,7 @@ from lmcot.learner.layout import check_settings
 from lmcot.monitor.progress import say
 from lmcot.records import RunState
 from lmcot.stages.run import Run
+from lmcot.stages.run_directory import CHECKPOINT_PREFIXES
 
 if TYPE_CHECKING:
     from lmcot.storage import Place
@@ -26,7 +27,7 @@ _PROBE_LIMIT_S = 10.0
 class Learners:
     """The learner group of one stage. Use as a context manager."""
 
-    def __init__(self, run: Run, plan: LearnerPlan, *, prefix: str = "step-") -> None:
+    def __init__(self, run: Run, plan: LearnerPlan) -> None:
         """Looks at the newest checkpoint, before any actor starts.
 
         Raises:
@@ -35,7 +36,9 @@ class Learners:
         self._run = run
         self._plan = plan
         self._store = CheckpointStore(
-            run.directory.checkpoints, prefix=prefix, keep=run.config.checkpoints.keep
+            run.directory.checkpoints,
+            prefix=CHECKPOINT_PREFIXES[plan.stage],
+            keep=run.config.checkpoints.keep,
         )
         self._group = LearnerGroup(run.config, plan)
         self._saving: tuple[RunState, Place, PendingCall] | None = None

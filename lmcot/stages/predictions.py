@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -242,16 +242,19 @@ class Kept:
     made with other settings or weights are dropped too: results are never mixed.
     """
 
-    def __init__(self, path: Path, mark: str) -> None:
+    def __init__(self, path: Path, mark: str, questions: Mapping[str, str] | None = None) -> None:
         """Reads what is there.
 
         Args:
-            mark: names what the records depend on.
+            mark: names what all records depend on.
+            questions: the content of each question that there is, as a digest by its id; lines of
+                others are taken out. Unset: any question's line is right.
         """
         self.path = path
         self.dropped = 0
         """Lines that were made with something else."""
         self._mark = mark
+        self._questions = questions
         self.records: dict[str, dict[str, Any]] = {}
         lines = path.read_bytes().splitlines() if path.exists() else []
         for line in lines:
@@ -260,7 +263,9 @@ class Kept:
                 made_with, key = record.pop("made_with"), record["id"]
             except (ValueError, KeyError, TypeError):
                 continue
-            if made_with == mark:
+            if questions is not None and key not in questions:
+                continue
+            if made_with == self._made_with(key):
                 self.records[key] = record
             else:
                 self.dropped += 1
@@ -281,4 +286,8 @@ class Kept:
         write_atomically(self.path, "".join(map(self._line, self.records.values())))
 
     def _line(self, record: dict[str, Any]) -> str:
-        return json.dumps({**record, "made_with": self._mark}, ensure_ascii=False) + "\n"
+        made_with = self._made_with(record["id"])
+        return json.dumps({**record, "made_with": made_with}, ensure_ascii=False) + "\n"
+
+    def _made_with(self, key: str) -> str:
+        return self._mark if self._questions is None else f"{self._mark}/{self._questions[key]}"

@@ -24,6 +24,7 @@ from lmcot.stages import during
 from lmcot.stages.during import DuringTraining
 from lmcot.stages.environment import versions
 from lmcot.stages.evaluate import check_evaluation
+from lmcot.stages.inputs import contents
 from lmcot.stages.learners import Learners
 from lmcot.stages.meter import Meter
 from lmcot.stages.pipeline import Batch, Fleets, Pipeline
@@ -63,6 +64,7 @@ def refine(
         return
     with ExitStack() as stack:
         crew = _start(run, stack)
+        run.directory.begin(STAGE, contents(run, STAGE))
         state = _resume(run, crew.learners.resume())
         try:
             with progress(STAGE, total=steps, done=state.step) as bar:

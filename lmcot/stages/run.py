@@ -27,6 +27,7 @@ from lmcot.records import Example
 from lmcot.rewards.aspects import AspectMeter
 from lmcot.rewards.custom import load_custom
 from lmcot.stages.budgets import Spending
+from lmcot.stages.inputs import check_contents
 from lmcot.stages.interruption import Interruption
 from lmcot.stages.run_directory import RunDirectory
 
@@ -178,6 +179,7 @@ def open_run(config: Config, home: Place, *, varied: Collection[str] = ()) -> It
         run = Run(config, directory, monitor, interruption)
         stack.callback(run.spending.save)
         run.check_inputs()
+        check_contents(run)
         directory.write_config(config)
         stack.enter_context(ray_cluster(config.actors))
         stack.enter_context(interruption)  # Ray sets a handler for SIGTERM: ours comes after it

@@ -5,20 +5,24 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from lmcot.config import (
     Config,
+    Stage,
+    depends,
     differences,
     dump_config,
-    may_change,
     parse_config,
     read_yaml_mapping,
 )
 from lmcot.errors import UserError
 from lmcot.files import write_atomically
+from lmcot.learner.checkpoints import CheckpointStore
 from lmcot.monitor.progress import say
+from lmcot.records import Annotation
 from lmcot.stages.environment import versions
 from lmcot.stages.mirror import Mirror, working_folder
 from lmcot.storage import is_remote
@@ -26,6 +30,8 @@ from lmcot.storage import is_remote
 if TYPE_CHECKING:
     from lmcot.storage import Place
 
+CHECKPOINT_PREFIXES: Final[dict[Stage, str]] = {"distill": "distill-step-", "refine": "step-"}
+_COMPARED_BY_CONTENT = ("data.train", "data.max_train", "data.on_bad_record", "prompts.templates")
 _LEAST_FREE_BYTES = 256 * 2**20
 
 
@@ -46,6 +52,7 @@ class RunDirectory:
         self.path = path = working_folder(home) if is_remote(home) else home
         self.config_file = path / "config.yaml"
         self.rationales = path / "rationales.jsonl"
+        self.rationales_begun = path / "rationales.partial.jsonl"
         self.distilled = home / "distilled"
         self.refined = home / "refined"
         self.best = home / "best"
@@ -53,6 +60,7 @@ class RunDirectory:
         self.checkpoints = home / "checkpoints"
         self.predictions = path / "predictions"
         self._stages = path / "stages.json"
+        self._inputs = path / "inputs.json"
         self._lock: Any = None
         self._mirror = Mirror(home, path) if is_remote(home) else None
 
@@ -126,7 +134,7 @@ class RunDirectory:
             a line for each key that was changed, and may be.
 
         Raises:
-            UserError: naming the keys that a resumed run cannot change.
+            UserError: naming the keys that a stage depends on which has begun.
         """
         if not self.config_file.exists():
             return []
@@ -136,16 +144,63 @@ class RunDirectory:
         except UserError as error:
             raise UserError(
                 f"the run directory '{self.home}' began with settings that this version of lmcot "
-                f"does not know ({error}): begin anew with another --run-dir"
+                f"does not know ({error}): use another --run-dir"
             ) from None
         changed = differences(before, config)
-        fixed = [key for key in changed if not may_change(key)]
-        if fixed:
+        if not changed:
+            return []
+        fixed = {
+            stage: [key for key in changed if self._fixes(stage, key, before)]
+            for stage in self.begun(before)
+        }
+        if held := {stage: keys for stage, keys in fixed.items() if keys}:
+            keys = sorted({key for keys in held.values() for key in keys})
             raise UserError(
-                f"the run directory '{self.home}' began with another value of "
-                f"{', '.join(fixed)}: set it back, or begin anew with another --run-dir"
+                f"the run directory '{self.home}' began with another value of {', '.join(keys)}: "
+                "set it back, or use another --run-dir; what has begun and depends on it: "
+                f"{', '.join(held)}"
             )
         return [f"{key}: {now!r} now, {then!r} before" for key, (then, now) in changed.items()]
+
+    def _fixes(self, stage: Stage, key: str, config: Config) -> bool:
+        """Whether a stage that has begun keeps a key from being changed."""
+        if key.startswith(_COMPARED_BY_CONTENT) and self.inputs(stage):
+            return False
+        return depends(stage, key, config, finished=self.finished(stage) is not None)
+
+    def begun(self, config: Config) -> list[Stage]:
+        """The stages of which there is work on disk that another session would go on from.
+
+        Args:
+            config: the settings that it was done with.
+        """
+        found: list[Stage] = []
+        asked = config.teacher is not None and config.teacher.kind == "frozen"
+        if asked and (self.rationales_begun.exists() or self._any_kept()):
+            found.append("annotate")
+        for stage, prefix in CHECKPOINT_PREFIXES.items():
+            store = CheckpointStore(self.checkpoints, prefix=prefix)
+            if self.finished(stage) is not None or store.newest_step():
+                found.append(stage)
+        if (self.path / "trials").is_dir():
+            found.append("sweep")
+        return found
+
+    def _any_kept(self) -> bool:
+        if not self.rationales.exists():
+            return False
+        return any(one.kept for one in read_annotations(self.rationales))
+
+    def begin(self, stage: Stage, inputs: dict[str, str]) -> None:
+        """Records what a stage reads, by its content."""
+        write_atomically(self._inputs, json.dumps({**self._read_inputs(), stage: inputs}, indent=1))
+
+    def inputs(self, stage: Stage) -> dict[str, str]:
+        """What was recorded of a stage's inputs; empty if nothing was."""
+        return self._read_inputs().get(stage, {})
+
+    def _read_inputs(self) -> dict[str, dict[str, str]]:
+        return _read_object(self._inputs)
 
     def write_config(self, config: Config) -> None:
         """Writes the settings, and what they were run with."""
@@ -163,7 +218,38 @@ class RunDirectory:
         write_atomically(self._stages, json.dumps(stages, indent=1) + "\n")
 
     def _read_stages(self) -> dict[str, Any]:
-        if not self._stages.exists():
-            return {}
-        stages: dict[str, Any] = json.loads(self._stages.read_text(encoding="utf-8"))
-        return stages
+        return _read_object(self._stages)
+
+
+def read_annotations(path: Path) -> list[Annotation]:
+    """The lines of a ``rationales.jsonl``.
+
+    Raises:
+        UserError: naming the line that is none.
+    """
+    found = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                found.append(Annotation(**json.loads(line)))
+            except (ValueError, TypeError) as error:
+                raise UserError(
+                    f"line {number} of '{path}' is damaged ({error}): delete the file, and "
+                    "'lmcot annotate' makes it again"
+                ) from None
+    return found
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no JSON object")
+    except ValueError as error:
+        raise UserError(
+            f"the file '{path}' is damaged ({error}): put it back from a copy, or use another "
+            "--run-dir"
+        ) from None
+    return values

@@ -98,6 +98,7 @@ def results(place: Place, model_cache: Path) -> dict[str, tuple[int | None, str,
     begun.mkdir()
     values = yaml.safe_load(place.config.read_text(encoding="utf-8"))
     (begun / "config.yaml").write_text(yaml.safe_dump({**values, "seed": 7}), encoding="utf-8")
+    (begun / "stages.json").write_text('{"refine": {"steps": 1}}', encoding="utf-8")
     no_answer = json.dumps({k: v for k, v in GOOD.items() if k != "answer"})
     endpoint = "backend: openai, base_url: 'https://api.example.com/v1', model: m"
     cases: dict[str, tuple[Path, list[str]]] = {

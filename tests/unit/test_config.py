@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from lmcot.config import (
-    RESUME_MAY_CHANGE,
+    NO_STAGE_DEPENDS_ON,
     AdaptiveKl,
     Aspect,
     AspectSettings,
@@ -27,11 +27,12 @@ from lmcot.config import (
     LoraSettings,
     ModelCritic,
     Rloo,
+    Stage,
+    depends,
     differences,
     dump_config,
     flat_settings,
     load_config,
-    may_change,
     parse_config,
 )
 from lmcot.config.yaml_text import parse_yaml
@@ -550,7 +551,10 @@ def test_differences_tell_both_values() -> None:
         ("seed", 1, ["seed"]),
         ("policy.max_new_tokens", 7, ["policy.max_new_tokens"]),
         ("policy.lora", {"rank": 4}, ["policy.lora"]),
-        ("data.validation.examples", 9, ["data.validation.examples"]),
+        ("data.train.examples", 9, ["data.train.examples"]),
+        ("data.validation.examples", 9, []),
+        ("distill.epochs", 9, []),
+        ("serve.port", 9, []),
         ("rewards", aspects(), [f"rewards.aspects.{a}." for a in sorted(get_args(Aspect))]),
         ("refine.kl", {"kind": "adaptive"}, ["refine.kl.horizon", "kind", "refine.kl.target"]),
         ("refine.kl", {"kind": "fixed", "apply_to": "loss"}, ["refine.kl.apply_to"]),
@@ -573,32 +577,87 @@ def test_differences_tell_both_values() -> None:
         ("learner.max_skipped_updates", 0, []),
     ],
 )
-def test_what_a_resumed_run_may_not_change_is_named(key: str, value: Any, names: list[str]) -> None:
+def test_what_a_begun_refinement_depends_on_is_named(
+    key: str, value: Any, names: list[str]
+) -> None:
     before, after = parse_config(LEAST), parse_config(changed(key, value))
     found = differences(before, after)
     assert found, "else the test would show nothing"
     assert differences(after, before) == {key: (new, old) for key, (old, new) in found.items()}
-    fixed = [key for key in found if not may_change(key)]
+    fixed = [key for key in found if depends("refine", key, before)]
     if not names:
         assert fixed == []
     assert all(any(name in key for key in fixed) for name in names)
     assert all(any(name in key for name in names) for key in fixed)
 
 
-def test_a_key_that_only_begins_like_a_free_one_is_fixed() -> None:
-    assert may_change("refine.steps")
-    assert may_change("actors.learner.count")
-    assert not may_change("refine.steps_more")
-    assert not may_change("refine")
-    assert not may_change("actors_more.count")
+@pytest.mark.parametrize(
+    ("key", "stages"),
+    [
+        ("refine.samples_per_prompt", {"refine"}),
+        ("rewards.f1_weight", {"refine"}),
+        ("policy.temperature", {"refine", "evaluate"}),
+        ("policy.max_new_tokens", {"annotate", "distill", "refine", "evaluate"}),
+        ("policy.lora.rank", {"distill", "refine", "evaluate"}),
+        ("distill.optimiser.eps", {"distill"}),
+        ("prompts.demonstrations", {"distill", "refine", "evaluate"}),
+        ("frozen.model", {"refine", "evaluate"}),
+        ("data.max_train", {"annotate", "distill", "refine"}),
+        ("data.max_validation", set()),
+        ("teacher.kind", {"annotate", "distill"}),
+        ("learner.zero_stage", {"distill", "refine"}),
+        ("frozen.concurrency", set()),
+        ("refine.steps", set()),
+        ("actors.learner.count", set()),
+        # Those that only begin like a free one.
+        ("refine.steps_more", {"refine"}),
+        ("refine", {"refine"}),
+    ],
+)
+def test_each_stage_depends_on_its_own_settings(key: str, stages: set[str]) -> None:
+    config = parse_config(LEAST)
+    found = {stage for stage in get_args(Stage) if stage != "sweep" and depends(stage, key, config)}
+    assert found == stages
+    assert depends("sweep", key, config) == (
+        key not in NO_STAGE_DEPENDS_ON and bool(stages or key == "data.max_validation")
+    )
 
 
-def test_the_keys_that_a_resume_may_change_exist() -> None:
-    dumped = parse_config(LEAST).model_dump()
-    for key in RESUME_MAY_CHANGE:
-        node: Any = dumped
-        for part in key.split("."):
-            node = node[part]
+def test_what_a_frozen_teacher_says_depends_on_the_frozen_lm_and_its_prompts() -> None:
+    facts = parse_config({**LEAST, "teacher": {"kind": "supporting_facts"}})
+    frozen = parse_config({**LEAST, "teacher": {"kind": "frozen"}})
+    for key in ("frozen.source", "prompts.templates"):
+        assert not depends("annotate", key, facts)
+        assert depends("annotate", key, frozen)
+    assert depends("distill", "frozen.source", frozen)
+    assert not depends("distill", "frozen.source", facts)
+
+
+def test_a_finished_distillation_leaves_the_learner_free() -> None:
+    config = parse_config(LEAST)
+    assert depends("distill", "learner.zero_stage", config)
+    assert not depends("distill", "learner.zero_stage", config, finished=True)
+    assert depends("distill", "distill.epochs", config, finished=True)
+
+
+def test_evaluating_meanwhile_makes_refinement_depend_on_the_questions() -> None:
+    config = parse_config({**LEAST, "evaluate": {"during": {"every": 1}}})
+    assert depends("refine", "data.max_validation", config)
+
+
+def test_the_keys_that_no_stage_depends_on_exist() -> None:
+    local = parse_config(LEAST).model_dump()
+    endpoint = parse_config({**LEAST, "frozen": ENDPOINT}).model_dump()
+    for key in NO_STAGE_DEPENDS_ON:
+        assert _has(local, key) or _has(endpoint, key), key
+
+
+def _has(values: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
 
 
 def test_an_endpoint_measures_no_fluency_unless_asked_to() -> None:

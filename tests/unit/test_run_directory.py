@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,8 +17,9 @@ import yaml
 
 from lmcot.config import Config, parse_config
 from lmcot.errors import Interrupted, UserError
+from lmcot.records import Annotation, to_json
 from lmcot.stages.interruption import Interruption
-from lmcot.stages.run_directory import RunDirectory
+from lmcot.stages.run_directory import RunDirectory, read_annotations
 
 
 def settings(**changes: Any) -> Config:
@@ -30,6 +32,25 @@ def settings(**changes: Any) -> Config:
             **changes,
         }
     )
+
+
+LONGER = {"source": "random:llama", "max_new_tokens": 300}
+
+
+def distilled_settings(**changes: Any) -> Config:
+    values: dict[str, Any] = {
+        "frozen": {"backend": "transformers", "source": "random:llama"},
+        "teacher": {"kind": "supporting_facts"},
+        "rewards": {"kind": "guidance"},
+        "refine": {},
+    }
+    return settings(**(values | changes))
+
+
+def checkpoint(directory: RunDirectory, name: str) -> None:
+    folder = directory.checkpoints / name
+    folder.mkdir(parents=True)
+    (folder / "COMPLETE").write_text("{}")
 
 
 def refused(path: Path) -> str:
@@ -101,17 +122,94 @@ def test_the_settings_are_written_with_the_versions_they_ran_with(tmp_path: Path
 def test_a_fixed_key_cannot_change(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.write_config(settings())
+    directory.finish("refine", steps=1)
     with pytest.raises(UserError) as caught:
         directory.check_config(settings(seed=1, policy={"source": "random:t5"}))
     assert str(caught.value) == (
         f"the run directory '{tmp_path}' began with another value of policy.source, seed: set it "
-        "back, or begin anew with another --run-dir"
+        "back, or use another --run-dir; what has begun and depends on it: refine"
     )
+
+
+def test_before_a_stage_has_begun_all_may_change(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.write_config(settings())
+    changed = settings(seed=1, refine={"start_from": "base", "samples_per_prompt": 2})
+    told = ["refine.samples_per_prompt: 2 now, 4 before", "seed: 1 now, 0 before"]
+    assert directory.check_config(changed) == told
+    # A checkpoint before the first step holds nothing that was learned.
+    checkpoint(directory, "step-000000")
+    assert directory.check_config(changed) == told
+    checkpoint(directory, "step-000001")
+    with pytest.raises(UserError, match=r"value of refine.samples_per_prompt, seed: set it back"):
+        directory.check_config(changed)
+
+
+def test_after_distillation_the_settings_of_refinement_may_change(tmp_path: Path) -> None:
+    config = distilled_settings()
+    directory = RunDirectory(tmp_path)
+    directory.write_config(config)
+    directory.finish("distill", steps=1)
+    later = distilled_settings(
+        refine={"samples_per_prompt": 2, "kl": {"kind": "adaptive"}},
+        rewards={"kind": "guidance", "f1_weight": 0.25},
+        learner={"zero_stage": 0},
+    )
+    assert "refine.samples_per_prompt: 2 now, 4 before" in directory.check_config(later)
+    with pytest.raises(UserError, match=r"another value of distill.epochs: .* depends on it: dist"):
+        directory.check_config(distilled_settings(distill={"epochs": 3}))
+
+
+def test_rationales_that_were_paid_for_hold_what_they_depend_on(tmp_path: Path) -> None:
+    """Those from supporting facts cost nothing: they are made again."""
+    kept, rejected = (Annotation("q", "frozen", "r", "x", one, "?") for one in (True, False))
+    for teacher, annotation, held in (
+        ("frozen", kept, True), ("frozen", rejected, False), ("supporting_facts", kept, False),
+    ):  # fmt: skip
+        directory = RunDirectory(tmp_path)
+        directory.write_config(distilled_settings(teacher={"kind": teacher}))
+        directory.rationales.write_text(json.dumps(to_json(annotation)) + "\n")
+        changed = distilled_settings(teacher={"kind": teacher}, policy=LONGER)
+        if held:
+            with pytest.raises(UserError, match=r"policy.max_new_tokens: .*depends on it: annota"):
+                directory.check_config(changed)
+        else:
+            assert directory.check_config(changed) == ["policy.max_new_tokens: 300 now, 128 before"]
+
+
+def test_questions_elsewhere_are_the_same_where_contents_are_compared(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.write_config(settings())
+    directory.finish("refine", steps=1)
+    counting = {"kind": "counting"}
+    moved = settings(data={"train": {**counting, "examples": 9}, "validation": counting})
+    with pytest.raises(UserError, match=r"another value of data.train.examples: set it back"):
+        directory.check_config(moved)
+    directory.begin("refine", {"data.train": "64 questions with digest 1"})
+    assert directory.check_config(moved) == ["data.train.examples: 9 now, 64 before"]
+    assert RunDirectory(tmp_path).inputs("refine") == {"data.train": "64 questions with digest 1"}
+    assert directory.inputs("distill") == {}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\x00"])
+def test_damaged_records_of_a_run_are_one_sentence(tmp_path: Path, text: str) -> None:
+    directory = RunDirectory(tmp_path)
+    for name, read in (
+        ("stages.json", lambda: directory.finished("distill")),
+        ("inputs.json", lambda: directory.inputs("distill")),
+        ("rationales.jsonl", lambda: read_annotations(directory.rationales)),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=name) as caught:
+            read()
+        assert "is damaged" in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_fixed_key_counts_though_free_ones_changed_too(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.write_config(settings())
+    directory.finish("refine", steps=1)
     changed = settings(
         refine={"start_from": "base", "steps": 7, "advantage": {"kind": "gae", "lam": 1.0}}
     )

@@ -1,0 +1,80 @@
+"""Which settings the work of each stage depends on.
+
+Once a stage has begun, what it depends on cannot change within its run directory; all else can.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lmcot.config.root import Config
+
+Stage = Literal["annotate", "distill", "refine", "sweep", "evaluate"]
+
+NO_STAGE_DEPENDS_ON = (
+    "actors",
+    "checkpoints",
+    "monitor",
+    "serve",
+    "failures",
+    "evaluate",
+    "frozen.api_key_env",
+    "frozen.budget",
+    "frozen.cache",
+    "frozen.concurrency",
+    "frozen.connect_timeout_s",
+    "frozen.max_batch_tokens",
+    "frozen.max_cached_tokens",
+    "frozen.max_retries",
+    "frozen.parameters",
+    "frozen.read_timeout_s",
+    "frozen.requests_per_minute",
+    "frozen.tokens_per_minute",
+    "frozen.total_timeout_s",
+    "refine.steps",
+    "learner.tokens_per_micro_batch",
+    "learner.share_prompts",
+    "learner.gradient_checkpointing",
+    "learner.offload_reference",
+    "learner.max_skipped_updates",
+)
+"""Keys that say how the work is done, how much of it, or what it may cost, but not what comes of
+it."""
+
+_QUESTIONS = ("data.train", "data.max_train", "data.on_bad_record", "data.context")
+_RATIONALES = (*_QUESTIONS, "teacher", "policy.source", "policy.max_new_tokens")
+_MODEL = ("seed", "prompts", "policy.source", "policy.dtype", "policy.lora")
+
+_LAYOUT = ("learner",)
+"""A stage's checkpoints depend on it, but not the model that it has written at its end."""
+
+
+def depends(stage: Stage, key: str, config: Config, *, finished: bool = False) -> bool:
+    """Whether what a stage does with these settings depends on a key (dotted).
+
+    Args:
+        finished: the stage is done, and will not go on.
+    """
+    if _below(key, NO_STAGE_DEPENDS_ON):
+        return False
+    if stage == "sweep":
+        return True  # the trials' settings are made of all of them
+    return _below(key, _keys(stage, config, finished))
+
+
+def _keys(stage: Stage, config: Config, finished: bool) -> tuple[str, ...]:
+    frozen_teacher = config.teacher is not None and config.teacher.kind == "frozen"
+    if stage == "annotate":
+        return (*_RATIONALES, "prompts", "frozen") if frozen_teacher else _RATIONALES
+    if stage == "distill":
+        own = (*_MODEL, "distill", *(() if finished else _LAYOUT))
+        return (*_keys("annotate", config, finished), *own)
+    if stage == "refine":
+        own = (*_MODEL, *_QUESTIONS, *_LAYOUT, "policy", "frozen", "rewards", "refine")
+        during = ("data.validation", "data.max_validation") if config.evaluate.during.every else ()
+        return (*own, *during)
+    return ("seed", "prompts", "policy", "frozen", "data.context")
+
+
+def _below(key: str, above: tuple[str, ...]) -> bool:
+    return any(key == one or key.startswith(one + ".") for one in above)

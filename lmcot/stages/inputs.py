@@ -1,0 +1,99 @@
+"""What a stage read, by its content: a file that is edited within a run is a changed setting."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from lmcot.config import GuidanceRewards, Stage, depends, flat_settings
+from lmcot.errors import UserError
+from lmcot.records import Example
+from lmcot.rewards.custom import load_custom
+from lmcot.storage import place
+
+if TYPE_CHECKING:
+    from lmcot.stages.run import Question, Run
+
+
+def example_digest(example: Example) -> str:
+    """Changes with all of an example that models or comparisons see."""
+    passages = [text for one in example.context for text in (one.title, *one.sentences)]
+    facts = [f"{fact.title}\x1f{fact.sent_id}" for fact in example.supporting_facts]
+    parts = [(example.id, example.question), example.answers, passages, facts]
+    return _digest("\x1e".join("\x1f".join(part) for part in parts))
+
+
+def examples_digest(examples: Iterable[Example]) -> str:
+    """Changes with any of them, and with their order."""
+    return _digest(" ".join(map(example_digest, examples)))
+
+
+def annotation_digest(run: Run, question: Question) -> str:
+    """Changes with all that a question's rationale depends on."""
+    settings = {k: v for k, v in flat_settings(run.config).items() if _is_used("annotate", k, run)}
+    templates = run.templates.file.model_dump_json()
+    asked = templates if depends("annotate", "prompts.templates", run.config) else ""
+    known = [example_digest(question.example), question.facts_cut, settings, asked]
+    return _digest(json.dumps(known, sort_keys=True))
+
+
+def contents(run: Run, stage: Stage) -> dict[str, str]:
+    """A text for each input of a stage, which changes with the input's content."""
+    found = {
+        "data.train": _questions(run.train),
+        "prompts.templates": _digest(run.templates.file.model_dump_json()),
+    }
+    if stage != "refine":
+        return found
+    if run.config.evaluate.during.every:
+        found["data.validation"] = _questions(run.validation)
+    rewards = run.config.rewards
+    if isinstance(rewards, GuidanceRewards):
+        if rewards.custom is not None:
+            found["rewards.custom"] = _digest(_source(rewards.custom))
+        if rewards.learned_model is not None:
+            found["rewards.learned_model"] = _digest(place(rewards.learned_model).read_text())
+    return found
+
+
+def check_contents(run: Run) -> None:
+    """Compares the inputs with those that the stages of this run read, as far as they have begun.
+
+    Raises:
+        UserError: naming the first input that has another content.
+    """
+    for stage in run.directory.begun(run.config):
+        recorded = run.directory.inputs(stage)
+        if not recorded:
+            continue
+        now = contents(run, stage)
+        for key in sorted(recorded.keys() & now.keys()):
+            if recorded[key] != now[key]:
+                raise UserError(
+                    f"{key} holds something else than when the stage '{stage}' of the run "
+                    f"directory '{run.directory.home}' read it ({recorded[key]} then, {now[key]} "
+                    "now): put the content back, or use another --run-dir"
+                )
+
+
+def _is_used(stage: Stage, key: str, run: Run) -> bool:
+    # The questions themselves count, wherever they come from.
+    return depends(stage, key, run.config) and not key.startswith("data.")
+
+
+def _questions(questions: Sequence[Question]) -> str:
+    digest = examples_digest(one.example for one in questions)
+    return f"{len(questions)} questions with digest {digest}"
+
+
+def _source(name: str) -> str:
+    """The text of the module that a custom reward is defined in."""
+    module = inspect.getmodule(load_custom(name))
+    return inspect.getsource(module) if module is not None else ""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
