@@ -8,7 +8,7 @@ STOPS = (
     "\u3002\uff61\uff01\uff1f"  # Chinese, Japanese
     "\u0964\u0965"  # Hindi and other languages of India
     "\u061f\u06d4\u0589"  # Arabic, Urdu, Armenian
-    "\u1362\u1367\u104b\u17d4\u17d5\u0f0d\u0f0e\u1803"  # Amharic, Burmese, Khmer, Tibetan, Mongolian
+    "\u1362\u1367\u104b\u17d4\u17d5\u0f0d\u0f0e\u1803"  # Ethiopic, Burmese, Khmer, Tibetan
     "\u203c\u2047\u2048\u2049"
 )
 """Characters that end a sentence wherever they stand, with or without white space after them."""
