@@ -16,8 +16,9 @@ from typing import Any, Literal, get_args
 
 from lmcot.config import Aspect, AspectSettings, Config, GuidanceRewards
 from lmcot.data.files import read_records
-from lmcot.data.formats import BadRecord, parse_record, split_sentences
+from lmcot.data.formats import BadRecord, parse_record
 from lmcot.data.prompts import PromptTemplates, load_templates
+from lmcot.data.sentences import split_sentences
 from lmcot.errors import UserError
 from lmcot.files import write_atomically
 from lmcot.frozen.open import open_frozen_lm
