@@ -140,6 +140,8 @@ class Completion:
     finish_reason: Literal["stop", "length"]
     thinking: str = ""
     """Its hidden thinking, where the model or the endpoint shows it."""
+    estimated: bool = False
+    """Whether a count is an estimate by length, since the endpoint gave none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,8 @@ class Choice:
     probabilities: dict[str, float]
     tokens_in: int
     tokens_out: int
+    estimated: bool = False
+    """As in `Completion`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +162,8 @@ class Score:
     logprob: float
     tokens: int
     tokens_in: int
+    estimated: bool = False
+    """As in `Completion`."""
 
 
 @_quickly_pickled
@@ -183,9 +189,16 @@ class Usage:
     """Requests that the model got; the others the cache answered."""
     tokens: int = 0
     """Tokens that the model read and wrote for those that were sent."""
+    estimated: int = 0
+    """Requests among those sent whose tokens are an estimate: the endpoint counts none."""
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(self.asked + other.asked, self.sent + other.sent, self.tokens + other.tokens)
+        return Usage(
+            self.asked + other.asked,
+            self.sent + other.sent,
+            self.tokens + other.tokens,
+            self.estimated + other.estimated,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from lmcot.config.addresses import (
+    check_base_url,
+    check_headers,
+    check_no_secrets,
+    check_variable_name,
+)
 from lmcot.config.base import (
     Dtype,
     Fraction,
@@ -127,15 +133,25 @@ class TransformersFrozen(FrozenCommon):
     several reward actors; results repeat up to the rounding of the arithmetic."""
 
 
+RequestParameter = Literal["max_tokens", "temperature", "seed", "stop"]
+"""What requests for a reply send beside the model and the prompt."""
+DroppedParameter = Literal["temperature", "seed", "stop"]
+"""What a request may do without; a reply without a limit would have no end."""
+_OWN_PARAMETERS = (
+    *("model", "messages", "prompt", "max_tokens", "max_completion_tokens", "temperature", "seed"),
+    *("stop", "stream", "n", "echo", "logprobs", "top_logprobs"),
+)
+
+
 class OpenAIFrozen(FrozenCommon):
     """The frozen LM is behind an OpenAI-compatible HTTP endpoint: a true black box."""
 
     backend: Literal["openai"]
-    base_url: str
+    base_url: Annotated[str, BeforeValidator(check_base_url)]
     """For example ``http://localhost:8000/v1``."""
     model: str
     """The model's name at that endpoint."""
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: Annotated[str, BeforeValidator(check_variable_name)] = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; it is never written anywhere."""
     api: Literal["chat", "completions"] = "chat"
     """``chat``: the endpoint renders the prompts by its model's chat template. ``completions``:
@@ -157,6 +173,38 @@ class OpenAIFrozen(FrozenCommon):
     """How often a transient failure of one request is tried again, with growing pauses."""
     parameters: PositiveInt | None = None
     """Number of the model's parameters, if known: for the FLOP estimate in the report."""
+    rename_parameters: dict[RequestParameter, str] = Field(default_factory=dict)
+    """Other names of what requests send, for example ``{max_tokens: max_completion_tokens}``. What
+    the endpoint refuses is learned at the start; this is for what cannot be learned."""
+    drop_parameters: tuple[DroppedParameter, ...] = ()
+    """What requests never send. Without ``temperature`` the endpoint's own applies and replies to
+    the same prompt differ; without ``seed`` the samples of a vote do not repeat; ``stop`` costs
+    nothing but tokens, since replies are cut here too."""
+    extra_body: Annotated[dict[str, Any], AfterValidator(check_no_secrets)] = Field(
+        default_factory=dict
+    )
+    """Sent with each request as it is, for example ``{reasoning_effort: low}`` or
+    ``{chat_template_kwargs: {enable_thinking: false}}``."""
+    headers: Annotated[dict[str, str], AfterValidator(check_headers)] = Field(default_factory=dict)
+    """Sent with each request. ``${NAME}`` stands for the environment variable NAME: a secret, such
+    as ``{api-key: "${AZURE_KEY}"}``, must be given so, and is never written anywhere."""
+    query: Annotated[dict[str, str], AfterValidator(check_no_secrets)] = Field(default_factory=dict)
+    """Sent with each address, for example ``{api-version: "2024-10-21"}``."""
+    verify_tls: bool = True
+    """Whether the certificate of an ``https`` endpoint is checked."""
+    ca_file: str | None = None
+    """Certificates (PEM) of those who may sign the endpoint's; unset: those of the system."""
+
+    @field_validator("extra_body")
+    @classmethod
+    def _extra_body_adds(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if name in _OWN_PARAMETERS:
+                raise ValueError(
+                    f"extra_body holds '{name}', which lmcot sets itself: leave it out "
+                    "(rename_parameters and drop_parameters change how it is sent)"
+                )
+        return value
 
 
 Frozen = Annotated[TransformersFrozen | OpenAIFrozen, Field(discriminator="backend")]

@@ -53,12 +53,20 @@ class CachedLM:
             arithmetic rounds by the company that a prompt is in: a run then gets the same replies
             from the cache as without it.
         notice: what its user should know of how the model works.
+        repeats: whether a completion would come again; unset: greedy and seeded ones do.
     """
 
     def __init__(
-        self, lm: FrozenLM, cache: ReplyCache | None, *, whole_calls: bool, notice: str = ""
+        self,
+        lm: FrozenLM,
+        cache: ReplyCache | None,
+        *,
+        whole_calls: bool,
+        notice: str = "",
+        repeats: Callable[[Sampling], bool] | None = None,
     ) -> None:
         self.notice = notice
+        self._repeats = repeats or _greedy_or_seeded
         self._lm = lm
         self._cache = cache
         self._whole_calls = whole_calls
@@ -108,8 +116,8 @@ class CachedLM:
             asked: list[Reply] = getattr(self._lm, method)([prompts[i] for i in places], rest)
             return asked
 
-        unseeded = method == "generate" and argument.temperature > 0 and argument.seed is None
-        if self._cache is None or unseeded:
+        differs = method == "generate" and not self._repeats(argument)
+        if self._cache is None or differs:
             results = ask(range(len(prompts))) if prompts else []
             return Replies(results, _usage(len(prompts), results))
         requests = [
@@ -165,6 +173,10 @@ class CachedLM:
         return keys
 
 
+def _greedy_or_seeded(sampling: Sampling) -> bool:
+    return sampling.temperature == 0 or sampling.seed is not None
+
+
 def _plain(prompt: Prompt) -> list[tuple[str, str]]:
     return [(message.role, message.content) for message in prompt]
 
@@ -176,7 +188,8 @@ def _usage(asked: int, sent: Sequence[Reply]) -> Usage:
         for one in sent
         if not isinstance(one, Failure)
     )
-    return Usage(asked, len(sent), tokens)
+    estimated = sum(not isinstance(one, Failure) and one.estimated for one in sent)
+    return Usage(asked, len(sent), tokens, estimated)
 
 
 def _canonical(request: Any) -> bytes:

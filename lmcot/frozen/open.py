@@ -10,6 +10,7 @@ from lmcot.config import OpenAIFrozen, PromptSettings, TransformersFrozen
 from lmcot.errors import UserError
 from lmcot.frozen.cache import ReplyCache, cache_path
 from lmcot.frozen.cached import CachedLM
+from lmcot.frozen.needs import Found, Needs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,7 +35,8 @@ def open_frozen_lm(
         path, size = cache_path(settings.cache.folder), int(settings.cache.max_gib * 2**30)
         cache = ReplyCache(path, size)
     if settings.backend == "openai":
-        return CachedLM(_open_endpoint(settings), cache, whole_calls=False)
+        endpoint = _open_endpoint(settings)
+        return CachedLM(endpoint, cache, whole_calls=False, repeats=endpoint.repeats)
     local = _open_local(settings, prompts)
     alone = calls_at_once(settings) == 1
     return CachedLM(local, cache, whole_calls=alone, notice=local.notice)
@@ -85,31 +87,34 @@ def _identity(
     return f"transformers:{source}:{arithmetic}:{digest.hexdigest()[:16]}"
 
 
-def check_frozen_lm(settings: TransformersFrozen | OpenAIFrozen) -> None:
-    """Checks what can be told without loading weights; an endpoint is asked one word.
+def check_frozen_lm(settings: TransformersFrozen | OpenAIFrozen, needs: Needs) -> Found:
+    """Checks what can be told without loading weights; an endpoint is asked what the run will ask.
 
     Raises:
         UserError: if there is no model at the source, or the package or API key is missing, or
             the endpoint does not answer.
     """
     if settings.backend == "openai":
-        endpoint = _open_endpoint(settings)
-        try:
-            endpoint.check()
-        finally:
-            endpoint.close()
-    else:
-        from lmcot.models.sources import load_tokenizer
+        _require_openai()
+        from lmcot.frozen.openai_check import check_endpoint
 
-        load_tokenizer(settings.source)
+        return check_endpoint(settings, needs)
+    from lmcot.models.sources import load_tokenizer
+
+    load_tokenizer(settings.source)
+    return Found(settings)
 
 
 def _open_endpoint(settings: OpenAIFrozen) -> OpenAILM:
+    _require_openai()
+    from lmcot.frozen.openai_backend import OpenAILM
+
+    return OpenAILM(settings)
+
+
+def _require_openai() -> None:
     if importlib.util.find_spec("openai") is None:
         raise UserError(
             "frozen.backend is 'openai', but the package openai is not installed: "
             "run pip install 'lmcot[openai]'"
         )
-    from lmcot.frozen.openai_backend import OpenAILM
-
-    return OpenAILM(settings)

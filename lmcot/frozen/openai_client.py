@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import openai
 
 from lmcot.config import OpenAIFrozen
+from lmcot.frozen.openai_access import Access, open_client
+from lmcot.frozen.openai_form import RequestForm
 from lmcot.frozen.openai_loop import LoopThread
-from lmcot.frozen.openai_replies import Faulty, Garbled, Reply, read
+from lmcot.frozen.openai_replies import ErrorBody, Faulty, Garbled, Reply, read, said
 from lmcot.frozen.pacing import Pace, backoff_s, retry_after_s
 from lmcot.records import Failure, FailureKind
 
@@ -21,11 +25,15 @@ _TRANSIENT_STATUS = (408, 409, 425, 429)
 _PERMANENT_STATUS = (501, 505)
 _BUSY_STATUS = (429, 503)
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
-_CHARACTERS_PER_TOKEN = 4
+_BYTES_PER_TOKEN = 4
+_ALIKE = 3
+"""Faults of the same kind in a row for one request, after which another try is no use."""
 _PROBE_EVERY_S = 10.0
 """While the endpoint is taken to be down, one request in so many seconds finds out if it is."""
 LONGEST_REASON = 300
 """Characters of a failure's reason."""
+_LONGEST_BODY = 4000
+"""Characters of an endpoint's refusal that are looked at."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,16 +46,28 @@ class EndpointError(Exception):
         status: of HTTP; 0 if there was no answer.
         again: whether it is worth another try.
         wait_s: what the endpoint asks to wait before, in seconds.
+        said: all that the endpoint answered, without secrets.
     """
 
     def __init__(
-        self, failure: Failure, *, status: int = 0, again: bool = False, wait_s: float = 0.0
+        self,
+        failure: Failure,
+        *,
+        status: int = 0,
+        again: bool = False,
+        wait_s: float = 0.0,
+        said: str = "",
     ) -> None:
         super().__init__(failure.reason)
         self.failure = failure
         self.status = status
         self.again = again
         self.wait_s = wait_s
+        self.said = said
+
+    def fault(self) -> tuple[int, str]:
+        """What is alike where a request fails in the same way again."""
+        return self.status, self.failure.reason
 
 
 class EndpointClient:
@@ -56,27 +76,26 @@ class EndpointClient:
     They share the bound of requests under way, the rate limits, the pauses that the endpoint asks
     for, and the connections.
 
-    Args:
-        key: sent to the endpoint, and struck out of all that it says.
+    Attributes:
+        form: how requests are written.
+
+    Raises:
+        UserError: if a proxy or certificates cannot be used.
     """
 
-    def __init__(self, settings: OpenAIFrozen, key: str) -> None:
+    def __init__(self, settings: OpenAIFrozen, access: Access) -> None:
+        self.form = RequestForm.of(settings)
         self._settings = settings
-        self._key = key
-        reply_s = settings.read_timeout_s
-        self._client = openai.AsyncOpenAI(
-            base_url=settings.base_url,
-            api_key=key,
-            timeout=openai.Timeout(
-                connect=settings.connect_timeout_s, read=reply_s, write=reply_s, pool=None
-            ),
-            max_retries=0,
-        )
+        self._access = access
+        self._client = open_client(settings, access)
         self._thread = LoopThread(self._client.close)
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._requests = _pace(settings.requests_per_minute)
         self._tokens = _pace(settings.tokens_per_minute)
         self._paused_until = 0.0
+        self._pause_status = 0
+        self._answers = 0
+        """Requests that were answered so far."""
         self._failing_since: float | None = None
         """When the first request failed since the last answer."""
         self._probe_at = 0.0
@@ -117,33 +136,32 @@ class EndpointClient:
             EndpointError: if the request fails for good.
         """
         retries = self._settings.max_retries if max_retries is None else max_retries
-        last = "no answer yet"
+        faults: list[EndpointError] = []
+        answers = self._answers
         async with self._slots:
             try:
                 async with asyncio.timeout(self._settings.total_timeout_s) as limit:
                     for attempt in itertools.count():
-                        self._check_up(last)
-                        await self._turn(_estimate(body), limit, last)
+                        self._check_up(faults)
+                        await self._turn(_estimate(body), limit, faults)
                         try:
                             return await self._attempt(body, judge)
                         except EndpointError as error:
                             self._note(error)
+                            faults.append(error)
                             if not error.again or attempt >= retries:
                                 raise
-                            last = error.failure.reason
-                            await self._rest(max(backoff_s(attempt), error.wait_s), limit, last)
+                            self._check_hopeless(faults, answers)
+                            pause = max(backoff_s(attempt), error.wait_s)
+                            await self._rest(pause, limit, faults)
             except TimeoutError:
-                reason = f"the request timed out after {self._total()} (last: {last})"
+                reason = f"the request timed out after {self._total()} (last: {_last(faults)})"
                 raise self._error(FailureKind.TRANSIENT, reason) from None
         raise AssertionError("unreachable")
 
-    def check(self, body: dict[str, Any], *, max_retries: int) -> None:
-        """Asks once, and takes any completion.
-
-        Raises:
-            EndpointError: if there is none.
-        """
-        self._thread.run(self.ask(body, lambda reply: None, max_retries=max_retries))
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Waits for work that asks."""
+        return self._thread.run(work)
 
     def close(self) -> None:
         """Gives up what is under way, and the connections."""
@@ -153,7 +171,26 @@ class EndpointClient:
         if error.failure.kind is FailureKind.TRANSIENT and self._failing_since is None:
             self._failing_since = time.monotonic()
 
-    def _check_up(self, last: str) -> None:
+    def _check_hopeless(self, faults: Sequence[EndpointError], answers: int) -> None:
+        """Fails for good if the same request meets the same fault again and again.
+
+        A reply without text is one at any time; an error of the server is one if it answered
+        other requests meanwhile, so that it must be this one that it cannot answer.
+
+        Args:
+            answers: requests that had been answered before this one was asked.
+        """
+        recent = faults[-_ALIKE:]
+        error = recent[-1]
+        if len(recent) < _ALIKE or len({one.fault() for one in recent}) > 1:
+            return
+        if error.failure.kind is FailureKind.PERMANENT:
+            raise error
+        if error.status == 500 and self._answers > answers:
+            reason = f"{error.failure.reason} ({_ALIKE} times, while it answered other requests)"
+            raise self._error(FailureKind.PERMANENT, reason, status=error.status, said=error.said)
+
+    def _check_up(self, faults: Sequence[EndpointError]) -> None:
         """Fails at once if nothing was answered for the time that one request may take.
 
         Else a batch would spend that time on each of its requests, one after the other.
@@ -167,13 +204,15 @@ class EndpointClient:
             self._probe_at = now + _PROBE_EVERY_S
             return
         silent = now - self._failing_since
-        reason = f"the endpoint has answered nothing for {silent:.0f} s (last: {last})"
+        reason = f"the endpoint has answered nothing for {silent:.0f} s (last: {_last(faults)})"
         raise self._error(FailureKind.TRANSIENT, reason)
 
-    async def _turn(self, tokens: float, limit: asyncio.Timeout, last: str) -> None:
+    async def _turn(
+        self, tokens: float, limit: asyncio.Timeout, faults: Sequence[EndpointError]
+    ) -> None:
         """Waits until the endpoint's pause is over and the rate limits let a request go."""
         while True:
-            await self._rest(self._paused_until - time.monotonic(), limit, last)
+            await self._rest(self._paused_until - time.monotonic(), limit, faults)
             wait = max(
                 self._requests.book() if self._requests else 0.0,
                 self._tokens.book(tokens) if self._tokens else 0.0,
@@ -185,23 +224,35 @@ class EndpointClient:
             if self._paused_until <= time.monotonic():
                 return
 
-    async def _rest(self, seconds: float, limit: asyncio.Timeout, last: str) -> None:
+    async def _rest(
+        self, seconds: float, limit: asyncio.Timeout, faults: Sequence[EndpointError]
+    ) -> None:
         """Sleeps; at once fails if there is no time for it."""
         if seconds <= 0:
             return
         if asyncio.get_running_loop().time() + seconds > (limit.when() or 0.0):
-            reason = f"a pause of {seconds:.0f} s would exceed {self._total()} (last: {last})"
-            raise self._error(FailureKind.TRANSIENT, reason)
+            status = faults[-1].status if faults else self._pause_status
+            asked = self._paused_until - time.monotonic() > 0 or bool(faults and faults[-1].wait_s)
+            busy = "is rate limited" if status == 429 else "is busy"
+            what = (
+                f"the endpoint {busy} and asks to wait {seconds:.0f} s, which"
+                if asked
+                else f"a pause of {seconds:.0f} s"
+            )
+            reason = f"{what} would exceed {self._total()} (last: {_last(faults)})"
+            raise self._error(FailureKind.TRANSIENT, reason, status=status)
         await asyncio.sleep(seconds)
 
     async def _attempt(self, body: dict[str, Any], judge: Callable[[Reply], Result]) -> Result:
         api = self._settings.api
         try:
-            reply = read(await self._client.post(_PATHS[api], cast_to=str, body=body), api)
+            written = self.form.written(body)
+            reply = read(await self._client.post(_PATHS[api], cast_to=str, body=written), api)
             self._failing_since = None
-            used = reply.tokens_in + reply.tokens_out
-            if self._tokens and used:
-                self._tokens.settle(_estimate(body), used)
+            self._answers += 1
+            reply = _counted(reply, body)
+            if self._tokens:
+                self._tokens.settle(_estimate(body), reply.tokens_in + reply.tokens_out)
             return judge(reply)
         except openai.APIStatusError as error:
             raise self._refusal(error) from None
@@ -214,27 +265,47 @@ class EndpointClient:
         except UnicodeEncodeError as error:
             reason = f"the prompt cannot be sent as UTF-8 ({error.reason})"
             raise self._error(FailureKind.PERMANENT, reason) from None
+        except ErrorBody as error:
+            again = _may_pass(error.status) or error.status == 200
+            kind = FailureKind.TRANSIENT if again else FailureKind.PERMANENT
+            told: dict[str, Any] = {"status": error.status, "again": again, "said": str(error)}
+            raise self._error(kind, str(error), **told) from None
         except Garbled as error:
             raise self._error(FailureKind.TRANSIENT, str(error), status=200, again=True) from None
         except Faulty as error:
-            raise self._error(FailureKind.PERMANENT, str(error), status=200, again=True) from None
+            again = error.again
+            raise self._error(FailureKind.PERMANENT, str(error), status=200, again=again) from None
 
     def _refusal(self, error: openai.APIStatusError) -> EndpointError:
         status = error.status_code
         wait_s = retry_after_s(error.response.headers.get("retry-after"), time.time())
-        if status in _BUSY_STATUS:
+        if status in _BUSY_STATUS and wait_s > 0:
             self._paused_until = max(self._paused_until, time.monotonic() + wait_s)
-        again = status in _TRANSIENT_STATUS or (status >= 500 and status not in _PERMANENT_STATUS)
+            self._pause_status = status
+        # A quota is not filled up again within the time of a request.
+        again = _may_pass(status) and _code(error) != "insufficient_quota"
         reason = f"the endpoint answers with status {status}: {_said(error)}"
         if status in (401, 403):
-            reason = f"the key in {self._settings.api_key_env} is refused: {reason}"
-        kind = FailureKind.TRANSIENT if again else FailureKind.PERMANENT
-        return self._error(kind, reason, status=status, again=again, wait_s=wait_s)
+            reason = f"{self._key_in_words()}: {reason}"
+        kind = FailureKind.TRANSIENT if _may_pass(status) else FailureKind.PERMANENT
+        told: dict[str, Any] = {"again": again, "wait_s": wait_s, "said": _named_in(error)}
+        return self._error(kind, reason, status=status, **told)
 
-    def _error(self, kind: FailureKind, reason: str, **more: Any) -> EndpointError:
+    def _key_in_words(self) -> str:
+        variable = self._settings.api_key_env
+        if self._access.key:
+            return f"the key in {variable} is refused"
+        if self._access.secrets:
+            return "what frozen.headers sends is refused"
+        return f"no key was sent, for {variable} is not set"
+
+    def _error(
+        self, kind: FailureKind, reason: str, *, said: str = "", **more: Any
+    ) -> EndpointError:
         # Some endpoints repeat the key in what they say.
-        line = " ".join(reason.replace(self._key, "***").split())
-        return EndpointError(Failure(kind, line[:LONGEST_REASON]), **more)
+        line = " ".join(self._access.redacted(reason).split())
+        said = self._access.redacted(said)
+        return EndpointError(Failure(kind, line[:LONGEST_REASON]), said=said, **more)
 
     def _total(self) -> str:
         return f"frozen.total_timeout_s = {self._settings.total_timeout_s:g}"
@@ -249,12 +320,64 @@ def _cause(error: openai.OpenAIError) -> str:
     return str(cause) or type(cause).__name__
 
 
+def _may_pass(status: int) -> bool:
+    """Whether what a status tells may be over at another try."""
+    return status in _TRANSIENT_STATUS or (status >= 500 and status not in _PERMANENT_STATUS)
+
+
+def _last(faults: Sequence[EndpointError]) -> str:
+    return faults[-1].failure.reason if faults else "no answer yet"
+
+
 def _said(error: openai.APIStatusError) -> str:
-    body = error.body
-    return str((body.get("message") if isinstance(body, dict) else None) or body or error.message)
+    return said(error.body or error.message)
+
+
+def _named_in(error: openai.APIStatusError) -> str:
+    """What the refusal is about: a parameter that it points at, else all of its text.
+
+    What it repeats of the request is left out: that names every parameter.
+    """
+    body = error.body if isinstance(error.body, dict) else {}
+    detail = body.get("detail") or body.get("message")
+    listed = detail.get("detail") if isinstance(detail, dict) else detail
+    if isinstance(listed, list) and all(isinstance(one, dict) for one in listed):
+        return "; ".join(
+            f"{'.'.join(map(repr, one.get('loc', ())))}: {one.get('type')}: {one.get('msg')}"
+            for one in listed
+        )[:_LONGEST_BODY]
+    if isinstance(body.get("message"), str):
+        return f"'{body.get('param')}': {body.get('code')}: {said(body)}"[:_LONGEST_BODY]
+    return error.response.text[:_LONGEST_BODY]
+
+
+def _code(error: openai.APIStatusError) -> Any:
+    return error.body.get("code") if isinstance(error.body, dict) else None
+
+
+def _counted(reply: Reply, body: dict[str, Any]) -> Reply:
+    """The reply with its tokens told by length where the endpoint does not count them."""
+    tokens_in = reply.tokens_in or _tokens_in(body)
+    tokens_out = reply.tokens_out or _length_in_tokens(_new_text(reply, body))
+    if (tokens_in, tokens_out) == (reply.tokens_in, reply.tokens_out):
+        return reply
+    return replace(reply, tokens_in=tokens_in, tokens_out=tokens_out, estimated=True)
+
+
+def _new_text(reply: Reply, body: dict[str, Any]) -> str:
+    return reply.text.removeprefix(body["prompt"]) if body.get("echo") else reply.text
 
 
 def _estimate(body: dict[str, Any]) -> float:
     """Tokens that a request may read and write, told by its length."""
+    return float(_tokens_in(body) + body["max_tokens"])
+
+
+def _tokens_in(body: dict[str, Any]) -> int:
     texts = [body["prompt"]] if "prompt" in body else [one["content"] for one in body["messages"]]
-    return sum(map(len, texts)) / _CHARACTERS_PER_TOKEN + body["max_tokens"]
+    return sum(map(_length_in_tokens, texts))
+
+
+def _length_in_tokens(text: str) -> int:
+    """By bytes, so that scripts with many bytes a character count as many tokens."""
+    return math.ceil(len(text.encode("utf-8", "replace")) / _BYTES_PER_TOKEN)

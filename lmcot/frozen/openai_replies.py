@@ -1,40 +1,69 @@
-"""Replies of an OpenAI-compatible endpoint, read and judged; nothing here asks for any."""
+"""Replies of an OpenAI-compatible endpoint, as they are read; nothing here asks for any."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from lmcot.frozen.visible import visible_reply
-from lmcot.records import Choice, Completion, Failure, FailureKind, Score
+from lmcot.records import Completion
 
 Api = Literal["chat", "completions"]
 
 Item = TypeVar("Item")
 # Endpoints write null for what they do not give.
 _Listed = Annotated[list[Item], BeforeValidator(lambda given: [] if given is None else given)]
-
 _THINKING_PARTS = ("thinking", "reasoning", "redacted_thinking", "reasoning_content")
-
-_ROUNDING = 1e-4
-"""Half-precision arithmetic may leave the log-probability of a sure token above 0 by so much."""
+_EXCERPT = 120
+"""Characters of a body that is not a completion, which its failure shows."""
 
 
 class Garbled(Exception):
     """The body is no completion: the endpoint, or something before it, is out of order."""
 
 
+class ErrorBody(Exception):
+    """An error under the status of a success.
+
+    Attributes:
+        status: what the error itself gives as its status of HTTP; 200 if it gives none.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class Faulty(Exception):
-    """The completion holds what no model gives: no text, or numbers that are no log-likelihoods."""
+    """The completion holds what no model gives: no text, or numbers that are no log-likelihoods.
+
+    Attributes:
+        again: whether it is worth another try; not where the reply explains itself.
+    """
+
+    def __init__(self, reason: str, *, again: bool = True) -> None:
+        super().__init__(reason)
+        self.again = again
+
+
+def _count(given: Any) -> int:
+    """A count of tokens; 0 where the endpoint gives none."""
+    try:
+        return max(0, int(given))
+    except (TypeError, ValueError, OverflowError):
+        return 0
+
+
+_Count = Annotated[int, BeforeValidator(_count)]
 
 
 class _Usage(BaseModel):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: _Count = 0
+    completion_tokens: _Count = 0
 
 
 class _Alternative(BaseModel):
@@ -42,12 +71,37 @@ class _Alternative(BaseModel):
     logprob: float | None
 
 
-class _ChatToken(BaseModel):
-    top_logprobs: list[_Alternative] | None = None
+class _Token(BaseModel):
+    token: str = ""
+    logprob: float | None = None
+    top_logprobs: _Listed[_Alternative] = []
 
 
-class _ChatLogprobs(BaseModel):
-    content: list[_ChatToken] | None = None
+class Tokens(BaseModel):
+    """The tokens of a completion with their log-probabilities, in either API's form.
+
+    Servers mix them: some give the chat form for text completions.
+    """
+
+    content: _Listed[_Token] = []
+    """The chat form."""
+    tokens: _Listed[str] = []
+    """The form of text completions, as what follows."""
+    token_logprobs: _Listed[float | None] = []
+    text_offset: _Listed[int] = []
+    """Where each token begins, in characters of the reply's text."""
+    top_logprobs: _Listed[dict[str, float | None] | None] = []
+
+    def alternatives(self) -> Iterator[tuple[str, list[tuple[str, float | None]]]]:
+        """Each token that was generated, with its alternatives and their log-probabilities."""
+        if self.content:
+            for one in self.content:
+                yield one.token, [(top.token, top.logprob) for top in one.top_logprobs]
+            return
+        for place, top in enumerate(self.top_logprobs):
+            found = list((top or {}).items())
+            token = self.tokens[place] if place < len(self.tokens) else ""
+            yield token, found
 
 
 class _Message(BaseModel):
@@ -59,6 +113,8 @@ class _Message(BaseModel):
     """Likewise, as OpenRouter, Groq and newer vLLM call it."""
     thinking: Any = None
     """Likewise, as Ollama calls it."""
+    refusal: Any = None
+    tool_calls: Any = None
 
     def parts(self) -> tuple[str, str]:
         """The text, and the hidden thinking."""
@@ -68,6 +124,17 @@ class _Message(BaseModel):
         hidden = [one for one in self.content if _is_thinking(one)]
         shown = [one for one in self.content if not _is_thinking(one)]
         return _words(shown), _words(apart or hidden)
+
+    def withheld(self) -> str:
+        """Why there is no text, where the message says so."""
+        if self.refusal:
+            return f"the model refused, saying: {self.refusal}"
+        if self.tool_calls:
+            return (
+                "the model called a tool (tool_calls), though lmcot offers it none; switch the "
+                "endpoint's own tools off"
+            )
+        return ""
 
 
 def _is_thinking(part: Any) -> bool:
@@ -86,37 +153,25 @@ def _words(content: Any) -> str:
 class _ChatChoice(BaseModel):
     message: _Message
     finish_reason: str | None = None
-    logprobs: _ChatLogprobs | None = None
+    logprobs: Tokens | None = None
+    error: Any = None
 
 
 class _ChatBody(BaseModel):
     choices: list[_ChatChoice] = Field(min_length=1)
-    usage: _Usage | None = None
-
-
-class Tokens(BaseModel):
-    """The tokens of a text completion, as the legacy API gives them."""
-
-    tokens: _Listed[str] = []
-    token_logprobs: _Listed[float | None] = []
-    text_offset: _Listed[int] = []
-    """Where each token begins, in characters of the reply's text."""
-    top_logprobs: _Listed[dict[str, float | None] | None] = []
-
-    def complete(self) -> bool:
-        """Whether every token has its log-probability and its place."""
-        return 0 < len(self.tokens) == len(self.token_logprobs) == len(self.text_offset)
+    usage: Any = None
 
 
 class _TextChoice(BaseModel):
     text: str
     finish_reason: str | None = None
     logprobs: Tokens | None = None
+    error: Any = None
 
 
 class _TextBody(BaseModel):
     choices: list[_TextChoice] = Field(min_length=1)
-    usage: _Usage | None = None
+    usage: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +184,13 @@ class Reply:
     tokens_in: int
     """The endpoint's count; 0 if it gives none. Likewise ``tokens_out``."""
     tokens_out: int
-    first: tuple[tuple[str, float | None], ...] = ()
-    """Alternatives for the first token, with their log-probabilities."""
-    tokens: Tokens | None = None
     thinking: str = ""
     """Hidden thinking that the endpoint gives apart from the text."""
+    withheld: str = ""
+    """Why the model's answer is not there, where the endpoint says so."""
+    tokens: Tokens | None = None
+    estimated: bool = False
+    """Whether a count of tokens is an estimate, since the endpoint gives none."""
 
 
 def read(body: str, api: Api) -> Reply:
@@ -141,48 +198,83 @@ def read(body: str, api: Api) -> Reply:
 
     Raises:
         Garbled: if it is not JSON, or no completion of this API.
+        ErrorBody: if it is an error.
     """
     try:
-        return _read_chat(body) if api == "chat" else _read_text(body)
+        found = json.loads(body.removeprefix("\ufeff"))
+    except (ValueError, RecursionError):
+        raise Garbled(_not_a_completion("body: not JSON", body)) from None
+    if isinstance(found, dict) and found.get("error") and not found.get("choices"):
+        raise _error_in(found["error"])
+    try:
+        return _read_chat(found) if api == "chat" else _read_text(found)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "body"
-        raise Garbled(
-            f"the endpoint's reply is not a completion ({where}: {first['msg']})"
-        ) from None
+        raise Garbled(_not_a_completion(f"{where}: {first['msg']}", body)) from None
 
 
-def _read_chat(body: str) -> Reply:
-    found = _ChatBody.model_validate_json(body)
+def _not_a_completion(problem: str, body: str) -> str:
+    start = " ".join(body[: 4 * _EXCERPT].split())[:_EXCERPT]
+    begins = f"; it begins: {start}" if start else ""
+    return f"the endpoint's reply is not a completion ({problem}{begins})"
+
+
+def _error_in(error: Any) -> ErrorBody:
+    code = error.get("code") if isinstance(error, Mapping) else None
+    status = code if isinstance(code, int) and 400 <= code < 600 else 200
+    return ErrorBody(f"the endpoint answers with an error: {said(error)}", status)
+
+
+def said(error: Any) -> str:
+    """What an error's body says: its message, and what the provider behind the endpoint said."""
+    if not isinstance(error, Mapping):
+        return str(error)
+    message = error.get("message") or error.get("detail") or dict(error)
+    metadata = error.get("metadata")
+    raw = metadata.get("raw") if isinstance(metadata, Mapping) else None
+    return f"{message} ({raw})" if raw else str(message)
+
+
+def _read_chat(body: Any) -> Reply:
+    found = _ChatBody.model_validate(body)
     choice = found.choices[0]
-    content = choice.logprobs.content if choice.logprobs else None
-    alternatives = (content[0].top_logprobs if content else None) or []
     text, thinking = choice.message.parts()
     return Reply(
         text,
         choice.finish_reason == "length",
         *_counts(found.usage),
-        first=tuple((one.token, one.logprob) for one in alternatives),
         thinking=thinking,
-    )
-
-
-def _read_text(body: str) -> Reply:
-    found = _TextBody.model_validate_json(body)
-    choice = found.choices[0]
-    top = choice.logprobs.top_logprobs if choice.logprobs else []
-    return Reply(
-        choice.text,
-        choice.finish_reason == "length",
-        *_counts(found.usage),
-        first=tuple(((top[0] if top else None) or {}).items()),
+        withheld=_withheld(choice, "" if text.strip() else choice.message.withheld()),
         tokens=choice.logprobs,
     )
 
 
-def _counts(usage: _Usage | None) -> tuple[int, int]:
+def _read_text(body: Any) -> Reply:
+    found = _TextBody.model_validate(body)
+    choice = found.choices[0]
+    return Reply(
+        choice.text,
+        choice.finish_reason == "length",
+        *_counts(found.usage),
+        withheld=_withheld(choice, ""),
+        tokens=choice.logprobs,
+    )
+
+
+def _withheld(choice: _ChatChoice | _TextChoice, message: str) -> str:
+    """Why there is no answer, as the reply itself says; empty if it does not."""
+    if choice.error:
+        return f"the endpoint's reply holds an error: {said(choice.error)}"
+    if choice.finish_reason == "content_filter":
+        return "the endpoint's content filter withheld the reply (finish_reason content_filter)"
+    return f"the endpoint's reply holds no text: {message}" if message else ""
+
+
+def _counts(usage: Any) -> tuple[int, int]:
     """Tokens in and out."""
-    return (usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else (0, 0)
+    counts = _Usage.model_validate(usage if isinstance(usage, dict) else {})
+    return counts.prompt_tokens, counts.completion_tokens
 
 
 def to_completion(reply: Reply, stop: Sequence[str]) -> Completion:
@@ -192,112 +284,15 @@ def to_completion(reply: Reply, stop: Sequence[str]) -> Completion:
     before it came to a word.
 
     Raises:
-        Faulty: if there is no text at all, and nothing says why.
+        Faulty: if there is no text at all, and nothing says why; or the reply says why itself.
     """
+    if reply.withheld:
+        raise Faulty(reply.withheld, again=False)
     seen = visible_reply(reply.text, stop)
     thinking = "\n".join(one for one in (reply.thinking.strip(), seen.thinking) if one)
     if not reply.text.strip() and not thinking and not reply.cut:
         raise Faulty("the endpoint's reply holds no text")
     finish: Literal["stop", "length"] = "length" if reply.cut and not seen.stopped else "stop"
-    return Completion(seen.text, reply.tokens_in, reply.tokens_out, finish, thinking)
-
-
-def to_choice(reply: Reply, options: Sequence[str]) -> Choice | Failure:
-    """Probabilities of the options: from the first token's alternatives, else from the text.
-
-    Raises:
-        Faulty: if there is neither, or the log-probabilities are none.
-    """
-    found = _from_alternatives(reply.first, options) or _from_text(reply.text, options)
-    if found is not None:
-        return Choice(found, reply.tokens_in, reply.tokens_out)
-    reason = f"the endpoint's reply is none of {', '.join(options)}"
-    if not reply.text.strip():
-        raise Faulty(f"{reason}: it holds no text")
-    return Failure(FailureKind.PERMANENT, reason)
-
-
-def _from_alternatives(
-    alternatives: Iterable[tuple[str, float | None]], options: Sequence[str]
-) -> dict[str, float] | None:
-    """The first token's probability mass by option, normalised; None if there is none."""
-    mass = dict.fromkeys(options, 0.0)
-    for token, logprob in alternatives:
-        sound = _sound(logprob)
-        option = _begun_by(token, options)
-        if option is not None:
-            mass[option] += math.exp(sound)
-    total = math.fsum(mass.values())
-    return {option: share / total for option, share in mass.items()} if total > 0 else None
-
-
-def _begun_by(token: str, options: Iterable[str]) -> str | None:
-    """The one option that the token is the beginning of, if there is just one."""
-    start = token.strip().lower()
-    begun = [option for option in options if start and option.lower().startswith(start)]
-    return begun[0] if len(begun) == 1 else None
-
-
-def _from_text(text: str, options: Sequence[str]) -> dict[str, float] | None:
-    """Probability 1 for the option that the text begins with, if there is just one."""
-    words = " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
-    begun = [option for option in options if f"{words} ".startswith(f"{option.lower()} ")]
-    if len(begun) != 1:
-        return None
-    return {option: float(option == begun[0]) for option in options}
-
-
-def to_score(reply: Reply, start: int, whole: str) -> Score | Failure:
-    """Log-likelihood of a text from its character ``start`` on, as the endpoint echoed it.
-
-    Raises:
-        Faulty: if there is no text, or the log-probabilities are none.
-    """
-    if not reply.text:
-        raise Faulty("the endpoint's reply holds no text")
-    tokens = reply.tokens
-    if tokens is None or not tokens.complete() or not reply.text.startswith(whole):
-        return Failure(
-            FailureKind.PERMANENT, "the endpoint gives no log-likelihoods of a given text"
-        )
-    counted = [
-        (token, offset, logprob)
-        for token, offset, logprob in zip(
-            tokens.tokens, _echoed_at(tokens, whole), tokens.token_logprobs, strict=True
-        )
-        if start <= offset < len(whole)
-    ]
-    lost = not counted and start < len(whole)
-    if lost or not all(_is_there(token, offset, whole) for token, offset, _ in counted):
-        return Failure(
-            FailureKind.PERMANENT, "the endpoint's token offsets do not fit the text that it echoes"
-        )
-    # Summed exactly: long continuations would lose digits.
-    logprob = math.fsum(_sound(one) for _, _, one in counted)
-    return Score(logprob, len(counted), reply.tokens_in)
-
-
-def _echoed_at(tokens: Tokens, whole: str) -> list[int]:
-    """Where each token begins in the echoed text.
-
-    Some endpoints (vLLM) count the characters of the BOS token that they put first, though the
-    text does not hold it.
-    """
-    first = tokens.tokens[0]
-    counts_bos = not whole.startswith(first) and tokens.text_offset[1:2] == [len(first)]
-    return [offset - len(first) * counts_bos for offset in tokens.text_offset]
-
-
-def _is_there(token: str, offset: int, text: str) -> bool:
-    """False if the token is elsewhere: some endpoints lose the spaces that tokens begin with.
-
-    Not told of tokens that are parts of characters, which are written in many ways.
-    """
-    plain = token.isascii() and not token.startswith("bytes:")
-    return not plain or text.startswith(token, offset)
-
-
-def _sound(logprob: float | None) -> float:
-    if logprob is None or not math.isfinite(logprob) or logprob > _ROUNDING:
-        raise Faulty(f"the endpoint's reply holds a log-probability that is none: {logprob}")
-    return logprob
+    return Completion(
+        seen.text, reply.tokens_in, reply.tokens_out, finish, thinking, reply.estimated
+    )

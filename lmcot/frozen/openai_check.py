@@ -1,0 +1,198 @@
+"""The first requests to an endpoint: they ask what the run will ask, and learn what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lmcot.config import OpenAIFrozen
+from lmcot.errors import UserError
+from lmcot.frozen.needs import Found, Measure, Needs
+from lmcot.frozen.openai_backend import REFUSED, OpenAILM
+from lmcot.frozen.openai_choices import has_alternatives, to_choice
+from lmcot.frozen.openai_client import EndpointError
+from lmcot.frozen.openai_form import complains_of_length
+from lmcot.frozen.openai_probes import wrong_scores
+from lmcot.frozen.openai_replies import Reply
+from lmcot.frozen.visible import visible_reply
+from lmcot.records import Choice, Failure, FailureKind, Prompt
+
+_FIRST_RETRIES = 2
+"""Of the very first request: an endpoint that is down shows soon."""
+_MAY_NAME = (400, 404, 422, 500, 501)
+"""Statuses that some endpoints refuse a parameter with."""
+_YES_NO = ("yes", "no")
+
+
+def check_endpoint(settings: OpenAIFrozen, needs: Needs) -> Found:
+    """Asks an endpoint one request of each form that the run will send.
+
+    Parameters that it refuses are renamed or left out where that is possible.
+
+    Raises:
+        UserError: if it does not answer; names the setting to correct.
+    """
+    lm = OpenAILM(settings)
+    try:
+        return _Check(lm, settings).run(needs)
+    finally:
+        lm.close()
+
+
+class _Check:
+    def __init__(self, lm: OpenAILM, settings: OpenAIFrozen) -> None:
+        self._lm = lm
+        self._settings = settings
+        self._answered = False
+        self._notices: list[str] = []
+
+    def run(self, needs: Needs) -> Found:
+        before = self._lm.client.form
+        for prompt, sampling in needs.completions:
+            reply = self._learn(self._lm.completion_body(prompt, sampling))
+            self._look_at(reply, sampling.max_new_tokens)
+        notices = [f"frozen: {one}" for one in self._lm.client.form.notices(before)]
+        lacks: dict[Measure, str] = {}
+        if needs.choices and (reason := self._no_choice(needs.choices)):
+            lacks["choose"] = reason
+        if needs.scores and (reason := self._no_scores()):
+            lacks["score"] = reason
+        learned = self._lm.client.form.into(self._settings)
+        return Found(learned, tuple(dict.fromkeys([*notices, *self._notices])), lacks)
+
+    def _learn(self, body: dict[str, Any]) -> Reply:
+        """The reply to a request, in the first form that the endpoint takes.
+
+        Raises:
+            UserError: if it takes none.
+        """
+        client = self._lm.client
+        while True:
+            try:
+                return self._ask(body)
+            except EndpointError as error:
+                if error.status not in _MAY_NAME or complains_of_length(error.said):
+                    raise UserError(complaint(error, self._settings)) from None
+                form = client.form.next_by_name(body, error.said)
+                if form is None:
+                    return self._try_others(body, error)
+                client.form = form
+
+    def _try_others(self, body: dict[str, Any], error: EndpointError) -> Reply:
+        """After a refusal that names nothing."""
+        client, before = self._lm.client, self._lm.client.form
+        if error.status in (*REFUSED, 500) and self._settings.model not in error.said:
+            for form in before.others(body):
+                client.form = form
+                try:
+                    reply = self._ask(body)
+                except EndpointError:
+                    continue
+                # A limit under a name that the endpoint does not know is no limit.
+                if reply.estimated or reply.tokens_out <= body["max_tokens"]:
+                    return reply
+            client.form = before
+        raise UserError(complaint(error, self._settings))
+
+    def _ask(self, body: dict[str, Any]) -> Reply:
+        client, settings = self._lm.client, self._settings
+        first = min(_FIRST_RETRIES, settings.max_retries)
+        retries = settings.max_retries if self._answered else first
+        reply = client.run(client.ask(body, lambda reply: reply, max_retries=retries))
+        self._answered = True
+        return reply
+
+    def _look_at(self, reply: Reply, limit: int) -> None:
+        endpoint = f"the endpoint {self._settings.base_url}"
+        seen = visible_reply(reply.text)
+        if (reply.thinking or seen.thinking) and not seen.text.strip():
+            cut = f", cut at {limit} tokens" if reply.cut else ""
+            self._notices.append(
+                f"frozen: {endpoint} answers a first question with hidden thinking and no text"
+                f"{cut}: raise frozen.max_thinking_tokens "
+                f"({self._settings.max_thinking_tokens}), or switch thinking off with "
+                "frozen.extra_body"
+            )
+        elif reply.withheld:
+            self._notices.append(f"frozen: to a first question, {reply.withheld}")
+        elif not reply.text.strip():
+            self._notices.append(f"frozen: {endpoint} answers a first question without any text")
+        if reply.estimated:
+            self._notices.append(
+                "frozen: the endpoint does not count tokens (usage): they are estimated by length, "
+                "in budgets and reports too"
+            )
+
+    def _no_choice(self, prompts: tuple[Prompt, ...]) -> str:
+        """Why the endpoint cannot say yes or no; empty if it can."""
+        reason = ""
+        for prompt in prompts:
+            try:
+                found, numbers = self._lm.client.run(self._lm.ask_choice(prompt, _read_choice))
+            except EndpointError as error:
+                found, numbers = self._failure(error), False
+            if isinstance(found, Choice):
+                if not numbers:
+                    self._notices.append(
+                        "frozen: the endpoint gives no log-probabilities, so the judge's yes or no "
+                        "is read from the text and is 1 or 0: a coarse measure"
+                    )
+                return ""
+            reason = found.reason
+        return reason
+
+    def _no_scores(self) -> str:
+        """Why the endpoint's log-likelihoods of given texts are no use; empty if they are."""
+        try:
+            return wrong_scores(self._lm)
+        except EndpointError as error:
+            return self._failure(error).reason
+
+    def _failure(self, error: EndpointError) -> Failure:
+        if error.failure.kind is FailureKind.TRANSIENT and error.status not in (200, 500):
+            raise UserError(complaint(error, self._settings))
+        return error.failure
+
+
+def _read_choice(reply: Reply) -> tuple[Choice | Failure, bool]:
+    return to_choice(reply, _YES_NO), has_alternatives(reply)
+
+
+def complaint(error: EndpointError, settings: OpenAIFrozen) -> str:
+    """What to tell the user, by the status that the endpoint answered a first request with."""
+    endpoint, reason = f"the endpoint {settings.base_url}", error.failure.reason
+    if error.status == 0:
+        return f"{endpoint} cannot be reached ({reason}): start it, or correct frozen.base_url"
+    if error.status == 200:
+        return f"{endpoint} gives no completion ({reason}): {_if_not_its_own_words(error)}"
+    if error.status in (401, 403):
+        return (
+            f"{endpoint} does not let us in ({reason}): put a valid key into the environment "
+            f"variable {settings.api_key_env}, or name another in frozen.api_key_env"
+        )
+    if error.status == 429:
+        return (
+            f"{endpoint} admits no more requests at present ({reason}): wait, have the limit "
+            "raised, or lower frozen.concurrency and frozen.requests_per_minute"
+        )
+    if complains_of_length(error.said):
+        return (
+            f"{endpoint} refuses the length of replies ({reason}): change "
+            f"frozen.max_answer_tokens ({settings.max_answer_tokens}) or "
+            f"frozen.max_rationale_tokens ({settings.max_rationale_tokens})"
+        )
+    if error.status == 404:
+        return (
+            f"{endpoint} knows no model '{settings.model}', or no {settings.api} API ({reason}): "
+            "correct frozen.model, frozen.base_url or frozen.api"
+        )
+    return (
+        f"{endpoint} does not answer a first request ({reason}): check frozen.base_url, "
+        "frozen.model and frozen.api; parameters that it refuses can be renamed, left out or added "
+        "with frozen.rename_parameters, frozen.drop_parameters and frozen.extra_body"
+    )
+
+
+def _if_not_its_own_words(error: EndpointError) -> str:
+    if error.said:
+        return "that is what it says itself; check frozen.model and your account there"
+    return "it does not speak the OpenAI API there; correct frozen.base_url or frozen.api"
