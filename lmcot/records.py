@@ -246,6 +246,8 @@ class Judgement:
     contains_gold: bool | None = None
     """Whether the rationale holds the gold answer: expected of a good one, not a fault."""
     failure: Failure | None = None
+    unmeasured: dict[str, str] = field(default_factory=dict)
+    """Components of weight 0 that could not be measured, and why."""
 
 
 @_quickly_pickled

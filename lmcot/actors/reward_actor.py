@@ -16,7 +16,7 @@ from lmcot.data.prompts import load_templates
 from lmcot.records import Example, Judgement, Rollout
 from lmcot.rewards.combine import judge_increasing
 from lmcot.rewards.judge import RewardModel
-from lmcot.rewards.scoring import columns, record_lines, score
+from lmcot.rewards.scoring import columns, record_lines, score, unmeasured
 
 _SHARE_OF_UNIT = 0.9
 """Of a unit's time for its calls: what is late is told, before the actor is taken to hang."""
@@ -86,4 +86,5 @@ def outcome(
         columns(rollouts, judgements, scored),
         record_lines(rollouts, judgements, scored, {one.id: one for one in questions}),
         tuple(one.failure for one in judgements if one.failure is not None),
+        tuple(unmeasured(judgements).items()),
     )

@@ -75,6 +75,8 @@ class Judged:
     """A line of JSON for each rationale."""
     failures: tuple[Failure, ...] = ()
     """In place of a judgement, each."""
+    unmeasured: tuple[tuple[str, str], ...] = ()
+    """Components of weight 0 that could not be measured, each with the first reason."""
     usage: Usage = field(default_factory=Usage)
     """What the frozen LM was asked for it."""
     frozen_seconds: float = 0.0

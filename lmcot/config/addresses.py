@@ -24,6 +24,8 @@ _SECRET_HEADER = re.compile(r"token|auth|" + _SECRET_NAME.pattern, re.IGNORECASE
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 """How a header names an environment variable."""
 _OWN_HEADERS = ("content-type", "content-length", "host", "transfer-encoding", "connection")
+MAY_HOLD_SECRETS = ("base_url", "api_key_env", "headers", "query", "extra_body")
+"""Keys of the settings whose values are not repeated, whatever is wrong with them."""
 _CALLS = ("/chat/completions", "/completions")
 
 
@@ -60,6 +62,8 @@ def check_base_url(value: Any) -> str:
             "base_url holds a user name or password, which reports would show: leave them out, "
             "and put an API key into the environment variable that api_key_env names"
         )
+    if not isinstance(value, str):
+        raise ValueError(wanted)
     if "?" in value or "#" in value:
         raise ValueError(
             "base_url holds a query or a fragment ('?' or '#'): leave it out; put an API key into "

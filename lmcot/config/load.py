@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from lmcot.config.addresses import MAY_HOLD_SECRETS
 from lmcot.config.data import FileData
 from lmcot.config.root import Config
 from lmcot.config.yaml_text import parse_yaml
@@ -136,7 +137,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     try:
         value = parse_yaml(text)
     except yaml.YAMLError:
-        raise UserError(f"the override '{override}' does not hold a valid YAML value") from None
+        shown = f"{key}=..." if set(parts) & set(MAY_HOLD_SECRETS) else override
+        raise UserError(f"the override '{shown}' does not hold a valid YAML value") from None
     node = values
     for part in parts[:-1]:
         child = node.setdefault(part, {})
@@ -172,12 +174,16 @@ def _sentence(error: ValidationError, root: type[BaseModel]) -> str:
     if kind == "value_error":
         return f"{key}: {message}" if key else message
     if kind in _NOT_A_MAPPING:
-        return f"'{key}' is {problem['input']!r}: it should be a mapping of keys to values"
+        return f"'{key}' {_is(problem['input'], path)}: it should be a mapping of keys to values"
     # A key of several types has one problem for each.
     wishes = [str(p["msg"]) for p in problems if _locate(p["loc"], root)[0] == path]
     wish = ", or ".join(wishes).replace("Input should", "it should")
     wish = wish.replace("a valid tuple", "a list").replace("Tuple should", "the list should")
-    return f"'{key}' is {problem['input']!r}: {wish}"
+    return f"'{key}' {_is(problem['input'], path)}: {wish}"
+
+
+def _is(value: Any, path: list[str]) -> str:
+    return "is not right" if set(path) & set(MAY_HOLD_SECRETS) else f"is {value!r}"
 
 
 def _unknown_key(path: list[str], known: list[str]) -> str:

@@ -85,9 +85,6 @@ def open_client(settings: OpenAIFrozen, access: Access) -> openai.AsyncOpenAI:
     timeout = openai.Timeout(
         connect=settings.connect_timeout_s, read=reply_s, write=reply_s, pool=None
     )
-    sent: dict[str, Any] = dict(access.headers)
-    if not access.key and not any(name.lower() == "authorization" for name in sent):
-        sent["Authorization"] = openai.Omit()
     try:
         http = openai.DefaultAsyncHttpxClient(
             verify=_tls(settings),
@@ -103,12 +100,18 @@ def open_client(settings: OpenAIFrozen, access: Access) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(
         base_url=settings.base_url,
         api_key=access.key or "none",
-        default_headers=sent,
+        default_headers=access.headers,
         default_query=settings.query,
         http_client=http,
         timeout=timeout,
         max_retries=0,
     )
+
+
+def request_options(access: Access) -> dict[str, Any]:
+    """What each request says beside its body: without a key, no Authorization is sent."""
+    own = any(name.lower() == "authorization" for name in access.headers)
+    return {} if access.key or own else {"headers": {"Authorization": openai.Omit()}}
 
 
 def is_loopback(host: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import openai
 
 from lmcot.config import OpenAIFrozen
-from lmcot.frozen.openai_access import Access, open_client
+from lmcot.frozen.openai_access import Access, open_client, request_options
 from lmcot.frozen.openai_form import RequestForm
 from lmcot.frozen.openai_loop import LoopThread
 from lmcot.frozen.openai_replies import ErrorBody, Faulty, Garbled, Reply, read, said
@@ -88,6 +88,7 @@ class EndpointClient:
         self._settings = settings
         self._access = access
         self._client = open_client(settings, access)
+        self._options: Any = request_options(access)
         self._thread = LoopThread(self._client.close)
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._requests = _pace(settings.requests_per_minute)
@@ -247,7 +248,10 @@ class EndpointClient:
         api = self._settings.api
         try:
             written = self.form.written(body)
-            reply = read(await self._client.post(_PATHS[api], cast_to=str, body=written), api)
+            body_text = await self._client.post(
+                _PATHS[api], cast_to=str, body=written, options=self._options
+            )
+            reply = read(body_text, api)
             self._failing_since = None
             self._answers += 1
             reply = _counted(reply, body)
@@ -365,7 +369,9 @@ def _counted(reply: Reply, body: dict[str, Any]) -> Reply:
 
 
 def _new_text(reply: Reply, body: dict[str, Any]) -> str:
-    return reply.text.removeprefix(body["prompt"]) if body.get("echo") else reply.text
+    if body.get("echo"):
+        return reply.text.removeprefix(body["prompt"])
+    return reply.thinking + reply.text
 
 
 def _estimate(body: dict[str, Any]) -> float:

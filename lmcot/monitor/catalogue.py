@@ -84,6 +84,8 @@ CATALOGUE = {
     "batch/rationales": "Rationales sampled for the step.",
     "batch/judged_share": "Share of them that could be judged; the others are left out.",
     "batch/failed": "Rationales that could not be judged.",
+    "batch/unmeasured": "Components of weight 0 that could not be measured, of all rationales "
+    "together; they are left out of the means.",
     "batch/dropped": "Judged rationales that cannot be learnt from: empty, or (with a group "
     "baseline) the only ones of their question.",
     "batch/tokens": "Response tokens that were learnt from.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lmcot.config import GuidanceRewards
 from lmcot.data.prompts import DemonstratedTemplate, PromptTemplates
@@ -21,6 +21,7 @@ from lmcot.records import (
 )
 from lmcot.rewards.answers import best, contains_gold, exact_match, f1, inclusion
 from lmcot.rewards.aspects import AspectMeter, Measured
+from lmcot.rewards.combine import component_weights
 from lmcot.rewards.custom import load_custom, with_custom
 from lmcot.rewards.likelihood import likelihood_gains
 from lmcot.rewards.reading import read_answer, why_missing
@@ -53,13 +54,16 @@ class RewardModel:
         self._templates = templates
         self._demonstrations = demonstrations
         self._max_answer_tokens = max_answer_tokens
+        self._weights = component_weights(rewards)
         self._custom = None if rewards.custom is None else load_custom(rewards.custom)
 
     def judge(self, examples: Sequence[Example], rollouts: Sequence[Rollout]) -> list[Judgement]:
         """One judgement for each rollout and the example it belongs to, in order.
 
-        If any call that a judgement needs fails, the frozen LM was cut before it said a word, or a
-        component is no finite number, the judgement is that failure and holds no components.
+        If a call that a judgement needs fails, the frozen LM was cut before it said a word, or a
+        component is no finite number, the judgement is that failure and holds no components. A
+        component of weight 0 is not needed, unless a custom reward may look at it: the judgement
+        goes without it.
         """
         rationales = [rollout.text for rollout in rollouts]
         prompts = [
@@ -73,12 +77,15 @@ class RewardModel:
         )
         measured = self._with_likelihood_gains(aspects, examples, rationales)
         judgements = [
-            _judgement(answer, example.answers, rationale, values)
+            _judgement(answer, example.answers, rationale, values, self._needed)
             for answer, example, rationale, values in zip(
                 answers, examples, rationales, measured, strict=True
             )
         ]
         return self._with_custom(judgements, examples, rollouts)
+
+    def _needed(self, component: str) -> bool:
+        return self._weights[component] > 0 or self._custom is not None
 
     def _with_likelihood_gains(
         self,
@@ -142,7 +149,11 @@ def _answer(reply: Completion) -> Answer | Failure:
 
 
 def _judgement(
-    answer: Answer | Failure, golds: Sequence[str], rationale: str, measured: dict[str, Measured]
+    answer: Answer | Failure,
+    golds: Sequence[str],
+    rationale: str,
+    measured: dict[str, Measured],
+    needed: Callable[[str], bool],
 ) -> Judgement:
     if isinstance(answer, Failure):
         return Judgement(failure=answer)
@@ -151,11 +162,20 @@ def _judgement(
         "f1": best(f1, answer.extracted, golds),
         "inclusion": best(inclusion, answer.extracted, golds),
     }
+    unmeasured = {}
     for name, value in measured.items():
-        if isinstance(value, Failure):
-            return Judgement(failure=value)
-        if not math.isfinite(value):
-            reason = f"the reward component '{name}' is {value}, not a finite number"
-            return Judgement(failure=Failure(FailureKind.PERMANENT, reason))
-        components[name] = value
-    return Judgement(components, answer, contains_gold(rationale, golds))
+        found = _finite(name, value)
+        if not isinstance(found, Failure):
+            components[name] = found
+        elif needed(name):
+            return Judgement(failure=found)
+        else:
+            unmeasured[name] = found.reason
+    return Judgement(components, answer, contains_gold(rationale, golds), unmeasured=unmeasured)
+
+
+def _finite(name: str, value: Measured) -> Measured:
+    if isinstance(value, Failure) or math.isfinite(value):
+        return value
+    reason = f"the reward component '{name}' is {value}, not a finite number"
+    return Failure(FailureKind.PERMANENT, reason)

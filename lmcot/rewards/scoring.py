@@ -42,12 +42,14 @@ def columns(
     Of all: ``response_length`` in tokens, ``cut`` (at the length limit) and ``judged``, 0 or 1,
     ``policy_version``. Of the judged ones, NaN for the others: ``reward``, ``component/NAME``,
     ``penalty/NAME``, ``contains_gold`` (0 or 1; NaN also where the question does not arise), and
-    ``answer_empty`` and ``answer_cut``, 0 or 1, of the frozen LM's answers.
+    ``answer_empty`` and ``answer_cut``, 0 or 1, of the frozen LM's answers. A component of weight 0
+    that could not be measured is NaN, too, and counted in ``unmeasured``.
     """
     found = {
         "response_length": [len(one.response_ids) for one in rollouts],
         "cut": [one.finish_reason == "length" for one in rollouts],
         "judged": [one is not None for one in scored],
+        "unmeasured": [len(one.unmeasured) for one in judgements],
         "policy_version": [one.policy_version for one in rollouts],
         "reward": [math.nan if one is None else one.reward for one in scored],
         "contains_gold": [
@@ -56,19 +58,24 @@ def columns(
         "answer_empty": [_lacks(one, "empty") for one in judgements],
         "answer_cut": [_lacks(one, "cut") for one in judgements],
     }
-    first = next((one for one in scored if one is not None), None)
-    if first is not None:
-        for name in first.judgement.components:
-            values = [math.nan if s is None else s.judgement.components[name] for s in scored]
-            found[f"component/{name}"] = values
-        for name in first.penalties:
-            found[name] = [math.nan if s is None else s.penalties[name] for s in scored]
+    good = [one for one in scored if one is not None]
+    for name in dict.fromkeys(name for one in good for name in one.judgement.components):
+        found[f"component/{name}"] = [
+            math.nan if s is None else s.judgement.components.get(name, math.nan) for s in scored
+        ]
+    for name in good[0].penalties if good else ():
+        found[name] = [math.nan if s is None else s.penalties[name] for s in scored]
     return Columns(tuple(found), np.array(list(found.values()), dtype=np.float64))
 
 
 def _lacks(judgement: Judgement, missing: Missing) -> float:
     """Whether the frozen LM's answer is missing in this way; NaN where it was not asked."""
     return math.nan if judgement.answer is None else float(judgement.answer.missing == missing)
+
+
+def unmeasured(judgements: Sequence[Judgement]) -> dict[str, str]:
+    """Components of weight 0 that could not be measured, each with the first reason."""
+    return {name: reason for one in reversed(judgements) for name, reason in one.unmeasured.items()}
 
 
 def record_lines(

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from lmcot.actors.units import Packed, PromptUnit, RolloutUnit
 from lmcot.config import Config
-from lmcot.data.sampler import sample_seed
-from lmcot.errors import UserError
-from lmcot.records import Completion, Example, Failure, Prompt, Rollout, Sampling
-from lmcot.rewards.judge import reply_sampling
+from lmcot.records import Completion, Example, Failure, Prompt, Rollout
 from lmcot.rewards.reading import read_answer
+from lmcot.stages.first_check import row_sampling
 from lmcot.stages.predictions import Attempt, Rationales
 from lmcot.stages.rows import plain, votes
 from lmcot.stages.run import Run, in_units
@@ -77,22 +74,13 @@ def prompt_units(
         texts: the rationales that are shown with each question; none in rows without.
     """
     config = run.config
-    sampling = _sampling(run, row)
     for number in range(config.evaluate.samples if votes(row) else 1):
         prompts = tuple(
             _prompt(run, row, example, shown[number] if shown else "")
             for example, shown in zip(examples, texts, strict=True)
         )
-        if votes(row) and plain(row) in ("standard", "cot"):
-            # Nothing else differs between the attempts: the replies are what is sampled.
-            drawn = replace(
-                sampling,
-                temperature=config.evaluate.temperature,
-                seed=sample_seed(config.seed, 0, row, number) % 2**31,
-            )
-        else:
-            drawn = sampling
-        yield PromptUnit(f"{row}/{examples[0].id}/{number}", prompts, drawn)
+        sampling = row_sampling(config, run.templates, row, number)
+        yield PromptUnit(f"{row}/{examples[0].id}/{number}", prompts, sampling)
 
 
 def answers_of(texts: Sequence[str], replies: Sequence[Completion | Failure]) -> list[Attempt]:
@@ -105,16 +93,6 @@ def _attempt(shown: str, reply: Completion | Failure) -> Attempt:
         return Attempt(shown, reply, "")
     found = read_answer(reply)
     return Attempt(shown, reply, found.answer, found.missing)
-
-
-def _sampling(run: Run, row: str) -> Sampling:
-    frozen = run.config.frozen
-    if frozen is None:
-        raise UserError("evaluate asks the frozen LM, but there is no 'frozen' section")
-    length = frozen.rationale_limit if plain(row) == "cot" else frozen.answer_limit
-    file = run.templates.file
-    template = {"cot": file.cot, "standard": file.standard}.get(plain(row), file.guided)
-    return reply_sampling(template, length)
 
 
 def _prompt(run: Run, row: str, example: Example, rationale: str) -> Prompt:

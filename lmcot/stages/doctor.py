@@ -255,16 +255,19 @@ def _port(config: Config) -> Finding:
 
 
 def _frozen(config: Config) -> Iterable[Finding]:
-    from lmcot.frozen.open import check_frozen_lm
+    from lmcot.data.prompts import load_templates
+    from lmcot.stages.first_check import check_frozen
 
     if config.frozen is None:
         return
     try:
-        check_frozen_lm(config.frozen)
+        _, notices = check_frozen(config, load_templates(config.prompts.templates))
     except UserError as error:
         yield Finding("mend", f"the frozen LM: {error}")
-    else:
-        yield Finding("ok", "the frozen LM is there")
+        return
+    yield Finding("ok", "the frozen LM is there")
+    for notice in notices:
+        yield Finding("note", f"the frozen LM: {notice.removeprefix('frozen: ')}")
 
 
 def _writable(run_dir: Place) -> Finding:

@@ -283,6 +283,7 @@ class _Evaluation:
             run.spending.add("evaluate", judged.usage)
             kept.add(AspectScores.of(one) for one in judged.scored.open())
             self._bar.update(len(judged.columns["judged"]))
+            run.tell_unmeasured(judged.unmeasured)
             losses.add(judged.failures)
 
         fleet.map("judge", self._judge_units(policy, rows), on_result=keep)

@@ -174,8 +174,11 @@ class EvaluationFiles:
         found = {}
         for policy, kept in self.aspects.items():
             scores = [record["scores"] for record in kept.records.values()]
-            if scores and scores[0]:
-                means = {name: sum(s[name] for s in scores) / len(scores) for name in scores[0]}
+            # Not every rationale has every aspect: one of weight 0 may not have been measured.
+            names = dict.fromkeys(name for one in scores for name in one)
+            values = {name: [one[name] for one in scores if name in one] for name in names}
+            if values:
+                means = {name: sum(given) / len(given) for name, given in values.items()}
                 found[policy] = {**means, "n": float(len(scores))}
         return found
 

@@ -319,4 +319,5 @@ class Pipeline:
             batch.judged = time.monotonic()
         self.frozen_seconds += judged.frozen_seconds
         self._run.spending.add(self._stage, judged.usage)
+        self._run.tell_unmeasured(judged.unmeasured)
         batch.losses.add(judged.failures)

@@ -15,7 +15,7 @@ from lmcot.records import Example
 WITHOUT_POLICY: Final = ("standard", "cot", "control_empty", "control_oracle")
 """Rows that need no rationale of the small LM (``+sc`` taken off)."""
 MASK = "___"
-_DEFAULT: Final[tuple[Row, ...]] = (
+DEFAULT_ROWS: Final[tuple[Row, ...]] = (
     "standard",
     "cot",
     "guided_base",
@@ -23,6 +23,7 @@ _DEFAULT: Final[tuple[Row, ...]] = (
     "guided_refined",
     "small_alone",
 )
+"""Where the settings name none."""
 _MISSING = {
     "distilled": "run 'lmcot distill' on the run directory, or set evaluate.distilled",
     "refined": "run 'lmcot refine' on the run directory, or set evaluate.refined",
@@ -77,7 +78,7 @@ def chosen_rows(settings: EvaluateSettings, policies: Sequence[str]) -> list[Row
     asked = settings.rows
     rows: list[Row] = []
     for row in get_args(Row):
-        if row not in (_DEFAULT if asked is None else asked):
+        if row not in (DEFAULT_ROWS if asked is None else asked):
             continue
         policy = policy_of(row, policies)
         if policy and policy not in policies:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +19,7 @@ from lmcot.data.loaders import load_examples
 from lmcot.data.prompts import PromptTemplates, load_templates
 from lmcot.data.render import encode
 from lmcot.errors import UserError
-from lmcot.frozen.open import calls_at_once, check_frozen_lm
+from lmcot.frozen.open import calls_at_once
 from lmcot.models.sources import load_tokenizer
 from lmcot.monitor.metrics import Monitor
 from lmcot.monitor.progress import say
@@ -27,6 +27,7 @@ from lmcot.records import Example
 from lmcot.rewards.aspects import AspectMeter
 from lmcot.rewards.custom import load_custom
 from lmcot.stages.budgets import Spending
+from lmcot.stages.first_check import check_frozen
 from lmcot.stages.inputs import check_contents
 from lmcot.stages.interruption import Interruption
 from lmcot.stages.run_directory import RunDirectory
@@ -57,6 +58,8 @@ class Run:
     interruption: Interruption
     templates: PromptTemplates = field(init=False)
     spending: Spending = field(init=False)
+    _told: set[str] = field(init=False, default_factory=set)
+    """Components that were said not to be measured."""
 
     def __post_init__(self) -> None:
         budget = self.config.frozen.budget if self.config.frozen else BudgetSettings()
@@ -79,7 +82,10 @@ class Run:
         return self._questions(self.config.data.validation, self.config.data.max_validation)
 
     def check_inputs(self) -> None:
-        """Reads the data and the tokenizers: a mistake must not cost the start of a cluster.
+        """Reads the data and the tokenizers, and asks an endpoint what the run will ask.
+
+        A mistake must not cost the start of a cluster. From here on, the run's settings hold what
+        was learned of the endpoint.
 
         Raises:
             UserError: if data, small LM, frozen LM, learned aspects or a custom reward are not
@@ -89,8 +95,9 @@ class Run:
             AspectMeter(self.config.rewards)  # reads the learned model, if there is one
             if self.config.rewards.custom is not None:
                 load_custom(self.config.rewards.custom)
-        if self.config.frozen is not None:
-            check_frozen_lm(self.config.frozen)
+        self.config, notices = check_frozen(self.config, self.templates)
+        for notice in notices:
+            say(notice)
         for questions, key in ((self.train, "data.train"), (self.validation, "data.validation")):
             say(f"{key}: {len(questions)} questions")
 
@@ -98,6 +105,13 @@ class Run:
         """Token ids of the prompt that the small LM answers with a rationale."""
         prompt = self.templates.rationale(example)
         return tuple(encode(prompt, self.tokenizer, self.config.prompts.chat))
+
+    def tell_unmeasured(self, components: Iterable[tuple[str, str]]) -> None:
+        """Says once of each component of weight 0 that it cannot always be measured, and why."""
+        for name, reason in components:
+            if name not in self._told:
+                self._told.add(name)
+                say(f"{name} (weight 0) is left out where it cannot be measured; first: {reason}")
 
     def _questions(self, source: DataSource, limit: int | None) -> list[Question]:
         data = self.config.data

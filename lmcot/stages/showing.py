@@ -52,7 +52,7 @@ def spreads(columns: Columns) -> dict[str, list[float]]:
     return {
         "reward": columns["reward"][judged].tolist(),
         "response/length": columns["response_length"][judged].tolist(),
-        **{name: columns[name][judged].tolist() for name in components},
+        **{name: columns[name][judged & ~np.isnan(columns[name])].tolist() for name in components},
     }
 
 

@@ -11,17 +11,18 @@ def step_metrics(columns: Columns) -> dict[str, float]:
     """Metrics from the numbers of the rationales in their order, so that they do not depend on
     who did the work.
 
-    Rewards, components, penalties and ``response/contains_gold`` are of the judged rationales,
-    lengths in tokens and the shares that were cut and judged of all.
+    Rewards, components, penalties and ``response/contains_gold`` are of the judged rationales that
+    have them, lengths in tokens and the shares that were cut and judged of all.
     """
     judged = columns["judged"] == 1
     rewards = columns["reward"][judged]
     gold = columns["contains_gold"][~np.isnan(columns["contains_gold"])]
-    means = {
-        name: float(columns[name][judged].mean())
+    measured = {
+        name: columns[name][judged & ~np.isnan(columns[name])]
         for name in columns.names
         if name.startswith(("component/", "penalty/"))
     }
+    means = {name: float(values.mean()) for name, values in measured.items() if len(values)}
     return {
         "reward/mean": float(rewards.mean()) if judged.any() else 0.0,
         "reward/std": float(rewards.std()) if judged.any() else 0.0,
@@ -34,6 +35,7 @@ def step_metrics(columns: Columns) -> dict[str, float]:
         "batch/rationales": float(len(judged)),
         "batch/judged_share": float(judged.mean()),
         "batch/failed": float((~judged).sum()),
+        "batch/unmeasured": float(columns["unmeasured"].sum()),
     }
 
 

@@ -17,8 +17,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lmcot.config import OpenAIFrozen
+from lmcot.frozen.needs import Found, Needs
 from lmcot.frozen.openai_backend import OpenAILM
-from lmcot.records import Failure, FailureKind, Message, Prompt
+from lmcot.frozen.openai_check import check_endpoint
+from lmcot.records import Failure, FailureKind, Message, Prompt, Sampling
 
 FAULTS = ("429", "500", "hang", "closed", "garbage", "empty", "nan", "truncated")
 HANG_S = 3.0
@@ -171,7 +173,8 @@ def completion(
         choice["text"] = text
         if "logprobs" in call.body:
             choice["logprobs"] = {"top_logprobs": [alternatives or {}], **logprobs}
-    usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    written = min(3, call.body["max_tokens"]) if call.body.get("echo") else 3
+    usage = {"prompt_tokens": 7, "completion_tokens": written, "total_tokens": 7 + written}
     return Answer(json.dumps({"id": "1", "choices": [choice], "usage": usage}))
 
 
@@ -216,6 +219,12 @@ def client(endpoint: Endpoint, **changes: Any) -> Iterator[OpenAILM]:
         yield lm
     finally:
         lm.close()
+
+
+def check(endpoint: Endpoint, needs: Needs | None = None, **changes: Any) -> Found:
+    """What a first check of the endpoint finds, by default with one greedy request."""
+    greedy = Needs(((ask("Hi")[0], Sampling(max_new_tokens=24)),))
+    return check_endpoint(settings(endpoint, **changes), needs or greedy)
 
 
 def ask(*texts: str) -> list[Prompt]:

@@ -26,6 +26,7 @@ from lmcot.config import (
     HubData,
     LoraSettings,
     ModelCritic,
+    OpenAIFrozen,
     Rloo,
     Stage,
     depends,
@@ -732,3 +733,73 @@ def test_an_endpoint_judges_fluency_or_leaves_it(source: str) -> None:
     config = parse_config({**LEAST, "frozen": ENDPOINT, "rewards": rewards})
     assert isinstance(config.rewards, GuidanceRewards)
     assert config.rewards.aspects["fluency"] == AspectSettings(source=source)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000", "ftp://x/v1", "", "http://", "http://x:1x/v1", "http://[x/v1",
+        "http://me:pw@x/v1", "http://x/v1?api_key=pw", "http://x/v1#pw", "me:pw@x/v1",
+        "http://x/v1/chat/completions", "http://x /v1", 7,
+    ],
+)  # fmt: skip
+def test_an_endpoints_address_holds_nothing_else(url: Any) -> None:
+    told = refusal({**LEAST, "frozen": {**ENDPOINT, "base_url": url}})
+    assert told.startswith("frozen.base_url: ")
+    assert "pw" not in told
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sk-PASTED-h3-KEY", "gsk_8Zq2xWvT5uYbN1cR7", "AIzaSyD4iE2xVSpkLLOXoyqT", "hf_AbCdEfGh",
+        "3f9a7c1e5b2d4f60", "a3f9c2e17b4d5f608192", "AKIAIOSFODNN7EXAMPLE", "", "MY KEY", 17,
+    ],
+)  # fmt: skip
+def test_a_key_in_the_place_of_its_variables_name_is_refused(key: Any) -> None:
+    told = refusal({**LEAST, "frozen": {**ENDPOINT, "api_key_env": key}})
+    assert "frozen.api_key_env must be the name of an environment variable" in told.replace(
+        "frozen.api_key_env: api_key_env", "frozen.api_key_env"
+    )
+    assert not key or str(key) not in told
+
+
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "KEY2", "my_key", "AZURE_OPENAI_API_KEY_2"])
+def test_names_of_variables(name: str) -> None:
+    frozen = parse_config({**LEAST, "frozen": {**ENDPOINT, "api_key_env": name}}).frozen
+    assert isinstance(frozen, OpenAIFrozen)
+    assert frozen.api_key_env == name
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"headers": {"api-key": "pw"}}, "the header 'api-key' looks like a secret"),
+        ({"headers": {"Authorization": "Bearer pw"}}, "the header 'Authorization' looks like a"),
+        ({"headers": {"X-Auth-Token": "pw ${A}"}}, "the header 'X-Auth-Token' looks like a secret"),
+        ({"headers": {"x": "${pw"}}, "the header 'x' holds '${' without"),
+        ({"headers": {"x": "pw\n"}}, "that HTTP does not admit"),
+        ({"headers": {"Host": "pw"}}, "the header 'Host', which lmcot sets itself"),
+        ({"headers": "pw"}, "frozen.headers"),
+        ({"headers": {"x": ["pw"]}}, "frozen.headers.x"),
+        ({"query": {"api_key": "pw"}}, "the key 'api_key' looks like a secret"),
+        ({"extra_body": {"a": {"password": "pw"}}}, "the key 'password' looks like a secret"),
+        ({"extra_body": {"temperature": 1}}, "'temperature', which lmcot sets itself"),
+        ({"extra_body": ["pw"]}, "frozen.extra_body"),
+        ({"rename_parameters": {"n": "pw"}}, "frozen.rename_parameters"),
+        ({"drop_parameters": ["max_tokens"]}, "frozen.drop_parameters"),
+    ],
+)
+def test_secrets_are_not_repeated(values: dict[str, Any], said: str) -> None:
+    told = refusal({**LEAST, "frozen": {**ENDPOINT, **values}})
+    assert said in told.replace("holds 'Host'", "the header 'Host'")
+    assert "pw" not in told
+
+
+def test_headers_name_secrets_by_their_variables() -> None:
+    headers = {"api-key": "${AZURE_KEY}", "Authorization": "Bearer ${MY_KEY}", "X-Title": "lmcot"}
+    given = {**ENDPOINT, "headers": headers, "query": {"api-version": "2024-10-21"}}
+    config = parse_config({**LEAST, "frozen": given})
+    assert isinstance(config.frozen, OpenAIFrozen)
+    assert config.frozen.headers == headers
+    assert parse_config(yaml.safe_load(dump_config(config))) == config

@@ -82,7 +82,7 @@ def test_choice_from_the_first_token(endpoint: Endpoint) -> None:
     endpoint.respond = lambda call: completion(call, "Yes", shares)
     with client(endpoint, api="completions") as lm:
         found = lm.choose(ask("a"), YES_NO)[0]
-    assert endpoint.requests[0]["logprobs"] == 5
+    assert endpoint.requests[0]["logprobs"] == 20
     assert isinstance(found, Choice)
     assert found.probabilities == pytest.approx({"yes": 0.75, "no": 0.25})
 
@@ -96,7 +96,8 @@ def test_choice_from_the_text_where_log_probabilities_are_refused(endpoint: Endp
     with client(endpoint, api="completions", concurrency=1) as lm:
         found = lm.choose(ask("say No.", "say Yes!"), YES_NO)
     assert [one.probabilities["yes"] for one in found if isinstance(one, Choice)] == [0, 1]
-    assert len(endpoint.calls) == 3
+    # As many alternatives as there may be, then fewer, then none, and none from then on.
+    assert [request.get("logprobs") for request in endpoint.requests] == [20, 5, None, None]
 
 
 def test_a_score_is_the_sum_over_the_continuation(endpoint: Endpoint) -> None:
@@ -106,7 +107,7 @@ def test_a_score_is_the_sum_over_the_continuation(endpoint: Endpoint) -> None:
         {
             "model": "m",
             "prompt": "Is it?\nYes it is",
-            "max_tokens": 0,
+            "max_tokens": 1,
             "temperature": 0.0,
             "echo": True,
             "logprobs": 1,
@@ -116,14 +117,16 @@ def test_a_score_is_the_sum_over_the_continuation(endpoint: Endpoint) -> None:
     assert _score(endpoint, "") == Score(0.0, 0, 7)
 
 
-def test_where_one_token_must_be_generated_it_is_passed_over(endpoint: Endpoint) -> None:
-    def at_least_one(call: Call) -> Answer:
-        return _echo(call) if call.body["max_tokens"] else Answer("{}", 400)
+def test_an_endpoint_that_writes_on_gives_no_scores(endpoint: Endpoint) -> None:
+    """One token is asked for: to some servers none means that there is no limit."""
 
-    endpoint.respond = at_least_one
-    with client(endpoint, api="completions", concurrency=1) as lm:
-        assert lm.score(ask("Is it?", "Is it?"), ["Yes it is"] * 2) == [SCORE, SCORE]
-    assert [request["max_tokens"] for request in endpoint.requests] == [0, 1, 1]
+    def writes_on(call: Call) -> Answer:
+        body = json.loads(_echo(call).body)
+        body["usage"]["completion_tokens"] = 391
+        return replace(_echo(call), body=json.dumps(body))
+
+    endpoint.respond = writes_on
+    assert "one token and wrote 391" in failure(_score(endpoint), FailureKind.PERMANENT)
 
 
 def test_a_first_token_that_the_text_does_not_hold_moves_nothing(endpoint: Endpoint) -> None:
@@ -147,7 +150,12 @@ def test_impossible_numbers_count_only_in_the_continuation(
     assert "log-probability" in failure(_score(endpoint), FailureKind.PERMANENT)
 
 
-@pytest.mark.parametrize("missing", ["tokens", "token_logprobs", "text_offset"])
+def test_tokens_are_found_without_offsets(endpoint: Endpoint) -> None:
+    endpoint.respond = lambda call: _echo(call, missing="text_offset")
+    assert _score(endpoint) == SCORE
+
+
+@pytest.mark.parametrize("missing", ["tokens", "token_logprobs"])
 def test_an_endpoint_that_tells_too_little_gives_no_scores(
     endpoint: Endpoint, missing: str
 ) -> None:
@@ -167,4 +175,4 @@ def test_an_endpoint_that_refuses_to_echo_says_so(endpoint: Endpoint) -> None:
     reason = failure(_score(endpoint), FailureKind.PERMANENT)
     assert "refuses to score" in reason
     assert "echo is no use" in reason
-    assert len(endpoint.calls) == 2
+    assert len(endpoint.calls) == 1

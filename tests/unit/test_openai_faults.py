@@ -18,7 +18,9 @@ import pytest
 from lmcot.config import OpenAIFrozen
 from lmcot.errors import UserError
 from lmcot.frozen import openai_client
+from lmcot.frozen.needs import Needs
 from lmcot.frozen.openai_backend import OpenAILM
+from lmcot.frozen.openai_check import check_endpoint
 from lmcot.records import Choice, Completion, Failure, FailureKind, Sampling, Score
 from tests.unit.endpoint import (
     FAULTS,
@@ -28,6 +30,7 @@ from tests.unit.endpoint import (
     as_asked,
     ask,
     at_fault,
+    check,
     client,
     completion,
     failure,
@@ -165,9 +168,10 @@ def test_a_lost_connection_is_transient() -> None:
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
         lm = OpenAILM(OpenAIFrozen(backend="openai", base_url=url, model="m", max_retries=0))
         assert "connection" in failure(lm.generate(ask("say a"), GREEDY)[0], FailureKind.TRANSIENT)
-        with pytest.raises(UserError, match=r"cannot be reached .*frozen\.base_url"):
-            lm.check()
         lm.close()
+        settings = OpenAIFrozen(backend="openai", base_url=url, model="m", max_retries=0)
+        with pytest.raises(UserError, match=r"cannot be reached .*frozen\.base_url"):
+            check_endpoint(settings, Needs(((ask("Hi")[0], GREEDY),)))
 
 
 def test_a_reply_that_trickles_for_ever_ends_with_the_time(endpoint: Endpoint) -> None:
@@ -236,9 +240,9 @@ def test_tokens_keep_the_settings_pace_by_what_the_endpoint_counts(endpoint: End
 def test_a_first_request_that_is_answered_passes_the_check(endpoint: Endpoint) -> None:
     for api in ("chat", "completions"):
         endpoint.respond = lambda call: completion(call, "")
-        with client(endpoint, api=api) as lm:
-            lm.check()
-    assert [request["max_tokens"] for request in endpoint.requests] == [1, 1]
+        found = check(endpoint, api=api, max_retries=0)
+        assert any("without any text" in notice for notice in found.notices)
+    assert [request["max_tokens"] for request in endpoint.requests] == [24, 24]
 
 
 @pytest.mark.parametrize(
@@ -249,20 +253,21 @@ def test_a_first_request_that_is_answered_passes_the_check(endpoint: Endpoint) -
         (404, r"knows no model 'm', .*frozen\.model, frozen\.base_url"),
         (400, r"does not answer a first request .*400.*frozen\.model"),
         (503, r"does not answer a first request .*503.*frozen\.model"),
-        (200, r"does not speak the OpenAI API .*frozen\.base_url"),
+        (
+            200,
+            r"gives no completion .*does not speak the OpenAI API there; correct frozen\.base_url",
+        ),
     ],
 )
 def test_a_check_that_fails_names_what_to_mend(
     endpoint: Endpoint, status: int, sentence: str
 ) -> None:
     endpoint.respond = lambda call: Answer("{}", status)
-    with (
-        client(endpoint, api_key_env="MY_KEY", max_retries=6) as lm,
-        pytest.raises(UserError, match=sentence) as complaint,
-    ):
-        lm.check()
+    with pytest.raises(UserError, match=sentence) as complaint:
+        check(endpoint, api_key_env="MY_KEY", max_retries=6)
     assert "\n" not in str(complaint.value)
-    assert len(endpoint.calls) == (3 if status in (200, 503) else 1)
+    # A refusal that names nothing is tried in other forms.
+    assert len(endpoint.calls) == {200: 3, 503: 3, 400: 4}.get(status, 1)
 
 
 def test_an_endpoint_that_is_down_fails_the_rest_of_a_batch_at_once(

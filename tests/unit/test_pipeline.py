@@ -139,6 +139,7 @@ class Stand:
             train=questions,
             spending=Spending(folder / "spending.json", BudgetSettings()),
             interruption=SimpleNamespace(check=lambda: None),
+            tell_unmeasured=lambda components: None,
         )
         self.rollout, self.reward = FakeFleet(sampled), FakeFleet(judged)
         self.learners = FakeLearners()

@@ -27,9 +27,12 @@ from lmcot.records import (
     Rollout,
     Sampling,
     Score,
+    ScoredRollout,
 )
 from lmcot.rewards.combine import increasing_reward, judge_increasing, scalar_reward
 from lmcot.rewards.judge import RewardModel, answer_prompts
+from lmcot.rewards.scoring import columns
+from lmcot.stages.summary import step_metrics
 
 ASPECTS: tuple[Aspect, ...] = (
     "factuality",
@@ -85,6 +88,14 @@ class KnownLM:
         self.asked.append((call, prompt))
         broken = self.broken == call
         return Failure(FailureKind.TRANSIENT, f"{call} timed out") if broken else None
+
+
+WEIGHED = GuidanceRewards(
+    aspects={
+        name: AspectSettings(source=one.source, weight=0.1)
+        for name, one in GuidanceRewards().aspects.items()
+    }
+)
 
 
 def _rollout(text: str) -> Rollout:
@@ -151,10 +162,56 @@ def test_an_empty_rationale_has_nothing_of_any_aspect_and_is_not_judged(text: st
 @pytest.mark.parametrize("call", ["generate", "choose", "score"])
 def test_a_failed_call_fails_the_judgement(call: str) -> None:
     """[16] A failure is never a reward of zero."""
-    [judgement] = _judge(KnownLM(broken=call), RIGHT)
+    [judgement] = _judge(KnownLM(broken=call), RIGHT, rewards=WEIGHED)
     assert judgement == Judgement(failure=Failure(FailureKind.TRANSIENT, f"{call} timed out"))
     with pytest.raises(ValueError, match="no reward"):
         scalar_reward(judgement, GuidanceRewards())
+
+
+@pytest.mark.parametrize(
+    ("frozen", "lost", "reason"),
+    [
+        (KnownLM(broken="choose"), {"aspect/logicality"}, "choose timed out"),
+        (KnownLM(broken="score"), {"aspect/fluency", "likelihood_gain"}, "score timed out"),
+        (KnownLM(yes=math.nan), {"aspect/logicality"}, "'aspect/logicality' is nan"),
+    ],
+)
+def test_a_component_of_weight_0_that_fails_is_left_out(
+    frozen: KnownLM, lost: set[str], reason: str
+) -> None:
+    """The reward does not depend on it, and neither does the judgement."""
+    rewards = GuidanceRewards(
+        aspects={
+            "logicality": AspectSettings(source="judge"),
+            "fluency": AspectSettings(source="metrics"),
+        },
+        likelihood_gain_weight=0,
+    )
+    [judgement] = _judge(frozen, RIGHT, rewards=rewards)
+    [whole] = _judge(KnownLM(), RIGHT, rewards=rewards)
+    assert judgement.failure is None
+    assert set(judgement.unmeasured) == lost
+    assert all(reason in one for one in judgement.unmeasured.values())
+    assert set(whole.components) - set(judgement.components) == lost
+    assert scalar_reward(judgement, rewards) == scalar_reward(whole, rewards) == 1.0
+
+    rollouts = [_rollout(RIGHT), _rollout(RIGHT)]
+    scored = [ScoredRollout(rollouts[0], one, 1.0) for one in (judgement, whole)]
+    found = columns(rollouts, [judgement, whole], scored)
+    assert found["unmeasured"].tolist() == [len(lost), 0]
+    for name in lost:
+        assert math.isnan(found[f"component/{name}"][0])
+        mean = step_metrics(found)[f"component/{name}"]
+        assert mean == pytest.approx(whole.components[name])
+
+
+def test_a_custom_reward_may_look_at_components_of_weight_0(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rewards = _own(monkeypatch, lambda example, rollout, judgement: 1.0)
+    rewards = rewards.model_copy(update={"aspects": GuidanceRewards().aspects})
+    [judgement] = _judge(KnownLM(broken="choose"), RIGHT, rewards=rewards)
+    assert judgement.failure is not None
 
 
 def test_a_failure_is_that_of_its_own_rationale_alone() -> None:
@@ -241,7 +298,7 @@ def test_a_judgement_without_components_has_no_reward() -> None:
 )
 def test_a_component_that_is_no_number_fails_the_judgement(frozen: KnownLM) -> None:
     """[16] A NaN never enters a batch."""
-    [judgement] = _judge(frozen, RIGHT)
+    [judgement] = _judge(frozen, RIGHT, rewards=WEIGHED)
     assert judgement.failure is not None
     assert judgement.failure.kind is FailureKind.PERMANENT
     assert "aspect/" in judgement.failure.reason

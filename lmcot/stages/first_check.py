@@ -1,0 +1,126 @@
+"""The frozen LM before anything starts: is it there, and can it do what the settings ask?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import get_args
+
+from lmcot.config import Aspect, Config, GuidanceRewards
+from lmcot.data.prompts import PromptTemplates
+from lmcot.data.sampler import sample_seed
+from lmcot.errors import UserError
+from lmcot.frozen.needs import Measure, Needs
+from lmcot.frozen.open import check_frozen_lm
+from lmcot.records import Example, Paragraph, Prompt, Sampling
+from lmcot.rewards.judge import reply_sampling
+from lmcot.rewards.needs import Component, components, without
+from lmcot.stages.rows import DEFAULT_ROWS, plain, votes
+
+_EXAMPLE = Example(
+    "first-check",
+    "On which river does the town of Velm lie?",
+    "the Brann",
+    (Paragraph("Velm", ("Velm is a small town.", "It lies on the river Brann.")),),
+)
+_RATIONALE = "Velm lies on the river Brann. So the answer is the Brann."
+_JUDGEMENTS = 3
+"""Questions of the judge that an endpoint is asked, until it says yes or no to one."""
+_LACKS: dict[Measure, str] = {
+    "choose": "the judge's yes or no",
+    "score": "log-likelihoods of given texts",
+}
+
+
+def check_frozen(config: Config, templates: PromptTemplates) -> tuple[Config, list[str]]:
+    """Asks the frozen LM what a run will ask of it, before the run does.
+
+    Returns:
+        the settings that the run works with: with what was learned of an endpoint, and without
+        components of weight 0 that it cannot measure; and what the user should know, line by line.
+
+    Raises:
+        UserError: if it does not answer, or cannot measure a component that has a weight.
+    """
+    if config.frozen is None:
+        return config, []
+    rewards = config.rewards
+    asked = list(components(rewards)) if isinstance(rewards, GuidanceRewards) else []
+    measures = {measure for one in asked for measure in one.measures}
+    needs = Needs(
+        tuple(_completions(config, templates)),
+        tuple(_judgements(templates)) if "choose" in measures else (),
+        "score" in measures,
+    )
+    found = check_frozen_lm(config.frozen, needs)
+    notices = list(found.notices)
+    unmeasured = [one for one in asked if one.measures & found.lacks.keys()]
+    for one in unmeasured:
+        reason = _reason(one, found.lacks)
+        if one.weight > 0:
+            raise UserError(
+                f"{one.setting} has the weight {one.weight:g}, but it cannot be measured: {reason};"
+                f" {one.remedy}, or use an endpoint that gives {_wanted(one, found.lacks)}"
+            )
+        notices.append(f"{one.setting} (weight 0) is left out: {reason}")
+    if isinstance(rewards, GuidanceRewards):
+        rewards = without(rewards, {one.setting for one in unmeasured})
+    return config.model_copy(update={"frozen": found.settings, "rewards": rewards}), notices
+
+
+def row_sampling(config: Config, templates: PromptTemplates, row: str, number: int) -> Sampling:
+    """How the frozen LM replies in a row of an evaluation.
+
+    Args:
+        number: of the attempt, where several vote.
+    """
+    frozen = config.frozen
+    if frozen is None:
+        raise UserError("evaluate asks the frozen LM, but there is no 'frozen' section")
+    length = frozen.rationale_limit if plain(row) == "cot" else frozen.answer_limit
+    file = templates.file
+    template = {"cot": file.cot, "standard": file.standard}.get(plain(row), file.guided)
+    sampling = reply_sampling(template, length)
+    if not votes(row) or plain(row) not in ("standard", "cot"):
+        return sampling
+    # Nothing else differs between the attempts: the replies are what is sampled.
+    return replace(
+        sampling,
+        temperature=config.evaluate.temperature,
+        seed=sample_seed(config.seed, 0, row, number) % 2**31,
+    )
+
+
+def _completions(config: Config, templates: PromptTemplates) -> Iterator[tuple[Prompt, Sampling]]:
+    """A request of each form that the run sends: the seeds alone differ among those of a form."""
+    shown, seen = config.prompts.demonstrations, set()
+    rows = ["guided_base", *(config.evaluate.rows or DEFAULT_ROWS)]
+    if config.teacher is not None and config.teacher.kind == "frozen":
+        rows.append("cot")
+    for row in rows:
+        if row == "small_alone":
+            continue
+        sampling = row_sampling(config, templates, row, 0)
+        form = replace(sampling, seed=None if sampling.seed is None else 0)
+        if form in seen:
+            continue
+        seen.add(form)
+        if plain(row) == "standard":
+            yield templates.standard(_EXAMPLE, shown), sampling
+        elif plain(row) == "cot":
+            yield templates.cot(_EXAMPLE, shown), sampling
+        else:
+            yield templates.guided(_EXAMPLE, _RATIONALE, shown), sampling
+
+
+def _judgements(templates: PromptTemplates) -> list[Prompt]:
+    aspects: tuple[Aspect, ...] = get_args(Aspect)
+    return [templates.judge(_EXAMPLE, _RATIONALE, one) for one in aspects[:_JUDGEMENTS]]
+
+
+def _reason(one: Component, lacks: Mapping[Measure, str]) -> str:
+    return "; ".join(lacks[measure] for measure in sorted(one.measures & lacks.keys()))
+
+
+def _wanted(one: Component, lacks: Mapping[Measure, str]) -> str:
+    return " and ".join(_LACKS[measure] for measure in sorted(one.measures & lacks.keys()))
