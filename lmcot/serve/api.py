@@ -10,10 +10,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
@@ -42,6 +44,10 @@ from lmcot.serve.schemas import (
 
 _log = logging.getLogger("lmcot.serve")
 _Item = TypeVar("_Item")
+_BEARER = [
+    Security(HTTPBearer(auto_error=False, description="Where the service asks for a token."))
+]
+"""For the document: it is the `Guard` that asks."""
 _CHAT = "/v1/chat/completions"
 Ready = Callable[[], Awaitable[Versions]]
 """The versions of both models, once they are there; else `NotReady` is raised."""
@@ -146,8 +152,10 @@ def make_app(service: Service, digests: Sequence[str] = (), *, tells_id: bool = 
     errors: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorResponse} for status in (401, 413, 422, 502, 503, 504)
     }
-    app = FastAPI(
+    # The page /docs with its scripts from here: it needs no internet, and runs nobody else's.
+    app = FastAPIOffline(
         title="lmcot", version=__version__, responses=errors, docs_url="/docs", redoc_url=None,
+        static_url="/docs-files", swagger_ui_oauth2_redirect_url="/docs-files/oauth2-redirect",
         description="Guided answers: a small LM writes a rationale, a frozen large one answers.",
     )  # fmt: skip
     _add_answers(app, service)
@@ -168,7 +176,7 @@ def make_app(service: Service, digests: Sequence[str] = (), *, tells_id: bool = 
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/answer", response_model=AnswerResponse)
+    @app.post("/v1/answer", response_model=AnswerResponse, dependencies=_BEARER)
     async def answer(body: AnswerRequest, request: Request) -> Any:
         """A guided answer; with `stream` as server-sent events: `token` and `rationale` for each
         rationale, then `answer`, or `error`."""
@@ -178,7 +186,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
             return _streamed(_answer_events(service, ask))
         return await service.answer(ask)
 
-    @app.post("/v1/answers")
+    @app.post("/v1/answers", dependencies=_BEARER)
     async def answers(body: AnswersRequest, request: Request) -> AnswersResponse:
         """Several at once, in their order."""
         limit = service.settings.limits.batch
@@ -200,14 +208,17 @@ def _add_answers(app: FastAPI, service: Service) -> None:
 
         return AnswersResponse(answers=list(await asyncio.gather(*map(one_of, asks))))
 
-    @app.post("/v1/rationale")
+    @app.post("/v1/rationale", dependencies=_BEARER)
     async def rationale(body: RationaleRequest, request: Request) -> RationaleResponse:
         """Guidance alone, for those who ask a large LM of their own."""
         return await service.rationale(body, request.state.request_id)
 
 
 def _add_chat(app: FastAPI, service: Service) -> None:
-    @app.post(_CHAT, response_model=ChatCompletion, responses={400: {"model": ErrorResponse}})
+    @app.post(
+        _CHAT, response_model=ChatCompletion, dependencies=_BEARER,
+        responses={400: {"model": ErrorResponse}},
+    )  # fmt: skip
     async def chat(body: ChatRequest, request: Request) -> Any:
         """As OpenAI's: the last user message is the question, system messages are instructions,
         what else was said is context."""
@@ -219,12 +230,12 @@ def _add_chat(app: FastAPI, service: Service) -> None:
 
     name = service.settings.name
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", dependencies=_BEARER)
     async def models() -> Models:
         """The one model that there is."""
         return Models(data=[Model(id=name)])
 
-    @app.get("/v1/models/{model}", responses={404: {"model": ErrorResponse}})
+    @app.get("/v1/models/{model}", dependencies=_BEARER, responses={404: {"model": ErrorResponse}})
     async def model(model: str) -> Model:
         """It by its name."""
         if model != name:

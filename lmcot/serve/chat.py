@@ -10,6 +10,7 @@ from typing import Any
 
 from lmcot.serve.conversation import Asked, read_conversation
 from lmcot.serve.deployments import Piece, Wish, Written
+from lmcot.serve.dspy_form import FieldsWanted
 from lmcot.serve.guidance import Refused
 from lmcot.serve.openai_schemas import (
     AssistantMessage,
@@ -48,6 +49,8 @@ _REFUSED: tuple[tuple[str, Callable[[ChatRequest], bool], str], ...] = (
     ),
 )
 """Fields that would change the answer, when they are refused, and why."""
+_PLAIN_FIRST = "First give the short answer alone, in plain words: it is put into its form later."
+"""To the frozen LM, whose instructions may speak of the form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,8 @@ class Chat:
     form: Form | None
     tool: str | None
     """The function that the answer is the arguments of."""
+    fields: FieldsWanted | None
+    """How the object is written, if not as JSON."""
     stop: tuple[str, ...]
     model: str
     usage: bool
@@ -79,15 +84,22 @@ def read_chat(request: ChatRequest, model: str) -> Chat:
             raise Refused(400, f"{name} is not offered: {reason}", param=name)
     asked = read_conversation(request.messages)
     form, tool = _form(request, asked)
+    fields = asked.fields if form is None else None
+    if fields is not None:
+        form = _read(fields.schema, "messages")
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
     if form is not None and any(stop):
         raise Refused(400, "stop cannot cut a JSON object: leave one of them out", param="stop")
     longest = [one for one in (request.max_completion_tokens, request.max_tokens) if one]
+    instructions = [*asked.instructions]
+    if instructions and form is not None:
+        instructions.append(_PLAIN_FIRST)
     return Chat(
         asked,
-        Wish("\n\n".join(asked.instructions), min(longest, default=None)),
+        Wish("\n\n".join(instructions), min(longest, default=None)),
         form,
         tool,
+        fields,
         tuple(one for one in stop if one),
         request.model or model,
         request.stream_options.include_usage,
@@ -172,6 +184,8 @@ def _reply(found: AnswerResponse, chat: Chat) -> tuple[str | None, list[ToolCall
     # Clients take an object that ended by its length for half of one.
     finish: FinishReason = "length" if found.answer_cut else "stop"
     content = json.dumps(found.structured, ensure_ascii=False)
+    if chat.fields is not None:
+        content = chat.fields.written(found.structured or {})
     if chat.tool is None:
         return content, [], finish
     call = ToolCall(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lmcot.serve.dspy_form import FieldsWanted, objective_of, read_fields, split_wish
 from lmcot.serve.guidance import Refused
 from lmcot.serve.openai_schemas import ChatMessage
 
@@ -14,11 +15,7 @@ _LABEL = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 """A line that begins a part of a text: "Context: ...", "Question: ...", "Answer:"."""
-_FIELD = re.compile(r"^\[\[ ## (\w{1,100}) ## \]\][ \t]*$", re.MULTILINE)
-"""A line that begins a field, as dspy writes them."""
 _QUESTIONS = ("question", "query")
-_REPLY = "\n\nRespond with "
-"""What dspy says of the reply, below the last field."""
 _UNTITLED = ("context", "passages", "documents")
 
 
@@ -31,6 +28,8 @@ class Asked:
     """Titles and texts."""
     instructions: tuple[str, ...] = ()
     """To the one who answers."""
+    fields: FieldsWanted | None = None
+    """What the reply is to consist of, if the question says so itself."""
 
 
 def read_conversation(messages: Sequence[ChatMessage]) -> Asked:
@@ -46,7 +45,7 @@ def read_conversation(messages: Sequence[ChatMessage]) -> Asked:
         raise Refused(
             422, "messages holds no user message: the last one is the question", param="messages"
         )
-    instructions = [text for role, text in texts if role in ("system", "developer")]
+    instructions = [objective_of(text) for role, text in texts if role in ("system", "developer")]
     said = [("", text) for role, text in texts[:last] if role not in ("system", "developer")]
     asked = read_question(texts[last][1])
     if not asked.question:
@@ -58,6 +57,7 @@ def read_conversation(messages: Sequence[ChatMessage]) -> Asked:
         asked.question,
         tuple(one for one in (*said, *asked.context) if one[1].strip()),
         tuple(one.strip() for one in (*instructions, *asked.instructions) if one.strip()),
+        asked.fields,
     )
 
 
@@ -65,8 +65,8 @@ def read_question(text: str) -> Asked:
     """A question; or one with its context, labelled ("Context: ...", then "Question: ..." or the
     other way round), or in dspy's fields. What stands before a labelled context is an
     instruction."""
-    if _FIELD.search(text):
-        return _fields(text)
+    if found := read_fields(text):
+        return _of_fields(found)
     labels = list(_LABEL.finditer(text))
     at = max((n for n, one in enumerate(labels) if _names(one, "question")), default=None)
     if at is None:
@@ -99,25 +99,18 @@ def _without_answer(text: str) -> str:
     return head.rstrip() if label and _names(label, "answer") else bare
 
 
-def _fields(text: str) -> Asked:
-    marks = list(_FIELD.finditer(text))
-    ends = [*(one.start() for one in marks[1:]), len(text)]
-    found = [
-        (mark[1].lower(), text[mark.end() : end].strip())
-        for mark, end in zip(marks, ends, strict=True)
-    ]
+def _of_fields(found: list[tuple[str, str]]) -> Asked:
+    """The question among dspy's fields, or the last one; the others are its context."""
     name, last = found[-1]
-    body, wish, rest = f"\n\n{last}".rpartition(_REPLY)
-    if wish:
-        found[-1] = (name, body.strip())
-    at = next((n for n, (name, _) in enumerate(found) if name in _QUESTIONS), len(found) - 1)
+    body, wanted = split_wish(last)
+    fields = [*found[:-1], (name, body)]
+    at = next((n for n, (name, _) in enumerate(fields) if name in _QUESTIONS), len(fields) - 1)
     context = tuple(
         ("" if name in _UNTITLED else name.replace("_", " "), body)
-        for number, (name, body) in enumerate(found)
+        for number, (name, body) in enumerate(fields)
         if number != at and body
     )
-    instructions = (text[: marks[0].start()].strip(), (wish + rest).strip() if wish else "")
-    return Asked(found[at][1], context, tuple(one for one in instructions if one))
+    return Asked(fields[at][1], context, fields=wanted)
 
 
 def _text(message: ChatMessage, number: int) -> str:

@@ -139,7 +139,8 @@ class SmallLM:
         return self._version
 
     def close(self) -> None:
-        """Ends its thread; what is at work is given up."""
+        """Ends its threads; what is at work is given up."""
+        self._readers.shutdown(wait=False, cancel_futures=True)
         self._engine.close()
 
     async def write(self, question: str, context: Passages, draw: Draw) -> AsyncIterator[Told]:

@@ -23,7 +23,10 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_OPEN = ("/", "/examples.json", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
+_OPEN = (
+    "/", "/examples.json", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs",
+    "/docs-files/swagger-ui-bundle.js", "/docs-files/swagger-ui.css", "/docs-files/favicon.png",
+)  # fmt: skip
 """Paths that need no token and are not counted against the bound."""
 _log = logging.getLogger("lmcot.serve")
 

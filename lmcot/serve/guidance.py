@@ -137,9 +137,12 @@ async def guide(
 async def _formed(
     ask: Ask, form: Form, response: AnswerResponse, shown: Shown, frozen: Answerer
 ) -> AnswerResponse:
-    """With the answer as a JSON object: filled in where it has one place, else the frozen LM
-    writes it."""
-    found = await asyncio.to_thread(form.filled, response.answer, response.rationale)
+    """With the answer as a JSON object: the frozen LM's reply, if it is one; filled in, where the
+    answer has one place; else written by the frozen LM."""
+    said = next((one.reply for one in response.votes if one.answer == response.answer), "")
+    found, _ = await asyncio.to_thread(form.read, said)
+    if found is None:
+        found = await asyncio.to_thread(form.filled, response.answer, response.rationale)
     if found is not None:
         return response.model_copy(update={"structured": found})
     reply = await frozen.write_object(

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmcot.serve.conversation import Asked, read_question
+from lmcot.serve.dspy_form import FieldsWanted
 from lmcot.serve.openai_schemas import ChatRequest
 from tests.unit.asgi import Answered
 from tests.unit.test_service import Stand
@@ -86,10 +87,13 @@ def test_the_last_user_message_is_the_question() -> None:
         ),
         (
             "[[ ## context ## ]]\nElko lies there.\n\n[[ ## author ## ]]\nTwain\n\n"
-            "[[ ## question ## ]]\nWhich river?\n\nRespond with a JSON object.",
+            "[[ ## question ## ]]\nWhich river?\n\nRespond with a JSON object in the following "
+            "order of fields: `reasoning`, then `a` (must be formatted as a valid Python int).",
             Asked(
                 "Which river?", (("", "Elko lies there."), ("author", "Twain")),
-                ("Respond with a JSON object.",),
+                fields=FieldsWanted(
+                    {"reasoning": {"type": "string"}, "a": {"type": "integer"}}, True
+                ),
             ),
         ),
         ("[[ ## question ## ]]\nWhich river?", Asked("Which river?")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
@@ -58,7 +59,7 @@ class Frozen:
         self.asked: list[str | None] = []
         self.wishes: list[Wish | None] = []
         self.objects: list[tuple[str, Any]] = []
-        self.object = ""
+        self.object = self.said = ""
         self.cut = False
         self.cancelled = 0
         self.pause = 0.0
@@ -81,7 +82,7 @@ class Frozen:
             return Reply(failure=self.failure)
         answer = "Reno" if rationale is None or rationale.endswith("is 0.") else "Humboldt"
         self.wishes.append(wish)
-        return Reply(f"{answer}.", answer, self.cut, 100, 2, version="large")
+        return Reply(self.said or f"{answer}.", answer, self.cut, 100, 2, version="large")
 
     async def write_object(
         self,
@@ -356,6 +357,28 @@ def test_prometheus_and_the_schema() -> None:
     answer = schema["paths"]["/v1/answer"]["post"]
     assert set(answer["responses"]) >= {"200", "401", "413", "422", "502", "503", "504"}
     assert "Humboldt" in json.dumps(schema["components"]["schemas"]["AnswerRequest"])
+
+
+def test_the_document_names_its_security_and_its_page_is_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LMCOT_SERVE_TOKENS", "mine")
+    stand = Stand()
+    schema = stand.ask("/openapi.json").json
+    (scheme,) = schema["components"]["securitySchemes"].items()
+    assert (scheme[1]["type"], scheme[1]["scheme"]) == ("http", "bearer")
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            assert ("security" in operation) == path.startswith("/v1/"), path
+    page = stand.ask("/docs").text
+    assert "http://" not in page
+    assert "https://" not in page
+    files = set(re.findall(r"[\"'](/docs-files/[^\"']+[.](?:js|css|png))", page))
+    assert len(files) == 3
+    for file in files:
+        found = stand.ask(file)
+        assert found.status == 200, file
+        assert sum(map(len, found.chunks)) > 1000
 
 
 def test_the_page_takes_nothing_from_elsewhere() -> None:

@@ -1,0 +1,176 @@
+"""The trained pair in a program: in and out of event loops, whatever it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmcot import Guide
+from lmcot.config import dump_config, parse_config
+from lmcot.models.sources import load_model
+from lmcot.serve.local import Refused
+
+CONTEXT = [{"title": "Elko", "text": "Elko is in Nevada. It straddles the Humboldt River."}]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "guided"
+    model, tokenizer = load_model("random:llama", "float32")
+    model.save_pretrained(folder / "refined")
+    tokenizer.save_pretrained(folder / "refined")
+    config = parse_config(
+        {
+            "data": {"train": {"kind": "counting"}, "validation": {"kind": "counting"}},
+            "policy": {"source": "random:llama", "dtype": "float32", "max_new_tokens": 6},
+            "frozen": {
+                "backend": "transformers", "source": "random:llama", "dtype": "float32",
+                "max_answer_tokens": 4, "cache": {"enabled": False},
+            },
+            "refine": {"start_from": "base"},
+            "prompts": {"demonstrations": 0},
+            "serve": {"limits": {"new_tokens": 1500}},
+        }
+    )  # fmt: skip
+    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def guide(run_dir: Path) -> Iterator[Guide]:
+    with Guide(run_dir) as found:
+        yield found
+
+
+def test_it_answers_within_a_running_loop_and_without_one(guide: Guide) -> None:
+    plain = guide.answer("Which river?", CONTEXT)
+    assert plain.rationale
+
+    async def within() -> list[Any]:
+        first = guide.answer("Which river?", CONTEXT)
+        both = await asyncio.gather(
+            guide.aanswer("Which river?", CONTEXT),
+            guide.aanswer("Which river?", CONTEXT, samples=2, seed=3),
+        )
+        return [first, *both]
+
+    first, second, voted = asyncio.run(within())
+    assert plain.answer == first.answer == second.answer
+    assert plain.rationale == first.rationale == second.rationale
+    assert len(voted.votes) == 2
+
+
+def test_the_loop_is_free_meanwhile(guide: Guide) -> None:
+    async def within() -> int:
+        task = asyncio.create_task(
+            guide.aanswer("Which?", CONTEXT, max_tokens=300, temperature=5.0, seed=1)
+        )
+        turns = 0
+        while not task.done():
+            turns += 1
+            await asyncio.sleep(0.001)
+        return turns
+
+    assert asyncio.run(within()) > 5
+
+
+BAD: list[tuple[dict[str, Any], str, str]] = [
+    ({"samples": 0}, "samples", "greater than or equal to 1"),
+    ({"samples": -3}, "samples", "greater than or equal to 1"),
+    ({"samples": 1000}, "samples", "more than 16"),
+    ({"samples": "two"}, "samples", "valid integer"),
+    ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+    ({"max_tokens": -5}, "max_tokens", "greater than or equal to 1"),
+    ({"max_tokens": 10**9}, "max_tokens", "more than 1500"),
+    ({"temperature": -1}, "temperature", "greater than or equal to 0"),
+    ({"temperature": 1e-9}, "temperature", "must be 0"),
+    ({"temperature": float("nan")}, "temperature", "finite number"),
+    ({"seed": -1}, "seed", "greater than or equal to 0"),
+    ({"seed": 2**63}, "seed", "less than"),
+    ({"question": ""}, "question", "is empty"),
+    ({"question": "?" * 2001}, "", "more than 2000"),
+    ({"question": 5}, "question", "valid string"),
+    ({"context": "x" * 200_001}, "", "more than 200000"),
+    ({"context": [{"title": "no text"}]}, "context", "needs a 'text'"),
+    ({"context": [5]}, "context", ""),
+    ({"context": None}, "context", ""),
+    ({"temprature": 1}, "temprature", "not permitted"),
+    ({"stream": True}, "stream", "whole answer"),
+    ({"answer_schema": {"type": "array"}}, "answer_schema", "an object with properties"),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "param", "reason"),
+    BAD,
+    ids=[f"{next(iter(one))}{n}" for n, (one, _, _) in enumerate(BAD)],
+)
+def test_what_makes_no_sense_is_refused_and_ends_nothing(
+    guide: Guide, options: dict[str, Any], param: str, reason: str
+) -> None:
+    with pytest.raises(Refused) as caught:
+        guide.answer(**{"question": "Which river?", "context": CONTEXT, **options})
+    assert reason in str(caught.value)
+    assert (caught.value.param or "") == param
+    assert guide.answer("Which river?", CONTEXT).rationale
+
+
+def test_what_the_model_cannot_read_is_refused(run_dir: Path) -> None:
+    """A prompt and a rationale beyond its window."""
+    with Guide(run_dir) as guide:
+        with pytest.raises(Refused, match="cannot go on from this"):
+            guide.answer("why? " * 390, "x. " * 400, max_tokens=1500)
+        assert guide.answer("Which river?", CONTEXT).rationale
+
+
+def test_a_cancelled_answer_ends_nothing(guide: Guide) -> None:
+    async def within() -> None:
+        long = guide.aanswer("Which?", CONTEXT, max_tokens=1200, temperature=5.0, seed=1)
+        task = asyncio.create_task(long)
+        await asyncio.sleep(0.3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(within())
+    started = time.monotonic()
+    assert guide.answer("Which river?", CONTEXT).rationale
+    while guide._small._engine._calls:
+        assert time.monotonic() - started < 30
+        time.sleep(0.01)
+
+
+def test_the_answer_as_an_object(guide: Guide) -> None:
+    schema = {"type": "object", "properties": {"answer": {"type": "string"}}}
+    found = guide.answer("Which river?", CONTEXT, answer_schema=schema)
+    assert found.structured == {"answer": found.answer}
+
+
+def test_threads_ask_at_once_and_closing_leaves_none_behind(run_dir: Path) -> None:
+    before = set(threading.enumerate())
+    guide = Guide(run_dir)
+    found: list[str] = []
+    asking = [
+        threading.Thread(target=lambda: found.append(guide.answer("Which?", CONTEXT).rationale))
+        for _ in range(4)
+    ]
+    for one in asking:
+        one.start()
+    for one in asking:
+        one.join(60)
+    assert len(found) == 4
+    assert len(set(found)) == 1
+    guide.close()
+    guide.close()
+    with pytest.raises(RuntimeError, match="is closed"):
+        guide.answer("Which?")
+    deadline = time.monotonic() + 10
+    while left := [one for one in set(threading.enumerate()) - before if one.is_alive()]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
