@@ -294,8 +294,8 @@ def ask_jupyter(url: str) -> None:
     wanted = plain(url)
     own = str(Path(nbclient.__file__).parents[1])
     start = (
-        f"import sys; sys.path.append({own!r}); from ipykernel.kernelapp import launch_new_instance; "
-        "launch_new_instance()"
+        f"import sys; sys.path.append({own!r}); from ipykernel import kernelapp; "
+        "kernelapp.launch_new_instance()"
     )
     with tempfile.TemporaryDirectory() as folder:
         kernel = Path(folder) / "kernels" / "lmcot" / "kernel.json"
