@@ -1,176 +1,110 @@
 """One record of a question-answering set, in any of the known layouts, becomes an `Example`.
 
-The layouts differ in how they write the context and the supporting facts:
-
-- lmcot's JSON lines: ``context: [{title, sentences}]``, ``supporting_facts: [{title, sent_id}]``;
-- HotpotQA and 2WikiMultiHopQA: ``context: [[title, sentences]]``, ``[[title, sent_id]]``;
-- the hub's tables: a mapping of columns, ``context: {title: [...], sentences: [[...]]}``;
-- MuSiQue: ``paragraphs: [{title, paragraph_text, is_supporting}]``.
+`lmcot.data.gold` reads its right answers, `lmcot.data.passages` its context and supporting facts;
+docs/data.md lists what is read.
 """
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
 
-from lmcot.data.sentences import split_sentences
-from lmcot.records import Example, Paragraph, SupportingFact
+from lmcot.data.gold import right_answers
+from lmcot.data.passages import CONTEXTS, context_of
+from lmcot.data.values import BadRecord, composed, decoded, is_text
+from lmcot.records import Example
 
-
-class BadRecord(Exception):
-    """A record that is not a usable question; the message says what is wrong with it."""
+QUESTIONS = ("question", "query", "input")
+"""Fields that hold a question; the first one that a record has counts."""
+IDENTITIES = ("id", "_id", "qid", "question_id", "query_id", "uid", "guid")
+"""Fields that hold a record's id, likewise."""
+DERIVED = "content-"
+"""How the ids of records that have none begin."""
 
 
 def parse_record(record: object, dataset: str = "") -> Example:
     """The `Example` that a record holds.
 
-    ``dataset`` names the set if the record does not; ``musique`` asks for MuSiQue's layout.
-
-    In MuSiQue, and wherever supporting facts bear a ``para_idx``, facts point at paragraphs
-    rather than titles; later paragraphs of the same title are then renamed ``Title (2)`` and so
-    on, so that facts stay exact. MuSiQue marks whole paragraphs as supporting: every sentence of
-    such a paragraph becomes a supporting fact.
+    ``dataset`` names the set if the record does not; ``musique`` asks for MuSiQue's layout. A
+    record without an id gets one that is made of its content, and so is always the same.
 
     Raises:
         BadRecord: if a field is missing or malformed.
     """
     if not isinstance(record, Mapping):
         raise BadRecord("a record must be a JSON object")
-    identity = _text(record, "_id" if "_id" in record and "id" not in record else "id")
-    question, answer = _text(record, "question"), _text(record, "answer")
-    if "paragraphs" in record or dataset == "musique":
-        context, facts = _musique(record)
-    else:
-        context = [_paragraph(e, n) for n, e in enumerate(_rows(record, "context"), 1)]
-        context, facts = _facts(record, context)
-    if not any(sentence.strip() for paragraph in context for sentence in paragraph.sentences):
-        raise BadRecord("the context holds no text")
+    if dataset == "musique" and "paragraphs" not in record:
+        raise BadRecord("the field 'paragraphs' is missing")
+    if record.get("answerable") is False or record.get("is_impossible") is True:
+        raise BadRecord("the question is marked as not answerable")
+    try:
+        record = _with_metadata(record)
+        question = _question(record)
+        answer, *aliases = right_answers(record)
+        context, facts = context_of(record)
+    except RecursionError:
+        raise BadRecord("the record is nested too deeply") from None
+    content = (question, answer, *aliases, *((p.title, *p.sentences) for p in context))
     return Example(
-        id=identity,
+        id=_identity(record) or _derived(content),
         question=question,
         answer=answer,
-        context=tuple(context),
-        supporting_facts=tuple(facts),
+        context=context,
+        supporting_facts=facts,
         type=_label(record, "type"),
         level=_label(record, "level"),
         dataset=_label(record, "dataset") or dataset or _guess_dataset(record),
+        aliases=tuple(aliases),
     )
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+def holds_question(record: Mapping[str, Any]) -> bool:
+    """Whether an object looks like a record, rather than like something around records."""
+    return any(isinstance(record.get(name), str | Mapping) for name in QUESTIONS)
 
 
-def _musique(record: Mapping[str, Any]) -> tuple[list[Paragraph], list[SupportingFact]]:
-    if record.get("answerable") is False:
-        raise BadRecord("the question is marked as not answerable (MuSiQue-Full)")
-    context, supporting = [], []
-    for number, row in enumerate(_rows(record, "paragraphs"), 1):
-        if not isinstance(row, Mapping):
-            raise BadRecord(f"paragraph {number} must be an object with title and paragraph_text")
-        title, text = row.get("title"), row.get("paragraph_text")
-        if not _is_text(title) or not _is_text(text):
-            raise BadRecord(f"paragraph {number} must have the strings title and paragraph_text")
-        context.append(Paragraph(title, tuple(split_sentences(text))))
-        supporting.append(row.get("is_supporting") is True)
-    context = _with_unique_titles(context)
-    facts = [
-        SupportingFact(paragraph.title, index)
-        for paragraph, is_supporting in zip(context, supporting, strict=True)
-        if is_supporting
-        for index in range(len(paragraph.sentences))
-    ]
-    return context, facts
+def _with_metadata(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The record with what FlashRAG's files put below ``metadata``."""
+    metadata = decoded(record.get("metadata"))
+    if not isinstance(metadata, Mapping):
+        return record
+    names = (*CONTEXTS, "supporting_facts", "answer_aliases", "evidences", "type", "level")
+    missing = {name: metadata[name] for name in names if metadata.get(name) is not None}
+    return {**missing, **{name: value for name, value in record.items() if value is not None}}
 
 
-def _paragraph(entry: object, number: int) -> Paragraph:
-    title, sentences = _pair(entry, "title", "content" if _has(entry, "content") else "sentences")
-    is_list = isinstance(sentences, Sequence) and not isinstance(sentences, str)
-    if not _is_text(title) or not is_list or not all(map(_is_text, sentences)):
-        raise BadRecord(
-            f"paragraph {number} of the context must be a title and a list of sentences"
-        )
-    return Paragraph(title, tuple(sentences))
-
-
-def _facts(
-    record: Mapping[str, Any], context: list[Paragraph]
-) -> tuple[list[Paragraph], list[SupportingFact]]:
-    if record.get("supporting_facts") is None:
-        return context, []
-    rows = _rows(record, "supporting_facts")
-    if any(_has(row, "para_idx") for row in rows):
-        context = _with_unique_titles(context)
-    facts = []
-    for number, row in enumerate(rows, 1):
-        title, sent_id = _pair(row, "title", "sent_id")
-        if not _is_text(title) or not _is_index(sent_id):
-            raise BadRecord(f"supporting fact {number} must be a title and a sentence's index")
-        if _has(row, "para_idx"):
-            title = _title_at(context, row["para_idx"], number)
-        facts.append(SupportingFact(title, sent_id))
-    return context, facts
-
-
-def _title_at(context: list[Paragraph], index: object, number: int) -> str:
-    if not _is_index(index) or index >= len(context):
-        raise BadRecord(f"supporting fact {number} has a para_idx outside the context")
-    return context[index].title
-
-
-def _with_unique_titles(context: list[Paragraph]) -> list[Paragraph]:
-    used = {paragraph.title for paragraph in context}
-    seen: set[str] = set()
-    unique = []
-    for paragraph in context:
-        title = paragraph.title
-        if title in seen:
-            titles = (f"{title} ({copy})" for copy in itertools.count(2))
-            title = next(candidate for candidate in titles if candidate not in used)
-            used.add(title)
-        seen.add(paragraph.title)
-        unique.append(Paragraph(title, paragraph.sentences))
-    return unique
-
-
-def _rows(record: Mapping[str, Any], field: str) -> list[Any]:
-    """The entries of a list field; a mapping of columns is turned into such a list."""
-    value = record.get(field)
-    if value is None:
-        raise BadRecord(f"the field '{field}' is missing")
-    if isinstance(value, Mapping):
-        columns = list(value.values())
-        if not all(isinstance(c, list) for c in columns) or len({len(c) for c in columns}) > 1:
-            raise BadRecord(f"the columns of '{field}' must be lists of the same length")
-        value = [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
-    if not isinstance(value, list):
-        raise BadRecord(f"the field '{field}' must be a list")
-    if not value and field != "supporting_facts":
-        raise BadRecord(f"the field '{field}' is empty")
-    return value
-
-
-def _pair(entry: object, first: str, second: str) -> tuple[Any, Any]:
-    """Two values, written as an object with these keys or as a pair; (None, None) if neither."""
-    if isinstance(entry, Mapping):
-        return entry.get(first), entry.get(second)
-    if isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) == 2:
-        return entry[0], entry[1]
-    return None, None
-
-
-def _has(entry: object, key: str) -> bool:
-    return isinstance(entry, Mapping) and entry.get(key) is not None
-
-
-def _text(record: Mapping[str, Any], field: str) -> str:
-    value = record.get(field)
-    if value is None:
-        raise BadRecord(f"the field '{field}' is missing")
-    if not _is_text(value) or not value.strip():
+def _question(record: Mapping[str, Any]) -> str:
+    field = next((name for name in QUESTIONS if record.get(name) is not None), None)
+    if field is None:
+        raise BadRecord("the field 'question' is missing")
+    value = record[field]
+    if isinstance(value, Mapping):  # Natural Questions
+        value = value.get("text")
+    if not is_text(value) or not value.strip():
         raise BadRecord(f"the field '{field}' must be a non-empty string")
+    return composed(value)
+
+
+def _identity(record: Mapping[str, Any]) -> str:
+    """The record's own id, as text; empty if it has none."""
+    field = next((name for name in IDENTITIES if record.get(name) not in (None, "")), None)
+    if field is None:
+        return ""
+    value = record[field]
+    if isinstance(value, Mapping) and is_text(value.get("$oid")):  # as MongoDB exports it
+        value = value["$oid"]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not is_text(value) or not value.strip():
+        raise BadRecord(f"the field '{field}' must be a non-empty string or a whole number")
     return value
+
+
+def _derived(content: object) -> str:
+    text = json.dumps(content, ensure_ascii=False)
+    return DERIVED + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _label(record: Mapping[str, Any], field: str) -> str:
@@ -179,17 +113,8 @@ def _label(record: Mapping[str, Any], field: str) -> str:
 
 
 def _guess_dataset(record: Mapping[str, Any]) -> str:
-    if "paragraphs" in record:
+    if "question_decomposition" in record or "answerable" in record:
         return "musique"
     if "evidences" in record:
         return "2wikimultihopqa"
-    return "hotpotqa" if "_id" in record else ""
-
-
-def _is_text(value: object) -> TypeGuard[str]:
-    # JSON can spell lone surrogates ("\ud800"), which no tokenizer takes.
-    return isinstance(value, str) and not _SURROGATE.search(value)
-
-
-def _is_index(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return "hotpotqa" if "_id" in record and "supporting_facts" in record else ""

@@ -8,11 +8,13 @@ from importlib import resources
 from typing import Literal
 
 from lmcot.config import CountingData, DataSource, FileData, HubData, SampleData
-from lmcot.data.files import Layout, Located, describe_record, read_records
-from lmcot.data.formats import BadRecord, parse_record
+from lmcot.data.files import question_files
+from lmcot.data.formats import DERIVED, parse_record
+from lmcot.data.layouts import Layout, Located, describe_record, read_records
+from lmcot.data.values import BadRecord
 from lmcot.errors import UserError
 from lmcot.records import Example
-from lmcot.storage import fetched, is_remote, place
+from lmcot.storage import is_url, local_path
 
 _LAYOUTS: dict[str, Layout | None] = {
     "auto": None,
@@ -33,6 +35,11 @@ class LoadedExamples:
     problems: list[str] = field(default_factory=list)
     """What was wrong with the first few skipped records, one sentence each."""
 
+    @property
+    def without_id(self) -> int:
+        """How many records had no id, and got one that is made of their content."""
+        return sum(example.id.startswith(DERIVED) for example in self.examples)
+
 
 def load_examples(
     source: DataSource,
@@ -52,9 +59,8 @@ def load_examples(
         name, label, records = f"{source.name} ({source.split})", source.name, _hub(source)
     elif isinstance(source, FileData):
         name, label = source.path, "" if source.format in ("auto", "jsonl") else source.format
-        where = place(source.path)
-        path = fetched(where) if is_remote(where) else where
-        records = read_records(path, _LAYOUTS[source.format])
+        layout = _LAYOUTS[source.format]
+        records = (one for file in question_files(name) for one in read_records(file, layout))
     else:
         name, label, records = f"sample ({source.split})", "hotpotqa", _sample(source)
     loaded = _collect(records, label, limit, on_bad)
@@ -69,32 +75,34 @@ def _collect(
     records: Iterator[Located], label: str, limit: int | None, on_bad: Literal["refuse", "skip"]
 ) -> LoadedExamples:
     examples: dict[str, Example] = {}
+    places: dict[str, str] = {}
     skipped = 0
     problems: list[str] = []
     for where, record in records:
         try:
-            example = _parse(record, label, examples)
+            example = _parse(record, label, places)
         except BadRecord as problem:
             if on_bad == "refuse":
                 raise UserError(
-                    f"{where}: {problem}; mend the record, or set data.on_bad_record to 'skip'"
+                    f"{where}: {problem}; {problem.remedy}, or set data.on_bad_record to 'skip'"
                 ) from None
             skipped += 1
             if len(problems) < _PROBLEMS_KEPT:
                 problems.append(f"{where}: {problem}")
             continue
-        examples[example.id] = example
+        examples[example.id], places[example.id] = example, where
         if len(examples) == limit:
             break
     return LoadedExamples(list(examples.values()), skipped, problems)
 
 
-def _parse(record: object, label: str, known: dict[str, Example]) -> Example:
+def _parse(record: object, label: str, places: dict[str, str]) -> Example:
     if isinstance(record, BadRecord):
         raise record
     example = parse_record(record, label)
-    if example.id in known:
-        raise BadRecord(f"the id '{example.id}' occurs a second time")
+    if example.id in places:
+        what = "the whole question" if example.id.startswith(DERIVED) else f"the id '{example.id}'"
+        raise BadRecord(f"{what} occurs a second time, first at {places[example.id]}")
     return example
 
 
@@ -114,10 +122,11 @@ def _sample(source: SampleData) -> Iterator[Located]:
 def _hub(source: HubData) -> Iterator[Located]:
     import datasets  # heavy, and needed for this source only
 
+    name = source.name if is_url(source.name) else str(local_path(source.name))
     # The library reports unknown names, splits and unreachable hubs by errors of many types.
     try:
         rows = datasets.load_dataset(
-            source.name, source.config, split=source.split, revision=source.revision
+            name, source.config, split=source.split, revision=source.revision
         )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lmcot.config import Aspect, AspectSettings, Config, GuidanceRewards
-from lmcot.data.files import read_records
-from lmcot.data.formats import BadRecord, parse_record
+from lmcot.data.formats import parse_record
+from lmcot.data.layouts import read_records
 from lmcot.data.prompts import PromptTemplates, load_templates
-from lmcot.data.sentences import split_sentences
+from lmcot.data.values import BadRecord
 from lmcot.errors import UserError
 from lmcot.files import write_atomically
 from lmcot.frozen.open import open_frozen_lm
@@ -169,17 +169,11 @@ def _rationale(record: object, where: str) -> Rationale:
         raise UserError(f"{where}: {record}")
     if not isinstance(record, dict) or not isinstance(record.get("rationale"), str):
         raise UserError(f"{where}: a line must be a JSON object with the string 'rationale'")
-    passages = record.get("context") or record.get("paragraphs")
-    if isinstance(passages, list):
-        passages = [
-            {"title": "", "sentences": split_sentences(one)} if isinstance(one, str) else one
-            for one in passages
-        ]
     question = {
         "id": record.get("id", record.get("question_id")),
         "question": record.get("question"),
         "answer": "unknown",  # no measure looks at it
-        "context": passages,
+        "context": record.get("context") or record.get("paragraphs"),
     }
     try:
         return Rationale(parse_record(question), record["rationale"], record, where)

@@ -118,6 +118,8 @@ class Run:
         loaded = load_examples(source, limit=limit, on_bad=data.on_bad_record)
         if loaded.skipped:
             say(f"skipped {loaded.skipped} bad records, the first: {loaded.problems[0]}")
+        if loaded.without_id:
+            say(f"{loaded.without_id} questions have no id: theirs are made of their content")
         tokenizer = self.tokenizer
         reduced = apply_context(
             loaded.examples,

@@ -180,21 +180,23 @@ def test_limit_reads_no_further(tmp_path: Path) -> None:
 # What is wrong with a record
 
 MALFORMED: list[tuple[Any, str]] = [
-    (without(GOOD, "id"), "the field 'id' is missing"),
-    ({**GOOD, "id": ""}, "the field 'id' must be a non-empty string"),
-    ({**GOOD, "id": 7}, "the field 'id' must be a non-empty string"),
+    ({**GOOD, "id": " "}, "the field 'id' must be a non-empty string or a whole number"),
+    ({**GOOD, "id": 7.5}, "the field 'id' must be a non-empty string or a whole number"),
     (without(GOOD, "question"), "the field 'question' is missing"),
     ({**GOOD, "question": " "}, "the field 'question' must be a non-empty string"),
     (without(GOOD, "answer"), "the field 'answer' is missing"),
     ({**GOOD, "answer": None}, "the field 'answer' is missing"),
-    ({**GOOD, "answer": ["Ann"]}, "the field 'answer' must be a non-empty string"),
-    ({**GOOD, "answer": "\ud800"}, "the field 'answer' must be a non-empty string"),
+    ({**GOOD, "answer": ["", " "]}, "the field 'answer' must hold an answer that is not empty"),
+    ({**GOOD, "answer": {"text": []}}, "the field 'answer' must hold an answer that is not empty"),
+    ({**GOOD, "answer": "\ud800"}, "the field 'answer' must hold text, numbers, or lists of them"),
+    ({**GOOD, "answer": float("nan")}, "the field 'answer' is not a finite number"),
     (without(GOOD, "context"), "the field 'context' is missing"),
     ({**GOOD, "context": []}, "the field 'context' is empty"),
-    ({**GOOD, "context": "text"}, "the field 'context' must be a list"),
+    ({**GOOD, "context": " "}, "the field 'context' is empty"),
+    ({**GOOD, "context": 3}, "the field 'context' must be a list"),
     ({**GOOD, "context": [{"title": "T", "sentences": [" "]}]}, "the context holds no text"),
     (
-        {**GOOD, "context": [GOOD["context"][0], {"title": "T", "sentences": "Text."}]},
+        {**GOOD, "context": [GOOD["context"][0], {"title": "T", "sentences": 3}]},
         "paragraph 2 of the context must be a title and a list of sentences",
     ),
     (
@@ -231,16 +233,12 @@ MALFORMED: list[tuple[Any, str]] = [
     ({**GOOD, "id": "first"}, "the id 'first' occurs a second time"),
     (
         {**MUSIQUE, "answerable": False},
-        "the question is marked as not answerable (MuSiQue-Full)",
+        "the question is marked as not answerable",
     ),
     ({**MUSIQUE, "paragraphs": []}, "the field 'paragraphs' is empty"),
     (
-        {**MUSIQUE, "paragraphs": ["text"]},
-        "paragraph 1 must be an object with title and paragraph_text",
-    ),
-    (
         {**MUSIQUE, "paragraphs": [{"title": "T"}]},
-        "paragraph 1 must have the strings title and paragraph_text",
+        "paragraph 1 of the context must be a title and a list of sentences, or a title and a text",
     ),
 ]
 BROKEN_LINES: list[tuple[bytes, str]] = [
@@ -260,7 +258,7 @@ def test_a_bad_line_is_refused_or_skipped(tmp_path: Path, line: bytes, problem: 
         load(tmp_path, content)
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'questions'}:3: {problem}")
-    assert message.endswith("; mend the record, or set data.on_bad_record to 'skip'")
+    assert message.endswith(", or set data.on_bad_record to 'skip'")
     loaded = load(tmp_path, content, on_bad="skip")
     assert [e.id for e in loaded.examples] == ["first", "last"]
     assert loaded.skipped == 1
@@ -270,7 +268,7 @@ def test_a_bad_line_is_refused_or_skipped(tmp_path: Path, line: bytes, problem: 
 def test_a_bad_record_of_an_array_is_named_by_place_and_id(tmp_path: Path) -> None:
     content = json.dumps([HOTPOTQA, {**HOTPOTQA, "_id": "h2", "answer": ""}, 3]).encode()
     with pytest.raises(
-        UserError, match=r"questions: record 2 \(id 'h2'\): the field 'answer' must"
+        UserError, match=r"questions: record 2 \(id 'h2'\): the field 'answer' mu"
     ):
         load(tmp_path, content)
     loaded = load(tmp_path, content, on_bad="skip")
@@ -284,7 +282,7 @@ def test_only_the_first_problems_are_kept(tmp_path: Path) -> None:
 
 
 def test_bad_records_only(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds bad records only; the first: .*:1: the field 'id'"):
+    with pytest.raises(UserError, match=r"holds bad records only; the first: .*:1: the field 'ques"):
         load(tmp_path, jsonl({}, {}), on_bad="skip")
 
 
@@ -323,7 +321,8 @@ def test_a_broken_file(tmp_path: Path, content: bytes, sentence: str, on_bad: st
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none' does not exist: check the path"):
         load_examples(FileData(kind="file", path=str(tmp_path / "none")))
-    with pytest.raises(UserError, match="cannot be read"):
+    (tmp_path / "notes.md").write_text("x")
+    with pytest.raises(UserError, match="holds no file of questions"):
         load_examples(FileData(kind="file", path=str(tmp_path)))
 
 
@@ -391,7 +390,7 @@ def test_a_bad_hub_record_is_named(hub: Path) -> None:
     (hub / "train.jsonl").write_bytes(jsonl(HUB_HOTPOTQA, bad))
     source = HubData(kind="hub", name=str(hub), split="train")
     with pytest.raises(
-        UserError, match=r"\(train\): record 2 \(id 'h2'\): the field 'answer' must"
+        UserError, match=r"\(train\): record 2 \(id 'h2'\): the field 'answer' mu"
     ):
         load_examples(source)
     assert load_examples(source, on_bad="skip").skipped == 1

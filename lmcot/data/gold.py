@@ -1,0 +1,87 @@
+"""The right answers of a record, in the forms in which data sets list them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+from lmcot.data.values import BadRecord, composed, decoded, is_text
+
+_ANSWERS = (
+    "answer",
+    "answers",
+    "golden_answers",
+    "gold_answers",
+    "gold_answer",
+    "possible_answers",
+    "answer_aliases",
+    "answer_alias",
+)
+"""Fields that hold right answers: the first one's is the main answer, the others' are aliases."""
+_OTHERWISE = ("ground_truth", "target", "targets", "output")
+"""Read where a record has none of those: beside them, they may hold a prediction."""
+_TEXTS = ("text", "value", "answer", "answers", "spans", "span", "number", "aliases",
+          "normalized_aliases")  # fmt: skip
+"""Where an answer that is an object has its texts: SQuAD, TriviaQA, KILT, DROP."""
+
+
+def right_answers(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """All right answers, the main one first; those that differ in letter case only are one.
+
+    true and false are yes and no. A whole number with a decimal point (a year, as tables store it)
+    counts without it, too.
+
+    Raises:
+        BadRecord: if there is none.
+    """
+    fields = [name for name in _ANSWERS if record.get(name) is not None]
+    fields = fields or [name for name in _OTHERWISE if record.get(name) is not None][:1]
+    if not fields:
+        raise BadRecord("the field 'answer' is missing")
+    found: dict[str, str] = {}
+    for name in fields:
+        for answer in _texts(record.get(name), name):
+            found.setdefault(" ".join(answer.casefold().split()), answer)
+    if not found:
+        raise BadRecord(f"the field '{fields[0]}' must hold an answer that is not empty")
+    return tuple(found.values())
+
+
+def _texts(value: object, field: str) -> Iterator[str]:
+    value = decoded(value, lists_of_text_only=field == "answer")
+    if value is None:
+        return
+    if isinstance(value, bool):
+        yield "yes" if value else "no"
+    elif isinstance(value, float | Decimal):
+        yield from _number(value, field)
+    elif isinstance(value, int | date):
+        yield str(value)
+    elif is_text(value):
+        if value.strip():
+            yield composed(value).strip()
+    elif isinstance(value, Mapping):
+        for name in _TEXTS:
+            yield from _texts(value.get(name), field)
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for one in value:
+            yield from _texts(one, field)
+    else:
+        raise BadRecord(f"the field '{field}' must hold text, numbers, or lists of them")
+
+
+def _number(value: float | Decimal, field: str) -> Iterator[str]:
+    if not math.isfinite(value):
+        raise BadRecord(f"the field '{field}' is not a finite number")
+    whole = str(int(value)) if value == int(value) and abs(int(value)) < 10**15 else None
+    # JSON keeps a number as it was written; in the other formats a float has no such form.
+    written = str(value) if isinstance(value, Decimal) else json.dumps(value)
+    if whole is not None and isinstance(value, float):
+        yield whole
+    yield written
+    if whole is not None:
+        yield whole
