@@ -267,9 +267,7 @@ def test_a_bad_line_is_refused_or_skipped(tmp_path: Path, line: bytes, problem: 
 
 def test_a_bad_record_of_an_array_is_named_by_place_and_id(tmp_path: Path) -> None:
     content = json.dumps([HOTPOTQA, {**HOTPOTQA, "_id": "h2", "answer": ""}, 3]).encode()
-    with pytest.raises(
-        UserError, match=r"questions: record 2 \(id 'h2'\): the field 'answer' mu"
-    ):
+    with pytest.raises(UserError, match=r"questions: record 2 \(id 'h2'\): the field 'answer' mu"):
         load(tmp_path, content)
     loaded = load(tmp_path, content, on_bad="skip")
     assert (len(loaded.examples), loaded.skipped) == (1, 2)
@@ -282,7 +280,9 @@ def test_only_the_first_problems_are_kept(tmp_path: Path) -> None:
 
 
 def test_bad_records_only(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds bad records only; the first: .*:1: the field 'ques"):
+    with pytest.raises(
+        UserError, match=r"holds bad records only; the first: .*:1: the field 'ques"
+    ):
         load(tmp_path, jsonl({}, {}), on_bad="skip")
 
 
@@ -389,9 +389,7 @@ def test_a_bad_hub_record_is_named(hub: Path) -> None:
     bad = {**HUB_HOTPOTQA, "id": "h2", "answer": ""}
     (hub / "train.jsonl").write_bytes(jsonl(HUB_HOTPOTQA, bad))
     source = HubData(kind="hub", name=str(hub), split="train")
-    with pytest.raises(
-        UserError, match=r"\(train\): record 2 \(id 'h2'\): the field 'answer' mu"
-    ):
+    with pytest.raises(UserError, match=r"\(train\): record 2 \(id 'h2'\): the field 'answer' mu"):
         load_examples(source)
     assert load_examples(source, on_bad="skip").skipped == 1
 
