@@ -22,7 +22,7 @@ from lmcot.data import LoadedExamples, load_examples
 from lmcot.errors import UserError
 from lmcot.records import Example, Paragraph, SupportingFact
 
-PAIRS = [
+PAIRS: list[Any] = [
     ["Lake Brann", ["Lake Brann lies in Oster.", " It was dug in 1911."]],
     ["Oster", ["Oster is in the state of Velm."]],
 ]
@@ -159,7 +159,7 @@ def zip_of(*names: str) -> bytes:
 
 
 def zstd(content: bytes) -> bytes:
-    return pyarrow.Codec("zstd").compress(content, asbytes=True)  # type: ignore[no-any-return]
+    return pyarrow.Codec("zstd").compress(content, asbytes=True)
 
 
 @pytest.mark.parametrize("name", ["lines.jsonl", "array.json", "hub.parquet", "comma.csv"])
@@ -363,7 +363,7 @@ def test_contexts_of_sentences(tmp_path: Path, fields: dict[str, Any], titles: l
     assert example.supporting_facts == FACTS
 
 
-TEXTS = [[title, "".join(sentences)] for title, sentences in PAIRS]
+TEXTS: list[Any] = [[title, "".join(sentences)] for title, sentences in PAIRS]
 SPLIT = [
     ("Lake Brann", ("Lake Brann lies in Oster.", "It was dug in 1911.")),
     ("Oster", ("Oster is in the state of Velm.",)),
