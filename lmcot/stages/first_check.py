@@ -55,14 +55,17 @@ def check_frozen(config: Config, templates: PromptTemplates) -> tuple[Config, li
     found = check_frozen_lm(config.frozen, needs)
     notices = list(found.notices)
     unmeasured = [one for one in asked if one.measures & found.lacks.keys()]
+    left_out: dict[str, list[str]] = {}
     for one in unmeasured:
         reason = _reason(one, found.lacks)
+        left_out.setdefault(reason, []).append(one.setting)
         if one.weight > 0:
             raise UserError(
                 f"{one.setting} has the weight {one.weight:g}, but it cannot be measured: {reason};"
                 f" {one.remedy}, or use an endpoint that gives {_wanted(one, found.lacks)}"
             )
-        notices.append(f"{one.setting} (weight 0) is left out: {reason}")
+    for reason, settings in left_out.items():
+        notices.append(f"not measured (weight 0): {', '.join(settings)}; {reason}")
     if isinstance(rewards, GuidanceRewards):
         rewards = without(rewards, {one.setting for one in unmeasured})
     return config.model_copy(update={"frozen": found.settings, "rewards": rewards}), notices

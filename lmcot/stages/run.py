@@ -58,12 +58,15 @@ class Run:
     interruption: Interruption
     templates: PromptTemplates = field(init=False)
     spending: Spending = field(init=False)
+    effective: Config = field(init=False)
+    """The settings that actors work with: with what was learned of an endpoint."""
     _told: set[str] = field(init=False, default_factory=set)
     """Components that were said not to be measured."""
 
     def __post_init__(self) -> None:
         budget = self.config.frozen.budget if self.config.frozen else BudgetSettings()
         self.spending = Spending(self.directory.path / "spending.json", budget)
+        self.effective = self.config
         self.templates = load_templates(self.config.prompts.templates)
 
     @cached_property
@@ -84,8 +87,7 @@ class Run:
     def check_inputs(self) -> None:
         """Reads the data and the tokenizers, and asks an endpoint what the run will ask.
 
-        A mistake must not cost the start of a cluster. From here on, the run's settings hold what
-        was learned of the endpoint.
+        A mistake must not cost the start of a cluster.
 
         Raises:
             UserError: if data, small LM, frozen LM, learned aspects or a custom reward are not
@@ -95,7 +97,7 @@ class Run:
             AspectMeter(self.config.rewards)  # reads the learned model, if there is one
             if self.config.rewards.custom is not None:
                 load_custom(self.config.rewards.custom)
-        self.config, notices = check_frozen(self.config, self.templates)
+        self.effective, notices = check_frozen(self.config, self.templates)
         for notice in notices:
             say(notice)
         for questions, key in ((self.train, "data.train"), (self.validation, "data.validation")):
@@ -133,7 +135,7 @@ class Run:
 
     def frozen_fleet(self) -> Fleet:
         """The frozen LM's actors."""
-        config = self.config
+        config = self.effective
         if config.frozen is None:
             raise UserError("this stage asks the frozen LM, but there is no 'frozen' section")
         self.spending.check()
@@ -168,7 +170,7 @@ class Run:
         """Actors that judge rationales; they are set up with the frozen LM's handles."""
         return Fleet(
             "reward", RewardActor, self.config.actors.reward, self.config.actors,
-            arguments={"config": self.config},
+            arguments={"config": self.effective},
             check=self.interruption.check,
         )  # fmt: skip
 

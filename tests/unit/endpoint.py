@@ -34,6 +34,7 @@ class Call:
     body: dict[str, Any]
     authorization: str
     attempt: int
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -91,7 +92,11 @@ class Endpoint:
         self._attempts[body] += 1
         given = next((one for one in head if one.lower().startswith("authorization")), ": ")
         call = Call(
-            head[0].split()[1], json.loads(body), given.split(": ")[1], self._attempts[body]
+            head[0].split()[1],
+            json.loads(body),
+            given.split(": ")[1],
+            self._attempts[body],
+            headers,
         )
         self.calls.append(call)
         self.under_way += 1
