@@ -70,9 +70,9 @@ _EMPTY_LINE = re.compile(
 )
 # A bullet, a heading, or the label of a shortened "Answer:".
 _LABEL = re.compile(
-    r"\s*+(?:[-*\u2022\u25cf\u2023][ \t]{1,9}|#{1,6}[ \t]{1,9})?(?:(?:A|Ans)[ \t]{0,9}:[ \t]*+)?"
+    r"\A\s*+(?:[-*\u2022\u25cf\u2023][ \t]{1,9}|#{1,6}[ \t]{1,9})?(?:(?:A|Ans)[ \t]{0,9}:[ \t]*+)?"
 )
-_NUMBERED = re.compile(r"\s*+(?:\(\d{1,2}\)|\d{1,2}[.)])(?:[ \t]{1,9}(?=\S)|(?=[^\W\d_]))")
+_NUMBERED = re.compile(r"\A\s*+(?:\(\d{1,2}\)|\d{1,2}[.)])(?:[ \t]{1,9}(?=\S)|(?=[^\W\d_]))")
 _NEXT_ENTRY = re.compile(r"^[ \t]{0,20}\(?\d{1,2}[.)][ \t]", re.MULTILINE)
 # A number with a full stop is an ordinal in some languages: "1. FC Köln", "2. Bundesliga".
 _ORDINAL_OF = re.compile(
