@@ -34,8 +34,9 @@ from lmcot.models.generation.engine import GenerationEngine
 from lmcot.models.generation.requests import SampleRequest
 from lmcot.models.sources import eos_ids, load_model, load_tokenizer
 from lmcot.records import Completion, Example, Failure, Prompt, Sampling
-from lmcot.rewards.answers import concluded_answer, exact_match, extract_answer, f1
+from lmcot.rewards.answers import exact_match, f1
 from lmcot.rewards.judge import reply_sampling
+from lmcot.rewards.reading import read_answer
 
 _VARIANTS = Path(__file__).parent / "template_variants"
 # The first lines of these files are for choices like this one; reports use the others.
@@ -158,8 +159,7 @@ def _ask(frozen: CachedLM, prompts: Sequence[Prompt], sampling: Sampling) -> lis
 
 
 def _line(replies: Sequence[Completion], examples: Sequence[Example], kind: str) -> str:
-    read = concluded_answer if kind == "cot" else extract_answer
-    answers = [read(reply.text) for reply in replies]
+    answers = [read_answer(reply).answer for reply in replies]
     pairs = [(answer, example.answer) for answer, example in zip(answers, examples, strict=True)]
     em, overlap = fmean(exact_match(*pair) for pair in pairs), fmean(f1(*pair) for pair in pairs)
     tokens = fmean(reply.tokens_in for reply in replies)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -21,7 +21,9 @@ from transformers import (
 
 from lmcot.data.render import encode
 from lmcot.frozen.protocol import FrozenLM
-from lmcot.frozen.transformers_backend import TransformersLM
+from lmcot.frozen.transformers_backend import TransformersLM, _Reader
+from lmcot.models.generation.requests import FinishReason, Generated
+from lmcot.models.generation.stopping import StopStrings
 from lmcot.records import (
     Choice,
     Completion,
@@ -306,6 +308,88 @@ def test_the_text_ends_before_the_first_stop_string(kind: str) -> None:
         assert one.finish_reason == "stop" or stop not in text
     assert isinstance(stopped[0], Completion)
     assert stopped[0].tokens_out == 2
+
+
+BLANK = "\n\n"
+
+
+def _thinking_tokenizer(special: bool) -> PreTrainedTokenizerFast:
+    tokenizer = _tokenizer()
+    tokenizer.add_tokens(["<think>", "</think>"], special_tokens=special)
+    tokenizer.add_tokens([BLANK])
+    return tokenizer
+
+
+def _ids(tokenizer: PreTrainedTokenizerFast, *words: str) -> list[int]:
+    return [tokenizer.convert_tokens_to_ids(word) for word in words]
+
+
+def _sampled(ids: Sequence[int], finish: FinishReason) -> Generated:
+    return Generated(tuple(ids), (0.0,) * len(ids), finish)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_stop_strings_do_not_hold_for_hidden_thinking(special: bool) -> None:
+    """Whether or not the tags are special tokens of the tokenizer."""
+    tokenizer = _thinking_tokenizer(special)
+    reader = _Reader(tokenizer, _ids(tokenizer, "a"), (BLANK,))
+    rule = StopStrings(tokenizer, (BLANK,), reader.stopped)
+    words = ("<think>", "a", BLANK, "b", "</think>", BLANK, "c", BLANK, "d", "</s>")
+    ids = _ids(tokenizer, *words)
+    assert [rule(ids[: end + 1]) for end in range(len(ids))] == [False] * 7 + [True] * 3
+    found = reader.completion(_sampled(ids[:8], "stop"), 1)
+    assert (found.text.strip(), found.thinking.split(), found.finish_reason) == (
+        "c", ["a", "b"], "stop",
+    )  # fmt: skip
+    assert "</s>" not in reader.completion(_sampled(ids, "eos"), 1).text
+
+
+def test_thinking_that_the_prompt_opened_and_the_limit_cut_is_no_reply() -> None:
+    tokenizer = _thinking_tokenizer(special=True)
+    reader = _Reader(tokenizer, _ids(tokenizer, "a", "<think>"), ())
+    cut = reader.completion(_sampled(_ids(tokenizer, "b", "c"), "length"), 2)
+    assert (cut.text, cut.thinking, cut.finish_reason) == ("", "b c", "length")
+    whole = reader.completion(_sampled(_ids(tokenizer, "b", "</think>", "c"), "eos"), 2)
+    assert (whole.text.strip(), whole.thinking) == ("c", "b")
+
+
+@pytest.mark.parametrize(
+    ("template", "chat", "stop", "ends"),
+    [
+        (None, "auto", None, True),
+        ("{{ messages[0].content }}", "auto", None, False),
+        ("{{ messages[0].content }}", "never", None, True),
+        ("{{ messages[0].content }}", "auto", (BLANK,), True),
+        (None, "auto", (), False),
+    ],
+)
+def test_a_blank_line_ends_a_reply_where_prompts_are_plain_text(
+    template: str | None, chat: Literal["auto", "never"], stop: tuple[str, ...] | None, ends: bool
+) -> None:
+    tokenizer = _thinking_tokenizer(special=True)
+    tokenizer.chat_template = template
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1, max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    # It says "c", then blank lines for ever.
+    letter, blank = _ids(tokenizer, "c", BLANK)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.model.embed_tokens.weight[:, 0] = 1.0
+        model.model.embed_tokens.weight[letter, 1] = 9.0
+        model.model.embed_tokens.weight[blank, 1] = 9.0
+        model.model.norm.weight.fill_(1.0)
+        model.lm_head.weight[letter, 0] = 1.0
+        model.lm_head.weight[blank, 1] = 9.0
+    lm = TransformersLM(model, tokenizer, identity="t", chat=chat, max_batch_tokens=64)
+    (found,) = lm.generate([(Message("user", "a"),)], Sampling(max_new_tokens=6, stop=stop))
+    assert isinstance(found, Completion)
+    assert found.text.strip() == "c"
+    assert (found.tokens_out, found.finish_reason) == ((2, "stop") if ends else (6, "length"))
 
 
 def test_what_does_not_fit_into_the_positions_fails_alone() -> None:
