@@ -18,13 +18,13 @@ class SampleData(Settings):
 
 
 class FileData(Settings):
-    """A file of questions on disk, plain or gzipped."""
+    """Questions in files: JSON, CSV, TSV, parquet or Arrow, packed or not; see docs/data.md."""
 
     kind: Literal["file"]
     path: str
-    """Path or URL of the file."""
+    """Path or URL of a file, of a folder of files, or a pattern such as ``shards/train-*``."""
     format: Literal["auto", "jsonl", "hotpotqa", "2wikimultihopqa", "musique"] = "auto"
-    """``auto`` tells the official JSON files and lmcot's JSON lines apart by their content."""
+    """``auto`` tells every layout by the file's content; the others insist on one."""
 
 
 class HubData(Settings):
@@ -58,8 +58,9 @@ class ContextSettings(Settings):
     distractors: NonNegativeInt | Literal["all"] = "all"
     """Paragraphs shown beside the gold ones: a number (0: gold only), or ``all``."""
     max_tokens: PositiveInt = 1024
-    """Budget of the context in tokens of the small LM; whole sentences are left out from the
-    ends of the paragraphs until it fits. The question is never cut."""
+    """Bound of the context in tokens of the small LM, in any language: whole sentences are left
+    out from the ends of the paragraphs until it fits, and a sentence that alone is longer is cut.
+    The question is never cut."""
 
 
 class DataSettings(Settings):

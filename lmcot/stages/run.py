@@ -129,7 +129,7 @@ class Run:
             lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
         )
         return [
-            Question(after, len(after.gold_sentences()) < len(before.gold_sentences()))
+            Question(after, after.gold_sentences() != before.gold_sentences())
             for before, after in zip(loaded.examples, reduced, strict=True)
         ]
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -67,12 +69,78 @@ def test_a_paragraph_closes_at_a_sentence_that_does_not_fit() -> None:
     assert [p.sentences for p in cut] == [("a.",), ("b.", "b.")]
 
 
-def test_one_sentence_stays_whatever_it_takes() -> None:
+def test_where_nothing_fits_the_beginning_of_a_gold_sentence_is_shown() -> None:
     long = example(("A", ["", "a b c d e f.", "g."]), ("B", ["h i j k l m."]), gold=[("B", 0)])
-    cut = select_context(long, ContextSettings(max_tokens=1), words)
-    assert cut == (Paragraph("A", ("", "a b c d e f.")),)
-    gold = select_context(long, ContextSettings(distractors=0, max_tokens=1), words)
-    assert gold == (long.context[1],)
+    assert select_context(long, ContextSettings(max_tokens=1), words) == (Paragraph("", ("h",)),)
+    blind = replace(long, supporting_facts=())
+    assert select_context(blind, ContextSettings(max_tokens=1), words) == (
+        Paragraph("", ("", "a")),
+    )
+    (reduced,) = apply_context([long], ContextSettings(max_tokens=2), words)
+    assert reduced.context == (Paragraph("B", ("h",)),)
+    assert reduced.gold_sentences() == ("h",)
+
+
+def test_a_sentence_longer_than_the_budget_is_cut_between_words() -> None:
+    one = example(("A", ["a b c d e f g h i j.", "k."]), gold=[])
+    cut = select_context(one, ContextSettings(max_tokens=7), words)
+    assert cut == (Paragraph("A", ("a b c d e f",)),)
+
+
+def test_long_sentences_share_the_budget_in_turn() -> None:
+    """Parts of 5 words with the title: A, B, C (2), then A's next 4 words."""
+    both = example(("A", ["a " * 50]), ("B", ["b " * 50]), ("C", ["c."]), gold=[])
+    cut = select_context(both, ContextSettings(max_tokens=16), words)
+    assert [(p.title, words(p.sentences[0])) for p in cut] == [("A", 8), ("B", 4), ("C", 1)]
+
+
+def test_a_long_sentence_that_is_not_gold_closes_its_paragraph() -> None:
+    one = example(("A", ["a " * 50]), ("B", ["b."]), ("C", ["c " * 9]), gold=[("B", 0)])
+    cut = select_context(one, ContextSettings(max_tokens=12), words)
+    assert [p.title for p in cut] == ["B", "C"]
+
+
+LAKE = "\u6e56\u5728\u5965\u65af\u7279\u53bf\u5f88\u5927\u5f88\u6df1"
+THAI = "\u0e17\u0e35\u0e48\u0e19\u0e35\u0e48"  # two letters with two marks each
+COUNTERS = [words, len, lambda text: len(text.encode())]
+
+
+@pytest.mark.parametrize("count", COUNTERS, ids=["words", "characters", "bytes"])
+@pytest.mark.parametrize("sentence", [LAKE * 100, THAI * 100, "x" * 1000, "word " * 300])
+def test_the_budget_is_a_bound_in_every_language(
+    count: Callable[[str], int], sentence: str
+) -> None:
+    long = example(("A", [sentence]), ("B", ["Short."]), gold=[("A", 0)])
+    for budget in (1, 7, 60, 100):
+        (reduced,) = apply_context([long], ContextSettings(max_tokens=budget), count)
+        text = render_context(reduced.context)
+        assert count(text) <= budget
+        if budget >= 60 and count is not words:
+            assert count(text) > 0.5 * budget, "the budget is used"
+            assert sentence.startswith(reduced.gold_sentences()[0])
+
+
+def test_a_cut_parts_no_letter_from_its_marks() -> None:
+    thai = example(("", [THAI * 20]), gold=[])
+    for budget in range(4, 30):
+        [paragraph] = select_context(thai, ContextSettings(max_tokens=budget), len)
+        assert len(paragraph.sentences[0]) == (budget - 1) // 3 * 3
+
+
+def test_a_space_far_back_does_not_shorten_what_has_no_words() -> None:
+    one = example(("", ["ab " + LAKE * 50]), gold=[])
+    [paragraph] = select_context(one, ContextSettings(max_tokens=200), len)
+    assert len(paragraph.sentences[0]) == 199
+
+
+def test_cutting_takes_time_in_proportion_to_the_text() -> None:
+    def seconds(size: int) -> float:
+        long = example(*((f"T{n}", [LAKE * size]) for n in range(20)), gold=[])
+        start = time.process_time()
+        select_context(long, ContextSettings(max_tokens=500), lambda text: len(list(text)))
+        return time.process_time() - start
+
+    assert seconds(8000) < 40 * max(seconds(1000), 0.01)
 
 
 def test_empty_sentences_keep_their_place() -> None:
@@ -129,16 +197,18 @@ def test_selection_keeps_its_promises(
     settings = ContextSettings.model_validate({"distractors": shown, "max_tokens": budget})
     (reduced,) = apply_context([full], settings, words)
     kept = sum(bool(s.strip()) for p in reduced.context for s in p.sentences)
-    assert words(render_context(reduced.context)) <= budget or kept == 1
+    assert words(render_context(reduced.context)) <= budget
     there = any(s.strip() for p in full.context for s in p.sentences)
     if shown == "all":
         assert bool(kept) == there
     # Fronts of the original paragraphs, in their order.
     rest = iter(full.context)
     for paragraph in reduced.context:
+        *before, last = paragraph.sentences or ("",)
         assert any(
-            p.title == paragraph.title
-            and p.sentences[: len(paragraph.sentences)] == paragraph.sentences
+            paragraph.title in (p.title, "")
+            and all(b in (a, "") for b, a in zip(before, p.sentences, strict=False))
+            and "".join(p.sentences[len(before) : len(before) + 1]).startswith(last)
             for p in rest
         )
     assert set(reduced.supporting_facts) <= set(full.supporting_facts)
