@@ -203,7 +203,12 @@ def _records_in(value: object, where: str, path: Path) -> Iterator[Located]:
 
 
 def _inside(value: object, path: Path) -> Sequence[object] | None:
-    if not isinstance(value, Mapping) or holds_question(value):
+    if not isinstance(value, Mapping):
+        return None
+    if _is_of_pandas(value):
+        numbers = next(iter(value.values()))
+        return [{name: column[number] for name, column in value.items()} for number in numbers]
+    if holds_question(value):
         return None
     if isinstance(value.get("row"), Mapping):  # the hub's viewer
         return [value["row"]]
@@ -214,6 +219,10 @@ def _inside(value: object, path: Path) -> Sequence[object] | None:
     if value.keys() & {*IDENTITIES, *CONTEXTS}:  # a record that lacks its question
         return None
     for name in _WRAPPERS:
+        if value.get(name) == []:
+            return []
+        if isinstance(value.get("columns"), list) and isinstance(value.get(name), list):
+            return [_row(value["columns"], one) for one in value[name]]
         if _is_list_of_objects(value.get(name)):
             return value[name]
         if isinstance(value.get(name), Mapping):
@@ -236,6 +245,19 @@ def _of_squad(article: Mapping[str, Any]) -> list[object]:
         for paragraph in article["paragraphs"]
         for question in paragraph["qas"]
     ]
+
+
+def _row(names: Sequence[object], cells: object) -> object:
+    if not isinstance(cells, list) or len(cells) != len(names):
+        return BadRecord(f"the row is no list of {len(names)} cells, one for each column")
+    return dict(zip(names, cells, strict=True))
+
+
+def _is_of_pandas(value: Mapping[str, Any]) -> bool:
+    """Whether it maps columns to rows by their numbers, as a data frame is written by default."""
+    keys = [one.keys() if isinstance(one, Mapping) else None for one in value.values()]
+    numbers = keys and keys[0] and all(isinstance(key, str) and key.isdigit() for key in keys[0])
+    return bool(numbers) and all(one == keys[0] for one in keys) and _question_in(list(value))
 
 
 def _of_columns(table: Mapping[str, Any]) -> list[object] | None:

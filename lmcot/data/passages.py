@@ -12,6 +12,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, TypeGuard
 
 from lmcot.data.sentences import split_sentences
@@ -152,7 +153,9 @@ def _fact(row: object, number: int, passages: Sequence[_Passage]) -> tuple[str, 
         title, sentence = row
     else:
         title = sentence = None
-    if not is_text(title) or not _is_index(sentence):
+    if isinstance(sentence, float | Decimal) and sentence == sentence // 1:
+        sentence = int(sentence)  # a table's column of whole numbers that some rows lack
+    if not is_text(title) or not (sentence is None or _is_index(sentence)):
         raise BadRecord(f"supporting fact {number} must be a title and a sentence's index")
     if isinstance(row, Mapping) and _has(row, "para_idx"):
         index = row["para_idx"]

@@ -121,6 +121,12 @@ FILES: dict[str, bytes] = {
     "split.json": json.dumps({"validation": TWO}).encode(),
     "by-id.json": json.dumps({"q1": RECORD, "q2": TWO[1]}).encode(),
     "columns.json": json.dumps({k: [r[k] for r in TWO] for k in RECORD}).encode(),
+    "pandas-columns.json": json.dumps(
+        {k: {str(n): r[k] for n, r in enumerate(TWO)} for k in RECORD}
+    ).encode(),
+    "pandas-split.json": json.dumps(
+        {"columns": list(RECORD), "index": [0, 1], "data": [list(r.values()) for r in TWO]}
+    ).encode(),
     "viewer.json": json.dumps({"rows": [{"row_idx": 0, "row": r} for r in TWO]}).encode(),
     "hub.parquet": parquet_of(*HUB_ROWS),
     "cells.parquet": parquet_of(JSON_CELLS, {**JSON_CELLS, "id": "q2"}),
@@ -213,6 +219,11 @@ def test_what_is_wrong_with_a_file_is_not_told_of_a_record(
     said = refusal(path, on_bad=on_bad)
     assert said.startswith(f"{path} {sentence}")
     assert "on_bad_record" not in said
+
+
+def test_a_wrapper_of_nothing_holds_no_questions(tmp_path: Path) -> None:
+    (tmp_path / "q.json").write_text('{"data": []}')
+    assert "holds no questions" in refusal(tmp_path / "q.json")
 
 
 def test_a_line_that_is_cut_off_or_of_another_encoding_says_so(tmp_path: Path) -> None:
@@ -407,6 +418,7 @@ WHOLE = (*FACTS[:1], SupportingFact("Lake Brann", 1), *FACTS[1:])
     "fields",
     [
         {"supporting_facts": ["Lake Brann", "Oster"]},
+        {"supporting_facts": [["Lake Brann", None], {"title": "Oster"}]},
         {"context": TEXTS},
         {"context": [{"title": t, "text": x, "is_supporting": True} for t, x in TEXTS],
          "supporting_facts": ...},
@@ -424,6 +436,7 @@ def test_a_fact_without_a_sentence_supports_its_whole_passage(
         json.dumps(RECORD["supporting_facts"]),
         COLUMNS["supporting_facts"],
         [{"title": "Lake Brann", "sentence_id": 0}, {"title": "Oster", "sent_idx": 0}],
+        [["Lake Brann", 0.0], ["Oster", 0.0]],
     ],
 )
 def test_facts_of_single_sentences(tmp_path: Path, facts: object) -> None:
