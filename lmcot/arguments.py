@@ -187,6 +187,12 @@ def _add_serve(commands: Any) -> None:
         action="store_true",
         help="put it in the place of what the cluster serves already, without a failed request",
     )
+    command.add_argument(
+        "--status", action="store_true", help="only show what the cluster of RAY_ADDRESS serves"
+    )
+    command.add_argument(
+        "--prefix", metavar="PATH", help="path to serve under, such as /guided (serve.prefix)"
+    )
     _add_overrides(command)
 
 

@@ -55,7 +55,14 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "serve":
         from lmcot.serve.run import serve
 
-        serve(options.run_dir, options.overrides, policy=options.policy, update=options.update)
+        prefix = [] if options.prefix is None else [f"serve.prefix={options.prefix}"]
+        serve(
+            options.run_dir,
+            [*options.overrides, *prefix],
+            policy=options.policy,
+            update=options.update,
+            status=options.status,
+        )
         return 0
     if options.command == "compare":
         return _run_compare(options)

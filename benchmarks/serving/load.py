@@ -38,7 +38,7 @@ from lmcot.records import Paragraph
 from lmcot.serve import app
 from lmcot.serve.asking import Pair, open_pair
 from lmcot.serve.deployments import Draw, Passages, Reply, Shown, Told, Wish, Written
-from lmcot.serve.run import deploy
+from lmcot.serve.run import start
 
 ROOT = Path(__file__).parents[2]
 PORT = 8317
@@ -54,6 +54,10 @@ class SmallLM:
     def version(self) -> str:
         """Its name."""
         return "stand-in"
+
+    async def there(self) -> bool:
+        """Always."""
+        return True
 
     async def write(self, question: str, context: Passages, draw: Draw) -> AsyncIterator[Told]:
         """Rationales at once."""
@@ -104,9 +108,8 @@ def service(folder: Path, *overrides: str, stubs: bool) -> Iterator[str]:
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     try:
         pair: Pair = open_pair(folder, "base", [f"serve.port={PORT}", *overrides])
-        ray_serve.start(http_options={"host": "127.0.0.1", "port": PORT})
         with mock.patch.multiple(app, SmallLM=SmallLM, FrozenLM=FrozenLM) if stubs else _nothing():
-            deploy(replace(pair))
+            start(replace(pair))
         yield f"http://127.0.0.1:{PORT}"
     finally:
         ray_serve.shutdown()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray._private.state import available_resources_per_node
 from ray.util import placement_group_table
 from ray.util.placement_group import PlacementGroup
 
@@ -76,7 +77,7 @@ def find_plan(stage: str, roles: Roles, published: Published | None = None) -> P
     """
     group = captured_in()
     if group is None:
-        return make_plan(stage, roles, _nodes(), published)
+        return make_plan(stage, roles, nodes(), published)
     free = {
         name: role.model_copy(update={"placement": "PACK"})
         for name, role in roles.items()
@@ -103,8 +104,13 @@ def check_plan(
         say(f"{stage}: short of room ({plan.short}); actors wait for nodes to join")
 
 
-def _nodes() -> list[Node]:
-    """The nodes that are alive, by address; where several share one, by their id too."""
+def nodes(*, free: bool = False) -> list[Node]:
+    """The nodes that are alive, by address; where several share one, by their id too.
+
+    Args:
+        free: with what nobody has reserved there, instead of all that they have.
+    """
+    left = available_resources_per_node() if free else {}
     alive = sorted(
         (node for node in ray.nodes() if node["Alive"]),
         key=lambda node: (node["NodeManagerAddress"], node["NodeID"]),
@@ -117,7 +123,7 @@ def _nodes() -> list[Node]:
         name = "this machine" if address == here else address
         if shared[address] > 1:
             name += f" ({node['NodeID'][:6]})"
-        found.append(Node(name, node["Resources"]))
+        found.append(Node(name, left.get(node["NodeID"], {}) if free else node["Resources"]))
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lmcot.actors.packing import Node, amounts, bundle, capacity, fits, grains, listed
@@ -42,10 +42,13 @@ class Remedy:
     """``count``, ``placement``, ``cpus``, ``gpus`` or ``resources.NAME``."""
     value: Any
     instead: Any
+    section: str = "actors"
+    """Of the settings."""
 
     def __str__(self) -> str:
         value, instead = (_shown(v) for v in (self.value, self.instead))
-        return f"actors.{self.role}.{self.field} {value} instead of {instead}"
+        field = "replicas" if (self.section, self.field) == ("serve", "count") else self.field
+        return f"{self.section}.{self.role}.{field} {value} instead of {instead}"
 
     def applied(self, roles: Roles) -> dict[str, RoleSettings]:
         """The roles with this setting."""
@@ -67,6 +70,8 @@ class Plan:
     remedies: Sequence[Remedy]
     notices: Sequence[str]
     """Whole sentences about what may go wrong all the same."""
+    section: str = "actors"
+    """Of the settings that the roles are in."""
 
     @property
     def refusal(self) -> str:
@@ -77,7 +82,7 @@ class Plan:
 
     @property
     def _mend(self) -> str:
-        settings = listed([f"actors.{name}" for name in self.roles])
+        settings = listed([f"{self.section}.{name}" for name in self.roles])
         lower = f"lower several settings of {settings}"
         use = f"use {' or '.join(map(str, self.remedies))}" if self.remedies else lower
         return f"{use}, or add nodes"
@@ -113,27 +118,33 @@ class Plan:
 
 
 def make_plan(
-    stage: str, roles: Roles, nodes: Sequence[Node], published: Published | None = None
+    stage: str,
+    roles: Roles,
+    nodes: Sequence[Node],
+    published: Published | None = None,
+    section: str = "actors",
 ) -> Plan:
     """Works out whether all actors of a stage fit at the same time.
 
     Args:
         roles: what takes part, by the names below ``actors``.
         published: the weights that go through the object stores, if any do.
+        section: of the settings that the roles are in.
     """
     notices = []
     settled = _fit(roles, nodes)
     if settled is None:
         notices.append(
             f"{stage}: whether all actors fit at the same time was not found out: they may wait "
-            "for room up to actors.start_timeout_s"
+            f"for room up to {section}.start_timeout_s"
         )
     if published is not None and nodes:
         notices += _store_notice(stage, published, nodes)
     if settled is not False:
-        return Plan(stage, roles, nodes, "", (), notices)
-    remedies = sorted(_remedies(roles, nodes), key=_loss)[:_REMEDIES]
-    return Plan(stage, roles, nodes, _shortage(roles, nodes), remedies, notices)
+        return Plan(stage, roles, nodes, "", (), notices, section)
+    found = (replace(one, section=section) for one in _remedies(roles, nodes))
+    remedies = sorted(found, key=_loss)[:_REMEDIES]
+    return Plan(stage, roles, nodes, _shortage(roles, nodes), remedies, notices, section)
 
 
 def needed(roles: Roles) -> dict[str, float]:

@@ -19,9 +19,13 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
-from lmcot.config import Config, ServedRole
+from lmcot.actors.cluster import nodes
+from lmcot.actors.plan import Roles
+from lmcot.actors.served import find_served_plan
+from lmcot.config import Config, RoleSettings, ServedRole, ServeSettings
 from lmcot.errors import UserError
 from lmcot.records import Paragraph
+from lmcot.serve.access import token_digests
 from lmcot.serve.api import NotReady, Service, make_app
 from lmcot.serve.asking import Pair, open_pair
 from lmcot.serve.deployments import Draw, FrozenLM, Passages, Reply, SmallLM, Told, Wish
@@ -45,52 +49,94 @@ class Arguments(BaseModel):
         return open_pair(place(self.run_dir), self.policy, self.overrides)
 
 
-def _pair(arguments: dict[str, Any]) -> Pair:
-    # Serve would make them of the annotation, but not of one that is a string, as all are here.
-    return Arguments.model_validate(arguments).pair()
+class IngressArguments(Arguments):
+    """What the ingress takes besides."""
+
+    token_digests: list[str] = []
+    """SHA-256 digests of the bearer tokens that are asked for; empty: of those in the environment
+    of the process that builds the application, which is one of the cluster's."""
+    anyone: bool = False
+    """Whether it may be that no token is asked for."""
+
+
+# Serve would make these of the builders' annotations, but not of ones that are strings, as all are
+# here.
 
 
 def small(arguments: dict[str, Any]) -> Application:
     """The small LM of a run directory."""
-    return applications(_pair(arguments))[0][1]
+    return _application(Arguments.model_validate(arguments), 0)
 
 
 def frozen(arguments: dict[str, Any]) -> Application:
     """The frozen LM of a run directory's settings."""
-    return applications(_pair(arguments))[1][1]
+    return _application(Arguments.model_validate(arguments), 1)
 
 
 def ingress(arguments: dict[str, Any]) -> Application:
-    """What takes requests in, with a run directory's settings."""
-    return applications(_pair(arguments))[2][1]
+    """What takes requests in, with a run directory's settings.
+
+    Raises:
+        UserError: if neither tokens are given, nor that none are to be asked for.
+    """
+    given = IngressArguments.model_validate(arguments)
+    digests = tuple(given.token_digests) or token_digests(given.pair().config.serve)
+    if not digests and not given.anyone:
+        raise UserError(
+            "nothing says who may ask: give the ingress's args `token_digests` (SHA-256, as "
+            "`printf %s TOKEN | sha256sum` prints it), or `anyone: true`"
+        )
+    return _application(given, 2, digests)
 
 
-def applications(pair: Pair) -> list[tuple[str, Application]]:
-    """The applications of a trained pair by their names, in the order to start them in."""
+def _application(arguments: Arguments, number: int, digests: Sequence[str] = ()) -> Application:
+    pair = arguments.pair()
+    # Each of the three is built by itself: what is free changes in between, the nodes do not.
+    roles = find_served_plan(pair.config, nodes()).roles
+    return applications(pair, roles, digests)[number][1]
+
+
+def applications(
+    pair: Pair, roles: Roles, digests: Sequence[str] = ()
+) -> list[tuple[str, Application]]:
+    """The applications of a trained pair by their names, in the order to start them in.
+
+    Args:
+        roles: what a replica of each takes.
+        digests: of the tokens that are asked for.
+    """
     config, settings = pair.config, pair.config.serve
-    writer = _deployment(SmallLM, settings.small, config).bind(
+    small_name, frozen_name, name = names(settings)
+    writer = _deployment(SmallLM, settings.small, roles["small"], config).bind(
         config, pair.source, pair.version, settings.small.threads
     )
-    answerer = _deployment(FrozenLM, settings.frozen, config).bind(config, settings.frozen.threads)
-    door = _deployment(serve.ingress()(Ingress), settings.ingress, config, name="Ingress")
+    answerer = _deployment(FrozenLM, settings.frozen, roles["frozen"], config).bind(
+        config, settings.frozen.threads
+    )
+    door = _deployment(serve.ingress()(Ingress), settings.ingress, roles["ingress"], config)
     return [
-        (f"{settings.name}-small", writer),
-        (f"{settings.name}-frozen", answerer),
-        (settings.name, door.bind(config)),
+        (small_name, writer),
+        (frozen_name, answerer),
+        (name, door.options(name="Ingress").bind(config, digests)),
     ]
 
 
-def _deployment(what: Any, role: ServedRole, config: Config, name: str | None = None) -> Any:
+def names(settings: ServeSettings) -> tuple[str, str, str]:
+    """Of the applications, in the order to start them in."""
+    return f"{settings.name}-small", f"{settings.name}-frozen", settings.name
+
+
+def _deployment(what: Any, role: ServedRole, takes: RoleSettings, config: Config) -> Any:
     """A class as a deployment with the settings of its role."""
     settings = config.serve
-    # The bound is the ingress's own, which says when to come again; Serve's lies above it.
+    # The bounds are the ingress's own, which says when to come again; Serve's lies above them.
     options: dict[str, Any] = {
-        "max_ongoing_requests": 4 * settings.max_requests,
+        "max_ongoing_requests": 4 * settings.max_requests + 2 * settings.limits.readers,
         "graceful_shutdown_timeout_s": settings.shutdown_s,
         "graceful_shutdown_wait_loop_s": 0.5,
         "health_check_period_s": 5,
         "ray_actor_options": {
-            "num_cpus": role.cpus, "num_gpus": role.gpus, "resources": role.resources,
+            "num_cpus": takes.cpus, "num_gpus": takes.gpus, "resources": takes.resources,
         },
     }  # fmt: skip
     if role.max_replicas is None:
@@ -101,7 +147,7 @@ def _deployment(what: Any, role: ServedRole, config: Config, name: str | None = 
             "max_replicas": role.max_replicas,
             "target_ongoing_requests": role.target_requests,
         }
-    return serve.deployment(name=name or what.__name__, **options)(what)
+    return serve.deployment(name=what.__name__, **options)(what)
 
 
 class Ingress:
@@ -109,7 +155,7 @@ class Ingress:
 
     def __init__(self, config: Config, digests: Sequence[str] = ()) -> None:
         """Args: digests: of the tokens that are asked for."""
-        name = config.serve.name
+        small_name, frozen_name, _ = names(config.serve)
         self._digests = tuple(digests)
         log = logging.getLogger("lmcot.serve")
         if not log.handlers:
@@ -118,8 +164,8 @@ class Ingress:
             log.addHandler(handler)
             log.setLevel(logging.INFO)
             log.propagate = False
-        self._small = _RemoteSmall(serve.get_deployment_handle("SmallLM", f"{name}-small"))
-        self._frozen = _RemoteFrozen(serve.get_deployment_handle("FrozenLM", f"{name}-frozen"))
+        self._small = _RemoteSmall(serve.get_deployment_handle("SmallLM", small_name))
+        self._frozen = _RemoteFrozen(serve.get_deployment_handle("FrozenLM", frozen_name))
         self._service = Service(config, self._small, self._frozen, self._ready)
 
     async def digests(self) -> tuple[str, ...]:
@@ -204,22 +250,3 @@ class _RemoteFrozen:
             response.cancel()
             raise
         return reply
-
-
-def check_port(host: str, port: int) -> None:
-    """Whether the service may listen there.
-
-    Raises:
-        UserError: if something else does.
-    """
-    import socket
-
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            one.bind((host, port))
-        except OSError as error:
-            raise UserError(
-                f"the service cannot listen at {host}:{port} ({error.strerror}): set serve.port "
-                "to another, or end what listens there"
-            ) from None

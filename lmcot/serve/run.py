@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import ray
 from ray import serve as ray_serve
+from ray.exceptions import RayError
+from ray.serve.api import RunTarget
 
-from lmcot.actors.cluster import ray_cluster
+from lmcot.actors.cluster import nodes, ray_cluster
+from lmcot.actors.plan import Plan
+from lmcot.actors.served import find_served_plan
 from lmcot.errors import UserError
 from lmcot.monitor.progress import say
-from lmcot.serve.app import applications, check_port
+from lmcot.serve.access import is_loopback, token_digests
+from lmcot.serve.app import applications, names
 from lmcot.serve.asking import Pair, open_pair
+from lmcot.serve.instance import (
+    Instance,
+    check_free,
+    check_ours,
+    check_strangers,
+    deploy,
+    find_instance,
+    finish_requests,
+    remove,
+    start_instance,
+)
 
 if TYPE_CHECKING:
     from lmcot.storage import Place
@@ -29,6 +48,7 @@ def serve(
     *,
     policy: str | None = None,
     update: bool = False,
+    status: bool = False,
 ) -> None:
     """Serves a run's trained pair.
 
@@ -36,58 +56,149 @@ def serve(
         policy: which of its policies; unset: the most trained one.
         update: put it in the place of what runs already on the cluster of RAY_ADDRESS, replica by
             replica, and return.
+        status: only show what runs there.
 
     Raises:
-        UserError: if there is no trained pair, no room, or the port is taken.
+        UserError: if there is no trained pair, no room, or the port, path or name is taken.
     """
     pair = open_pair(run_dir, policy, list(overrides))
-    settings = pair.config.serve
-    if update:
-        _update(pair, settings.name)
+    if status or update:
+        if not ray.is_initialized() and not _joined(pair):
+            raise UserError(
+                "which service? Set RAY_ADDRESS to its cluster's address, and what else 'lmcot "
+                "serve' says when it starts"
+            )
+        with ray_cluster(pair.config.actors):
+            if status:
+                _show_status(pair)
+            else:
+                _update(pair)
         return
-    check_port(settings.host, settings.port)
-    ended = threading.Event()
+    digests = token_digests(pair.config.serve)
+    with _Signals() as signals, ray_cluster(pair.config.actors):
+        signals.install()  # Ray has put its own in their place.
+        _serve(pair, digests, signals)
 
-    def end(number: int, frame: FrameType | None) -> None:
-        ended.set()
 
-    with ray_cluster(pair.config.actors):
-        ray_serve.start(http_options={"host": settings.host, "port": settings.port})
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, end)
-        try:
-            deploy(pair)
-            where = f"http://{settings.host}:{settings.port}"
-            say(
-                f"serve: {pair.version} answers at {where} (a page to try it on; the API: "
-                f"{where}/docs)"
+def _serve(pair: Pair, digests: Sequence[str], signals: _Signals) -> None:
+    settings = pair.config.serve
+    instance = start(pair, digests)
+    try:
+        _tell(pair, instance, digests)
+        signals.wait()
+        say("serve: ending; what is at work is finished first")
+        finish_requests(settings.name, settings.shutdown_s)
+    finally:
+        _remove(pair, instance)
+
+
+def start(pair: Pair, digests: Sequence[str] = ()) -> Instance:
+    """Puts a pair's service on the cluster, and waits until it answers; nothing stays if it fails.
+
+    Args:
+        digests: of the tokens that are asked for.
+
+    Raises:
+        UserError: if there is no room, or the port, path or name is taken.
+    """
+    settings = pair.config.serve
+    check_free(settings, names(settings))
+    plan = find_served_plan(pair.config, nodes(free=True))
+    _check_room(pair, plan)
+    if find_instance() is None:
+        check_port(settings.host, settings.port)
+    instance = start_instance(settings)
+    try:
+        deploy(_targets(pair, plan, digests), settings.start_timeout_s)
+        check_strangers(instance, settings, tokens=bool(digests))
+    except BaseException:
+        _remove(pair, instance)
+        raise
+    return instance
+
+
+def _remove(pair: Pair, instance: Instance) -> None:
+    # A cluster of one's own ends as a whole, and needs no more than that.
+    if _joined(pair):
+        with suppress(RayError, FutureTimeoutError):
+            # What takes requests in goes first: it asks the models.
+            remove(names(pair.config.serve)[::-1], instance)
+
+
+def _targets(pair: Pair, plan: Plan, digests: Sequence[str] = ()) -> list[RunTarget]:
+    """The applications of a pair, where they are to be reached."""
+    settings = pair.config.serve
+    return [
+        RunTarget(one, name=key, route_prefix=settings.prefix if key == settings.name else None)
+        for key, one in applications(pair, plan.roles, digests)
+    ]
+
+
+def _check_room(pair: Pair, plan: Plan, held: Mapping[str, float] | None = None) -> None:
+    """Says what the replicas take, before one waits for room.
+
+    Raises:
+        UserError: if they never fit on the cluster, unless nodes may join.
+    """
+    say(plan.summary)
+    if not plan.short:
+        return
+    whole = find_served_plan(pair.config, nodes(), held)
+    if whole.short and not pair.config.actors.autoscaling:
+        raise UserError(whole.refusal)
+    say(f"serve: short of room now ({plan.short}); replicas wait up to serve.start_timeout_s")
+
+
+def _tell(pair: Pair, instance: Instance, digests: Sequence[str]) -> None:
+    """Where the service answers, how to update it, and who may ask."""
+    settings = pair.config.serve
+    where = instance.url(settings.prefix)
+    say(f"serve: {pair.version} answers at {where} (a page to try it on; the API: {where}/docs)")
+    address = ray.get_runtime_context().gcs_address
+    # A cluster of one's own asks for the token of ~/.ray; one that was joined may not.
+    mode = "" if _joined(pair) else "RAY_AUTH_MODE=token "
+    command = f"{mode}RAY_ADDRESS={address} lmcot serve"
+    say(f"serve: to update it: {command} --run-dir NEWER --update")
+    say(f"serve: its state: {command} --run-dir NEWER --status")
+    if not digests:
+        far = "" if is_loopback(instance.host) else "; other machines reach it"
+        say(f"serve: nobody is asked for a token ({settings.tokens_env} is not set){far}")
+
+
+def _update(pair: Pair) -> None:
+    settings = pair.config.serve
+    held = check_ours(settings, names(settings))
+    digests = token_digests(settings)
+    if not digests:
+        handle = ray_serve.get_app_handle(settings.name)
+        digests = tuple(handle.digests.remote().result(timeout_s=60))
+        if digests:
+            say(f"serve: {settings.tokens_env} is not set: the tokens stay those of before")
+    instance = start_instance(settings)
+    plan = find_served_plan(pair.config, nodes(), held)
+    _check_room(pair, plan, held)
+    started = time.monotonic()
+    deploy(_targets(pair, plan, digests), settings.start_timeout_s)
+    check_strangers(instance, settings, tokens=bool(digests))
+    say(f"serve: updated in {time.monotonic() - started:.1f} s")
+
+
+def _show_status(pair: Pair) -> None:
+    settings = pair.config.serve
+    instance = find_instance()
+    if instance is None:
+        print("Ray Serve does not run on this cluster")
+        return
+    there = ray_serve.status().applications
+    print(f"address  {instance.url(settings.prefix)}")
+    for name in names(settings):
+        one = there.get(name)
+        print(f"{name}  {one.status.value if one else 'not there'}")
+        for key, deployment in one.deployments.items() if one else ():
+            counts = ", ".join(
+                f"{n} {state.value}" for state, n in deployment.replica_states.items()
             )
-            address = ray.get_runtime_context().gcs_address
-            # A cluster of one's own asks for the token of ~/.ray; one that was joined may not.
-            mode = "" if _joined(pair) else "RAY_AUTH_MODE=token "
-            say(
-                f"serve: to update it: {mode}RAY_ADDRESS={address} lmcot serve --run-dir NEWER "
-                "--update"
-            )
-            if not os.environ.get(settings.tokens_env):
-                say(f"serve: nobody is asked for a token ({settings.tokens_env} is not set)")
-            ended.wait()
-            say("serve: ending; what is at work is finished first")
-        finally:
-            # What takes requests in ends what it is at; only then the models go, and the proxies.
-            for name, _ in reversed(applications(pair)):
-                ray_serve.delete(name)
-            ray_serve.shutdown()
-
-
-def _update(pair: Pair, name: str) -> None:
-    if not ray.is_initialized() and not _joined(pair):
-        raise UserError(
-            "which service is to be updated? Set RAY_ADDRESS to its cluster's address, and what "
-            "else 'lmcot serve' says when it starts"
-        )
-    with ray_cluster(pair.config.actors):
-        _replace(pair, name)
+            print(f"  {key}  {deployment.status.value}  {counts}  {deployment.message}".rstrip())
 
 
 def _joined(pair: Pair) -> str | None:
@@ -95,32 +206,54 @@ def _joined(pair: Pair) -> str | None:
     return pair.config.actors.address or os.environ.get("RAY_ADDRESS")
 
 
-def _replace(pair: Pair, name: str) -> None:
-    if name not in ray_serve.status().applications:
-        raise UserError(f"the cluster serves no application '{name}' that could be updated")
-    started = time.monotonic()
-    deploy(pair)
-    say(f"serve: updated in {time.monotonic() - started:.1f} s")
-
-
-def deploy(pair: Pair) -> None:
-    """Deploys a pair, and waits until all its replicas are there.
+def check_port(host: str, port: int) -> None:
+    """Whether the service may listen there.
 
     Raises:
-        UserError: what kept them from it.
+        UserError: if something else does.
     """
-    name = pair.config.serve.name
-    targets = [
-        ray_serve.RunTarget(one, name=key, route_prefix="/" if key == name else None)
-        for key, one in applications(pair)
-    ]
-    try:
-        ray_serve.run_many(targets)
-    except RuntimeError as error:
-        told = next((one for one in ray_serve.status().applications.values() if one.message), None)
-        reason = "; ".join(
-            f"{key}: {one.message.strip().splitlines()[-1]}"
-            for key, one in (told.deployments.items() if told else [])
-            if one.message
-        )
-        raise UserError(f"the service did not start: {reason or error}") from None
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"the service cannot listen at {host}:{port} ({error.strerror}): set serve.port "
+                "to another, or end what listens there"
+            ) from None
+
+
+class _Signals:
+    """SIGTERM and SIGINT: they interrupt whatever is under way, except while it serves.
+
+    There the first one lets what is at work be finished, and a second one interrupts that.
+    """
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._serves = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> _Signals:
+        self._before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+        self.install()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def install(self) -> None:
+        """Puts the handlers in place."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._hear)
+
+    def wait(self) -> None:
+        """Until one of them comes."""
+        self._serves = True
+        self._ended.wait()
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if not self._serves or self._ended.is_set():
+            raise KeyboardInterrupt
+        self._ended.set()

@@ -69,7 +69,9 @@ def doctor(config: Config | None, run_dir: Place | None) -> int:
     findings: list[Finding] = []
     address = _address(config)
     if address is None:
-        findings += examine(local_facts(), config)
+        facts = local_facts()
+        findings += examine(facts, config)
+        findings += _served(config, facts.gpus)
     else:
         findings += examine_nodes(cluster_facts(config, address), config)
     if config is not None:
@@ -238,6 +240,23 @@ def _gpus_wanted(config: Config | None) -> bool:
         return False
     actors = config.actors
     return any(role.gpus for role in (actors.rollout, actors.reward, actors.learner, actors.frozen))
+
+
+def _served(config: Config | None, gpus: int) -> Iterable[Finding]:
+    """Whether the service's replicas have room on this machine; `lmcot plan` looks at clusters."""
+    if config is None or config.frozen is None:
+        return
+    from ray._private.utils import get_num_cpus
+
+    from lmcot.actors.packing import Node
+    from lmcot.actors.served import find_served_plan
+
+    machine = Node("this machine", {"CPU": float(get_num_cpus()), "GPU": float(gpus)})
+    plan = find_served_plan(config, [machine])
+    if plan.short:
+        yield Finding("mend", plan.refusal)
+    else:
+        yield Finding("ok", f"there is room for the replicas of `lmcot serve` ({plan.summary})")
 
 
 def _port(config: Config) -> Finding:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lmcot.actors.cluster import find_plan, ray_cluster
+from lmcot.actors.cluster import find_plan, nodes, ray_cluster
 from lmcot.actors.plan import Plan, Published, Roles
+from lmcot.actors.served import find_served_plan
 from lmcot.config import Config, FrozenTeacher, Row
 from lmcot.errors import UserError
 from lmcot.models.sources import parameters_of, resolve_dtype
@@ -57,7 +58,9 @@ def published_weights(config: Config) -> Published | None:
 
 
 def stage_plans(config: Config) -> list[Plan]:
-    """The resource plan of each stage that `lmcot train` would run, on the cluster as it is now.
+    """The resource plan of each stage that `lmcot train` would run, and of `lmcot serve`.
+
+    On the cluster as it is now.
 
     Raises:
         UserError: if there is no model at ``policy.source``.
@@ -70,6 +73,7 @@ def stage_plans(config: Config) -> list[Plan]:
     plans.append(find_plan("refine", refine_roles(config), published_weights(config)))
     if config.frozen is not None:
         plans.append(find_plan("evaluate", evaluate_roles(config, config.evaluate.rows)))
+        plans.append(find_served_plan(config, nodes()))
     return plans
 
 

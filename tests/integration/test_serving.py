@@ -35,7 +35,7 @@ from lmcot.models.sources import load_model
 from lmcot.serve.app import frozen, ingress, small
 from lmcot.serve.asking import open_pair
 from lmcot.serve.client import Client, ServiceError
-from lmcot.serve.run import deploy
+from lmcot.serve.run import start
 
 pytestmark = pytest.mark.e2e
 
@@ -46,7 +46,6 @@ CONTEXT = [
 ]
 LONG = 1500
 """Tokens that take the tiny model some seconds."""
-SMALL_SHARES = {"small": {"cpus": 0.2}, "frozen": {"cpus": 0.2}, "ingress": {"cpus": 0.1}}
 
 
 def free_port() -> int:
@@ -76,7 +75,7 @@ def make_run(folder: Path, port: int, scale: float = 1.0) -> Path:
             },
             "refine": {"start_from": "base"},
             "prompts": {"demonstrations": 0},
-            "serve": {"port": port, "limits": {"new_tokens": LONG}, **SMALL_SHARES},
+            "serve": {"port": port, "limits": {"new_tokens": LONG}},
         }
     )  # fmt: skip
     (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
@@ -91,13 +90,11 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(run_dir: Path) -> Iterator[Client]:
     """Of a service with two replicas of each model."""
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     overrides = ["serve.small.replicas=2", "serve.frozen.replicas=2"]
     pair = open_pair(run_dir, None, overrides)
-    settings = pair.config.serve
-    ray_serve.start(http_options={"host": settings.host, "port": settings.port})
-    deploy(pair)
-    yield Client(f"http://127.0.0.1:{settings.port}")
+    start(pair)
+    yield Client(f"http://127.0.0.1:{pair.config.serve.port}")
     ray_serve.shutdown()
     ray.shutdown()
 
