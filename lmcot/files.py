@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 
 def cache_folder() -> Path:
@@ -56,12 +57,33 @@ def _put_in_place(partial: Path, folder: Path) -> bool:
     return True
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file by way of a temporary one, so that no reader sees half of it."""
+def write_atomically(path: Path, content: str | bytes, *, private: bool = False) -> None:
+    """Writes a file by way of a temporary one, so that no reader sees half of it.
+
+    Args:
+        private: for questions, prompts and replies: only the file's owner may read it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        if private:
+            open_private(partial, "wb").close()
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def open_private(path: Path, mode: Literal["wb", "ab"]) -> BinaryIO:
+    """Opens a file that only its owner may read, also where it was there before."""
+    how = os.O_APPEND if mode == "ab" else os.O_TRUNC
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o600), mode)
+    with suppress(PermissionError):  # another user's, who decides that
+        os.fchmod(file.fileno(), 0o600)
+    return file
+
+
+def private_folder(folder: Path) -> None:
+    """Makes a folder, and those above it that are missing, for its owner alone."""
+    for one in (*reversed(folder.parents), folder):
+        one.mkdir(mode=0o700, exist_ok=True)

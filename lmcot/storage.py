@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmcot.errors import UserError
-from lmcot.files import cache_folder, finished_folder, write_atomically
+from lmcot.files import cache_folder, finished_folder, private_folder, write_atomically
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -252,7 +252,7 @@ def fetched(source: UPath) -> Path:
         raise UserError(f"there is nothing at '{source}'")
     digest = hashlib.sha256(repr((str(source), versions)).encode()).hexdigest()[:16]
     copy = cache_folder() / "fetched" / f"{source.name}-{digest}"
-    copy.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(copy.parent)
     with FileLock(copy.with_name(f".{copy.name}.lock")):
         if not copy.is_dir():
             with finished_folder(copy) as partial, reaching(source):
@@ -278,6 +278,6 @@ def _of_file(file: UPath) -> tuple[int, str]:
 def _workspace() -> Iterator[Path]:
     """An empty folder in the cache, on a disk that is large enough for models."""
     parent = cache_folder() / "work"
-    parent.mkdir(parents=True, exist_ok=True)
+    private_folder(parent)
     with tempfile.TemporaryDirectory(dir=parent) as folder:
         yield Path(folder)

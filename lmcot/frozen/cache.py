@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmcot.errors import UserError
-from lmcot.files import cache_folder
+from lmcot.files import cache_folder, open_private, private_folder
 from lmcot.storage import local_path
 
 _WAIT_S = 60.0
@@ -70,7 +70,8 @@ class ReplyCache:
         self._path = path
         self._max_bytes = max_bytes
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(path.parent)
+            open_private(path, "ab").close()  # SQLite gives its other files the same mode
             self._lock = threading.Lock()
             self._connection = sqlite3.connect(
                 path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False

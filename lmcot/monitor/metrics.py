@@ -112,7 +112,8 @@ class Monitor:
 
     def rollouts(self, step: int, lines: bytes) -> None:
         """Writes a step's rollouts, one JSON line each, to ``rollouts/step-NNNNNN.jsonl``."""
-        write_atomically(self.run_dir / "rollouts" / f"step-{step:06d}.jsonl", lines)
+        path = self.run_dir / "rollouts" / f"step-{step:06d}.jsonl"
+        write_atomically(path, lines, private=True)
 
     def truncate(self, stage: str, step: int) -> None:
         """Drops what the stage logged after ``step``, so that a resumed run logs it once.

@@ -12,7 +12,7 @@ from lmcot.actors.cluster import check_plan
 from lmcot.actors.units import PromptUnit
 from lmcot.config import FrozenTeacher
 from lmcot.errors import UserError
-from lmcot.files import write_atomically
+from lmcot.files import open_private, write_atomically
 from lmcot.frozen.cached import Replies
 from lmcot.monitor.progress import progress, say
 from lmcot.records import Annotation, Completion, Failure, Usage, to_json
@@ -57,7 +57,7 @@ def annotate(run: Run) -> list[Annotation]:
         for question in run.train
     ]
     lines = [json.dumps(to_json(a), ensure_ascii=False) + "\n" for a in annotations]
-    write_atomically(run.directory.rationales, "".join(lines))
+    write_atomically(run.directory.rationales, "".join(lines), private=True)
     run.directory.rationales_begun.unlink(missing_ok=True)
     _summarise(run, annotations)
     return annotations
@@ -140,7 +140,7 @@ def _ask_frozen(
     with (
         run.frozen_fleet() as fleet,
         progress("annotate", total=len(questions), unit="question", done=len(known)) as bar,
-        partial.open("a", encoding="utf-8") as file,
+        open_private(partial, "ab") as file,
     ):
         fleet.wait_ready()
 
@@ -151,7 +151,8 @@ def _ask_frozen(
                 judged = _judge(run, teacher, questions[row], result)
                 annotation = replace(judged, made_from=made_from[judged.example_id])
                 known[annotation.example_id] = annotation
-                file.write(json.dumps(to_json(annotation), ensure_ascii=False) + "\n")
+                line = json.dumps(to_json(annotation), ensure_ascii=False) + "\n"
+                file.write(line.encode())
             file.flush()
             bar.update(len(replies.results), kept=float(sum(a.kept for a in known.values())))
 
@@ -207,6 +208,6 @@ def _read_partial(path: Path) -> list[Annotation]:
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
-        write_atomically(path, whole)
+        write_atomically(path, whole, private=True)
     found = [Annotation(**json.loads(line)) for line in whole.splitlines()]
     return [one for one in found if not one.reason.startswith(_FAILED)]

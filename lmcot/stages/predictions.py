@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmcot.files import write_atomically
+from lmcot.files import open_private, write_atomically
 from lmcot.monitor.report import RowResult
 from lmcot.records import Completion, Example, Failure, Missing
 from lmcot.rewards.answers import best, contains_gold, exact_match, f1, inclusion
@@ -276,14 +276,15 @@ class Kept:
         """Appends records (dataclasses with an ``id``), some of their fields changed."""
         found = [asdict(one) | changes for one in records]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
+        with open_private(self.path, "ab") as file:
             file.write("".join(map(self._line, found)).encode())
         self.records.update({one["id"]: one for one in found})
 
     def finish(self, order: Sequence[str]) -> None:
         """Puts the lines of these questions into their order; drops all others."""
         self.records = {key: self.records[key] for key in order if key in self.records}
-        write_atomically(self.path, "".join(map(self._line, self.records.values())))
+        lines = "".join(map(self._line, self.records.values()))
+        write_atomically(self.path, lines, private=True)
 
     def _line(self, record: dict[str, Any]) -> str:
         made_with = self._made_with(record["id"])

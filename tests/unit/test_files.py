@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from lmcot.files import finished_folder, write_atomically
+from lmcot.files import finished_folder, open_private, private_folder, write_atomically
+from lmcot.frozen.cache import ReplyCache
 
 
 def fill(folder: Path, text: str) -> None:
@@ -119,3 +120,33 @@ def test_a_file_stays_as_it_was_if_the_disk_is_full(
         write_atomically(path, "after")
     assert path.read_text(encoding="utf-8") == "before"
     assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def mode_of(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_private_files_are_their_owners_alone(tmp_path: Path) -> None:
+    """Whatever the umask, and also if they were open to all before."""
+    before = os.umask(0)
+    try:
+        write_atomically(tmp_path / "new", "text", private=True)
+        old = tmp_path / "old"
+        old.write_text("a line\n", encoding="utf-8")
+        assert mode_of(old) == 0o666
+        with open_private(old, "ab") as file:
+            file.write(b"another\n")
+        private_folder(tmp_path / "cache" / "deep")
+    finally:
+        os.umask(before)
+    assert mode_of(tmp_path / "new") == mode_of(old) == 0o600
+    assert old.read_text(encoding="utf-8") == "a line\nanother\n"
+    assert mode_of(tmp_path / "cache") == mode_of(tmp_path / "cache" / "deep") == 0o700
+
+
+def test_the_reply_cache_is_its_owners_alone(tmp_path: Path) -> None:
+    cache = ReplyCache(tmp_path / "folder" / "replies.sqlite", 2**20)
+    files = list((tmp_path / "folder").iterdir())
+    assert {mode_of(one) for one in files} == {0o600}
+    assert mode_of(tmp_path / "folder") == 0o700
+    del cache
