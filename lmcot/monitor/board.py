@@ -25,6 +25,7 @@ from tensorboard.plugins.scalar.metadata import create_summary_metadata
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from lmcot.files import private_folder
 from lmcot.monitor.catalogue import describe
 
 EVENT_FILES = "events.out.tfevents.*"
@@ -44,6 +45,7 @@ class Board:
     """Writes the event files below a folder; `flush` has them on disk. One process writes."""
 
     def __init__(self, folder: Path) -> None:
+        private_folder(folder)  # it holds rationales, too
         self._folder = folder
         self._writers: dict[str, EventFileWriter] = {}
         self._described: set[tuple[str, str]] = set()

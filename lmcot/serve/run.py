@@ -195,9 +195,7 @@ def _show_status(pair: Pair) -> None:
         one = there.get(name)
         print(f"{name}  {one.status.value if one else 'not there'}")
         for key, deployment in one.deployments.items() if one else ():
-            counts = ", ".join(
-                f"{n} {state.value}" for state, n in deployment.replica_states.items()
-            )
+            counts = ", ".join(f"{n} {state}" for state, n in deployment.replica_states.items())
             print(f"  {key}  {deployment.status.value}  {counts}  {deployment.message}".rstrip())
 
 

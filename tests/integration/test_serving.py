@@ -12,12 +12,13 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import openai
 import psutil
@@ -276,6 +277,77 @@ def test_an_update_to_another_policy_fails_no_request(
     assert main(["serve", "--run-dir", str(newer), "--update", "serve.name=other"]) == 2
 
 
+def status_of(url: str, headers: dict[str, str] | None = None) -> int:
+    try:
+        request = urllib.request.Request(url, headers=headers or {})
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return int(reply.status)
+    except urllib.error.HTTPError as error:
+        return int(error.code)
+
+
+def test_a_guest_leaves_what_the_cluster_serves_as_it_was(
+    client: Client, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is taken is refused; the guest's tokens come with it, though no node has them."""
+
+    @ray_serve.deployment(ray_actor_options={"num_cpus": 0})
+    class Other:
+        def __call__(self) -> str:
+            return "other"
+
+    ray_serve.run(cast(Any, Other).bind(), name="other", route_prefix="/other")
+    guest = ["serve", "--run-dir", str(run_dir), "serve.name=guest"]
+    for arguments, reason in (
+        (guest[:-1], "serves an application 'lmcot' already: put this run in its place"),
+        ([*guest[:-1], "serve.name=other"], "serves an application 'other' already: set serve"),
+        (guest, "application 'lmcot' takes the requests to /"),
+        ([*guest, "--prefix", "/other"], "application 'other' takes the requests to /other"),
+        ([*guest, "--prefix", "other/"], "is no path to serve under"),
+        ([*guest, "--prefix", "/g", "serve.small.cpus=99"], "use serve.small.cpus 2 instead of 99"),
+    ):
+        assert main(arguments) == 2
+        assert reason in capsys.readouterr().err
+    few = [f"serve.{role}.cpus=0" for role in ("small", "frozen", "ingress")]
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "lmcot.cli", *guest, "--prefix", "/guest", "serve.port=9", *few,
+        ],
+        cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env={
+            **os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+            "RAY_AUTH_MODE": "token", "LMCOT_SERVE_TOKENS": "a token",
+        },
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if " answers at " in line:
+                break
+        else:
+            pytest.fail(f"the service did not start: {said}")
+        url = f"{address(client)}/guest"
+        assert f" answers at {url} " in said[-1], "where Serve listens, not serve.port"
+        assert any("serve.host and serve.port change nothing" in line for line in said)
+        assert "a token" not in "".join(said)
+        assert status_of(f"{url}/v1/models") == 401
+        assert status_of(f"{url}/v1/models", {"authorization": "Bearer a token"}) == 200
+        assert status_of(f"{url}/readyz") == status_of(f"{url}/") == 200
+        asked = Client(url, token="a token").answer("Which river?", CONTEXT)
+        assert asked["votes"] == client.answer("Which river?", CONTEXT)["votes"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(90) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+    assert set(ray_serve.status().applications) == {"lmcot", "lmcot-small", "lmcot-frozen", "other"}
+    assert status_of(f"{address(client)}/other") == 200
+    assert client.answer("Which river?", CONTEXT)["votes"] == asked["votes"]
+    ray_serve.delete("other")
+
+
 def test_the_shipped_config_file_is_one_of_ray_serves(run_dir: Path) -> None:
     text = (ROOT / "deploy" / "serve.yaml").read_text(encoding="utf-8")
     schema = ServeDeploySchema.model_validate(yaml.safe_load(text))
@@ -307,19 +379,46 @@ def test_what_cannot_be_served_is_told_at_once(
     assert f"cannot listen at 127.0.0.1:{port}" in capsys.readouterr().err
 
 
-def test_the_command_finishes_what_is_at_work(tmp_path: Path) -> None:
-    """SIGTERM while a long request is under way: it is answered, and nothing is left running.
+def command(folder: Path, *overrides: str, **environment: str) -> psutil.Popen:
+    """`lmcot serve` as users start it: with its defaults, and as many CPUs as the machine has."""
+    return psutil.Popen(
+        [sys.executable, "-m", "lmcot.cli", "serve", "--run-dir", str(folder), *overrides],
+        cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env={**os.environ, **environment}, start_new_session=True,
+    )  # fmt: skip
 
-    Before that it is updated from another process.
+
+def test_a_start_that_waits_says_so_and_can_be_interrupted(tmp_path: Path) -> None:
+    """Here for a GPU that may join, and never does."""
+    folder = make_run(tmp_path / "run", free_port())
+    process = command(folder, "serve.small.gpus=1", "actors.autoscaling=true")
+    try:
+        for line in process.stderr:
+            if "waiting for" in line:
+                break
+        else:
+            pytest.fail("nothing was said")
+        assert "lmcot-small" in line
+        family = process.children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 130
+    finally:
+        if process.poll() is None:
+            process.kill()
+    assert not psutil.wait_procs(family, timeout=30)[1], "left running"
+
+
+def test_the_command_finishes_what_is_at_work(tmp_path: Path) -> None:
+    """Ctrl-C while a long request is under way: it is answered, and nothing is left running.
+
+    Meanwhile a new request is told to come again. Before that it is updated from another process,
+    which knows no token and keeps those that there are.
     """
     port = free_port()
     folder = make_run(tmp_path / "run", port)
     newer = make_run(tmp_path / "newer", port, scale=1.5)
-    process = psutil.Popen(
-        [sys.executable, "-m", "lmcot.cli", "serve", "--run-dir", str(folder)],
-        cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    asked = Client(f"http://127.0.0.1:{port}")
+    process = command(folder, LMCOT_SERVE_TOKENS="a token")
+    asked = Client(f"http://127.0.0.1:{port}", token="a token")
     answers: list[Any] = []
     try:
         for line in process.stderr:
@@ -327,24 +426,36 @@ def test_the_command_finishes_what_is_at_work(tmp_path: Path) -> None:
                 break
         else:
             pytest.fail("the service did not start")
-        drain = threading.Thread(target=process.stderr.read)
+        rest: list[str] = []
+        drain = threading.Thread(target=lambda: rest.append(process.stderr.read()))
         drain.start()
         update = [sys.executable, "-m", "lmcot.cli", "serve", "--run-dir", str(newer), "--update"]
         environment = {**os.environ, "RAY_ADDRESS": found[1], "RAY_AUTH_MODE": "token"}
         subprocess.run(update, cwd=ROOT, env=environment, check=True, timeout=180)
         assert asked.answer("Which?")["versions"]["small"] == "refined of newer"
+        assert status_of(f"{address(asked)}/v1/models") == 401, "the tokens stayed"
+        shown = subprocess.run(
+            [*update[:-1], "--status"], cwd=ROOT, env=environment, check=True, timeout=180,
+            capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        assert f"address  {address(asked)}" in shown
+        assert shown.count("RUNNING") >= 3
         long: dict[str, Any] = {"max_tokens": LONG, "temperature": 5.0, "seed": 1}
         thread = threading.Thread(target=lambda: answers.append(asked.answer("Which?", **long)))
         thread.start()
         wait_until(lambda: at_work(asked) == 1, "the request to be at work")
         family = process.children(recursive=True)
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGINT)
+        models = f"{address(asked)}/v1/models"
+        wait_until(lambda: status_of(models, {"authorization": "Bearer a token"}) != 200, "its end")
+        assert status_of(models, {"authorization": "Bearer a token"}) == 503
         thread.join(90)
         assert process.wait(90) == 0
         drain.join(10)
     finally:
         if process.poll() is None:
             process.kill()
+    assert "graceful_shutdown" not in "".join(rest)
     assert len(answers) == 1
     assert answers[0]["tokens"]["small_lm_out"] > 100
     assert not psutil.wait_procs(family, timeout=30)[1], "left running"
