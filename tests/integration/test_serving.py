@@ -131,7 +131,7 @@ def test_an_answer_repeats_and_is_that_of_a_program(client: Client, run_dir: Pat
         (one.choices[0].delta.model_extra or {}).get("reasoning_content", "") for one in pieces
     )
     assert reasoning.strip() == plain["rationale"]
-    with pytest.raises(openai.UnprocessableEntityError, match="no user message"):
+    with pytest.raises(openai.BadRequestError, match="no user message"):
         compatible.chat.completions.create(
             model="lmcot", messages=[{"role": "system", "content": "x"}]
         )
