@@ -43,9 +43,13 @@ _SPECIAL = re.compile(
     r"|<start_of_turn>|<\|turn>)\s{0,4}(?:(?:assistant|model|user|system|developer|tool)\b)?)"
     r"|<\|(?!(?:begin|end)_of_box\|>)[^<>|\n]{1,40}\|>|<\uff5c[^<>\uff5c\n]{1,40}\uff5c>"
     r"|<s>|<(?:pad|unk|bos|mask|sep|cls)>|\[(?:/INST|PAD|EOS|BOS|UNK|CLS|SEP)\]|<</?SYS>>"
-    r"|<extra_id_\d{1,3}>",
+    r"|<extra_id_\d{1,3}>|<0x(?!0A)[0-9A-F]{2}>",
     re.IGNORECASE,
 )
+
+
+# Some models repeat what they were asked.
+_ECHOED_PROMPT = re.compile(r"\A\s*+(?:<s>\s*+)?\[INST\].*?\[/INST\]", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,7 @@ def _parted(text: str, inside: bool) -> tuple[str, str]:
 
 def _without_special_tokens(text: str) -> str:
     """The text of one turn, without the tokens that are about it."""
+    text = _ECHOED_PROMPT.sub("", text, count=1)
     kept: list[str] = []
     place, said = 0, False
     for token in _SPECIAL.finditer(text):

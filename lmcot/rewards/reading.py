@@ -27,21 +27,24 @@ _FRAME = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _TAG = re.compile(
-    r"(?P<open><(?:final[_ ]|short[_ ])?answer>|<\|begin_of_box\|>)"
-    r"|(?P<close></(?:final[_ ]|short[_ ])?answer>|<\|end_of_box\|>)",
+    r"(?P<open><(?:(?:final[_ ]|short[_ ])?answer|ans|final)>|\[answer\]|<\|begin_of_box\|>)"
+    r"|(?P<close></(?:(?:final[_ ]|short[_ ])?answer|ans|final)>|\[/answer\]|<\|end_of_box\|>)",
     re.IGNORECASE,
 )
-_BREAK = re.compile(r"<(?:br|/p|/li|/div|/h[1-6])\s{0,4}/?>", re.IGNORECASE)
+_BREAK = re.compile(r"<(?:br|/p|/li|/div|/h[1-6])\s{0,4}/?>|<0x0A>", re.IGNORECASE)
+# Characters without width, which comparisons would not pass over.
+_INVISIBLE = str.maketrans("\u2581\u00a0", "  ", "\u200b\u2060\ufeff\u00ad")
 _MARKUP = re.compile(
-    r"\*\*|__|`|\\(?:boxed|text(?:bf|it|rm)?|mathrm)\{|\\(?=[\"'])|<\|(?:begin|end)_of_box\|>"
-    r"|</?(?:(?:final[_ ]|short[_ ])?answer|final|response|output|result|conclusion|solution"
+    r"\*\*|__|`|\\(?:boxed|text(?:bf|it|rm)?|mathrm)\{|\\(?=[\"'])|\\[()\[\]]|\$\$"
+    r"|<\|(?:begin|end)_of_box\|>|\[/?answer\]"
+    r"|</?(?:(?:final[_ ]|short[_ ])?answer|ans|final|response|output|result|conclusion|solution"
     r"|b|i|u|em|strong|p|span|div|mark|code|pre|su[bp]|small|big|font|center|h[1-6]|ul|ol|li)"
     r"(?:\s[^<>]{0,100})?>",
     re.IGNORECASE,
 )
 _ENTITIES = {"amp": "&", "quot": '"', "apos": "'", "#39": "'", "nbsp": " ", "lt": "<", "gt": ">"}
 _ENTITY = re.compile(rf"&({'|'.join(_ENTITIES)});")
-_IN_A_FEW_WORDS = r"(?:[ \t]{1,9}in[ \t]{1,9}(?:\w{1,10}[ \t]{1,9}){0,3}words?)?"
+_IN_A_FEW_WORDS = r"(?:[ \t]{1,9}\(?in[ \t]{1,9}(?:\w{1,10}[ \t]{1,9}){0,3}words?\)?)?"
 _CONCLUSION = re.compile(
     rf"\banswer{_IN_A_FEW_WORDS}"
     r"(?:\s{1,9}(?:to|for)\s{1,9}(?:the|this|that|your)\s{1,9}question)?"
@@ -50,7 +53,11 @@ _CONCLUSION = re.compile(
     r"(?!\s{1,9}(?:not\s{1,9})?(?:explicitly\s{1,9}|directly\s{1,9})?"
     r"(?:found|given|stated|mentioned|provided|specified"
     r"|in\s{1,9}the\s{1,9}(?:context|text|passage))\b)"
-    r"\s{0,9}[:\-\u2013\u2014]?|\s{0,9}[:=])\s*+"
+    r"\s{0,9}[:\-\u2013\u2014]?|\s{0,9}[:=\uff1a])\s*+"
+    # The same in other languages.
+    r"|\b(?:antwort|r\u00e9ponse|respuesta|risposta|resposta)"
+    r"(?:\s{1,9}(?:ist|lautet|est|es|\u00e8|\u00e9)\b\s{0,9}:?|\s{0,9}:)\s*+"
+    r"|\u7b54\u6848(?:[\u662f\u4e3a]\s{0,9}[:\uff1a]?|\s{0,9}[:\uff1a])\s*+"
     # A line "Answer - X", or a heading "Answer" above it.
     r"|^[ \t#]{0,20}(?:the[ \t]{1,9})?(?:(?:final|short|correct)[ \t]{1,9})?answer"
     rf"{_IN_A_FEW_WORDS}(?:[ \t]{{1,9}}[-\u2013\u2014][ \t]{{1,9}}|[ \t]{{0,9}}$\s*+)",
@@ -70,7 +77,8 @@ _EMPTY_LINE = re.compile(
 )
 # A bullet, a heading, or the label of a shortened "Answer:".
 _LABEL = re.compile(
-    r"\A\s*+(?:[-*\u2022\u25cf\u2023][ \t]{1,9}|#{1,6}[ \t]{1,9})?(?:(?:A|Ans)[ \t]{0,9}:[ \t]*+)?"
+    r"\A\s*+(?:[-*\u2013\u2014\u00b7\u2022\u25cf\u2023][ \t]{1,9}|#{1,6}[ \t]{1,9})?"
+    r"(?:(?:A|Ans|Assistant|Response|Output|Result)[ \t]{0,9}:[ \t]*+)?"
 )
 _NUMBERED = re.compile(r"\A\s*+(?:\(\d{1,2}\)|\d{1,2}[.)])(?:[ \t]{1,9}(?=\S)|(?=[^\W\d_]))")
 _NEXT_ENTRY = re.compile(r"^[ \t]{0,20}\(?\d{1,2}[.)][ \t]", re.MULTILINE)
@@ -93,6 +101,7 @@ _EXPLAINS = re.compile(
 _SOURCE = r"the (?:[a-z]{1,30} )?(?:context|reasoning|passages?|text|information|facts)\b"
 _LEAD = re.compile(
     r"\A\s*+(?:(?:so|thus|therefore|hence),\s++|(?:sure|certainly|of course|absolutely)[,!.]\s++"
+    r"|(?:in short|in a few words|here you go|here it is)[,:]\s++"
     rf"|(?:based on|according to) {_SOURCE}[\w ]{{0,100}},\s++)+",
     re.IGNORECASE,
 )
@@ -108,6 +117,7 @@ _LIFE_DATES = re.compile(
     r"(?<=\S)\s{0,9}\((?:(?:born\b|died\b|[bd]\.)[^()]{0,200}"
     r"|\d{4}\s{0,9}[-\u2013\u2014]\s{0,9}(?:\d{4})?)\)$"
 )
+_CITATION = re.compile(r"(?<=\S)\s{0,9}(?:\[\d{1,3}\]|\u3010[^\u3010\u3011]{0,40}\u3011)$")
 _REASON = re.compile(r"(?<=\S),?\s{1,9}because\b.*", re.IGNORECASE | re.DOTALL)
 _CLOSED_SENTENCE = re.compile(
     r"(yes|no)(?:\s{0,9}[,;:\u2013\u2014]\s*+|\s{1,9}-\s{1,9}"
@@ -126,7 +136,10 @@ _THINKS_ALOUD = re.compile(
     re.IGNORECASE,
 )
 _REASONING_SENTENCES = 3
-_WRAPPING = " \t\"'\u201c\u201d\u2018\u2019`*_<>{},;:"
+_WRAPPING = (
+    " \t\"'\u201c\u201d\u201e\u201a\u2018\u2019\u00ab\u00bb\u2039\u203a"
+    "\u300c\u300d\u300e\u300f\u300a\u300b`*_<>{},;:\uff1a\uff0c"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +214,8 @@ def concluded_answer(rationale: str) -> str:
 def _plain(text: str) -> str:
     """The visible text, up to a question that the model asks itself."""
     shown = visible_reply(text).text
-    shown = _ENTITY.sub(lambda entity: _ENTITIES[entity[1]], _BREAK.sub("\n", shown))
+    shown = _BREAK.sub("\n", shown.translate(_INVISIBLE))
+    shown = _ENTITY.sub(lambda entity: _ENTITIES[entity[1]], shown)
     for question in _QUESTION.finditer(shown):
         if shown[: question.start()].strip():
             return shown[: question.start()].rstrip()
@@ -292,7 +306,7 @@ def _short_form(text: str) -> str:
     # "No, No, Nanette" is a title: only a sentence's yes or no stands for itself.
     if closed and (closed[2][0].islower() or _VERB.search(closed[2])):
         return closed[1]
-    for wrapping in (_IS_THE_ANSWER, _ASIDE, _LIFE_DATES):
+    for wrapping in (_CITATION, _IS_THE_ANSWER, _ASIDE, _LIFE_DATES):
         answer = _unwrapped(wrapping.sub("", answer))
     return answer
 
@@ -317,8 +331,8 @@ def _without_number(text: str) -> tuple[str, str]:
 
 def _unwrapped(text: str) -> str:
     bare = text.strip(_WRAPPING).rstrip(".!?" + STOPS + _WRAPPING).strip()
-    if bare.startswith("[") and bare.endswith("]"):
-        bare = bare[1:-1].strip()
+    if len(bare) > 1 and bare[0] + bare[-1] in ("[]", "$$"):
+        bare = bare[1:-1].strip(_WRAPPING)
     if not bare and len(text.strip()) == 1:
         return text.strip()  # a question may ask for a sign
     # A quotation mark whose partner stands within is none of the wrapping.

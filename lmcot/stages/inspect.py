@@ -116,8 +116,14 @@ def show_evaluation(run: Place, wanted: Wanted, *, as_json: bool = False) -> Non
         print(_heading(head))
         for row, shown, against in ((before, other, None), (after, one, other["rationale"])):
             scores = f"EM {shown['em']:.0f}, F1 {shown['f1']:.2f}"
-            print(f"{row} -> {_safe(shown['answer']) or '(no answer)'}  ({scores})")
+            said = _safe(shown["answer"]) or "(no answer)"
+            print(f"{row} -> {said}{_lacking(shown)}  ({scores})")
             print(_wrapped(_changed(against, shown["rationale"])))
+
+
+def _lacking(answer: Mapping[str, Any]) -> str:
+    """Whether a reply was cut before its answer, or was empty."""
+    return f" ({answer['missing']})" if answer.get("missing") else ""
 
 
 def _steps(run: Place) -> list[int]:
@@ -189,7 +195,8 @@ def _rollout_text(record: Mapping[str, Any], before: Mapping[str, Any] | None) -
         lines.append(_wrapped(f"Question: {_safe(record['question'])}"))
     if answer is not None:
         gold = _safe(record.get("gold", ""))
-        lines.append(f"Answer: {_safe(answer['extracted']) or '(nothing)'}  [gold: {gold}]")
+        said = _safe(answer["extracted"]) or "(nothing)"
+        lines.append(f"Answer: {said}{_lacking(answer)}  [gold: {gold}]")
     if judgement["failure"] is not None:
         lines.append(f"Failed: {_safe(judgement['failure']['reason'])}")
     if judgement["components"]:

@@ -217,18 +217,32 @@ def lacking_answers(row: str, predictions: Sequence[Prediction]) -> str:
     if not (empty or cut):
         return ""
     limit = {
-        "cot": "frozen.max_rationale_tokens",
+        "cot": "frozen.max_rationale_tokens (frozen.max_thinking_tokens if it thinks first)",
         "small_alone": "policy.max_new_tokens",
-    }.get(row.removesuffix("+sc"), "frozen.max_answer_tokens")
-    remedies = [
-        *([f"raise {limit}"] if cut else []),
-        *(["look at the replies in predictions/"] if empty else []),
+    }.get(
+        row.removesuffix("+sc"),
+        "frozen.max_answer_tokens (frozen.max_thinking_tokens if it thinks first)",
+    )
+    replies = [
+        (p.missing, (p.reply or p.rationale * (row == "small_alone")).strip()) for p in scored
     ]
-    if row != "small_alone":
-        remedies.append(
-            "if the frozen LM thinks before it answers, raise frozen.max_thinking_tokens or switch "
-            "its thinking off"
-        )
+    thinks = (
+        "raise frozen.max_thinking_tokens or switch the model's thinking off, for it came to no "
+        "word of a reply"
+    )
+    remedies = [
+        *([thinks] if any(missing and not said for missing, said in replies) else []),
+        *(
+            [f"raise {limit}"]
+            if any(missing == "cut" and said for missing, said in replies)
+            else []
+        ),
+        *(
+            [f"look at the replies in predictions/{row}.jsonl"]
+            if any(missing == "empty" and said for missing, said in replies)
+            else []
+        ),
+    ]
     return (
         f"{row}: {empty + cut} of {len(scored)} questions count as wrong for want of an answer "
         f"({empty} empty, {cut} cut before it was said): {'; '.join(remedies)}"

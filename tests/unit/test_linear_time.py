@@ -79,8 +79,8 @@ def _seconds(read: Callable[[str], object], text: str) -> float:
 def _grows_linearly(read: Callable[[str], object], make: Callable[[int], str]) -> bool:
     """Whether time grows as the text does; a slow moment of the machine is given another chance."""
     for _ in range(4):
-        short = min(_seconds(read, make(2_000)) for _ in range(2))
-        if _seconds(read, make(16_000)) < 24 * max(short, 0.0008):
+        short = min(_seconds(read, make(1_000)) for _ in range(2))
+        if _seconds(read, make(8_000)) < 24 * max(short, 0.0004):
             return True
     return False
 
