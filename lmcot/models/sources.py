@@ -173,12 +173,22 @@ def parameters_of(source: str) -> int:
     Raises:
         UserError: if there is no model at the source.
     """
-    resolved = resolve_source(source)
+    config = load_config(source)
     with _refusing(f"'{source}' has no config that loads"), torch.device("meta"):
-        config = AutoConfig.from_pretrained(resolved, **_NO_CODE)
         model = _auto_class(config).from_config(config, **_NO_CODE)
     model.tie_weights()
     return count_parameters(model)
+
+
+def load_config(source: str) -> Any:
+    """The config of a source's model.
+
+    Raises:
+        UserError: if there is no model at the source.
+    """
+    resolved = resolve_source(source)
+    with _refusing(f"'{source}' has no config that loads"):
+        return AutoConfig.from_pretrained(resolved, **_NO_CODE)
 
 
 def is_encoder_decoder(source: str) -> bool:
@@ -187,9 +197,7 @@ def is_encoder_decoder(source: str) -> bool:
     Raises:
         UserError: if there is no model at the source.
     """
-    with _refusing(f"'{source}' has no config that loads"):
-        config = AutoConfig.from_pretrained(resolve_source(source), **_NO_CODE)
-    return bool(config.is_encoder_decoder)
+    return bool(load_config(source).is_encoder_decoder)
 
 
 def save_model(

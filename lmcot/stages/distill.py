@@ -13,7 +13,7 @@ from lmcot.actors.learner_group import LearnerLost
 from lmcot.data.render import encode_continuation
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import Interrupted, UserError
-from lmcot.models.sources import is_encoder_decoder
+from lmcot.models.limits import read_limits
 from lmcot.monitor.progress import Progress, progress, say
 from lmcot.records import Annotation, RunState
 from lmcot.stages.annotate import annotate
@@ -101,18 +101,26 @@ def _step(run: Run, learners: Learners, state: RunState, pairs: list[_Pair]) -> 
 
 def _pairs(run: Run, annotations: list[Annotation]) -> list[_Pair]:
     """Prompts and kept rationales as token ids, EOS at the end."""
-    encoder_decoder = is_encoder_decoder(run.config.policy.source)
+    limits = read_limits(run.config.policy.source, run.tokenizer)
     rationales = {a.example_id: a.rationale for a in annotations if a.kept}
     eos = run.tokenizer.eos_token_id
-    pairs = []
+    pairs, too_long = [], 0
     for question in run.train:
         rationale = rationales.get(question.example.id)
         if rationale is not None:
             prompt = run.rationale_prompt(question.example)
             ids = encode_continuation(
-                prompt, rationale, run.tokenizer, encoder_decoder=encoder_decoder
+                prompt, rationale, run.tokenizer, encoder_decoder=limits.encoder_decoder
             )
-            pairs.append(_Pair(prompt, (*ids, eos)))
+            if limits.fit(len(prompt), len(ids) + 1):
+                pairs.append(_Pair(prompt, (*ids, eos)))
+            else:
+                too_long += 1
+    if too_long:
+        say(
+            f"distill: {too_long} rationales are left out: with their prompts they do not fit into "
+            f"the {limits.window} positions of '{limits.source}'"
+        )
     return pairs
 
 

@@ -24,6 +24,7 @@ from lmcot.rewards.reading import read_text
 from lmcot.stages.asking import answers_of, prompt_units, rationale_units, rationales_of
 from lmcot.stages.budgets import Losses
 from lmcot.stages.evaluation_files import AspectScores, EvaluationFiles, policy_sources
+from lmcot.stages.fit import VALIDATION
 from lmcot.stages.overlap import check_overlap
 from lmcot.stages.plan import aspect_roles, evaluate_roles
 from lmcot.stages.predictions import (
@@ -55,7 +56,9 @@ def evaluate(run: Run) -> None:
         usage = _Evaluation(run, policies, files).work()
     else:
         say("evaluate: all rows are done already, the report is written anew")
-    report = _report(run, policies, files, [note] if note else [])
+    left_out = run.left_out.get(VALIDATION)
+    notes = [one for one in (note, f"{left_out}." if left_out else None) if one]
+    report = _report(run, policies, files, notes)
     if usage is not None:
         _log(run, report, usage)
 

@@ -28,6 +28,7 @@ from lmcot.rewards.aspects import AspectMeter
 from lmcot.rewards.custom import load_custom
 from lmcot.stages.budgets import Spending
 from lmcot.stages.first_check import check_frozen
+from lmcot.stages.fit import TRAIN, VALIDATION, Need, lack_of, left_out, needs_of
 from lmcot.stages.inputs import check_contents
 from lmcot.stages.interruption import Interruption
 from lmcot.stages.run_directory import RunDirectory
@@ -60,6 +61,8 @@ class Run:
     spending: Spending = field(init=False)
     effective: Config = field(init=False)
     """The settings that actors work with: with what was learned of an endpoint."""
+    left_out: dict[str, str] = field(init=False, default_factory=dict)
+    """Of each data set that was read: which questions the models have no room for."""
     _told: set[str] = field(init=False, default_factory=set)
     """Components that were said not to be measured."""
 
@@ -77,12 +80,14 @@ class Run:
     @cached_property
     def train(self) -> list[Question]:
         """Training questions, contexts reduced."""
-        return self._questions(self.config.data.train, self.config.data.max_train)
+        data = self.config.data
+        return self._questions(TRAIN, data.train, data.max_train)
 
     @cached_property
     def validation(self) -> list[Question]:
         """Validation questions, contexts reduced."""
-        return self._questions(self.config.data.validation, self.config.data.max_validation)
+        data = self.config.data
+        return self._questions(VALIDATION, data.validation, data.max_validation)
 
     def check_inputs(self) -> None:
         """Reads the data and the tokenizers, and asks an endpoint what the run will ask.
@@ -100,7 +105,7 @@ class Run:
         self.effective, notices = check_frozen(self.config, self.templates)
         for notice in notices:
             say(notice)
-        for questions, key in ((self.train, "data.train"), (self.validation, "data.validation")):
+        for questions, key in ((self.train, TRAIN), (self.validation, VALIDATION)):
             say(f"{key}: {len(questions)} questions")
 
     def rationale_prompt(self, example: Example) -> tuple[int, ...]:
@@ -115,7 +120,7 @@ class Run:
                 self._told.add(name)
                 say(f"{name} (weight 0) is left out where it cannot be measured; first: {reason}")
 
-    def _questions(self, source: DataSource, limit: int | None) -> list[Question]:
+    def _questions(self, kind: str, source: DataSource, limit: int | None) -> list[Question]:
         data = self.config.data
         loaded = load_examples(source, limit=limit, on_bad=data.on_bad_record)
         if loaded.skipped:
@@ -128,10 +133,30 @@ class Run:
             data.context,
             lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
         )
-        return [
+        questions = [
             Question(after, after.gold_sentences() != before.gold_sentences())
             for before, after in zip(loaded.examples, reduced, strict=True)
         ]
+        return self._fitting(kind, questions)
+
+    @cached_property
+    def _needs(self) -> list[Need]:
+        return needs_of(self.config, self.templates, self.tokenizer)
+
+    def _fitting(self, kind: str, questions: list[Question]) -> list[Question]:
+        """Those that the models have room for; what is left out is told, here and in the report."""
+        fitting, lacks = [], []
+        for question in questions:
+            lack = lack_of(question.example, kind, self._needs)
+            if lack:
+                lacks.append(f"{question.example.id}: {lack}")
+            else:
+                fitting.append(question)
+        share = self.config.failures.max_data_share
+        self.left_out[kind] = left_out(lacks, len(questions), kind, share)
+        if self.left_out[kind]:
+            say(self.left_out[kind])
+        return fitting
 
     def frozen_fleet(self) -> Fleet:
         """The frozen LM's actors."""

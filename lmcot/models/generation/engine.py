@@ -36,6 +36,7 @@ from lmcot.models.generation.work import (
     Wanted,
     make_rows,
 )
+from lmcot.models.limits import window_of
 from lmcot.records import Failure, FailureKind
 
 Scores = tuple[tuple[float, ...], ...]
@@ -71,10 +72,7 @@ class GenerationEngine:
         self.model = model
         self._encoder_decoder = bool(model.config.is_encoder_decoder)
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
-        # T5 has none: its positions are relative.
-        self._window: int | None = getattr(
-            model.config.get_text_config(), "max_position_embeddings", None
-        )
+        self._window = window_of(model.config)
         tree = partial(
             TreeDecoder,
             model,
