@@ -11,13 +11,36 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from lmcot.errors import UserError
+
 
 def cache_folder() -> Path:
     """Where converted models and the frozen LM's replies are kept, on this node's own disk.
 
     ``$LMCOT_CACHE``, else ``~/.cache/lmcot``.
+
+    Raises:
+        UserError: if it cannot be written.
     """
-    return Path(os.environ.get("LMCOT_CACHE", "~/.cache/lmcot")).expanduser()
+    asked = os.environ.get("LMCOT_CACHE")
+    folder = Path(os.path.expanduser(asked or "~/.cache/lmcot")).absolute()
+    if can_write(folder):
+        return folder
+    if asked:
+        why = "LMCOT_CACHE names it: set it to another folder"
+    else:
+        home = os.environ.get("HOME", "not set")
+        why = f"HOME is {home}: set LMCOT_CACHE to a folder that can be written, or HOME to another"
+    raise UserError(f"lmcot's cache '{folder}' cannot be written ({why})")
+
+
+def can_write(folder: Path) -> bool:
+    """Whether a folder can be written to, or made."""
+    while not os.path.exists(folder):
+        if folder.parent == folder:
+            return False
+        folder = folder.parent
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
 
 
 @contextmanager

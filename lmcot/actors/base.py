@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ray.exceptions import RayError
 
+from lmcot.actors.surroundings import do_without_home
 from lmcot.errors import UserError
 
 _USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -98,6 +99,7 @@ def prepare_process(threads: int) -> None:
     Results to the bit depend on the number of threads. Ray sets OMP_NUM_THREADS to the actor's
     CPUs, which torch would otherwise take up.
     """
+    do_without_home()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # Before torch is imported, which reads them once.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_COMPILED_KERNELS))

@@ -13,9 +13,17 @@ from ray._private.state import available_resources_per_node
 from ray.util import placement_group_table
 from ray.util.placement_group import PlacementGroup
 
+from lmcot.actors.joining import check_cluster
 from lmcot.actors.packing import Node
 from lmcot.actors.placement import captured_in
 from lmcot.actors.plan import Plan, Published, Roles, make_plan
+from lmcot.actors.surroundings import (
+    available_memory,
+    do_without_home,
+    object_store_bytes,
+    prepare_machine,
+    ray_folder,
+)
 from lmcot.config import ActorsSettings
 from lmcot.errors import UserError
 from lmcot.monitor.progress import say
@@ -29,7 +37,7 @@ def ray_cluster(settings: ActorsSettings) -> Iterator[None]:
     stays.
 
     Raises:
-        UserError: if the address does not answer.
+        UserError: if the cluster cannot be joined, or Ray does not start here.
     """
     if ray.is_initialized():
         yield
@@ -37,36 +45,63 @@ def ray_cluster(settings: ActorsSettings) -> Iterator[None]:
     # Notices that ask nothing of the user would bury the progress.
     for name in ("ray.rllib", "ray._private.authentication"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    address = settings.address or os.environ.get("RAY_ADDRESS")
+    address = joined_address(settings)
     try:
-        if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        if address is None:
+            _start(settings)
         else:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                object_store_memory=_object_store_bytes(),
-            )
-    except (ConnectionError, ValueError) as error:
-        raise UserError(
-            f"the Ray cluster at '{address}' cannot be joined: {str(error).splitlines()[0]}"
-        ) from None
+            _join(address, settings)
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # Ray raises many types here, plain Exception among them
+        ray.shutdown()
+        raise UserError(_complaint(address, error)) from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _object_store_bytes() -> int:
-    """A third of what is free in shared memory, at most 4 GiB: weights of a few versions."""
-    try:
-        stats = os.statvfs("/dev/shm")
-        free = stats.f_bavail * stats.f_frsize
-    except OSError:
-        free = 2**32
-    return max(min(2**32, free // 3), 128 * 2**20)
+def joined_address(settings: ActorsSettings) -> str | None:
+    """The address of the cluster that is joined; None where one is started on this machine."""
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    return None if not address or address == "local" else address
+
+
+def _join(address: str, settings: ActorsSettings) -> None:
+    do_without_home()
+    check_cluster(address, settings.start_timeout_s)
+    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+
+
+def _start(settings: ActorsSettings) -> None:
+    prepare_machine()
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        object_store_memory=object_store_bytes(settings.object_store_gib),
+        _temp_dir=ray_folder()[0],
+    )
+
+
+def _complaint(address: str | None, error: Exception) -> str:
+    first = next(iter(str(error).strip().splitlines()), "")
+    reason = f"{first} ({type(error).__name__})" if first else type(error).__name__
+    if address is not None:
+        return f"the Ray cluster at '{address}' cannot be joined: {reason}"
+    if "object store" in str(error):
+        store = object_store_bytes(None) / 2**30
+        return (
+            f"{available_memory() / 2**30:.2f} GiB of memory are available on this machine, too "
+            f"little for Ray beside its object store: free some, or lower actors.object_store_gib "
+            f"(by default it would be {store:.2f}); Ray says: {reason}"
+        )
+    return (
+        f"Ray does not start on this machine: {reason}; see its logs in "
+        f"'{ray_folder()[0]}/session_latest/logs', and 'lmcot doctor'"
+    )
 
 
 def find_plan(stage: str, roles: Roles, published: Published | None = None) -> Plan:

@@ -111,6 +111,10 @@ class ActorsSettings(Settings):
 
     address: str | None = None
     """A running Ray cluster (``auto`` or ``ray://...``); unset: RAY_ADDRESS, else a local one."""
+    object_store_gib: PositiveFloat | None = None
+    """Memory of Ray's object store, where the weights of some versions lie, on a cluster that is
+    started on this machine; unset: what fits into its memory, at most 4. A cluster that is joined
+    has its own."""
     autoscaling: bool = False
     """Whether nodes may join the cluster as actors need them: what does not fit yet is then no
     error."""
