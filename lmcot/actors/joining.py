@@ -36,8 +36,23 @@ except BaseException as error:
     sys.exit(1)
 ray.shutdown()
 """
+_TOKEN = (
+    "set RAY_AUTH_MODE=token and the cluster's own token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or "
+    "~/.ray/auth_token)"
+)
+_HOPELESS = (
+    ("InvalidAuthToken", 1, f"it refuses our token, or we have none: {_TOKEN}"),
+    (
+        "Failed to connect to",
+        2,
+        "what answers there does not speak Ray's protocol: correct the port (6379 is usual, "
+        f"{_CLIENT_PORT} for ray://)",
+    ),
+    ("Failed to get cluster ID", 10, "it does not tell its id: look at it with 'ray status'"),
+)
+"""What shows in Ray's log, how many times, where it will not come to an end; and what it means."""
 _SIGNS = {
-    "token": "set the cluster's token (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or ~/.ray/auth_token)",
+    "auth": _TOKEN,
     "version": "install the versions of Ray and Python that the cluster has",
     "raylet": "run lmcot on a node of the cluster ('ray start --address=...' makes this one)",
 }
@@ -118,44 +133,48 @@ def _rehearse(address: str, limit_s: float) -> None:
             start_new_session=True,
         )
         try:
-            code = _wait(process, address, limit_s)
+            reason = _watch(process, log, address, limit_s)
         finally:
             if process.poll() is None:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        if code == 0:
+        if process.returncode == 0:
             return
-        texts = [_read(one) for one in (told, log)]
-    if code is None:
-        raise UserError(
-            f"something answers at '{address}', but no Ray cluster that could be joined within "
-            f"{limit_s:.0f} s: look at its address and port ('ray status' there), or raise "
-            "actors.start_timeout_s"
-        )
-    raise UserError(f"the Ray cluster at '{address}' cannot be joined: {_reason(*texts)}")
+        reason = reason or _reason(_read(told), _read(log))
+    raise UserError(f"the Ray cluster at '{address}' cannot be joined: {reason}")
 
 
-def _wait(process: subprocess.Popen[bytes], address: str, limit_s: float) -> int | None:
-    """The exit code; None if the process took too long."""
-    first = min(_TELL_AFTER_S, limit_s)
-    with suppress(subprocess.TimeoutExpired):
-        return process.wait(first)
-    if limit_s > first:
-        say(f"waiting up to {limit_s:.0f} s for the Ray cluster at '{address}' to let us join")
+def _watch(process: subprocess.Popen[bytes], log: IO[bytes], address: str, limit_s: float) -> str:
+    """Waits for the process to end; why it will not, if that shows before."""
+    started = time.monotonic()
+    told = False
+    while (passed := time.monotonic() - started) < limit_s:
         with suppress(subprocess.TimeoutExpired):
-            return process.wait(limit_s - first)
-    return None
+            process.wait(min(0.5, limit_s))
+            return ""
+        text = _read(log)
+        for sign, times, reason in _HOPELESS:
+            if text.count(sign) >= times:
+                return reason
+        if passed > _TELL_AFTER_S and not told:
+            say(f"waiting up to {limit_s:.0f} s to join the Ray cluster at '{address}'")
+            told = True
+    return (
+        f"it took more than {limit_s:.0f} s: look at the cluster with 'ray status', or raise "
+        "actors.start_timeout_s"
+    )
 
 
 def _reason(told: str, log: str) -> str:
-    """One sentence from what Ray raised, or else from the last line of its log."""
+    """What Ray raised, or else the last line of its log, and what to do if that is known."""
     try:
         name, message = json.loads(told.splitlines()[-1])
-        reason = f"{message.strip().splitlines()[0]} ({name})" if message.strip() else name
+        first = next(iter(message.strip().splitlines()), "")
+        reason = f"{first} ({name})" if first else name
     except (ValueError, IndexError):
         lines = [line for line in log.splitlines() if line.strip()]
-        reason = lines[-1].strip() if lines else "its driver ended without a word"
+        reason = lines[-1].strip() if lines else "Ray ended without a message"
     for sign, remedy in _SIGNS.items():
         if sign in (told + log).lower():
             return f"{reason}: {remedy}"

@@ -113,7 +113,7 @@ def check_open_files() -> None:
 
 
 def do_without_home() -> None:
-    """Has libraries, Ray and lmcot write into lmcot's cache where the home folder cannot be written.
+    """Has libraries write into lmcot's cache where the home folder cannot be written.
 
     Does nothing where it can be. It is for containers and batch systems, whose users often have
     neither a home nor a name.
