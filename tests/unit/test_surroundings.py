@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import stat
 import time
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import ray
 from ray._private import utils as ray_utils
 
 from lmcot.actors import cluster, joining, surroundings
@@ -122,7 +124,7 @@ def test_a_cache_that_cannot_be_written(refused: Path, monkeypatch: pytest.Monke
 
 
 def test_too_few_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surroundings.resource, "getrlimit", lambda which: (256, 256))
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (256, 256))
     with pytest.raises(UserError, match="only 256 open files"):
         surroundings.check_open_files()
 
@@ -142,8 +144,8 @@ def test_whatever_ray_raises_is_one_sentence(
     def init(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(cluster.ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError, match=said) as told, cluster.ray_cluster(ActorsSettings()):
         pass
