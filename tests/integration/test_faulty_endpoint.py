@@ -34,6 +34,7 @@ rewards:
   aspects:
     factuality: {{source: judge, weight: 1.0}}
     consistency: {{source: judge, weight: 0.5}}
+    logicality: {{source: off}}
 refine:
   start_from: base
   steps: {STEPS}

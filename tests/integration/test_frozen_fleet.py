@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pytest
 import ray
@@ -21,6 +21,7 @@ from lmcot.actors.reward_actor import RewardActor
 from lmcot.actors.units import Judged, JudgeUnit, Packed
 from lmcot.config import (
     ActorsSettings,
+    Aspect,
     CacheSettings,
     PromptSettings,
     RoleSettings,
@@ -218,7 +219,10 @@ def _judge_with(fleet: Fleet, folder: Path, fitted_to: str) -> Judged:
             "rewards": {
                 "kind": "guidance",
                 "learned_model": str(folder / "aspects.json"),
-                "aspects": {"factuality": {"source": "learned", "weight": 1.0}},
+                "aspects": {
+                    **{name: {"source": "off"} for name in get_args(Aspect)},
+                    "factuality": {"source": "learned", "weight": 1.0},
+                },
             },
         }
     )
