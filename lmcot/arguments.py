@@ -19,13 +19,14 @@ _STAGES = {
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command and its options; settings may stand before, between and after them."""
+    """The command and its options; settings and runs may stand before, between and after them."""
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse fills a list of positional arguments from their first group only.
-    if hasattr(options, "overrides"):
-        options.overrides += [one for one in rest if not one.startswith("-")]
-        rest = [one for one in rest if one.startswith("-")]
+    for name, kind in (("overrides", str), ("runs", place)):
+        if hasattr(options, name):
+            getattr(options, name).extend(kind(one) for one in rest if not one.startswith("-"))
+            rest = [one for one in rest if one.startswith("-")]
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return options

@@ -40,5 +40,6 @@ def test_paths_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("HOME", str(tmp_path))
     options = parse_arguments(["refine", "--config", "~/c.yaml", "--run-dir=~/run"])
     assert options.run_dir == tmp_path / "run"
-    options = parse_arguments(["compare", "~/a", "--json", "~/b.json"])
-    assert (options.runs, options.json) == ([tmp_path / "a"], tmp_path / "b.json")
+    options = parse_arguments(["compare", "~/a", "--json", "~/b.json", "~/c"])
+    assert options.runs == [tmp_path / "a", tmp_path / "c"]
+    assert options.json == tmp_path / "b.json"
