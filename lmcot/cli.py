@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,18 +22,29 @@ if TYPE_CHECKING:
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_NOBODY_READS = 141
+"""As of a command that SIGPIPE ended: ``lmcot inspect RUN | head`` has what it asked for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code (0 done, 2 for the user to mend, 130 interrupted)."""
     try:
-        return _run(parse_arguments(arguments))
+        try:
+            return _run(parse_arguments(arguments))
+        finally:
+            sys.stdout.flush()  # here rather than at the interpreter's end, where nobody handles it
     except UserError as error:
         print(f"lmcot: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except (Interrupted, KeyboardInterrupt):
         print("lmcot: interrupted; the same command goes on from here", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        # What is left in the buffer would fail again at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_NOBODY_READS
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -41,6 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return EXIT_USER_ERROR
+
+
+def _nobody_reads() -> bool:
+    """Whether what reads the standard output is gone."""
+    poller = select.poll()
+    poller.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poller.poll(0))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from lmcot.errors import UserError
 
@@ -110,3 +111,64 @@ def private_folder(folder: Path) -> None:
     """Makes a folder, and those above it that are missing, for its owner alone."""
     for one in (*reversed(folder.parents), folder):
         one.mkdir(mode=0o700, exist_ok=True)
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object that a file holds; empty if there is no file.
+
+    Args:
+        remedy: what to do if the file is damaged.
+
+    Raises:
+        UserError: if it cannot be read, or holds something else.
+    """
+    try:
+        return _object(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"the file '{path}' is damaged ({_shortly(error)}): {remedy}") from None
+
+
+def read_lines(path: Path, remedy: str, *, whole: bool = False) -> list[dict[str, Any]]:
+    """The JSON objects that a file holds, one a line; none if there is no file.
+
+    A last line that a kill cut short is left out.
+
+    Args:
+        remedy: what to do if another line is damaged.
+        whole: the file was written at once, so that its last line cannot have been cut short.
+
+    Raises:
+        UserError: if the file cannot be read, or a line holds something else.
+    """
+    try:
+        *lines, tail = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"the file '{path}' cannot be read ({error.strerror})") from None
+    if whole and tail:
+        lines, tail = [*lines, tail], b""
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(_object(line))
+        except ValueError as error:
+            raise UserError(
+                f"line {number} of '{path}' is damaged ({_shortly(error)}): {remedy}"
+            ) from None
+    with suppress(ValueError):
+        found.append(_object(tail))
+    return found
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("it holds no JSON object")
+    return found
+
+
+def _shortly(error: Exception) -> str:
+    return "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)

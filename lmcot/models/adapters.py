@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,9 +76,16 @@ def save_adapters(lm: nn.Module, tensors: Mapping[str, Tensor], folder: Place) -
         tensors: the trained parameters, by their names in ``lm``.
     """
     model: Any = lm
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = _from_anywhere(config.base_model_name_or_path)
     with replacing(folder) as partial:
         # Else peft asks the hub whether the base model's vocabulary has another size.
         model.save_pretrained(partial, state_dict=dict(tensors), save_embedding_layers=False)
+
+
+def _from_anywhere(base: str) -> str:
+    """A model's name that means the same in every folder: a hub id, or a whole path."""
+    return os.path.abspath(base) if os.path.isdir(base) else base
 
 
 def merge_adapters(source: str, adapters: Path, folder: Place) -> None:

@@ -228,6 +228,12 @@ def save_tensors(tensors: Mapping[str, Tensor], folder: Place) -> None:
 
 
 def _check_folder(path: Path) -> None:
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        whole = path.name.removesuffix("-adapters")
+        raise UserError(
+            f"the folder '{path}' holds adapters, not a model: give the folder of the model that "
+            f"they are merged into (of a run: '{path.parent / whole}')"
+        )
     if not (path / "config.json").is_file():
         raise UserError(f"the folder '{path}' is not a model: it holds no config.json")
     if not any(path.glob("*.safetensors")):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcot.config import MonitorSettings
-from lmcot.files import write_atomically
+from lmcot.files import read_lines, write_atomically
 from lmcot.monitor.alarms import Alarms
 from lmcot.monitor.board import Board
 from lmcot.monitor.progress import say
@@ -151,11 +151,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a ``metrics.jsonl``, in the order written; none if there is no file.
 
     A last line that was cut by a kill is left out.
+
+    Raises:
+        UserError: naming another line that is damaged.
     """
-    if not path.exists():
-        return []
-    *lines, tail = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in [*lines, *([tail] if _is_json(tail) else [])]]
+    return read_lines(path, "delete that line; only what it told of its step is lost")
 
 
 def _mend(path: Path) -> None:

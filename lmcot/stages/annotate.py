@@ -12,7 +12,7 @@ from lmcot.actors.cluster import check_plan
 from lmcot.actors.units import PromptUnit
 from lmcot.config import FrozenTeacher
 from lmcot.errors import UserError
-from lmcot.files import open_private, write_atomically
+from lmcot.files import open_private, read_lines, write_atomically
 from lmcot.frozen.cached import Replies
 from lmcot.monitor.progress import progress, say
 from lmcot.records import Annotation, Completion, Failure, Usage, to_json
@@ -205,9 +205,9 @@ def _read_partial(path: Path) -> list[Annotation]:
     """
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
     if whole != text:
         write_atomically(path, whole, private=True)
-    found = [Annotation(**json.loads(line)) for line in whole.splitlines()]
+    found = [Annotation(**record) for record in read_lines(path, "delete that line")]
     return [one for one in found if not one.reason.startswith(_FAILED)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lmcot.config import BudgetSettings, FailureBudgets
 from lmcot.errors import UserError
-from lmcot.files import write_atomically
+from lmcot.files import read_object, write_atomically
 from lmcot.records import Failure, FailureKind, Usage
 
 _SAVE_EVERY_S = 1.0
@@ -27,10 +27,12 @@ class Spending:
         self._path = path
         self._budget = budget
         self._saved = -math.inf
-        self._spent: dict[str, Usage] = {}
-        if path.exists():
-            stages = json.loads(path.read_text(encoding="utf-8"))
-            self._spent = {stage: Usage(**usage) for stage, usage in stages.items()}
+        self._spent: dict[str, Usage]
+        remedy = "put it back from a copy, or delete it to count from 0 again"
+        try:
+            self._spent = {one: Usage(**used) for one, used in read_object(path, remedy).items()}
+        except TypeError as error:
+            raise UserError(f"the file '{path}' is damaged ({error}): {remedy}") from None
 
     @property
     def total(self) -> Usage:

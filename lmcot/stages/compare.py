@@ -107,7 +107,8 @@ def _read(path: Place) -> _Evaluated:
 
 
 def _predictions(path: Place) -> list[Prediction]:
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = path.read_text(encoding="utf-8").split("\n")
+    records = [json.loads(line) for line in lines if line]
     return [Prediction(**{k: v for k, v in one.items() if k != "made_with"}) for one in records]
 
 

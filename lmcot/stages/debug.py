@@ -142,8 +142,8 @@ def read_scored(folder: Path, step: int) -> list[ScoredRollout]:
     """
     path = folder / f"step-{step:06d}.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines]
+        lines = path.read_text(encoding="utf-8").split("\n")
+        records = [json.loads(line) for line in lines if line]
         return [_scored(record) for record in records if record["reward"] is not None]
     except OSError as error:
         raise UserError(f"the rationales of step {step} cannot be read: {error}") from None

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from lmcot.actors.learner_group import PendingCall
 from lmcot.actors.units import Packed
+from lmcot.errors import UserError
 from lmcot.frozen.cached import Replies
 from lmcot.monitor.metrics import EVALUATION, read_metrics
 from lmcot.monitor.progress import say
@@ -28,7 +29,7 @@ from lmcot.stages.learners import Learners
 from lmcot.stages.pipeline import Fleets, Pipeline
 from lmcot.stages.predictions import Prediction, predict
 from lmcot.stages.run import Run
-from lmcot.storage import on_disk, remove, replacing
+from lmcot.storage import on_disk, reaching, remove, replacing
 
 STAGE: Final = EVALUATION
 _ROW: Final = "guided_refined"
@@ -187,7 +188,14 @@ def best_so_far(run: Run) -> dict[str, Any] | None:
     path = run.directory.best / RECORD
     if not path.exists():
         return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        with reaching(path):
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"the file '{path}' is damaged ({error}): delete the folder it is in; the next "
+            "evaluation while refining makes it again"
+        ) from None
     return found
 
 

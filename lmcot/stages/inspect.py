@@ -140,14 +140,18 @@ def _file(run: Place, step: int) -> Place:
 
 def _records(path: Place, step: int | None = None) -> Iterator[dict[str, Any]]:
     """A file's lines, one at a time; a last one that is cut short is left out."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if not line.endswith("\n"):
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
                 return
             try:
                 record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError
             except ValueError:
-                raise UserError(f"'{path}' is damaged: a line is no JSON") from None
+                raise UserError(
+                    f"line {number} of '{path}' is damaged: delete it to see the others"
+                ) from None
             yield record if step is None else {"step": step, **record}
 
 

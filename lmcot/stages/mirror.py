@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmcot.errors import UserError
-from lmcot.files import cache_folder, write_atomically
+from lmcot.files import cache_folder, read_object, write_atomically
 from lmcot.monitor.progress import say
 from lmcot.storage import put, reaching, versions_of, write_whole
 
@@ -241,9 +241,8 @@ class Mirror:
         return found
 
     def _read_record(self) -> dict[str, Any]:
-        path = self._folder / _RECORD
-        found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        return found
+        remedy = f"delete the folder '{self._folder}' to begin from what is at the URL"
+        return read_object(self._folder / _RECORD, remedy)
 
     def _write_record(self) -> None:
         record = {"session": self._session, "pushed": self._pushed}

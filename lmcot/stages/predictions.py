@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcot.files import open_private, write_atomically
+from lmcot.monitor.progress import say
 from lmcot.monitor.report import RowResult
 from lmcot.records import Completion, Example, Failure, Missing
 from lmcot.rewards.answers import best, contains_gold, exact_match, f1, inclusion
@@ -270,12 +271,15 @@ class Kept:
         self._mark = mark
         self._questions = questions
         self.records: dict[str, dict[str, Any]] = {}
-        lines = path.read_bytes().splitlines() if path.exists() else []
+        *whole, tail = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        lines = [*whole, *([tail] if tail else [])]
+        damaged = 0
         for line in lines:
             try:
                 record = json.loads(line)
-                made_with, key = record.pop("made_with"), record["id"]
-            except (ValueError, KeyError, TypeError):
+                made_with, key = str(record.pop("made_with")), str(record["id"])
+            except (ValueError, KeyError, TypeError, AttributeError):
+                damaged += line is not tail
                 continue
             if questions is not None and key not in questions:
                 continue
@@ -283,7 +287,9 @@ class Kept:
                 self.records[key] = record
             else:
                 self.dropped += 1
-        if len(lines) != len(self.records):
+        if damaged:
+            say(f"{damaged} damaged lines of '{path}' are dropped: their questions are done again")
+        if tail or len(lines) != len(self.records):
             self.finish(list(self.records))
 
     def add(self, records: Iterable[Any], **changes: Any) -> None:

@@ -19,7 +19,7 @@ from lmcot.config import (
     read_yaml_mapping,
 )
 from lmcot.errors import UserError
-from lmcot.files import write_atomically
+from lmcot.files import read_lines, read_object, write_atomically
 from lmcot.learner.checkpoints import CheckpointStore
 from lmcot.monitor.progress import say
 from lmcot.records import Annotation
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT_PREFIXES: Final[dict[Stage, str]] = {"distill": "distill-step-", "refine": "step-"}
 _COMPARED_BY_CONTENT = ("data.train", "data.max_train", "data.on_bad_record", "prompts.templates")
+_PUT_BACK = "put it back from a copy, or use another --run-dir"
 _LEAST_FREE_BYTES = 256 * 2**20
 
 
@@ -200,7 +201,7 @@ class RunDirectory:
         return self._read_inputs().get(stage, {})
 
     def _read_inputs(self) -> dict[str, dict[str, str]]:
-        return _read_object(self._inputs)
+        return read_object(self._inputs, _PUT_BACK)
 
     def write_config(self, config: Config) -> None:
         """Writes the settings, and what they were run with."""
@@ -218,7 +219,7 @@ class RunDirectory:
         write_atomically(self._stages, json.dumps(stages, indent=1) + "\n")
 
     def _read_stages(self) -> dict[str, Any]:
-        return _read_object(self._stages)
+        return read_object(self._stages, _PUT_BACK)
 
 
 def read_annotations(path: Path) -> list[Annotation]:
@@ -227,29 +228,11 @@ def read_annotations(path: Path) -> list[Annotation]:
     Raises:
         UserError: naming the line that is none.
     """
+    remedy = "delete the file, and 'lmcot annotate' makes it again"
     found = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                found.append(Annotation(**json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise UserError(
-                    f"line {number} of '{path}' is damaged ({error}): delete the file, and "
-                    "'lmcot annotate' makes it again"
-                ) from None
+    for number, record in enumerate(read_lines(path, remedy, whole=True), 1):
+        try:
+            found.append(Annotation(**record))
+        except TypeError as error:
+            raise UserError(f"line {number} of '{path}' is damaged ({error}): {remedy}") from None
     return found
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("it holds no JSON object")
-    except ValueError as error:
-        raise UserError(
-            f"the file '{path}' is damaged ({error}): put it back from a copy, or use another "
-            "--run-dir"
-        ) from None
-    return values

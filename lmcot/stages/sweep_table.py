@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from lmcot.config import SweepSettings, Trial
 from lmcot.errors import UserError
-from lmcot.files import write_atomically
+from lmcot.files import read_object, write_atomically
 from lmcot.stages.sweep_trial import running_means, steps_done
 
 Status = Literal["unfinished", "finished", "stopped early", "failed"]
@@ -69,9 +69,13 @@ class SweepTable:
                 row.status = "unfinished"  # refine.steps was raised
 
     def _recorded(self) -> list[dict[str, Any]]:
-        if not self._record.exists():
-            return []
-        rows: list[dict[str, Any]] = json.loads(self._record.read_text(encoding="utf-8"))["trials"]
+        remedy = "put it back from a copy, or use another --run-dir"
+        rows = read_object(self._record, remedy).get("trials", [])
+        known = {field.name for field in fields(Row)} - {"values"}
+        if not all(isinstance(row, dict) and known <= row.keys() for row in rows):
+            raise UserError(
+                f"the file '{self._record}' is damaged (a trial is incomplete): {remedy}"
+            )
         return sorted(rows, key=lambda row: str(row["trial"]))
 
     def numbers(self, *statuses: Status) -> list[int]:
