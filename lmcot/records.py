@@ -139,7 +139,7 @@ class Completion:
     """With those of the thinking."""
     finish_reason: Literal["stop", "length"]
     thinking: str = ""
-    """Its hidden thinking, where the model or the endpoint shows it."""
+    """Its hidden thinking, or a note where the endpoint does not show it; empty: none."""
     estimated: bool = False
     """Whether a count is an estimate by length, since the endpoint gave none."""
 

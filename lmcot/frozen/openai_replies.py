@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from lmcot.frozen.visible import visible_reply
+from lmcot.frozen.visible import NOT_SHOWN, visible_reply
 from lmcot.records import Completion
 
 Api = Literal["chat", "completions"]
@@ -290,6 +290,8 @@ def to_completion(reply: Reply, stop: Sequence[str]) -> Completion:
         raise Faulty(reply.withheld, again=False)
     seen = visible_reply(reply.text, stop)
     thinking = "\n".join(one for one in (reply.thinking.strip(), seen.thinking) if one)
+    if not reply.text and not thinking and reply.cut:
+        thinking = NOT_SHOWN  # what else took all of its tokens
     if not reply.text.strip() and not thinking and not reply.cut:
         raise Faulty("the endpoint's reply holds no text")
     finish: Literal["stop", "length"] = "length" if reply.cut and not seen.stopped else "stop"

@@ -14,6 +14,9 @@ PLAIN_STOP = ("\n\n",)
 """Where a reply ends if nothing else is said: a base model goes on after a blank line. A model with
 a chat template ends its replies itself."""
 
+NOT_SHOWN = "(not shown)"
+"""In place of hidden thinking that an endpoint keeps to itself."""
+
 _TAG = (
     "think|thinking|thoughts?|reason|reasoning|reflection|analysis|scratchpad|seed:think"
     "|longcat_think"

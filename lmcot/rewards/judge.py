@@ -24,7 +24,7 @@ from lmcot.rewards.aspects import AspectMeter, Measured
 from lmcot.rewards.combine import component_weights
 from lmcot.rewards.custom import load_custom, with_custom
 from lmcot.rewards.likelihood import likelihood_gains
-from lmcot.rewards.reading import read_answer, why_missing
+from lmcot.rewards.reading import cut_in_thinking, read_answer, why_missing
 
 
 class RewardModel:
@@ -60,7 +60,7 @@ class RewardModel:
     def judge(self, examples: Sequence[Example], rollouts: Sequence[Rollout]) -> list[Judgement]:
         """One judgement for each rollout and the example it belongs to, in order.
 
-        If a call that a judgement needs fails, the frozen LM was cut before it said a word, or a
+        If a call that a judgement needs fails, the frozen LM was cut within its thinking, or a
         component is no finite number, the judgement is that failure and holds no components. A
         component of weight 0 is not needed, unless a custom reward may look at it: the judgement
         goes without it.
@@ -141,9 +141,9 @@ def answer_prompts(
 
 
 def _answer(reply: Completion) -> Answer | Failure:
-    """What a reply says; a failure if it was cut before it said a word."""
-    if reply.finish_reason == "length" and (reason := why_missing(reply)):
-        return Failure(FailureKind.PERMANENT, reason)
+    """What a reply says; a failure if it was cut within its hidden thinking."""
+    if cut_in_thinking(reply):
+        return Failure(FailureKind.PERMANENT, why_missing(reply))
     found = read_answer(reply)
     return Answer(reply.text, found.answer, reply.tokens_in, reply.tokens_out, found.missing)
 

@@ -26,6 +26,7 @@ _FRAME = re.compile(
     r"(?:\"((?:[^\"\\]|\\.){0,2000}+)\"|'((?:[^'\\]|\\.){0,2000}+)'|([^\s,}\]\"']+))",
     re.IGNORECASE | re.DOTALL,
 )
+_OPEN_FRAME = re.compile(r"(?:\\boxed\{|<answer>|\"answer\"\s{0,9}:)[^{}<]*\Z", re.IGNORECASE)
 _TAG = re.compile(
     r"(?P<open><(?:(?:final[_ ]|short[_ ])?answer|ans|final)>|\[answer\]|<\|begin_of_box\|>)"
     r"|(?P<close></(?:(?:final[_ ]|short[_ ])?answer|ans|final)>|\[/answer\]|<\|end_of_box\|>)",
@@ -136,6 +137,7 @@ _THINKS_ALOUD = re.compile(
     re.IGNORECASE,
 )
 _REASONING_SENTENCES = 3
+_CLOSING_WORDS = 8
 _WRAPPING = (
     " \t\"'\u201c\u201d\u201e\u201a\u2018\u2019\u00ab\u00bb\u2039\u203a"
     "\u300c\u300d\u300e\u300f\u300a\u300b`*_<>{},;:\uff1a\uff0c"
@@ -167,24 +169,29 @@ def read_text(text: str, *, cut: bool) -> Reading:
     answer = concluded or _unstated(plain)
     if not cut:
         return Reading(answer, "" if answer else "empty")
-    # A conclusion that the text breaks off with may be cut, as a first sentence may be.
-    whole = not plain.rstrip().endswith(concluded) if concluded else _goes_on(plain)
-    return Reading(answer, "" if answer and whole else "cut")
+    if not answer or (not concluded and _announces(plain)):
+        return Reading(answer, "cut")
+    # What the text breaks off with may be half an answer; it may have been said before, too.
+    before = not concluded and _goes_on(plain)
+    return Reading(answer, "" if before or not plain.rstrip().endswith(answer) else "cut")
 
 
 def why_missing(reply: Completion) -> str:
-    """What to say of a reply that holds no text, and what to do; empty for all others."""
-    if reply.text.strip():
+    """What to say of a reply that is nothing but hidden thinking; empty for all others."""
+    if reply.text.strip() or not reply.thinking:
         return ""
     remedy = "raise frozen.max_thinking_tokens, or switch the model's thinking off"
-    if reply.finish_reason == "length":
+    if cut_in_thinking(reply):
         return (
             "the frozen LM's reply was cut at its limit of tokens before it said a word, within "
             f"its hidden thinking: {remedy}"
         )
-    if reply.thinking:
-        return f"the frozen LM's reply is nothing but hidden thinking: {remedy}"
-    return "the frozen LM's reply is empty"
+    return f"the frozen LM's reply is nothing but hidden thinking: {remedy}"
+
+
+def cut_in_thinking(reply: Completion) -> bool:
+    """Whether the limit of tokens ended a reply before it had come to its first word."""
+    return bool(reply.finish_reason == "length" and reply.thinking and not reply.text.strip())
 
 
 def extract_answer(text: str) -> str:
@@ -194,7 +201,8 @@ def extract_answer(text: str) -> str:
     of the first line that says something. What is wrapped around it is taken off: markup, quotes,
     a number or bullet of a list, "Based on the context,", ", which is ..." and the final stop;
     "Yes, both are." is "Yes". A sentence is not searched for its answer: that takes knowing the
-    question. Reasoning that never states its answer has none: several statements in a row.
+    question. Reasoning that never states its answer, several statements in a row, has none, unless
+    a phrase stands by itself at its end.
     """
     plain = _plain(text)
     return _concluded(plain) or _unstated(plain)
@@ -248,9 +256,17 @@ def _frames(plain: str) -> list[str]:
 
 
 def _unstated(plain: str) -> str:
-    """The answer of a text that does not call anything its answer; empty if it reasons."""
+    """The answer of a text that does not call anything its answer."""
     lines = _telling(_lines(_EXPLANATION.sub("", plain)))
-    return "" if _reasons(lines) else _short_form("\n".join(lines))
+    return _short_form(_closing(lines) if _reasons(lines) else "\n".join(lines))
+
+
+def _closing(lines: list[str]) -> str:
+    """A phrase that stands by itself at the end of reasoning; empty if none does."""
+    last, before = lines[-1].strip(), lines[-2:-1]
+    alone = before == [""] and not last.endswith((":", "?", "!")) and not _NUMBERED.match(last)
+    short = len(last.split(maxsplit=_CLOSING_WORDS)) <= _CLOSING_WORDS
+    return last if alone and short and not _is_statement(last) else ""
 
 
 def _lines(plain: str) -> list[str]:
@@ -284,6 +300,12 @@ def _reasons(lines: list[str]) -> bool:
     return len(sentences) >= enough and all(map(_is_statement, sentences[:2]))
 
 
+def _announces(plain: str) -> bool:
+    """Whether a text breaks off where it was about to say its answer."""
+    _, *conclusions = _CONCLUSION.split(_MARKUP.sub("", plain))
+    return bool(conclusions and not conclusions[-1].strip()) or bool(_OPEN_FRAME.search(plain))
+
+
 def _is_statement(sentence: str) -> bool:
     long = len(sentence.split(maxsplit=_STATEMENT_WORDS)) >= _STATEMENT_WORDS
     return long and _STATEMENT.search(sentence) is not None
@@ -292,6 +314,8 @@ def _is_statement(sentence: str) -> bool:
 def _goes_on(plain: str) -> bool:
     """Whether the sentence that the answer is read from is followed by more."""
     first, *others = _telling(_lines(plain)) or [""]
+    if _reasons([first, *others]):
+        return False
     return any(others) or len(split_sentences(_LEAD.sub("", first))) > 1
 
 

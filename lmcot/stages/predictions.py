@@ -228,8 +228,8 @@ def lacking_answers(row: str, predictions: Sequence[Prediction]) -> str:
         (p.missing, (p.reply or p.rationale * (row == "small_alone")).strip()) for p in scored
     ]
     thinks = (
-        "raise frozen.max_thinking_tokens or switch the model's thinking off, for it came to no "
-        "word of a reply"
+        "raise frozen.max_thinking_tokens or switch the model's thinking off if it thinks first "
+        "(some replies hold no word)"
     )
     remedies = [
         *([thinks] if any(missing and not said for missing, said in replies) else []),

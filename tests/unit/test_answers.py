@@ -20,7 +20,7 @@ from lmcot.rewards.answers import (
     inclusion,
     normalize_answer,
 )
-from lmcot.rewards.reading import concluded_answer, extract_answer
+from lmcot.rewards.reading import concluded_answer, extract_answer, read_text
 from lmcot.rewards.sentences import split_sentences
 
 WORDS = st.lists(
@@ -275,6 +275,11 @@ def test_reading_answers_never_fails(text: str) -> None:
         ("1. Lake Brann lies in Oster County.\n2. Oster County is in Velm.", ""),
         ("Ada was born in Bree. Carl was born in Dorn. Both are towns.", ""),
         ("Okay, so I need the state. Lake Brann lies in", ""),
+        (
+            "Brann lies in Oster County.\n\nOster County is in the state of Velm.\n\n**Velm**",
+            "Velm",
+        ),
+        ("Brann lies in Oster County.\n\nOster is in Velm.\n\nLet me know if you need more!", ""),
         # An answer in a sentence, and what is said about it.
         ("Lake Brann lies in Velm. Velm is a state.", "Lake Brann lies in Velm"),
         ("Velm. Lake Brann lies in it. It is a state. It is large.", "Velm"),
@@ -285,6 +290,31 @@ def test_reading_answers_never_fails(text: str) -> None:
 )
 def test_extract_answer(text: str, answer: str) -> None:
     assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("Velm. Lake Brann lies in", ""),
+        ("Velm.", ""),
+        ("1948\n1948\n19", ""),
+        ("Lake Brann lies in the st", "cut"),
+        ("It is. So the answer is Velm. Lake", ""),
+        ("It is. So the answer is Vel", "cut"),
+        ("It is. So the answer is", "cut"),
+        ("It is. So the answer is **Vel", "cut"),
+        ("It is. \\boxed{Velm}", ""),
+        ("It is. \\boxed{Vel", "cut"),
+        ("Brann lies in Oster.\n\nOster lies in the state of Velm.\n\nVel", "cut"),
+        ("Brann lies in Oster.\n\nOster lies in the state of", "cut"),
+        ("Okay, so I need the state. Lake Brann lies in", "cut"),
+        ("<think>Hm.", "cut"),
+        ("", "cut"),
+    ],
+)
+def test_a_reply_that_the_limit_cut_before_its_answer_was_said(text: str, missing: str) -> None:
+    assert read_text(text, cut=True).missing == missing
+    assert read_text(text, cut=False).missing == ("" if extract_answer(text) else "empty")
 
 
 @pytest.mark.parametrize("row", COMPLETIONS, ids=lambda row: row["origin"])

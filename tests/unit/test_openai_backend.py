@@ -14,6 +14,7 @@ from lmcot.config import OpenAIFrozen, PromptSettings
 from lmcot.errors import UserError
 from lmcot.frozen.open import open_frozen_lm
 from lmcot.frozen.openai_backend import OpenAILM
+from lmcot.frozen.visible import NOT_SHOWN
 from lmcot.records import Choice, Completion, FailureKind, Message, Sampling
 from tests.unit.endpoint import (
     HANG_S,
@@ -172,6 +173,18 @@ def test_only_models_that_read_plain_text_stop_at_a_blank_line_by_default(
     assert isinstance(found, Completion)
     assert found.text == ("One." if sent else "One.\n\nTwo.")
     assert [request.get("stop") for request in endpoint.requests] == [sent]
+
+
+@pytest.mark.parametrize(("content", "thinking"), [(None, NOT_SHOWN), ("", NOT_SHOWN), ("\n", "")])
+def test_what_took_all_tokens_and_left_no_text_is_thinking_that_is_not_shown(
+    endpoint: Endpoint, content: str | None, thinking: str
+) -> None:
+    choice = {"message": {"content": content}, "finish_reason": "length"}
+    endpoint.respond = lambda call: Answer(json.dumps({"choices": [choice]}))
+    with client(endpoint) as lm:
+        (found,) = lm.generate(ask("a"), Sampling(max_new_tokens=5))
+    assert isinstance(found, Completion)
+    assert (found.text, found.thinking, found.finish_reason) == ("", thinking, "length")
 
 
 @pytest.mark.parametrize(

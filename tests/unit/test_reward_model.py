@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lmcot.config import Aspect, AspectSettings, GuidanceRewards, IncreasingRewards
 from lmcot.data import load_templates
 from lmcot.errors import UserError
+from lmcot.frozen.visible import NOT_SHOWN
 from lmcot.records import (
     Choice,
     Completion,
@@ -256,7 +257,8 @@ def test_a_reply_without_text_fails_the_judgement() -> None:
     ("reply", "failed", "missing"),
     [
         (Completion("", 50, 24, "length", "Hm. So"), True, None),
-        (Completion("", 50, 24, "length"), True, None),
+        (Completion(" ", 50, 24, "length", NOT_SHOWN), True, None),
+        (Completion("", 50, 24, "length"), False, "cut"),
         (Completion("", 50, 24, "stop", "Hm."), False, "empty"),
         (Completion("It is, as far as", 50, 24, "length"), False, "cut"),
         (Completion("Humboldt River", 50, 24, "stop", "Hm."), False, ""),
