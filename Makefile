@@ -13,10 +13,10 @@ RUN   := PATH="$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart toy test test-fast lint cloud-tools clean
+.PHONY: help setup quickstart toy test test-fast lint cloud-tools client-tools clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with everything in it (about 7 minutes; once)
 	@echo "The environment in $(VENV) is up to date."
@@ -67,8 +67,14 @@ cloud-tools: $(STAMP) ## an environment with moto, for the tests of cluster.yaml
 	@test -x .venv-cloud/bin/moto_server || { echo "Installing moto (half a minute)"; \
 		$(VENV)/bin/python -m venv .venv-cloud && .venv-cloud/bin/pip install -q -r tests/cloud-requirements.txt; }
 
+client-tools: $(STAMP) ## an environment with real clients, for the tests of the service (a minute or two)
+	@test -f .venv-clients/.installed || { echo "Installing the service's clients (a minute or two)"; \
+		$(VENV)/bin/python -m venv .venv-clients && \
+		.venv-clients/bin/pip install -q --disable-pip-version-check --no-deps \
+			-r tests/client-requirements.txt && touch .venv-clients/.installed; }
+
 clean: ## remove the environment and caches; runs/ stays
-	rm -rf $(VENV) .venv-cloud build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache \
+	rm -rf $(VENV) .venv-cloud .venv-clients build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache \
 		.import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

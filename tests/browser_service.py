@@ -35,7 +35,8 @@ class _Small:
                 await asyncio.sleep(1.0 if "take your time" in question else 0.01)
                 if draw.tokens:
                     yield Piece(sample, f"{word} ")
-            yield Written(sample, first, len(first.split()), "eos")
+            end = "length" if "is cut" in question else "eos"
+            yield Written(sample, first, len(first.split()), end)
 
 
 class _Frozen:

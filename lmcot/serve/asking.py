@@ -182,7 +182,8 @@ class Asking:
     def object_sampling(self, max_tokens: int | None) -> Sampling:
         """How it writes an object: greedy."""
         longest = self._config.serve.limits.object_tokens
-        return Sampling(max_new_tokens=min(longest, max_tokens or longest))
+        room = min(longest, max_tokens or longest) + self._frozen.max_thinking_tokens
+        return Sampling(max_new_tokens=room)
 
     def shortened(self, text: str, tokens: int) -> str:
         """A text cut to so many tokens."""

@@ -18,7 +18,7 @@ from typing import Any
 from lmcot.actors.base import prepare_process
 from lmcot.config import Config
 from lmcot.records import Completion, Example, Failure, Paragraph
-from lmcot.rewards.reading import extract_answer, why_missing
+from lmcot.rewards.reading import read_answer, why_missing
 from lmcot.serve.asking import Asking
 from lmcot.serve.presence import Presence, public_name, without_address
 
@@ -325,11 +325,10 @@ def read_reply(found: Completion, version: str) -> Reply:
     """A completion with the answer that is read out of it."""
     if reason := why_missing(found):
         return Reply(failure=reason, version=version)
-    answer = extract_answer(found.text)
-    ended = found.text.rstrip().endswith(answer)  # so it does if there is none
+    said = read_answer(found)
     return Reply(
-        found.text, answer, ended and found.finish_reason == "length", found.tokens_in,
-        found.tokens_out, version=version,
+        found.text, said.answer, said.missing == "cut", found.tokens_in, found.tokens_out,
+        version=version,
     )  # fmt: skip
 
 

@@ -193,6 +193,69 @@ CONTRAST = """(() => {
 })()"""
 
 
+SHOWN_CARDS = (
+    "[...document.querySelectorAll('#result section')].filter((one) => one.offsetHeight).length"
+)
+LOOK = (
+    "(() => { const {backgroundColor, color} = getComputedStyle(document.getElementById('NAME'));"
+    " return backgroundColor + ' ' + color; })()"
+)
+
+
+def test_a_button_that_is_off_looks_so(debugger: str, url: str) -> None:
+    """Each of the two as the other one when it is off, and otherwise when it is on."""
+
+    async def work(browser: Browser) -> None:
+        ask, stop = LOOK.replace("NAME", "ask"), LOOK.replace("NAME", "stop")
+        ask_on, stop_off = await browser.value(ask), await browser.value(stop)
+        await browser.value("document.getElementById('question').value = 'take your time'")
+        await browser.value("document.getElementById('ask').click()")
+        await browser.until("!document.getElementById('stop').disabled")
+        ask_off, stop_on = await browser.value(ask), await browser.value(stop)
+        await browser.value("document.getElementById('stop').click()")
+        assert ask_off == stop_off
+        assert len({ask_on, stop_on, stop_off}) == 3
+
+    visit(debugger, url, work)
+
+
+def test_what_was_cut_is_marked(debugger: str, url: str) -> None:
+    """Beside the rationale that led to the answer, and at each vote."""
+
+    async def work(browser: Browser) -> None:
+        await browser.value("document.getElementById('question').value = 'all is cut'")
+        await browser.value("document.getElementById('samples').value = 3")
+        await browser.value("document.getElementById('ask').click()")
+        await browser.until("document.getElementById('answer').textContent === 'the answer'")
+        assert await browser.value("document.getElementById('cut').offsetHeight") > 0
+        said = await browser.value("document.getElementById('cut').textContent")
+        assert said.startswith("Cut at its longest: the rationale.")
+        marks = "[...document.querySelectorAll('#votes .note')].map((one) => one.textContent)"
+        assert await browser.value(marks) == [" (rationale cut)"] * 3
+        await browser.value("document.getElementById('question').value = 'nothing amiss'")
+        await browser.value("document.getElementById('ask').click()")
+        await browser.until("document.getElementById('answer').textContent === 'the answer'")
+        assert await browser.value("document.getElementById('cut').offsetHeight") == 0
+        assert await browser.value(marks) == []
+
+    visit(debugger, url, work)
+
+
+def test_the_document_of_the_api_is_drawn_without_the_internet(debugger: str, url: str) -> None:
+    """Every operation, by scripts that come from the service itself."""
+
+    async def work(browser: Browser) -> None:
+        await browser.command("Page.navigate", url=f"{url}/docs")
+        await browser.until("document.querySelectorAll('.opblock').length >= 9")
+        hosts = (
+            "new Set(performance.getEntriesByType('resource').map((one) => new URL(one.name).host))"
+        )
+        assert await browser.value(f"[...{hosts}]") == [url.removeprefix("http://")]
+        assert await browser.value("!!document.querySelector('.authorize')"), "its bearer token"
+
+    visit(debugger, url, work)
+
+
 def test_refusals_and_stopping_are_told(debugger: str, url: str) -> None:
     async def work(browser: Browser) -> None:
         await browser.value("document.getElementById('question').value = 'refuse this'")
@@ -200,11 +263,13 @@ def test_refusals_and_stopping_are_told(debugger: str, url: str) -> None:
         await browser.until(
             "document.getElementById('error').textContent.includes('cannot go on from this')"
         )
+        assert await browser.value(SHOWN_CARDS) == 0, "nothing came that they could show"
         await browser.value("document.getElementById('question').value = 'take your time'")
         await browser.value("document.getElementById('ask').click()")
         await browser.until("document.getElementById('rationale').textContent.length > 5")
         await browser.value("document.getElementById('stop').click()")
         await browser.until("document.getElementById('error').textContent === 'Stopped.'")
+        assert await browser.value(SHOWN_CARDS) == 1, "the rationale as far as it came"
         assert not await browser.value("document.getElementById('ask').disabled")
 
     visit(debugger, url, work)
