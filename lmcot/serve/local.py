@@ -84,9 +84,9 @@ class Guide:
         """Ends the models' threads; what is at work is given up. Not to be asked again."""
         if self._loop.is_closed():
             return
+        asyncio.run_coroutine_threadsafe(_cancel_the_others(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.run_until_complete(_cancelled(asyncio.all_tasks(self._loop)))
         self._loop.close()
         self._small.close()
         self._frozen.close()
@@ -135,7 +135,8 @@ class Guide:
         return found
 
 
-async def _cancelled(tasks: set[asyncio.Task[Any]]) -> None:
-    for task in tasks:
+async def _cancel_the_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.gather(*others, return_exceptions=True)

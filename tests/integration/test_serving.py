@@ -137,26 +137,6 @@ def test_an_answer_repeats_and_is_that_of_a_program(client: Client, run_dir: Pat
         )
 
 
-CLIENTS = ROOT / ".venv-clients" / "bin" / "python"
-
-
-@pytest.mark.skipif(not CLIENTS.exists(), reason="needs the real clients: make client-tools")
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_real_clients_get_what_they_ask_for(client: Client, run_dir: Path, name: str) -> None:
-    """Programs as their users write them, in the clients' own environment."""
-    environment = {
-        **os.environ,
-        "LMCOT_PYTHON": sys.executable,
-        "LMCOT_RUN": str(run_dir),
-        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-    }
-    done = subprocess.run(
-        [str(CLIENTS), str(ROOT / "tests" / "client_programs.py"), name, address(client)],
-        env=environment, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-
-
 @contextmanager
 def crowd(client: Client, number: int = 4) -> Iterator[Counter[Any]]:
     """Others who ask all the time; what came of it, by status."""

@@ -146,6 +146,21 @@ def test_a_cancelled_answer_ends_nothing(guide: Guide) -> None:
         time.sleep(0.01)
 
 
+def test_closing_gives_up_what_is_at_work(run_dir: Path) -> None:
+    """Also where a loop is running, as in a notebook."""
+
+    async def within() -> None:
+        guide = Guide(run_dir)
+        long = guide.aanswer("Which?", CONTEXT, max_tokens=1200, temperature=5.0, seed=1)
+        task = asyncio.create_task(long)
+        await asyncio.sleep(0.3)
+        guide.close()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(within())
+
+
 def test_the_answer_as_an_object(guide: Guide) -> None:
     schema = {"type": "object", "properties": {"answer": {"type": "string"}}}
     found = guide.answer("Which river?", CONTEXT, answer_schema=schema)
