@@ -46,6 +46,8 @@ _SPECIAL = re.compile(
     r"|<start_of_turn>|<\|turn>)\s{0,4}(?:(?:assistant|model|user|system|developer|tool)\b)?)"
     r"|<\|(?!(?:begin|end)_of_box\|>)[^<>|\n]{1,40}\|>|<\uff5c[^<>\uff5c\n]{1,40}\uff5c>"
     r"|<s>|<(?:pad|unk|bos|mask|sep|cls)>|\[(?:/INST|PAD|EOS|BOS|UNK|CLS|SEP)\]|<</?SYS>>"
+    # One that the limit of tokens cut in two.
+    r"|<\|[^<>|\n]{0,40}\|?\Z"
     r"|<extra_id_\d{1,3}>|<0x(?!0A)[0-9A-F]{2}>",
     re.IGNORECASE,
 )

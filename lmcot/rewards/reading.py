@@ -169,7 +169,8 @@ def read_text(text: str, *, cut: bool) -> Reading:
     answer = concluded or _unstated(plain)
     if not cut:
         return Reading(answer, "" if answer else "empty")
-    if not answer or (not concluded and _announces(plain)):
+    # A statement that the text was still going on from is a step towards an answer.
+    if not answer or (not concluded and (_announces(plain) or _is_statement(answer))):
         return Reading(answer, "cut")
     # What the text breaks off with may be half an answer; it may have been said before, too.
     before = not concluded and _goes_on(plain)

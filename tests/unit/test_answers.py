@@ -299,6 +299,7 @@ def test_extract_answer(text: str, answer: str) -> None:
         ("Velm.", ""),
         ("1948\n1948\n19", ""),
         ("Lake Brann lies in the st", "cut"),
+        ("Lake Brann lies in Oster County. Oster County is in", "cut"),
         ("It is. So the answer is Velm. Lake", ""),
         ("It is. So the answer is Vel", "cut"),
         ("It is. So the answer is", "cut"),

@@ -91,6 +91,8 @@ def test_a_prompt_that_ends_within_thinking(prompt: str, opens: bool) -> None:
     [
         ("Velm<|im_end|>", "Velm"),
         ("Velm</s>", "Velm"),
+        ("Velm<|im_end", "Velm"),
+        ("Velm<|", "Velm"),
         ("Velm</s><s>", "Velm"),
         ("<s> Velm", " Velm"),
         ("<pad> Velm", " Velm"),
