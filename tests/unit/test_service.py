@@ -15,7 +15,7 @@ from lmcot.config import ServeSettings, parse_config
 from lmcot.errors import UserError
 from lmcot.records import Failure, FailureKind, Paragraph
 from lmcot.serve.access import digest, token_digests
-from lmcot.serve.api import Service, make_app
+from lmcot.serve.api import NotReady, Service, make_app
 from lmcot.serve.deployments import Draw, Passages, Piece, Reply, Shown, Told, Wish, Written
 from lmcot.serve.schemas import Versions
 from tests.unit.asgi import Answered, call
@@ -546,7 +546,7 @@ def test_while_it_ends_new_requests_are_told_to_come_again() -> None:
 
 def test_below_a_prefix_all_is_as_above() -> None:
     stand = Stand(tokens=["t"])
-    for path, status in (("/lm/healthz", 200), ("/lm/", 200), ("/lm/v1/models", 401)):
+    for path, status in (("/lm/healthz", 200), ("/lm/", 200), ("/lm", 307), ("/lm/v1/models", 401)):
         assert stand.ask(path, prefix="/lm").status == status, path
 
 
@@ -556,3 +556,15 @@ def test_behind_a_proxy_that_tells_the_id_it_is_told_once() -> None:
     found = asyncio.run(call(app, "/v1/answer", ELKO, headers={"x-request-id": "mine"}))
     assert found.json["id"] == "mine"
     assert "x-request-id" not in found.headers
+
+
+def test_readiness_is_the_models_own() -> None:
+    stand = Stand()
+
+    async def ready() -> Versions:
+        raise NotReady("the frozen LM's endpoint does not answer")
+
+    stand.service.ready = ready
+    found = stand.ask("/readyz")
+    assert found.status == 503
+    assert found.json["error"]["message"] == "not ready: the frozen LM's endpoint does not answer"
