@@ -85,7 +85,7 @@ def check_free(settings: ServeSettings, names: Sequence[str]) -> None:
         UserError: naming what does.
     """
     there = _applications()
-    for name in names:
+    for name in reversed(names):
         if name in there:
             update = "put this run in its place with --update, or " if _ours(there, names) else ""
             raise UserError(

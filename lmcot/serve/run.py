@@ -74,7 +74,10 @@ def serve(
             else:
                 _update(pair)
         return
-    digests = token_digests(pair.config.serve)
+    settings = pair.config.serve
+    digests = token_digests(settings)
+    if not ray.is_initialized() and not _joined(pair):
+        check_port(settings.host, settings.port)
     with _Signals() as signals, ray_cluster(pair.config.actors):
         signals.install()  # Ray has put its own in their place.
         _serve(pair, digests, signals)

@@ -32,11 +32,12 @@ from ray.serve.schema import ServeDeploySchema
 from lmcot import Guide
 from lmcot.cli import main
 from lmcot.config import dump_config, parse_config
+from lmcot.errors import UserError
 from lmcot.models.sources import load_model
 from lmcot.serve.app import frozen, ingress, small
 from lmcot.serve.asking import open_pair
 from lmcot.serve.client import Client, ServiceError
-from lmcot.serve.run import start
+from lmcot.serve.run import check_port, start
 
 pytestmark = pytest.mark.e2e
 
@@ -375,8 +376,8 @@ def test_what_cannot_be_served_is_told_at_once(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert main(["serve", "--run-dir", str(run_dir), f"serve.port={port}"]) == 2
-    assert f"cannot listen at 127.0.0.1:{port}" in capsys.readouterr().err
+        with pytest.raises(UserError, match=f"cannot listen at 127.0.0.1:{port}"):
+            check_port("127.0.0.1", port)
 
 
 def command(folder: Path, *overrides: str, **environment: str) -> psutil.Popen:
