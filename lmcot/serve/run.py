@@ -143,8 +143,8 @@ def _check_room(pair: Pair, plan: Plan, held: Mapping[str, float] | None = None)
     Raises:
         UserError: if they never fit on the cluster, unless nodes may join.
     """
-    say(plan.summary)
     if not plan.short:
+        say(plan.summary)
         return
     whole = find_served_plan(pair.config, nodes(), held)
     if whole.short and not pair.config.actors.autoscaling:

@@ -93,7 +93,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(run_dir: Path) -> Iterator[Client]:
     """Of a service with two replicas of each model."""
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    overrides = ["serve.small.replicas=2", "serve.frozen.replicas=2"]
+    overrides = ["serve.small.replicas=2", "serve.frozen.replicas=2", "serve.limits.body_s=3"]
     pair = open_pair(run_dir, None, overrides)
     start(pair)
     yield Client(f"http://127.0.0.1:{pair.config.serve.port}")
@@ -220,6 +220,28 @@ def test_a_client_that_goes_away_frees_its_place(client: Client) -> None:
         time.sleep(0.02)
 
 
+def test_half_sent_bodies_keep_nobody_out(client: Client) -> None:
+    """More than there are places; each is refused when its time is over."""
+    host, port = address(client).removeprefix("http://").split(":")
+    half = (
+        b"POST /v1/answer HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b'Content-Length: 1000\r\n\r\n{"question": '
+    )
+    slow = [socket.create_connection((host, int(port)), timeout=30) for _ in range(70)]
+    try:
+        for one in slow:
+            one.sendall(half)
+        time.sleep(0.5)
+        assert client.answer("Which?", max_tokens=4)["votes"]
+        assert at_work(client) == 0
+        assert {one.recv(12) for one in slow} == {b"HTTP/1.1 408"}
+    finally:
+        for one in slow:
+            one.close()
+    with urllib.request.urlopen(f"{address(client)}/healthz", timeout=30) as reply:
+        assert len(reply.headers.get_all("x-request-id")) == 1
+
+
 def replicas(name: str) -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
@@ -305,7 +327,7 @@ def test_a_guest_leaves_what_the_cluster_serves_as_it_was(
         (guest, "application 'lmcot' takes the requests to /"),
         ([*guest, "--prefix", "/other"], "application 'other' takes the requests to /other"),
         ([*guest, "--prefix", "other/"], "is no path to serve under"),
-        ([*guest, "--prefix", "/g", "serve.small.cpus=99"], "use serve.small.cpus 2 instead of 99"),
+        ([*guest, "--prefix", "/g", "serve.small.cpus=99"], "use serve.small.cpus 1.98 instead of 99"),
     ):
         assert main(arguments) == 2
         assert reason in capsys.readouterr().err
