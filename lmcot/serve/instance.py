@@ -189,14 +189,15 @@ def _waited_for(names: Sequence[str]) -> str:
         if one is not None and one.status.value == "RUNNING":
             continue
         messages = [
-            f"{key}: {found.message.strip().splitlines()[-1]}"
+            (key, found.message.strip().splitlines())
             for key, found in (one.deployments.items() if one else [])
-            if found.message
+            if found.message.strip()
         ]
         if one is not None and one.status.value in _FAILED:
-            reason = "; ".join(messages) or one.message
+            # What was raised stands last, below where.
+            reason = "; ".join(f"{key}: {lines[-1]}" for key, lines in messages) or one.message
             raise UserError(f"the service did not start: {reason}")
-        waited.append(f"{name} ({'; '.join(messages) or 'starting'})")
+        waited.append(f"{name} ({'; '.join(lines[0] for _, lines in messages) or 'starting'})")
     return ", ".join(waited)
 
 

@@ -78,9 +78,12 @@ def serve(
     digests = token_digests(settings)
     if not ray.is_initialized() and not _joined(pair):
         check_port(settings.host, settings.port)
-    with _Signals() as signals, ray_cluster(pair.config.actors):
-        signals.install()  # Ray has put its own in their place.
-        _serve(pair, digests, signals)
+    try:
+        with _Signals() as signals, ray_cluster(pair.config.actors):
+            signals.install()  # Ray has put its own in their place.
+            _serve(pair, digests, signals)
+    except SystemExit:  # by Ray's own handler, while it starts
+        raise KeyboardInterrupt from None
 
 
 def _serve(pair: Pair, digests: Sequence[str], signals: _Signals) -> None:

@@ -327,7 +327,10 @@ def test_a_guest_leaves_what_the_cluster_serves_as_it_was(
         (guest, "application 'lmcot' takes the requests to /"),
         ([*guest, "--prefix", "/other"], "application 'other' takes the requests to /other"),
         ([*guest, "--prefix", "other/"], "is no path to serve under"),
-        ([*guest, "--prefix", "/g", "serve.small.cpus=99"], "use serve.small.cpus 1.98 instead of 99"),
+        (
+            [*guest, "--prefix", "/g", "serve.small.cpus=99"],
+            "use serve.small.cpus 1.98 instead of 99",
+        ),
     ):
         assert main(arguments) == 2
         assert reason in capsys.readouterr().err
