@@ -268,4 +268,12 @@ def remove(names: Sequence[str], instance: Instance) -> None:
     for name in names:
         ray_serve.delete(name)
     if instance.started_here and not _applications():
+        _stop_listening()
         ray_serve.shutdown()
+
+
+def _stop_listening() -> None:
+    # Ray tells of the end of Serve's controller as of a failure that it will try to repair.
+    worker = ray._private.worker.global_worker
+    worker.threads_stopped.set()
+    worker.gcs_error_subscriber.close()
