@@ -276,8 +276,8 @@ def _store_notice(stage: str, published: Published, nodes: Sequence[Node]) -> li
     lower = ", or lower refine.max_staleness" if published.versions > 2 else ""
     return [
         f"{stage}: {published.versions} versions of the weights take {held / _GIB:.2f} GiB, but "
-        f"the object store of {smallest.name} has {_object_store(smallest) / _GIB:.2f} GiB: start "
-        f"Ray there with a larger --object-store-memory{lower}"
+        f"the object store of {smallest.name} has {_object_store(smallest) / _GIB:.2f} GiB: raise "
+        f"actors.object_store_gib (on a joined cluster Ray's --object-store-memory){lower}"
     ]
 
 

@@ -157,6 +157,32 @@ def _write_secret(path: Path, text: str) -> None:
             os.link(file.name, path)
 
 
+def look_around() -> tuple[str, list[str], list[str]]:
+    """Where Ray would put its files, why it would not start here, and what else is noteworthy.
+
+    Changes nothing and never raises.
+    """
+    folder, troubles, notices = get_default_ray_temp_dir(), [], []
+    try:
+        folder, notice = ray_folder()
+        notices += [notice] if notice else []
+    except UserError as error:
+        troubles.append(str(error))
+    try:
+        check_open_files()
+    except UserError as error:
+        troubles.append(str(error))
+    try:
+        cache = cache_folder()
+    except UserError as error:
+        troubles.append(str(error))
+    else:
+        home = Path(os.path.expanduser("~"))
+        if not can_write(home):
+            notices.append(f"the home folder '{home}' cannot be written: '{cache}' is used instead")
+    return folder, troubles, notices
+
+
 def prepare_machine() -> None:
     """Looks at this machine before Ray starts on it, and makes up for what it lacks.
 

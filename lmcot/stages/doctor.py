@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 _LEAST_DISK, _LEAST_SHM, _LEAST_FILES = 5 * GIB, 2 * GIB, 8192
+_LEAST_MEMORY, _LEAST_BESIDE_STORE = GIB, GIB // 4
 _PACKAGES = ("lmcot", "ray", "torch", "transformers", "deepspeed")
 _PYTHON = (3, 11)
 
@@ -56,8 +57,14 @@ class Facts:
     gpus: int
     compiler: str
     """Path of the C++ compiler, which DeepSpeed builds its operators with; empty: there is none."""
+    memory: int = 2**40
+    """Bytes that are available, as Ray counts them."""
     unmet: tuple[str, ...] = field(default=())
     """Requirements of lmcot that what is installed does not meet."""
+    troubles: tuple[str, ...] = field(default=())
+    """Why Ray or lmcot would not start here, a sentence each."""
+    notices: tuple[str, ...] = field(default=())
+    """What is used in place of what the environment names, a sentence each."""
 
 
 def doctor(config: Config | None, run_dir: Place | None) -> int:
@@ -66,23 +73,42 @@ def doctor(config: Config | None, run_dir: Place | None) -> int:
     Returns:
         how many things are to be mended.
     """
-    findings: list[Finding] = []
-    address = _address(config)
-    if address is None:
-        facts = local_facts()
-        findings += examine(facts, config)
-        findings += _served(config, facts.gpus)
-    else:
-        findings += examine_nodes(cluster_facts(config, address), config)
-    if config is not None:
-        findings += [_port(config), *_frozen(config)]
-    if run_dir is not None:
-        findings.append(_writable(run_dir))
-    for one in findings:
-        print(f"{one.verdict:5s} {one.text}")
-    count = sum(one.verdict == "mend" for one in findings)
+    count = 0
+    for one in _findings(config, run_dir):
+        print(f"{one.verdict:5s} {one.text}", flush=True)
+        count += one.verdict == "mend"
     print(f"{count} to mend" if count else "all is well")
     return count
+
+
+def _findings(config: Config | None, run_dir: Place | None) -> Iterator[Finding]:
+    address = _address(config)
+    if address is None:
+        local = list(_looked_at("this machine", lambda: examine(local_facts(), config)))
+        yield from local
+        yield from _looked_at("the service", lambda: _served(config, _gpus()))
+        if not any(one.verdict == "mend" for one in local):
+            yield from _looked_at("Ray", lambda: _started(config))
+    else:
+        yield from _looked_at(
+            "the cluster", lambda: examine_nodes(cluster_facts(config, address), config)
+        )
+    if config is not None:
+        yield from _looked_at("serve.host", lambda: [_port(config)])
+        yield from _looked_at("the frozen LM", lambda: _frozen(config))
+    if run_dir is not None:
+        yield from _looked_at("the run directory", lambda: [_writable(run_dir)])
+
+
+def _looked_at(what: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """The findings of a look; one that fails is a finding, and the others follow all the same."""
+    try:
+        yield from look()
+    except UserError as error:
+        yield Finding("mend", f"{what}: {error}")
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), "")
+        yield Finding("mend", f"{what} cannot be looked at: {first} ({type(error).__name__})")
 
 
 def examine(facts: Facts, config: Config | None) -> list[Finding]:
@@ -111,6 +137,12 @@ def examine(facts: Facts, config: Config | None) -> list[Finding]:
             worse="note",
         ),
         _found(
+            facts.memory >= _LEAST_MEMORY,
+            f"{where}{_gib(facts.memory)} of memory available",
+            "too little for Ray and models: free some, or raise the container's limit",
+        ),
+        *_object_store(facts, config),
+        _found(
             facts.open_files >= _LEAST_FILES,
             f"{where}{facts.open_files} open files admitted",
             "raise it (ulimit -n 65536) before `ray start`: each actor takes some hundred",
@@ -122,9 +154,14 @@ def examine(facts: Facts, config: Config | None) -> list[Finding]:
             "install one (g++): DeepSpeed builds its operators with it",
         ),
     ]
+    found += [Finding("mend", where + trouble) for trouble in facts.troubles]
+    found += [Finding("note", where + notice) for notice in facts.notices]
     wanted = _gpus_wanted(config)
     enough = facts.gpus > 0 or not wanted
-    remedy = "the settings ask for GPUs: drivers, or a CUDA build of torch, are missing"
+    remedy = (
+        "the settings ask for GPUs: drivers, or a CUDA build of torch, are missing, or "
+        "CUDA_VISIBLE_DEVICES hides them"
+    )
     # One machine of a cluster may well be without.
     worse: Literal["note", "mend"] = "mend" if _address(config) is None else "note"
     found.append(_found(enough, f"{where}{facts.gpus} GPUs", remedy, worse=worse))
@@ -146,18 +183,23 @@ def examine_nodes(nodes: Sequence[Facts], config: Config | None) -> list[Finding
 
 def local_facts(name: str = "this machine") -> Facts:
     """Of the machine that this runs on."""
-    temp = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    from lmcot.actors.surroundings import available_memory, look_around
+
+    temp, troubles, notices = look_around()
     return Facts(
         name=name,
         python=sys.version_info[:3],
         versions={one: _version(one) for one in _PACKAGES},
         temp=temp,
-        temp_free=shutil.disk_usage(temp).free,
+        temp_free=shutil.disk_usage(_existing(temp)).free,
         shm_free=shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0,
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         gpus=_gpus(),
         compiler=shutil.which("c++") or shutil.which("g++") or shutil.which("clang++") or "",
+        memory=available_memory(),
         unmet=tuple(_unmet()),
+        troubles=tuple(troubles),
+        notices=tuple(notices),
     )
 
 
@@ -193,8 +235,39 @@ def cluster_facts(config: Config | None, address: str) -> list[Facts]:
 
 
 def _address(config: Config | None) -> str | None:
-    own = config.actors.address if config is not None else None
-    return own or os.environ.get("RAY_ADDRESS")
+    from lmcot.actors.cluster import joined_address
+    from lmcot.config import ActorsSettings
+
+    return joined_address(config.actors if config is not None else ActorsSettings())
+
+
+def _existing(path: str | Path) -> Path:
+    """The path, or the nearest one above it that is there."""
+    whole = Path(path).absolute()
+    return next(one for one in (whole, *whole.parents) if os.path.exists(one))
+
+
+def _object_store(facts: Facts, config: Config | None) -> Iterable[Finding]:
+    """Whether the object store that the settings ask for fits; unset, it is made to fit."""
+    if config is None or config.actors.object_store_gib is None or _address(config):
+        return
+    asked = int(config.actors.object_store_gib * GIB)
+    where = f"{facts.name}: actors.object_store_gib {config.actors.object_store_gib:g}"
+    if asked > facts.memory - _LEAST_BESIDE_STORE:
+        text = f"{where}, but {_gib(facts.memory)} of memory are available"
+        yield Finding("mend", f"{text}: lower it, or free some")
+    elif asked > facts.shm_free:
+        text = f"{where}, but {_gib(facts.shm_free)} of shared memory are free"
+        yield Finding("note", f"{text}: Ray maps files in its folder instead, which is slow")
+
+
+def _started(config: Config | None) -> Iterable[Finding]:
+    """Starts Ray on this machine as a run would, and ends it."""
+    from lmcot.actors.cluster import ray_cluster
+    from lmcot.config import ActorsSettings
+
+    with ray_cluster(config.actors if config is not None else ActorsSettings()):
+        yield Finding("ok", "Ray starts on this machine")
 
 
 def _found(
@@ -298,7 +371,7 @@ def _writable(run_dir: Place) -> Finding:
         except UserError as error:
             return Finding("mend", f"the run directory: {error}")
         return Finding("ok", f"the run directory {run_dir} can be written")
-    there = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    there = _existing(run_dir)
     try:
         with tempfile.TemporaryFile(dir=there):
             free = shutil.disk_usage(there).free

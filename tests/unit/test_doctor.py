@@ -10,6 +10,7 @@ import pytest
 
 from lmcot.cli import main
 from lmcot.config import load_config
+from lmcot.stages import doctor as doctors
 from lmcot.stages.doctor import GIB, Facts, examine, examine_nodes, local_facts
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -47,6 +48,9 @@ def test_a_machine_that_is_well() -> None:
         ({"shm_free": 64 * 2**20}, "0.1 GiB of shared memory.*--shm-size"),
         ({"open_files": 1024}, "1024 open files.*ulimit -n"),
         ({"compiler": ""}, r"compiler missing.*g\+\+"),
+        ({"memory": GIB // 2}, "0.5 GiB of memory available: too little for Ray"),
+        ({"troubles": ("HOME is /nowhere",)}, "HOME is /nowhere"),
+        ({"notices": ("Ray's files go to '/tmp'",)}, "Ray's files go to '/tmp'"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_remedy(wrong: dict[str, object], said: str) -> None:
@@ -60,6 +64,75 @@ def test_what_is_wrong_is_said_with_its_remedy(wrong: dict[str, object], said: s
 def test_gpus_that_are_asked_for() -> None:
     (text,) = complaints(WELL, gpus=1)
     assert "0 GPUs: the settings ask for GPUs" in text
+
+
+@pytest.mark.parametrize(
+    ("memory", "shared", "verdicts"),
+    [(8, 8, []), (2.2, 8, ["mend"]), (8, 1, ["note", "note"])],
+)
+def test_an_object_store_that_is_asked_for(
+    memory: float, shared: int, verdicts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = load_config(str(CONFIGS / "toy.yaml"), ["actors.object_store_gib=2"])
+    facts = replace(WELL, memory=int(memory * GIB), shm_free=shared * GIB)
+    assert [one.verdict for one in examine(facts, config) if one.verdict != "ok"] == verdicts
+
+
+def doctored(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, **environment: str
+) -> str:
+    """What it says with these variables; Ray is not started."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(doctors, "_started", lambda config: [])
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    code = main(["doctor"])
+    said = capsys.readouterr().out
+    assert code == (2 if "mend  " in said else 0)
+    assert said.splitlines()[-1] == (
+        "all is well" if code == 0 else f"{said.count('mend  ')} to mend"
+    )
+    return said
+
+
+def test_a_long_folder_for_ray(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = doctored(capsys, monkeypatch, RAY_TMPDIR=str(tmp_path / ("x" * 90)))
+    assert "(from RAY_TMPDIR) has a path of more than 40 bytes" in said
+    assert "note  this machine: the folder" in said
+
+
+def test_a_home_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    home = str(tmp_path / "file" / "home")
+    assert "cannot be written: '" in doctored(capsys, monkeypatch, HOME=home)
+    monkeypatch.delenv("LMCOT_CACHE")
+    assert f"(HOME is {home}: set LMCOT_CACHE" in doctored(capsys, monkeypatch, HOME=home)
+
+
+def test_a_cluster_that_is_gone_is_a_finding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "no-port")
+    assert main(["doctor", "--run-dir", str(tmp_path)]) == 2
+    said = capsys.readouterr().out
+    assert "mend  the cluster: the Ray cluster at 'no-port' cannot be joined" in said
+    assert "free for the run directory" in said, "the others are looked at all the same"
+
+
+def test_a_look_that_fails_is_a_finding(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> int:
+        raise OSError("no such device")
+
+    monkeypatch.setattr(doctors, "_gpus", fail)
+    said = doctored(capsys, monkeypatch)
+    assert "mend  this machine cannot be looked at: no such device (OSError)" in said
 
 
 def test_nodes_must_agree() -> None:
@@ -83,6 +156,8 @@ def test_this_machine_and_what_the_settings_need(
         code = main([*command, str(tmp_path / "run"), f"serve.port={port}"])
     said = capsys.readouterr().out
     assert "ok    the frozen LM is there" in said
+    assert "ok    Ray starts on this machine" in said
+    monkeypatch.setattr(doctors, "_started", lambda config: [])
     assert f"note  127.0.0.1:{port}, where `lmcot serve` would listen, is not free" in said
     assert "free for the run directory" in said
     assert not (tmp_path / "run").exists(), "it only looks"

@@ -193,8 +193,8 @@ def test_versions_that_the_smallest_object_store_does_not_hold_are_noticed() -> 
     assert plan.short == ""
     assert plan.notices == [
         "refine: 3 versions of the weights take 1.50 GiB, but the object store of node 1 has "
-        "1.00 GiB: start Ray there with a larger --object-store-memory, or lower "
-        "refine.max_staleness"
+        "1.00 GiB: raise actors.object_store_gib (on a joined cluster Ray's "
+        "--object-store-memory), or lower refine.max_staleness"
     ]
     assert make_plan("refine", roles, there, Published(GIB // 2, 2)).notices == []
     [notice] = make_plan("refine", roles, there, Published(GIB, 2)).notices
