@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -59,6 +60,28 @@ class EvaluateSettings(Settings):
     """Level of the confidence intervals."""
 
 
+def check_amounts(gpus: float, resources: Mapping[str, float], takes: Mapping[str, float]) -> None:
+    """Checks what one actor is to take.
+
+    Raises:
+        ValueError: if Ray would not grant it.
+    """
+    if gpus > 1 and gpus % 1:
+        raise ValueError(
+            f"gpus is {gpus:g}, but an actor has a share of one GPU or several whole ones: set it "
+            f"to {gpus // 1:g} or {gpus // 1 + 1:g}"
+        )
+    for name in ("CPU", "GPU", "memory", "object_store_memory"):
+        if name in resources:
+            raise ValueError(
+                f"resources holds '{name}', which is Ray's own: CPUs and GPUs are set by 'cpus' "
+                "and 'gpus', memory cannot be reserved"
+            )
+    for name, amount in takes.items():
+        if amount < _FINEST:
+            raise ValueError(f"{amount:g} {name} is less than Ray's smallest share, {_FINEST}")
+
+
 class RoleSettings(Settings):
     """A fleet of actors of one role, and what one of them takes."""
 
@@ -82,20 +105,7 @@ class RoleSettings(Settings):
 
     @model_validator(mode="after")
     def _amounts_that_ray_grants(self) -> RoleSettings:
-        if self.gpus > 1 and self.gpus % 1:
-            raise ValueError(
-                f"gpus is {self.gpus:g}, but an actor has a share of one GPU or several whole "
-                f"ones: set it to {self.gpus // 1:g} or {self.gpus // 1 + 1:g}"
-            )
-        for name in ("CPU", "GPU", "memory", "object_store_memory"):
-            if name in self.resources:
-                raise ValueError(
-                    f"resources holds '{name}', which is Ray's own: CPUs and GPUs are set by "
-                    "'cpus' and 'gpus', memory cannot be reserved"
-                )
-        for name, amount in self.takes.items():
-            if amount < _FINEST:
-                raise ValueError(f"{amount:g} {name} is less than Ray's smallest share, {_FINEST}")
+        check_amounts(self.gpus, self.resources, self.takes)
         return self
 
 

@@ -7,6 +7,7 @@ import re
 from pydantic import Field, field_validator, model_validator
 
 from lmcot.config.base import NonNegativeFloat, PositiveFloat, PositiveInt, Settings
+from lmcot.config.runtime import check_amounts
 
 _PREFIX = re.compile(r"/|(/[A-Za-z0-9._-]+)+")
 
@@ -29,6 +30,13 @@ class ServedRole(Settings):
     """Custom Ray resources reserved for one replica."""
     threads: PositiveInt = 1
     """CPU threads that one replica computes with."""
+
+    @model_validator(mode="after")
+    def _amounts_that_ray_grants(self) -> ServedRole:
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
+        takes = {name: amount for name, amount in amounts.items() if amount}
+        check_amounts(self.gpus, self.resources, takes)
+        return self
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> ServedRole:

@@ -143,3 +143,22 @@ def test_where_serve_listens_already_counts(
     assert ("change nothing" in capsys.readouterr().err) == (outcome == "told")
     assert running.url("/lm").endswith(":8000/lm")
     assert running.url("/").endswith(":8000")
+
+
+@pytest.mark.parametrize(
+    ("role", "reason"),
+    [
+        ({"gpus": 1.5}, "set it to 1 or 2"),
+        ({"cpus": 0.00001}, "less than Ray's smallest share"),
+        ({"resources": {"CPU": 1}}, "which is Ray's own"),
+    ],
+)
+def test_amounts_that_ray_does_not_grant(role: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        settings(LOCAL, small=role)
+
+
+@pytest.mark.parametrize("prefix", ["", "lm", "/lm/", "//", "/a b", "/{x}"])
+def test_a_prefix_is_a_path(prefix: str) -> None:
+    with pytest.raises(UserError, match="is no path to serve under"):
+        settings(LOCAL, prefix=prefix)
