@@ -181,7 +181,10 @@ def why_missing(reply: Completion) -> str:
     """What to say of a reply that is nothing but hidden thinking; empty for all others."""
     if reply.text.strip() or not reply.thinking:
         return ""
-    remedy = "raise frozen.max_thinking_tokens, or switch the model's thinking off"
+    remedy = (
+        "raise frozen.max_thinking_tokens, or switch the model's thinking off (behind an endpoint "
+        "by frozen.extra_body)"
+    )
     if cut_in_thinking(reply):
         return (
             "the frozen LM's reply was cut at its limit of tokens before it said a word, within "
