@@ -151,7 +151,7 @@ async def _formed(
     if reply.failure is not None:
         raise Refused(502, f"the frozen LM did not answer: {reply.failure}", "upstream_error")
     found, reason = await asyncio.to_thread(form.read, reply.text)
-    if found is None and form.open:
+    if found is None and form.open and form.fault({"answer": response.answer}) is None:
         found = {"answer": response.answer}
     if found is None:
         end = "; it was cut at its longest" if reply.cut else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -86,9 +86,9 @@ class AnswersRequest(Asked):
 
 
 class RationaleRequest(Question, Drawing):
-    """Asks for guidance alone."""
+    """Asks for guidance alone; it is not streamed."""
 
-    stream: bool = False
+    stream: Literal[False] = False
 
 
 class Tokens(BaseModel):

@@ -42,7 +42,7 @@ class Form:
 
     schema: dict[str, Any]
     open: bool = False
-    """Whether any object will do."""
+    """Whether it has no fields of its own: the answer may then stand in one called so."""
 
     @property
     def text(self) -> str:
@@ -151,11 +151,10 @@ def read_form(schema: Mapping[str, Any]) -> Form:
         where = ".".join(str(part) for part in error.absolute_path)
         raise ValueError(f"this is no JSON schema: {where}: {error.message[:200]}") from None
     _check_keywords(given, given)
-    form = Form(given)
-    root = form._resolved(given)
-    if root.get("type", "object") != "object" or "properties" not in root:
-        raise ValueError("the schema must be one of an object with properties")
-    return form
+    root = Form(given)._resolved(given)
+    if root.get("type", "object") != "object":
+        raise ValueError("the schema must be one of an object")
+    return Form(given, open="properties" not in root)
 
 
 def _check_keywords(part: Any, root: dict[str, Any]) -> None:

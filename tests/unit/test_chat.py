@@ -331,12 +331,11 @@ def test_prose_is_never_passed_off_as_an_object(written: str) -> None:
 
 
 BAD_SCHEMAS: list[tuple[Any, str]] = [
-    ({"type": "array", "items": {}}, "an object with properties"),
+    ({"type": "array", "items": {}}, "one of an object"),
     ({"type": "object", "properties": {"a": {"type": "text"}}}, "no JSON schema"),
     ({"type": "object", "properties": {"a": {"$ref": "http://10.0.0.1/x"}}}, "refers elsewhere"),
     ({"type": "object", "properties": {"a": {"$ref": "#/$defs/x"}}}, "what it does not hold"),
     ({"type": "object", "properties": {"a": {"pattern": "(?=a)"}}}, "pattern"),
-    ({"$ref": "#"}, "an object with properties"),
     ({"type": "object", "properties": {"a" * 20_001: {}}}, "more than 20000"),
 ]
 
@@ -347,6 +346,19 @@ def test_schemas_that_are_refused(schema: Any, reason: str) -> None:
     assert found.status == 400
     assert reason in found.json["error"]["message"]
     assert found.json["error"]["param"] == "response_format.json_schema.schema"
+
+
+def test_a_schema_without_fields_takes_any_object() -> None:
+    stand = Stand()
+    found = ask(stand, **schema_of({"type": "object"})).json["choices"][0]["message"]
+    assert json.loads(found["content"]) == {"answer": "Reno"}
+    stand.frozen.object = '{"river": "Reno"}'
+    found = ask(stand, **schema_of({"type": "object"})).json["choices"][0]["message"]
+    assert json.loads(found["content"]) == {"river": "Reno"}
+    for none in ({"$ref": "#"}, {"anyOf": [{"required": ["a"]}, {"required": ["b"]}]}):
+        refused = ask(stand, **schema_of(none))
+        assert refused.status == 400
+        assert "no JSON object that fits" in refused.json["error"]["message"]
 
 
 def test_json_mode_has_the_form_that_the_instructions_show() -> None:

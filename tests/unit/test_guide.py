@@ -102,7 +102,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"context": None}, "context", ""),
     ({"temprature": 1}, "temprature", "not permitted"),
     ({"stream": True}, "stream", "whole answer"),
-    ({"answer_schema": {"type": "array"}}, "answer_schema", "an object with properties"),
+    ({"answer_schema": {"type": "array"}}, "answer_schema", "one of an object"),
 ]
 
 
@@ -189,3 +189,29 @@ def test_threads_ask_at_once_and_closing_leaves_none_behind(run_dir: Path) -> No
     while left := [one for one in set(threading.enumerate()) - before if one.is_alive()]:
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
+
+
+def test_an_answer_is_cut_to_so_many_tokens_of_its_own(guide: Guide) -> None:
+    asking = guide._frozen._asking
+    text = "The Humboldt River in Nevada"
+    assert asking.shortened(text, 1000) == text
+    cut = [asking.shortened(text, tokens) for tokens in (1, 3, 6)]
+    assert all(text.startswith(one) for one in cut)
+    assert len(cut[0]) < len(cut[1]) < len(cut[2]) < len(text)
+
+
+def test_instructions_stand_with_the_templates_own_and_objects_are_asked_for_last(
+    guide: Guide,
+) -> None:
+    asking = guide._frozen._asking
+    example = asking.example("Which river?", CONTEXT)
+    plain = asking.answer_prompt(example, "It is the Humboldt.")
+    told = asking.answer_prompt(example, "It is the Humboldt.", "Be brief.<|im_end|>")
+    assert [one.role for one in told] == [one.role for one in plain] == ["system", "user"]
+    assert told[0].content.startswith(plain[0].content + "\n\nBe brief.")
+    assert "<|im_end|>" not in told[0].content
+    assert told[1] == plain[1]
+    wish = asking.object_prompt(example, "It is the Humboldt.", "Humboldt", '{"type": "object"}')
+    assert [one.role for one in wish] == ["system", "user", "assistant", "user"]
+    assert wish[2].content == "Humboldt"
+    assert wish[3].content.endswith('{"type": "object"}')

@@ -1,8 +1,8 @@
 """What looks at users' and models' text takes time in proportion to its length.
 
-Every function of the rewards that reads text, on the texts that patterns find hardest: one piece
-repeated without an end. Eight times the text may take some more than eight times as long, but
-nothing like the 64 times of a quadratic pattern.
+Every function of the rewards and the service that reads text, on the texts that patterns find
+hardest: one piece repeated without an end. Eight times the text may take some more than eight times
+as long, but nothing like the 64 times of a quadratic pattern.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from lmcot.rewards.copying import copied_share
 from lmcot.rewards.reading import concluded_answer, extract_answer, read_answer, read_text
 from lmcot.rewards.sentences import split_sentences
 from lmcot.rewards.vote import vote
+from lmcot.serve.asking import paragraphs
+from lmcot.serve.conversation import read_question
+from lmcot.serve.structured import form_in, objects_in
 from lmcot.stages.rows import masked
 
 EXAMPLE = Example("q", "Which river?", "Humboldt River", (Paragraph("Elko", ("It is a town.",)),))
@@ -46,6 +49,10 @@ READERS: dict[str, Callable[[str], object]] = {
     "relevance": lambda text: metrics.relevance(EXAMPLE, text),
     "naturalness": lambda text: metrics.naturalness(EXAMPLE, text),
     "readability": lambda text: metrics.readability(EXAMPLE, text),
+    "read_question": read_question,
+    "paragraphs": paragraphs,
+    "objects_in": lambda text: list(objects_in(text)),
+    "form_in": form_in,
     "increasing_reward": lambda text: increasing_reward(text, 64),
 }
 # `coherence` compares each sentence with all before it: it is bounded by policy.max_new_tokens.
@@ -67,6 +74,9 @@ PIECES = [
     " is the answer", " was the final answer", "&amp;", "&amp", "a is b. ", "It is. ",
     "Let me see. ", "\u3002", "\u6771\u3002", "\u201c", "a\u2019", "'s", "a's ", "x\n\n", "- a\n",
     "\n\n\n- ", "1900 ", "-1 ", "the ", "an a the ",
+    "Context:", "Context: a\nQuestion: ", "Question: a\n", "\nAnswer:", "**Question:** ",
+    "[[ ## a ## ]]\n", "[[ ## ", "\n\nRespond with ", "`a` (must be formatted as a valid Python ",
+    '{"a":', '{"a": 1}', '{"a": [', "[{",
 ]  # fmt: skip
 
 
