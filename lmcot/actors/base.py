@@ -101,7 +101,7 @@ def prepare_process(threads: int) -> None:
     """
     do_without_home()
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    # Before torch is imported, which reads them once.
+    # Read when the first kernel is made.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_COMPILED_KERNELS))
     os.environ.setdefault("LRU_CACHE_CAPACITY", str(_COMPILED_KERNELS))
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.flatness import sampled_run, trends
+from benchmarks.learner_memory import first_layers, measure, state_gib
 
 pytestmark = pytest.mark.e2e
 
@@ -27,3 +28,11 @@ def test_nothing_grows_while_steps_are_made(tmp_path: Path) -> None:
             assert one.after <= 1.05 * one.before + WEIGHTS_MIB, one
         else:
             assert one.flat(1.10, 8.0), one
+
+
+def test_a_real_learner_stays_at_its_size(tmp_path: Path) -> None:
+    """SmolLM2's first layers in bfloat16: lengths differ at every step, and nothing piles up."""
+    source = first_layers(2, tmp_path / "model")
+    learner, bare = (measure(way, source, steps=12, tokens=1536) for way in ("learner", "bare"))
+    assert learner.late <= 1.05 * learner.early, learner
+    assert learner.peak <= 1.3 * (bare.peak + state_gib(bare.parameters)), (learner, bare)
