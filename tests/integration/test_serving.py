@@ -388,6 +388,10 @@ def test_the_shipped_config_file_is_one_of_ray_serves(run_dir: Path) -> None:
         assert call_user_app_builder_with_args_if_necessary(
             build, {**one.args, "run_dir": str(run_dir)}
         )
+    # Built in a process of the cluster, it must not mistake a lacking variable for leave.
+    with pytest.raises(UserError, match="nothing says who may ask"):
+        ingress({"run_dir": str(run_dir)})
+    assert ingress({"run_dir": str(run_dir), "token_digests": ["0" * 64]})
 
 
 def test_what_cannot_be_served_is_told_at_once(
