@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
@@ -52,7 +52,9 @@ class Arguments(BaseModel):
 class IngressArguments(Arguments):
     """What the ingress takes besides."""
 
-    token_digests: list[str] = []
+    # A token that stands here by mistake is not to be shown.
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    token_digests: list[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = []
     """SHA-256 digests of the bearer tokens that are asked for; empty: of those in the environment
     of the process that builds the application, which is one of the cluster's."""
     anyone: bool = False

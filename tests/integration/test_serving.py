@@ -392,6 +392,9 @@ def test_the_shipped_config_file_is_one_of_ray_serves(run_dir: Path) -> None:
     with pytest.raises(UserError, match="nothing says who may ask"):
         ingress({"run_dir": str(run_dir)})
     assert ingress({"run_dir": str(run_dir), "token_digests": ["0" * 64]})
+    with pytest.raises(ValueError, match="should match pattern") as raised:
+        ingress({"run_dir": str(run_dir), "token_digests": ["my token"]})
+    assert "my token" not in str(raised.value)
 
 
 def test_what_cannot_be_served_is_told_at_once(
