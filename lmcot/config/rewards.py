@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from lmcot.config.base import Aspect, Fraction, NonNegativeFloat, Settings
 
@@ -27,10 +27,17 @@ class FailureBudgets(Settings):
     text, components that are no finite number."""
 
 
+def _off(value: object) -> object:
+    """What a YAML 1.1 loader, such as PyYAML's, makes of the plain word ``off``."""
+    return "off" if value is False else value
+
+
 class AspectSettings(Settings):
     """How one aspect of a rationale's quality is measured, and what it weighs."""
 
-    source: Literal["metrics", "judge", "learned", "off"] = "metrics"
+    source: Annotated[Literal["metrics", "judge", "learned", "off"], BeforeValidator(_off)] = (
+        "metrics"
+    )
     """``metrics``: a measure without a reference; ``judge``: the frozen LM's probability of
     "yes" to one question; ``learned``: a model of the other two, fitted to human labels;
     ``off``: not measured."""

@@ -444,6 +444,13 @@ def test_another_variant_gets_none_of_the_defaults_keys() -> None:
     )
 
 
+def test_a_program_may_read_off_as_yaml_1_1_does() -> None:
+    values = changed("rewards.aspects", yaml.safe_load("{fluency: {source: off}}"))
+    assert parse_config(values) == parse_config(
+        changed("rewards.aspects.fluency", {"source": "off"})
+    )
+
+
 def test_one_aspect_leaves_the_others_and_none_is_none() -> None:
     one = parse_config(changed("rewards.aspects.fluency", {"source": "off"})).rewards
     none = parse_config(changed("rewards.aspects", {})).rewards
