@@ -191,15 +191,6 @@ def load_config(source: str) -> Any:
         return AutoConfig.from_pretrained(resolved, **_NO_CODE)
 
 
-def is_encoder_decoder(source: str) -> bool:
-    """Whether a source's model has an encoder apart from its decoder, from its config alone.
-
-    Raises:
-        UserError: if there is no model at the source.
-    """
-    return bool(load_config(source).is_encoder_decoder)
-
-
 def save_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

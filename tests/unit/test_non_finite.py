@@ -11,11 +11,13 @@ from unittest import mock
 
 import pytest
 
+from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.config import Config
 from lmcot.errors import UserError
 from lmcot.learner import maths
 from lmcot.learner.session import LearnerSession
 from lmcot.records import RunState, ScoredRollout
+from lmcot.stages.learners import Learners
 from tests.unit.learner_cases import (
     LORA,
     Layout,
@@ -172,3 +174,16 @@ def test_the_first_may_be_one_too_many() -> None:
     session.ppo.step(rollouts(LLAMA), 0)
     with pytest.raises(UserError, match="1 updates in a row"), _bad_gradient(session):
         session.ppo.step(rollouts(LLAMA), 1)
+
+
+@pytest.mark.parametrize("stage", ["distill", "refine"])
+def test_a_stage_whose_every_update_was_skipped_has_learned_nothing(stage: Any) -> None:
+    learners = Learners.__new__(Learners)
+    learners._plan = LearnerPlan(stage, "a/model", 3)
+    with mock.patch.object(Learners, "call", return_value=[1, 1]):
+        learners.check_learned()
+    with (
+        mock.patch.object(Learners, "call", return_value=[0, 0]),
+        pytest.raises(UserError, match=f"{stage} has learned nothing: .* weights of 'a/model'"),
+    ):
+        learners.check_learned()
