@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,10 +69,12 @@ def url(run_dir: Path) -> Iterator[str]:
                 break
         else:
             pytest.fail("the service did not start: " + "".join(told)[-2000:])
+        drain = threading.Thread(target=process.stderr.read)
+        drain.start()
         yield line.partition(" answers at ")[2].split()[0]
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=120)
-        assert process.returncode == 0
+        assert process.wait(120) == 0
+        drain.join(10)
     finally:
         if process.poll() is None:
             process.kill()
