@@ -38,7 +38,11 @@ _REFUSED: tuple[tuple[str, Callable[[ChatRequest], bool], str], ...] = (
         lambda one: one.top_p < 1 and (one.temperature or 0) > 0,
         "rationales are drawn from the whole distribution: leave top_p out, or set it to 1",
     ),
-    ("functions", lambda one: bool(one.functions), "use tools instead"),
+    (
+        "functions",
+        lambda one: bool(one.functions) and one.function_call != "none",
+        "use tools instead",
+    ),
     ("function_call", lambda one: one.function_call not in ("none", "auto"), "use tools instead"),
     ("modalities", lambda one: one.modalities not in ([], ["text"]), "an answer is text"),
     ("audio", lambda one: bool(one.audio), "an answer is text"),

@@ -112,7 +112,7 @@ class ChatRequest(_NullIsAbsent):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     functions: list[dict[str, Any]] = []
-    function_call: str | dict[str, Any] = "none"
+    function_call: str | dict[str, Any] = "auto"
     modalities: list[str] = ["text"]
     audio: dict[str, Any] = {}
     web_search_options: dict[str, Any] | None = None

@@ -225,7 +225,8 @@ NAMED = {"type": "function", "function": {"name": "tell", "parameters": PLACE}}
 HARMLESS: list[dict[str, Any]] = [
     {"n": 1}, {"logprobs": False}, {"top_logprobs": 0}, {"tools": []}, {"tool_choice": "none"},
     {"tools": [], "tool_choice": "auto"}, {"tools": [NAMED], "tool_choice": "none"},
-    {"functions": []}, {"function_call": "auto"}, {"logit_bias": {}}, {"presence_penalty": 0},
+    {"functions": []}, {"function_call": "auto"},
+    {"functions": [{"name": "f"}], "function_call": "none"}, {"logit_bias": {}}, {"presence_penalty": 0},
     {"frequency_penalty": 0.0}, {"modalities": ["text"]}, {"response_format": {"type": "text"}},
     {"store": True}, {"metadata": {"a": "b"}}, {"user": "me"}, {"seed": -5},
     {"parallel_tool_calls": False}, {"reasoning_effort": "high"}, {"service_tier": "flex"},
