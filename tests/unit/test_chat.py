@@ -129,13 +129,12 @@ def test_reading_takes_time_in_proportion_to_the_length(piece: str) -> None:
     def seconds(length: int) -> float:
         half = piece * (length // len(piece) // 2)
         text = f"Context:{half}a{half}b\nQuestion:{half}c"
-        started = time.perf_counter()
+        started = time.process_time()
         read_question(text)
-        return time.perf_counter() - started
+        return time.process_time() - started
 
-    short = min(seconds(30_000) for _ in range(3))
-    long = min(seconds(300_000) for _ in range(2))
-    assert long < max(40 * short, 0.5), f"{short:.4f} s, then {long:.4f} s"
+    # A slow moment of the machine is given another chance.
+    assert any(seconds(300_000) < max(40 * seconds(30_000), 0.5) for _ in range(4))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +225,8 @@ HARMLESS: list[dict[str, Any]] = [
     {"n": 1}, {"logprobs": False}, {"top_logprobs": 0}, {"tools": []}, {"tool_choice": "none"},
     {"tools": [], "tool_choice": "auto"}, {"tools": [NAMED], "tool_choice": "none"},
     {"functions": []}, {"function_call": "auto"},
-    {"functions": [{"name": "f"}], "function_call": "none"}, {"logit_bias": {}}, {"presence_penalty": 0},
+    {"functions": [{"name": "f"}], "function_call": "none"}, {"logit_bias": {}},
+    {"presence_penalty": 0},
     {"frequency_penalty": 0.0}, {"modalities": ["text"]}, {"response_format": {"type": "text"}},
     {"store": True}, {"metadata": {"a": "b"}}, {"user": "me"}, {"seed": -5},
     {"parallel_tool_calls": False}, {"reasoning_effort": "high"}, {"service_tier": "flex"},
