@@ -13,7 +13,7 @@ RUN   := PATH="$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart toy test test-fast lint cloud-tools client-tools clean
+.PHONY: help setup quickstart toy test test-fast lint cloud-tools client-tools server-tools clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,8 +73,14 @@ client-tools: $(STAMP) ## an environment with real clients, for the tests of the
 		.venv-clients/bin/pip install -q --disable-pip-version-check --no-deps \
 			-r tests/client-requirements.txt && touch .venv-clients/.installed; }
 
+server-tools: $(STAMP) ## an environment with LM servers, for the tests with them (a minute or two)
+	@test -f .venv-servers/.installed || { echo "Installing llama.cpp's and LiteLLM's servers (a minute or two)"; \
+		$(VENV)/bin/python -m venv .venv-servers && \
+		.venv-servers/bin/pip install -q --disable-pip-version-check --no-deps \
+			-r tests/server-requirements.txt && touch .venv-servers/.installed; }
+
 clean: ## remove the environment and caches; runs/ stays
-	rm -rf $(VENV) .venv-cloud .venv-clients build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache \
+	rm -rf $(VENV) .venv-cloud .venv-clients .venv-servers build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache \
 		.import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
