@@ -117,7 +117,10 @@ class ComputingRole(RoleSettings):
 
 
 class ActorsSettings(Settings):
-    """The Ray side: fleets, work units and time limits."""
+    """The Ray side: fleets, work units and time limits.
+
+    By default one actor of each role fits on two CPUs: the roles take turns at computing.
+    """
 
     address: str | None = None
     """A running Ray cluster (``auto`` or ``ray://...``); unset: RAY_ADDRESS, else a local one."""
@@ -128,13 +131,13 @@ class ActorsSettings(Settings):
     autoscaling: bool = False
     """Whether nodes may join the cluster as actors need them: what does not fit yet is then no
     error."""
-    rollout: ComputingRole = ComputingRole()
+    rollout: ComputingRole = ComputingRole(cpus=0.5)
     """Actors that sample rationales from the small policy."""
-    reward: RoleSettings = RoleSettings()
+    reward: RoleSettings = RoleSettings(cpus=0.25)
     """Actors that judge rationales."""
-    frozen: ComputingRole = ComputingRole()
+    frozen: ComputingRole = ComputingRole(cpus=0.5)
     """Actors that run, or call, the frozen LM."""
-    learner: ComputingRole = ComputingRole()
+    learner: ComputingRole = ComputingRole(cpus=0.5)
     """The actors that train: one a rank of the DeepSpeed group."""
     prompts_per_unit: PositiveInt = 4
     """Questions in one work unit: a fixed micro-batch, whoever runs it."""
