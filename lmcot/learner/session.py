@@ -223,7 +223,9 @@ class LearnerSession:
         check_layout(folder, self.layout())
         self._engine.load(folder)
         if self._stage == "refine":
-            self.ppo.kl_controller.restore(state.kl_controller)
+            # Before its first step a run has neither: it may have stopped in the midst of that.
+            if state.kl_controller:
+                self.ppo.kl_controller.restore(state.kl_controller)
             if state.reward_statistics:
                 self.ppo.reward_scale.restore(state.reward_statistics)
 

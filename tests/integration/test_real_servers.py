@@ -14,6 +14,7 @@ import yaml
 from lmcot.config import OpenAIFrozen, PromptSettings
 from lmcot.errors import UserError
 from lmcot.frozen.cached import CachedLM
+from lmcot.frozen.needs import Found, Needs
 from lmcot.frozen.open import check_frozen_lm, open_frozen_lm
 from lmcot.monitor.metrics import read_metrics
 from lmcot.records import Choice, Completion, Failure, FailureKind, Message, Prompt, Sampling
@@ -99,6 +100,12 @@ def opened(request: pytest.FixtureRequest, server: str, **more: Any) -> CachedLM
     return open_frozen_lm(settings(request, server, **more), PromptSettings())
 
 
+def check(endpoint: OpenAIFrozen, *, scores: bool = False) -> Found:
+    """The first check of a run that asks for an answer and a judgement."""
+    asked = ((RIVER, Sampling(8, 0.0, seed=1)),)
+    return check_frozen_lm(endpoint, Needs(asked, choices=(YES_OR_NO,), scores=scores))
+
+
 @pytest.fixture
 def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -121,7 +128,7 @@ EVERY = pytest.mark.parametrize(
 def test_an_answer_is_read_with_its_tokens(
     request: pytest.FixtureRequest, server: str, api: str
 ) -> None:
-    check_frozen_lm(settings(request, server, api=api))
+    check(settings(request, server, api=api))
     [found] = opened(request, server, api=api).generate([RIVER], Sampling(12, 0.0, seed=1))
     assert isinstance(found, Completion)
     assert found.text.strip()
@@ -155,6 +162,8 @@ def test_what_cannot_be_scored_is_refused_for_good(
     assert isinstance(found, Failure)
     assert found.kind is FailureKind.PERMANENT
     assert "log-likelihoods" in found.reason
+    lacking = check(settings(request, server, api="completions"), scores=True).lacks
+    assert "log-likelihoods" in lacking["score"]
 
 
 @pytest.mark.usefixtures("key")
@@ -187,7 +196,7 @@ def test_a_wrong_key_ends_in_a_sentence(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "wrong")
     with pytest.raises(UserError, match="OPENAI_API_KEY"):
-        check_frozen_lm(settings(request, "thinking"))
+        check(settings(request, "thinking"))
 
 
 @pytest.mark.usefixtures("key")
@@ -195,7 +204,7 @@ def test_a_wrong_model_ends_in_a_sentence(request: pytest.FixtureRequest) -> Non
     """llama.cpp's server takes any name for its only model's; the proxy knows its own."""
     wrong = settings(request, "proxy").model_copy(update={"model": "other"})
     with pytest.raises(UserError, match=r"frozen\.model"):
-        check_frozen_lm(wrong)
+        check(wrong)
 
 
 RUN: dict[str, Any] = {
@@ -242,7 +251,9 @@ def test_all_stages(
     assert done.returncode == 0, done.stderr
     kept = [json.loads(line) for line in (tmp_path / "run" / "rationales.jsonl").open()]
     assert len(kept) == 4
-    step = next(m for m in read_metrics(tmp_path / "run" / "metrics.jsonl") if m["stage"] == "refine")
+    step = next(
+        m for m in read_metrics(tmp_path / "run" / "metrics.jsonl") if m["stage"] == "refine"
+    )
     assert step["batch/judged_share"] == 1
     assert 0 <= step["component/aspect/consistency"] <= 1
     assert "component/aspect/fluency" not in step, "neither server gives log-likelihoods"

@@ -166,6 +166,15 @@ def test_what_does_not_shape_the_state_may_differ(checkpoint: Path) -> None:
     assert metrics[0] == pytest.approx(metrics[1], rel=1e-3, abs=1e-4)
 
 
+def test_a_stage_that_stopped_before_its_first_step_goes_on(tmp_path: Path) -> None:
+    """Its checkpoint has no state of the controllers, which have steered nothing yet."""
+    config = _config(Case(LLAMA, 0))
+    session = open_session(config)
+    session.save_engine(tmp_path)
+    session.restore(tmp_path, RunState("refine"))
+    assert session.ppo.kl_controller.coefficient == config.refine.kl.coefficient
+
+
 @pytest.mark.parametrize("damage", ["missing", "no json"])
 def test_a_checkpoint_without_its_layout_is_damaged(tmp_path: Path, damage: str) -> None:
     session = open_session(_config(Case(LLAMA, 0)))
