@@ -19,3 +19,13 @@ def placement() -> dict[str, Any]:
     assert block is not None
     settings: dict[str, Any] = yaml.safe_load(textwrap.dedent(block[0]))
     return dict(settings["actors"])
+
+
+def readme_commands() -> set[str]:
+    """README.md's command lines: those of its code blocks, and those within its sentences."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    program = r"(?:make|lmcot|tensorboard|ray|serve|pip)"
+    blocks = re.findall(rf"^    ({program} [^#\n]*)", text, re.MULTILINE)
+    # A sentence may break its line within a command.
+    within = re.findall(rf"`({program}\s[a-z][^`]*)`", text)
+    return {" ".join(one.split()) for one in [*blocks, *within]}

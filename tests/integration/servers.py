@@ -35,7 +35,7 @@ def llama_cpp(log: Path, *options: str) -> Iterator[str]:
     assert spec is not None
     assert spec.origin is not None
     model = Path(spec.origin).with_name(SMOLLM2.rpartition("/")[2])
-    port = _free_port()
+    port = free_port()
     command = [str(TOOLS / "bin" / "python"), str(ROOT / "tests" / "llama_cpp_server.py")]
     with _running([*command, str(model), "smol", str(port), *options], port, "/health", log):
         yield f"http://127.0.0.1:{port}/v1"
@@ -44,7 +44,7 @@ def llama_cpp(log: Path, *options: str) -> Iterator[str]:
 @contextmanager
 def transformers_serve(log: Path) -> Iterator[tuple[str, str]]:
     """``transformers serve`` in float32; its base URL, and what it calls the model."""
-    model, port = resolve_source(SMOLLM2), _free_port()
+    model, port = resolve_source(SMOLLM2), free_port()
     command = [
         str(Path(sys.executable).with_name("transformers")), "serve", model,
         "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--device", "cpu",
@@ -60,7 +60,7 @@ def litellm_proxy(log: Path, behind: str, key: str) -> Iterator[str]:
     Args:
         key: what its clients must send.
     """
-    port = _free_port()
+    port = free_port()
     model = {"model": "openai/smol", "api_base": behind, "api_key": "none"}
     settings = {
         "model_list": [{"model_name": "smol", "litellm_params": model}],
@@ -79,9 +79,13 @@ def litellm_proxy(log: Path, behind: str, key: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/v1"
 
 
-def _free_port() -> int:
+def free_port(wanted: int = 0) -> int:
+    """The port that is wanted, or any other if it is taken."""
     with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
+        try:
+            one.bind(("127.0.0.1", wanted))
+        except OSError:
+            one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
 
 

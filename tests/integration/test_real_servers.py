@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from lmcot.config import OpenAIFrozen, PromptSettings
+from lmcot.config.models import CacheSettings
 from lmcot.errors import UserError
 from lmcot.frozen.cached import CachedLM
 from lmcot.frozen.needs import Found, Needs
@@ -20,7 +21,6 @@ from lmcot.monitor.metrics import read_metrics
 from lmcot.records import Choice, Completion, Failure, FailureKind, Message, Prompt, Sampling
 from tests.integration.command import lmcot
 from tests.integration.servers import (
-    SMOLLM2,
     litellm_proxy,
     llama_cpp,
     needs_servers,
@@ -92,7 +92,12 @@ def settings(request: pytest.FixtureRequest, server: str, **more: Any) -> OpenAI
     found = request.getfixturevalue(server)
     url, model = found if isinstance(found, tuple) else (found, "smol")
     return OpenAIFrozen(
-        backend="openai", base_url=url, model=model, max_retries=2, cache={"enabled": False}, **more
+        backend="openai",
+        base_url=url,
+        model=model,
+        max_retries=2,
+        cache=CacheSettings(enabled=False),
+        **more,
     )
 
 

@@ -1,0 +1,221 @@
+"""The commands of README.md as they stand there, with their defaults, on two CPUs or fewer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.documented import readme_commands
+from tests.integration.servers import free_port
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+# What a user must give; nothing of actors, serving or the learner.
+MINE: dict[str, Any] = {
+    "data": {
+        "train": {"kind": "file", "path": "questions.jsonl"},
+        "validation": {"kind": "sample", "split": "validation"},
+        "max_validation": 2,
+    },
+    "policy": {"source": "random:llama", "max_new_tokens": 64},
+    "frozen": {"backend": "transformers", "source": "random:llama"},
+    "teacher": {"kind": "supporting_facts"},
+    "refine": {"steps": 1, "prompts_per_step": 2, "samples_per_prompt": 2},
+    "checkpoints": {"every": 1},
+}
+# Where else README's commands are run, with fewer questions or files of their own, and by what
+# words one sees it there.
+ELSEWHERE = {
+    "make quickstart": ("tests/e2e/test_smollm2.py", '"quickstart.yaml"'),
+    "make toy": ("tests/e2e/test_toy.py", "toy_config"),
+    "make test": (".ci/run", "make test"),
+    "make lint": (".ci/run", "make lint"),
+    "lmcot aspects": ("tests/unit/test_learned_aspects.py", '["aspects", "score"'),
+    "lmcot cache": ("tests/unit/test_reply_cache.py", '["cache", "show"'),
+    "lmcot debug": ("tests/integration/test_runtime.py", '"debug", "rollout"'),
+    "lmcot sweep": ("tests/integration/test_sweep.py", '["sweep", "--config"'),
+    "ray up": ("tests/local_up.py", "ray up -y"),
+    "ray up cluster.yaml": ("tests/integration/test_aws.py", "cluster.yaml"),
+}
+HERE = {
+    "make quickstart": "tests/e2e/test_smollm2.py",
+    "make toy": "tests/e2e/test_toy.py",
+    "make test": ".ci/run",
+    "make lint": ".ci/run",
+    "lmcot aspects": "tests/unit/test_learned_aspects.py",
+    "lmcot debug": "tests/integration/test_runtime.py",
+    "lmcot sweep": "tests/integration/test_sweep.py",
+    "lmcot cache": "tests/unit/test_reply_cache.py",
+    "lmcot compare": "tests/unit/test_looking_back.py",
+}
+HERE = {
+    "lmcot train --config my.yaml --run-dir runs/mine",
+    "lmcot annotate --config my.yaml --run-dir runs/mine",
+    "lmcot distill --config my.yaml --run-dir runs/mine",
+    "lmcot refine --config my.yaml --run-dir runs/mine refine.steps=200",
+    "lmcot evaluate --config my.yaml --run-dir runs/mine",
+    "tensorboard --logdir runs/mine/tensorboard",
+    "lmcot serve --run-dir runs/mine",
+    "lmcot doctor --config my.yaml --run-dir runs/mine",
+    "lmcot config --config FILE",
+    "lmcot plan",
+    "lmcot inspect",
+    "lmcot compare",
+    "lmcot serve",
+}
+READY_S = 300.0
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``my.yaml``, where all of it is run."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "my.yaml").write_text(yaml.safe_dump(MINE), encoding="utf-8")
+    questions = [
+        {
+            "id": f"q{number}",
+            "question": f"Which river does town {number} straddle?",
+            "answer": f"river {number}",
+            "context": [
+                {"title": "Town", "sentences": [f"Town {number} straddles river {number}."]}
+            ],
+            "supporting_facts": [{"title": "Town", "sent_id": 0}],
+        }
+        for number in range(6)
+    ]
+    lines = "".join(json.dumps(one) + "\n" for one in questions)
+    (folder / "questions.jsonl").write_text(lines, encoding="utf-8")
+    return folder
+
+
+@contextmanager
+def started(command: str, home: Path) -> Iterator[subprocess.Popen[str]]:
+    """A command line as the user of an activated environment types it."""
+    kept = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    path = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"
+    process = subprocess.Popen(
+        shlex.split(command), cwd=home, text=True, start_new_session=True,
+        env={**kept, "PATH": path, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+
+def run(command: str, home: Path) -> str:
+    """What it printed; it has to succeed."""
+    with started(command, home) as process:
+        told, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, f"{command}\n{told}"
+    return told
+
+
+def waited_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + READY_S
+    while not what():
+        if process.poll() is not None:
+            pytest.fail(f"it ended: {process.communicate()[0]}")
+        assert time.monotonic() < until, f"waited {READY_S:.0f} s"
+        time.sleep(0.3)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as reply:
+            return int(reply.status) == 200
+    except OSError:
+        return False
+
+
+def test_every_command_is_run_somewhere() -> None:
+    """A new one in README.md needs a test."""
+    found = readme_commands()
+    assert found - HERE - set(ELSEWHERE) == set()
+    assert HERE | set(ELSEWHERE) == found, "these are no longer in README.md"
+    for command, (where, words) in ELSEWHERE.items():
+        assert words in (ROOT / where).read_text(encoding="utf-8"), command
+
+
+@pytest.fixture(scope="module")
+def trained(home: Path) -> Path:
+    """After `lmcot doctor` and `lmcot train`, on a cluster of the run's own."""
+    assert "all is well" in run("lmcot doctor --config my.yaml --run-dir runs/mine", home)
+    told = run("lmcot train --config my.yaml --run-dir runs/mine", home)
+    assert "annotate: 6 of 6 rationales kept" in told
+    assert (home / "runs" / "mine" / "report.md").is_file()
+    return home
+
+
+def test_what_shows_a_run(trained: Path) -> None:
+    printed = yaml.safe_load(run("lmcot config --config my.yaml", trained))
+    assert printed["data"]["max_validation"] == 2
+    assert "does not fit" not in run("lmcot plan --config my.yaml", trained)
+    assert "Which river does town" in run("lmcot inspect runs/mine", trained)
+    shutil.copytree(trained / "runs" / "mine", trained / "runs" / "other")
+    assert "guided_refined" in run("lmcot compare runs/mine runs/other", trained)
+    port = free_port()
+    with started(f"tensorboard --logdir runs/mine/tensorboard --port {port}", trained) as process:
+        waited_for(lambda: answers(f"http://127.0.0.1:{port}/data/runs"), process)
+
+
+def test_the_stages_one_by_one(trained: Path) -> None:
+    """On the same run: what is done is skipped, and refinement goes on until Ctrl-C."""
+    run_dir = "--config my.yaml --run-dir runs/mine"
+    for stage in ("annotate", "distill"):
+        assert f"{stage}: done already" in run(f"lmcot {stage} {run_dir}", trained)
+    metrics = trained / "runs" / "mine" / "metrics.jsonl"
+
+    def steps() -> int:
+        lines = metrics.read_text(encoding="utf-8").splitlines()
+        return sum('"stage": "refine"' in line for line in lines)
+
+    with started(f"lmcot refine {run_dir} refine.steps=200", trained) as process:
+        waited_for(lambda: steps() >= 3, process)
+        process.send_signal(signal.SIGINT)
+        told, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, told
+    assert "the same command goes on from here" in told
+    run(f"lmcot evaluate {run_dir}", trained)
+    report = json.loads((trained / "runs" / "mine" / "report.json").read_text(encoding="utf-8"))
+    assert "guided_distilled" in report["rows"]
+
+
+def test_the_service_answers_and_ends(trained: Path) -> None:
+    """With the replicas that it asks for by default, and on the default port where that is free."""
+    port = free_port(8000)
+    address = f"http://127.0.0.1:{port}"
+    command = "lmcot serve --run-dir runs/mine"
+    with started(command if port == 8000 else f"{command} serve.port={port}", trained) as process:
+        waited_for(lambda: answers(f"{address}/readyz"), process)
+        asked = urllib.request.Request(
+            f"{address}/v1/answer",
+            json.dumps({"question": "Which river?", "context": "Elko straddles it."}).encode(),
+            {"content-type": "application/json"},
+        )
+        with urllib.request.urlopen(asked, timeout=60) as reply:
+            assert "answer" in json.load(reply)
+        asked_at = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        told, _ = process.communicate(timeout=60)
+    assert time.monotonic() - asked_at < 45
+    assert process.returncode == 0, told
