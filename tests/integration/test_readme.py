@@ -54,17 +54,6 @@ ELSEWHERE = {
     "ray up cluster.yaml": ("tests/integration/test_aws.py", "cluster.yaml"),
 }
 HERE = {
-    "make quickstart": "tests/e2e/test_smollm2.py",
-    "make toy": "tests/e2e/test_toy.py",
-    "make test": ".ci/run",
-    "make lint": ".ci/run",
-    "lmcot aspects": "tests/unit/test_learned_aspects.py",
-    "lmcot debug": "tests/integration/test_runtime.py",
-    "lmcot sweep": "tests/integration/test_sweep.py",
-    "lmcot cache": "tests/unit/test_reply_cache.py",
-    "lmcot compare": "tests/unit/test_looking_back.py",
-}
-HERE = {
     "lmcot train --config my.yaml --run-dir runs/mine",
     "lmcot annotate --config my.yaml --run-dir runs/mine",
     "lmcot distill --config my.yaml --run-dir runs/mine",
