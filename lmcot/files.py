@@ -36,12 +36,15 @@ def cache_folder() -> Path:
 
 
 def can_write(folder: Path) -> bool:
-    """Whether a folder can be written to, or made."""
-    while not os.path.exists(folder):
-        if folder.parent == folder:
-            return False
-        folder = folder.parent
-    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+    """Whether a folder can be written to, or made: a file without a name is made in it, or in the
+    nearest folder above it that is there."""
+    whole = folder.absolute()
+    there = next(one for one in (whole, *whole.parents) if os.path.exists(one))
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return True
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -267,3 +267,33 @@ def test_merging_as_a_process(tiny: TinyModel, tmp_path: Path) -> None:
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     expected = _logits(lm, "llama")
     torch.testing.assert_close(_logits(merged, "llama"), expected, atol=1e-5, rtol=0)
+
+
+def test_the_base_is_named_by_a_whole_path(
+    tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's folder may be given relative to the current one: peft loads from any other."""
+    from peft import PeftModel
+
+    save_model(*tiny("llama"), tmp_path / "run" / "distilled")
+    monkeypatch.chdir(tmp_path)
+    lm = add_adapters(load_model("run/distilled", "float32")[0], SETTINGS, seed=0)
+    save_adapters(lm, _train(lm), Path("run/refined-adapters"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    adapters = tmp_path / "run" / "refined-adapters"
+    base = json.loads((adapters / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == str(tmp_path / "run" / "distilled")
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapters)
+    with pytest.raises(UserError, match=f"holds adapters, not a model: .*'{tmp_path}/run/refined'"):
+        load_model(str(adapters), "float32")
+
+
+def test_a_base_of_the_hub_keeps_its_name(tiny: TinyModel, tmp_path: Path) -> None:
+    lm = copy.deepcopy(tiny("llama")[0])
+    lm.__dict__["name_or_path"] = "org/model"
+    wrapped = add_adapters(lm, SETTINGS, seed=0)
+    save_adapters(wrapped, _train(wrapped), tmp_path / "adapters")
+    found = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
+    assert found["base_model_name_or_path"] == "org/model"
