@@ -77,7 +77,7 @@ def _faulty(call: Call) -> Answer:
 
 def _sometimes(call: Call) -> Answer:
     """A fault for about a fifth of all requests: half of the rationales lose one of their three."""
-    digest = hashlib.sha256(json.dumps(call.body).encode()).digest()
+    digest = hashlib.sha256(f"{json.dumps(call.body)} sometimes".encode()).digest()
     fault = FAULTS[digest[1] % len(FAULTS)]
     return at_fault(fault, call, _sound(call)) if digest[0] % 5 == 0 else _sound(call)
 
