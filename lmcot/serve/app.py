@@ -27,7 +27,7 @@ from lmcot.errors import UserError
 from lmcot.records import Paragraph
 from lmcot.serve.access import token_digests
 from lmcot.serve.api import NotReady, Service, make_app
-from lmcot.serve.asking import Pair, open_pair
+from lmcot.serve.asking import Pair, learned, open_pair
 from lmcot.serve.deployments import Draw, FrozenLM, Passages, Reply, SmallLM, Told, Wish
 from lmcot.serve.schemas import Versions
 from lmcot.storage import place
@@ -46,7 +46,7 @@ class Arguments(BaseModel):
 
     def pair(self) -> Pair:
         """The trained pair."""
-        return open_pair(place(self.run_dir), self.policy, self.overrides)
+        return learned(open_pair(place(self.run_dir), self.policy, self.overrides))
 
 
 class IngressArguments(Arguments):

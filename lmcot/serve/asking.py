@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lmcot.config import Config, load_config
@@ -13,6 +13,9 @@ from lmcot.data.prompts import load_templates
 from lmcot.data.render import encode, tame
 from lmcot.data.sampler import sample_seed
 from lmcot.errors import UserError
+from lmcot.frozen.needs import Needs
+from lmcot.frozen.open import check_frozen_lm
+from lmcot.monitor.progress import say
 from lmcot.records import Example, Message, Paragraph, Prompt, Sampling
 from lmcot.rewards.judge import reply_sampling
 from lmcot.rewards.sentences import split_sentences
@@ -72,6 +75,36 @@ def open_pair(run_dir: Place, policy: str | None = None, overrides: Sequence[str
             "ask for the policy 'base'"
         )
     return Pair(config, str(run_dir / found), f"{found} of {run_dir.name}")
+
+
+def learned(pair: Pair) -> Pair:
+    """The pair with what its endpoint was found to take: parameters that it refuses are renamed
+    or left out. A local model is not asked.
+
+    Raises:
+        UserError: if the endpoint does not answer.
+    """
+    if pair.config.frozen is None or pair.config.frozen.backend != "openai":
+        return pair
+    templates = load_templates(pair.config.prompts.templates)
+    shown, limit = pair.config.prompts.demonstrations, pair.config.frozen.answer_limit
+    file = templates.file
+    asked = Example("first-check", "In which state is Velm?", "", ())
+    found = check_frozen_lm(
+        pair.config.frozen,
+        Needs(
+            (
+                (
+                    templates.guided(asked, "Velm is in Oster.", shown),
+                    reply_sampling(file.guided, limit),
+                ),
+                (templates.standard(asked, shown), reply_sampling(file.standard, limit)),
+            )
+        ),
+    )
+    for notice in found.notices:
+        say(notice)
+    return replace(pair, config=pair.config.model_copy(update={"frozen": found.settings}))
 
 
 def paragraphs(context: Context) -> tuple[Paragraph, ...]:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from lmcot.actors.base import prepare_process
 from lmcot.serve.admission import Admission
-from lmcot.serve.asking import Context, open_pair, paragraphs
+from lmcot.serve.asking import Context, learned, open_pair, paragraphs
 from lmcot.serve.deployments import FrozenLM, SmallLM
 from lmcot.serve.guidance import Ask, Refused, guide
 from lmcot.serve.schemas import AnswerRequest, AnswerResponse
@@ -43,7 +43,7 @@ class Guide:
         Raises:
             UserError: if that is no run directory with a trained pair.
         """
-        pair = open_pair(place(run_dir), policy)
+        pair = learned(open_pair(place(run_dir), policy))
         if threads is not None:
             prepare_process(threads)
         self._admission = Admission(pair.config)

@@ -25,7 +25,7 @@ from lmcot.errors import UserError
 from lmcot.monitor.progress import say
 from lmcot.serve.access import is_loopback, token_digests
 from lmcot.serve.app import applications, names
-from lmcot.serve.asking import Pair, open_pair
+from lmcot.serve.asking import Pair, learned, open_pair
 from lmcot.serve.instance import (
     Instance,
     check_free,
@@ -62,6 +62,8 @@ def serve(
         UserError: if there is no trained pair, no room, or the port, path or name is taken.
     """
     pair = open_pair(run_dir, policy, list(overrides))
+    if not status:
+        pair = learned(pair)
     if status or update:
         if not ray.is_initialized() and not _joined(pair):
             raise UserError(

@@ -33,6 +33,7 @@ from lmcot.rewards.aspects import (
     Measured,
 )
 from lmcot.rewards.learned import LearnedAspect, LearnedModel, load_learned, save_learned
+from lmcot.stages.first_check import check_frozen
 
 Source = Literal["metrics", "judge", "learned"]
 FEATURES: Mapping[str, tuple[str, ...]] = {
@@ -266,7 +267,8 @@ def _open_judge(config: Config | None, asked_by: str) -> Judge:
             f"{asked_by} needs a frozen LM: give --config, a file with a 'frozen' section"
         )
     templates = load_templates(config.prompts.templates)
-    return Judge(open_frozen_lm(config.frozen, config.prompts), templates)
+    found, _ = check_frozen(config, templates)
+    return Judge(open_frozen_lm(found.frozen or config.frozen, config.prompts), templates)
 
 
 def _values(values: Sequence[Measured]) -> list[float]:

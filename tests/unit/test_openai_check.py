@@ -18,6 +18,7 @@ from lmcot.frozen.needs import Needs
 from lmcot.frozen.open import open_frozen_lm
 from lmcot.frozen.openai_backend import OpenAILM
 from lmcot.records import Choice, Completion, Failure, FailureKind, Sampling
+from lmcot.serve.asking import Pair, learned
 from lmcot.stages.first_check import check_frozen
 from tests.unit.endpoint import (
     Answer,
@@ -358,6 +359,19 @@ def _checked(endpoint: Endpoint, api: str = "chat", **rewards: Any) -> tuple[Con
 def _sources(config: Config) -> dict[str, str]:
     assert isinstance(config.rewards, GuidanceRewards)
     return {name: one.source for name, one in config.rewards.aspects.items()}
+
+
+def test_a_service_learns_what_its_endpoint_takes(endpoint: Endpoint) -> None:
+    endpoint.respond = lambda call: (
+        NEW_LIMIT(call) if "max_tokens" in call.body else completion(call, "Velm")
+    )
+    pair = learned(Pair(parse_config(_config(endpoint)), "random:llama", "base"))
+    assert isinstance(pair.config.frozen, OpenAIFrozen)
+    assert pair.config.frozen.rename_parameters == {"max_tokens": "max_completion_tokens"}
+    assert pair.source == "random:llama"
+    endpoint.respond = lambda call: _error(401, "who are you?")
+    with pytest.raises(UserError, match="who are you"):
+        learned(pair)
 
 
 def test_components_without_a_weight_that_cannot_be_measured_are_left_out(
