@@ -95,13 +95,14 @@ _ORDINAL_OF = re.compile(
 )
 # After a number, such a word begins the explanation of an answer that is that number.
 _EXPLAINS = re.compile(
-    r"(?:it|that|this|there|the|they|these|those|he|she|in|according|because|as|both|based|so)\b",
+    r"(?:it|that|this|there|they|these|those|he|she|in|according|because|as|both|based|so)\b",
     re.IGNORECASE,
 )
 # What comes before an answer and says nothing of it.
 _SOURCE = r"the (?:[a-z]{1,30} )?(?:context|reasoning|passages?|text|information|facts)\b"
 _LEAD = re.compile(
-    r"\A\s*+(?:(?:so|thus|therefore|hence),\s++|(?:sure|certainly|of course|absolutely)[,!.]\s++"
+    r"\A\s*+(?:(?:so|thus|therefore|hence),\s++"
+    r"|(?:sure|certainly|of course|absolutely|okay|ok|alright)[,!.]\s++"
     r"|(?:in short|in a few words|here you go|here it is)[,:]\s++"
     rf"|(?:based on|according to) {_SOURCE}[\w ]{{0,100}},\s++)+",
     re.IGNORECASE,
@@ -354,6 +355,8 @@ def _without_number(text: str) -> tuple[str, str]:
         return number[0].lstrip(), entry
     first = entry.lstrip().split("\n", 1)[0].rstrip()
     explains = first.endswith(".") and _is_statement(first)
+    # "2. The Beatles" is an entry, "2. The band had two drummers" explains a number.
+    explains = explains or (entry[:4].lower() == "the " and _STATEMENT.search(first) is not None)
     return "", text if explains or _EXPLAINS.match(entry) else entry
 
 
