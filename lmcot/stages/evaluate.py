@@ -347,6 +347,7 @@ def _report(
     large, small = _parameters(run)
     names = list(policies)
     results: dict[str, RowResult] = {}
+    estimated: list[str] = []
     for row in files.predictions:
         predictions = files.predicted(row)
         failed = sum(one.failure is not None for one in predictions)
@@ -357,6 +358,13 @@ def _report(
         if lacking := lacking_answers(row, predictions):
             notes.append(lacking)
             say(f"evaluate: {lacking}")
+        if any(one.estimated for one in predictions):
+            estimated.append(row)
+    if estimated:
+        notes.append(
+            f"The frozen LM's endpoint does not count tokens: those of {', '.join(estimated)} are "
+            "estimated by length."
+        )
     settings = {
         "policy": config.policy.source,
         **{f"{name} policy": source for name, source in policies.items() if name != "base"},

@@ -58,6 +58,8 @@ class Prediction:
     """All right answers, the main one first; each score is the best over them."""
     missing: Missing = ""
     """Why there is no answer: ``empty``, or ``cut`` at a limit of tokens before it was said."""
+    estimated: bool = False
+    """Whether tokens of the frozen LM were estimated, since its endpoint does not count them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,7 @@ def predict(
         cached_requests=cached,
         seconds=seconds + (rationales.seconds if rationales else 0.0),
         failure=failures[0].reason if failures and not there else None,
+        estimated=any(one.estimated for one in completions),
         golds=list(golds),
         # What is right was said, wherever the reply was cut.
         missing="" if em == 1 else picked.missing,

@@ -305,6 +305,15 @@ def test_what_is_kept_survives_a_kill_and_is_never_mixed(tmp_path: Path) -> None
     assert asdict(prediction("a", "y"))["em"] == 0.0
 
 
+def test_tokens_that_were_estimated_are_known_as_such() -> None:
+    counted = completion("x")
+    guessed = replace(counted, estimated=True)
+    for replies, expected in ([counted], False), ([counted, guessed], True):
+        attempts = [Attempt("", one, "x") for one in replies]
+        found = predict(EXAMPLE, attempts, None, own=False, cached=0, seconds=0.0)
+        assert found.estimated is expected
+
+
 def test_costs_by_hand() -> None:
     """7 large and 2 small parameters. Guided: 2 (7 * 20 + 2 * 30) = 400; cot: 2 * 7 * 50 = 700."""
     tokens = (
