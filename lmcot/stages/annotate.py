@@ -68,12 +68,14 @@ def _still_right(run: Run, made_from: Mapping[str, str]) -> dict[str, Annotation
     if not run.directory.rationales.exists():
         return {}
     there = {one.example_id: one for one in read_annotations(run.directory.rationales)}
+    # What failed is asked again only where nothing came of the whole: what was paid for stands.
+    any_kept = any(one.kept for one in there.values())
     known = {
         key: one
         for key, one in there.items()
         if key in made_from
         and one.made_from in ("", made_from[key])
-        and not one.reason.startswith(_FAILED)
+        and (any_kept or not one.reason.startswith(_FAILED))
     }
     again = sum(key not in known for key in there if key in made_from)
     new, gone = len(made_from.keys() - there.keys()), len(there.keys() - made_from.keys())

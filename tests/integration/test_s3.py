@@ -108,7 +108,7 @@ def test_ranks_that_die_take_up_their_checkpoint_from_the_bucket(
     bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two of them, each with its share of the optimiser's state."""
-    settings = ("actors.learner.count=2", "learner.zero_stage=1", "refine.steps=6")
+    settings = ("actors.learner.count=2", "learner.zero_stage=1", "refine.steps=16")
     run(tmp_path / "undisturbed", *settings)
     url = place(f"{bucket}/ranks")
     killer = Killer({3: kill("LearnerActor")}, seed=0)

@@ -145,7 +145,7 @@ def test_critic_warm_up_trains_the_critic_alone(kind: str, stage: int) -> None:
     critic = {"kind": "model" if kind == LLAMA else "head"}
     config = make_config(
         kind,
-        {"learning_rate": 1e-2, "weight_decay": 0.1},
+        {"learning_rate": 1e-2, "weight_decay": 0.1, "eps": 1e-8},
         Layout(stage, 2048, True),
         advantage={"kind": "gae", "critic_warmup_steps": 2, "critic": critic},
     )
