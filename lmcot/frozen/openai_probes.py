@@ -14,7 +14,7 @@ from lmcot.frozen.openai_scores import to_score
 from lmcot.records import Failure, Score
 
 _TEXTS = (
-    # What comes before, what goes on in two parts, and the words of both parts in another order.
+    # What comes before, what follows in two parts, and the words of both parts in another order.
     (
         "The capital of France is Paris.",
         " The capital of Italy is",

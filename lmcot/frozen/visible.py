@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 PLAIN_STOP = ("\n\n",)
-"""Where a reply ends if nothing else is said: a base model goes on after a blank line. A model with
-a chat template ends its replies itself."""
+"""Where a reply ends if nothing else is said: a base model adds more after a blank line. A model
+with a chat template ends its replies itself."""
 
 NOT_SHOWN = "(not shown)"
 """In place of hidden thinking that an endpoint keeps to itself."""

@@ -343,7 +343,7 @@ def _short_form(text: str) -> str:
 def _without_number(text: str) -> tuple[str, str]:
     """An ordinal that a text begins with, and the text without the number of a list's entry.
 
-    A number stays where the text goes on to explain it ("3. There are three lakes.").
+    A number stays where the text then explains it ("3. There are three lakes.").
     """
     number = _NUMBERED.match(text)
     if number is None:

@@ -169,7 +169,7 @@ def test_what_shows_a_run(trained: Path) -> None:
 
 
 def test_the_stages_one_by_one(trained: Path) -> None:
-    """On the same run: what is done is skipped, and refinement goes on until Ctrl-C."""
+    """On the same run: what is done is skipped, and refinement runs until Ctrl-C."""
     run_dir = "--config my.yaml --run-dir runs/mine"
     for stage in ("annotate", "distill"):
         assert f"{stage}: done already" in run(f"lmcot {stage} {run_dir}", trained)
