@@ -34,9 +34,9 @@ from lmcot.models.generation.engine import GenerationEngine
 from lmcot.models.generation.requests import SampleRequest
 from lmcot.models.sources import eos_ids, load_model, load_tokenizer
 from lmcot.records import Completion, Example, Failure, Prompt, Sampling
-from lmcot.rewards.answers import exact_match, f1
 from lmcot.rewards.judge import reply_sampling
-from lmcot.rewards.reading import read_answer
+from lmcot.text.answers import exact_match, f1
+from lmcot.text.reading import read_answer
 
 _VARIANTS = Path(__file__).parent / "template_variants"
 # The first lines of these files are for choices like this one; reports use the others.

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, TypeGuard
 
-from lmcot.data.sentences import split_sentences
 from lmcot.data.values import BadRecord, composed, decoded, is_text
 from lmcot.records import Paragraph, SupportingFact
+from lmcot.text.passage_sentences import split_sentences
 
 CONTEXTS = (
     "context",

@@ -16,8 +16,8 @@ from lmcot.frozen.openai_client import LONGEST_REASON, EndpointClient, EndpointE
 from lmcot.frozen.openai_form import RequestForm
 from lmcot.frozen.openai_replies import Faulty, Reply, to_completion
 from lmcot.frozen.openai_scores import to_score
-from lmcot.frozen.visible import PLAIN_STOP
 from lmcot.records import Choice, Completion, Failure, FailureKind, Prompt, Sampling, Score
+from lmcot.text.visible import PLAIN_STOP
 
 CHOICE_TOKENS = 16
 """Room for an option and what models put around it, where it must be read from the text; some

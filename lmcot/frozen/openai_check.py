@@ -13,8 +13,8 @@ from lmcot.frozen.openai_client import EndpointError
 from lmcot.frozen.openai_form import complains_of_length
 from lmcot.frozen.openai_probes import wrong_scores
 from lmcot.frozen.openai_replies import Reply
-from lmcot.frozen.visible import visible_reply
 from lmcot.records import Choice, Failure, FailureKind, Prompt
+from lmcot.text.visible import visible_reply
 
 _FIRST_RETRIES = 2
 """Of the very first request: an endpoint that is down shows soon."""

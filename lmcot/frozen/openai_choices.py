@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from lmcot.frozen.openai_replies import Faulty, Reply
 from lmcot.frozen.openai_scores import sound
-from lmcot.frozen.visible import holds_thinking, visible_reply
 from lmcot.records import Choice, Failure, FailureKind
+from lmcot.text.visible import holds_thinking, visible_reply
 
 _CONCLUDES = r"\b(?:answer|verdict|conclusion|response)\s(?:(?:to|of|for)\s(?:\w+\s){1,6}?)?"
 _BETWEEN = r"(?:(?:is|are|would be|must be|should be|clearly|definitely|simply|therefore)\s)*"

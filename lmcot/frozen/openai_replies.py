@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from lmcot.frozen.visible import NOT_SHOWN, visible_reply
 from lmcot.records import Completion
+from lmcot.text.visible import NOT_SHOWN, visible_reply
 
 Api = Literal["chat", "completions"]
 

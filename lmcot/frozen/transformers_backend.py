@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from lmcot.data.render import encode, encode_continuation, uses_chat
-from lmcot.frozen.visible import (
-    PLAIN_STOP,
-    Visible,
-    holds_thinking,
-    opens_thinking,
-    visible_reply,
-)
 from lmcot.models.generation.engine import GenerationEngine
 from lmcot.models.generation.requests import Generated, SampleRequest, ScoreRequest
 from lmcot.models.generation.shared import SharedEngine
 from lmcot.models.generation.stopping import StopStrings
 from lmcot.models.sources import count_parameters, eos_ids
 from lmcot.records import Choice, Completion, Failure, Prompt, Sampling, Score
+from lmcot.text.visible import (
+    PLAIN_STOP,
+    Visible,
+    holds_thinking,
+    opens_thinking,
+    visible_reply,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

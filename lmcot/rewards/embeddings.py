@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lmcot.errors import UserError
 from lmcot.records import Example
-from lmcot.rewards.sentences import split_sentences
+from lmcot.text.sentences import split_sentences
 
 Vectors = NDArray[np.float32]
 _BATCH = 32

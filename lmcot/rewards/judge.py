@@ -19,12 +19,12 @@ from lmcot.records import (
     Rollout,
     Sampling,
 )
-from lmcot.rewards.answers import best, contains_gold, exact_match, f1, inclusion
 from lmcot.rewards.aspects import AspectMeter, Measured
 from lmcot.rewards.combine import component_weights
 from lmcot.rewards.custom import load_custom, with_custom
 from lmcot.rewards.likelihood import likelihood_gains
-from lmcot.rewards.reading import cut_in_thinking, read_answer, why_missing
+from lmcot.text.answers import best, contains_gold, exact_match, f1, inclusion
+from lmcot.text.reading import cut_in_thinking, read_answer, why_missing
 
 
 class RewardModel:

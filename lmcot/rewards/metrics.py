@@ -23,7 +23,7 @@ from functools import lru_cache
 from statistics import fmean
 
 from lmcot.records import Example, Paragraph
-from lmcot.rewards.sentences import split_sentences
+from lmcot.text.sentences import split_sentences
 
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 # What a rationale says about itself ("so the answer is") is no content either.

@@ -23,7 +23,6 @@ from lmcot import __version__
 from lmcot.config import Config, SampleData, ServeSettings
 from lmcot.data.loaders import load_examples
 from lmcot.records import Failure
-from lmcot.rewards.answers import concluded_answer
 from lmcot.serve.admission import Admission
 from lmcot.serve.chat import chat_chunks, chat_completion
 from lmcot.serve.deployments import Piece, Shown, Written
@@ -41,6 +40,7 @@ from lmcot.serve.schemas import (
     RationaleResponse,
     Versions,
 )
+from lmcot.text.answers import concluded_answer
 
 _log = logging.getLogger("lmcot.serve")
 _Item = TypeVar("_Item")

@@ -18,8 +18,8 @@ from lmcot.frozen.open import check_frozen_lm
 from lmcot.monitor.progress import say
 from lmcot.records import Example, Message, Paragraph, Prompt, Sampling
 from lmcot.rewards.judge import reply_sampling
-from lmcot.rewards.sentences import split_sentences
 from lmcot.storage import reaching
+from lmcot.text.sentences import split_sentences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

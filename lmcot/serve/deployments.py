@@ -18,9 +18,9 @@ from typing import Any
 from lmcot.actors.base import prepare_process
 from lmcot.config import Config
 from lmcot.records import Completion, Example, Failure, Paragraph
-from lmcot.rewards.reading import read_answer, why_missing
 from lmcot.serve.asking import Asking
 from lmcot.serve.presence import Presence, public_name, without_address
+from lmcot.text.reading import read_answer, why_missing
 
 Passages = Sequence[tuple[str, str]]
 _log = logging.getLogger("lmcot.serve")

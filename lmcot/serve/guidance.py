@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lmcot.records import Failure, Paragraph
-from lmcot.rewards.reading import read_text
-from lmcot.rewards.vote import vote
 from lmcot.serve.deployments import Draw, Passages, Piece, Reply, Shown, Told, Wish, Written
 from lmcot.serve.schemas import AnswerResponse, Timings, Tokens, Versions, Vote
 from lmcot.serve.structured import Form
+from lmcot.text.reading import read_text
+from lmcot.text.vote import vote
 
 
 class Refused(Exception):

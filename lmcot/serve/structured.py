@@ -14,7 +14,7 @@ from pydantic_core import SchemaError as PatternError
 from pydantic_core import SchemaValidator, core_schema
 from referencing import Registry
 
-from lmcot.rewards.answers import normalize_answer
+from lmcot.text.answers import normalize_answer
 
 LONGEST_SCHEMA = 20_000
 """Characters of a schema."""

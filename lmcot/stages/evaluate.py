@@ -20,7 +20,6 @@ from lmcot.models.sources import parameters_of
 from lmcot.monitor.progress import Progress, progress, say
 from lmcot.monitor.report import RowResult, write_report
 from lmcot.records import Example, Failure, Rollout, Usage
-from lmcot.rewards.reading import read_text
 from lmcot.stages.asking import answers_of, prompt_units, rationale_units, rationales_of
 from lmcot.stages.budgets import Losses
 from lmcot.stages.evaluation_files import AspectScores, EvaluationFiles, policy_sources
@@ -38,6 +37,7 @@ from lmcot.stages.predictions import (
 from lmcot.stages.rows import check_rows, chosen_rows, label, plain, shown_rationale, votes
 from lmcot.stages.run import Run, in_units
 from lmcot.stages.summary import usage_metrics
+from lmcot.text.reading import read_text
 
 
 def evaluate(run: Run) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lmcot.errors import UserError
 from lmcot.records import Example
-from lmcot.rewards.answers import normalize_answer
+from lmcot.text.answers import normalize_answer
 
 _NAMED = 3
 

@@ -12,10 +12,10 @@ from lmcot.files import open_private, write_atomically
 from lmcot.monitor.progress import say
 from lmcot.monitor.report import RowResult
 from lmcot.records import Completion, Example, Failure, Missing
-from lmcot.rewards.answers import best, contains_gold, exact_match, f1, inclusion
-from lmcot.rewards.copying import copied_share
-from lmcot.rewards.reading import read_text
-from lmcot.rewards.vote import vote
+from lmcot.text.answers import best, contains_gold, exact_match, f1, inclusion
+from lmcot.text.copying import copied_share
+from lmcot.text.reading import read_text
+from lmcot.text.vote import vote
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmcot.rewards.answers import (
+from lmcot.text.answers import (
     best,
     contains_gold,
     exact_match,
@@ -20,8 +20,8 @@ from lmcot.rewards.answers import (
     inclusion,
     normalize_answer,
 )
-from lmcot.rewards.reading import concluded_answer, extract_answer, read_text
-from lmcot.rewards.sentences import split_sentences
+from lmcot.text.reading import concluded_answer, extract_answer, read_text
+from lmcot.text.sentences import split_sentences
 
 WORDS = st.lists(
     st.sampled_from(["the", "a", "yes", "no", "noanswer", "Paris", "paris.", "U.S.", "12", "red"]),

@@ -16,7 +16,7 @@ from lmcot.data import load_examples
 from lmcot.records import Example
 from lmcot.rewards import metrics
 from lmcot.rewards.aspects import TEXT_MEASURES, AspectMeter
-from lmcot.rewards.sentences import split_sentences
+from lmcot.text.sentences import split_sentences
 
 Metric = Callable[[Example, str], float]
 COUNT = 8

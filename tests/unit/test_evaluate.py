@@ -13,7 +13,6 @@ from lmcot.config import EvaluateSettings, parse_config
 from lmcot.errors import UserError
 from lmcot.monitor.costs import break_even, costs, flops, size_in_words
 from lmcot.records import Completion, Example, Failure, FailureKind, Paragraph, SupportingFact
-from lmcot.rewards.copying import copied_share
 from lmcot.stages.asking import answers_of
 from lmcot.stages.evaluation_files import fingerprint
 from lmcot.stages.overlap import check_overlap
@@ -34,6 +33,7 @@ from lmcot.stages.rows import (
     policy_of,
     shown_rationale,
 )
+from lmcot.text.copying import copied_share
 
 SETTINGS: dict[str, Any] = {
     "data": {"train": {"kind": "counting"}, "validation": {"kind": "counting"}},

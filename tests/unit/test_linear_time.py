@@ -13,19 +13,19 @@ from functools import partial
 
 import pytest
 
-from lmcot.frozen.visible import opens_thinking, visible_reply
 from lmcot.records import Completion, Example, Paragraph
 from lmcot.rewards import metrics
-from lmcot.rewards.answers import contains_gold, exact_match, f1, inclusion, normalize_answer
 from lmcot.rewards.combine import increasing_reward
-from lmcot.rewards.copying import copied_share
-from lmcot.rewards.reading import concluded_answer, extract_answer, read_answer, read_text
-from lmcot.rewards.sentences import split_sentences
-from lmcot.rewards.vote import vote
 from lmcot.serve.asking import paragraphs
 from lmcot.serve.conversation import read_question
 from lmcot.serve.structured import form_in, objects_in
 from lmcot.stages.rows import masked
+from lmcot.text.answers import contains_gold, exact_match, f1, inclusion, normalize_answer
+from lmcot.text.copying import copied_share
+from lmcot.text.reading import concluded_answer, extract_answer, read_answer, read_text
+from lmcot.text.sentences import split_sentences
+from lmcot.text.visible import opens_thinking, visible_reply
+from lmcot.text.vote import vote
 
 EXAMPLE = Example("q", "Which river?", "Humboldt River", (Paragraph("Elko", ("It is a town.",)),))
 

@@ -13,7 +13,7 @@ from lmcot.config import SampleData
 from lmcot.data import load_examples
 from lmcot.records import Example, Paragraph
 from lmcot.rewards import metrics
-from lmcot.rewards.sentences import split_sentences
+from lmcot.text.sentences import split_sentences
 
 Metric = Callable[[Example, str], float]
 ALL: list[Metric] = [

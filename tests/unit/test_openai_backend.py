@@ -14,8 +14,8 @@ from lmcot.config import OpenAIFrozen, PromptSettings
 from lmcot.errors import UserError
 from lmcot.frozen.open import open_frozen_lm
 from lmcot.frozen.openai_backend import OpenAILM
-from lmcot.frozen.visible import NOT_SHOWN
 from lmcot.records import Choice, Completion, FailureKind, Message, Sampling
+from lmcot.text.visible import NOT_SHOWN
 from tests.unit.endpoint import (
     HANG_S,
     Answer,

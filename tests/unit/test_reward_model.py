@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from lmcot.config import Aspect, AspectSettings, GuidanceRewards, IncreasingRewards
 from lmcot.data import load_templates
 from lmcot.errors import UserError
-from lmcot.frozen.visible import NOT_SHOWN
 from lmcot.records import (
     Choice,
     Completion,
@@ -34,6 +33,7 @@ from lmcot.rewards.combine import increasing_reward, judge_increasing, scalar_re
 from lmcot.rewards.judge import RewardModel, answer_prompts
 from lmcot.rewards.scoring import columns
 from lmcot.stages.summary import step_metrics
+from lmcot.text.visible import NOT_SHOWN
 
 ASPECTS: tuple[Aspect, ...] = (
     "factuality",

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmcot.data import split_sentences
-from lmcot.rewards.sentences import split_sentences as split_rationale
+from lmcot.text.sentences import split_sentences as split_rationale
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lmcot.frozen.visible import opens_thinking, visible_reply
+from lmcot.text.visible import opens_thinking, visible_reply
 
 BLANK = ("\n\n",)
 

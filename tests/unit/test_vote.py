@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmcot.rewards.vote import Vote, vote
+from lmcot.text.vote import Vote, vote
 
 
 def test_answers_that_differ_in_form_only_vote_together() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lmcot.rewards.answers import normalize_answer
+from lmcot.text.answers import normalize_answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ import re
 from dataclasses import dataclass
 from itertools import chain
 
-from lmcot.data.sentences import STOPS
-from lmcot.frozen.visible import visible_reply
 from lmcot.records import Completion, Missing
-from lmcot.rewards.sentences import split_sentences
+from lmcot.text.passage_sentences import STOPS
+from lmcot.text.sentences import split_sentences
+from lmcot.text.visible import visible_reply
 
 # A base model writes a question of its own next.
 _QUESTION = re.compile(

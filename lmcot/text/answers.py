@@ -13,7 +13,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from lmcot.rewards.reading import concluded_answer, extract_answer
+from lmcot.text.reading import concluded_answer, extract_answer
 
 __all__ = [
     "best",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from lmcot.data.sentences import CLOSERS, STOPS
+from lmcot.text.passage_sentences import CLOSERS, STOPS
 
 _END = re.compile(
     rf"(?:[.!?][\"'{CLOSERS}]*+\s++|(?<![{STOPS}])[{STOPS}]++[{CLOSERS}]*+\s*+)(?=\S)"

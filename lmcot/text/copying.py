@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lmcot.rewards.answers import normalize_answer
+from lmcot.text.answers import normalize_answer
 
 RUN = 8
 """Words in a row that are no chance any more."""

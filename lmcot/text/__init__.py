@@ -1,0 +1,1 @@
+"""What a text says: its sentences, the answer in it, whether two answers are the same."""
