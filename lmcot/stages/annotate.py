@@ -17,12 +17,11 @@ from lmcot.frozen.cached import Replies
 from lmcot.monitor.progress import progress, say
 from lmcot.records import Annotation, Completion, Failure, Usage, to_json
 from lmcot.rewards.judge import reply_sampling
-from lmcot.stages.budgets import Losses
+from lmcot.stages.budgets import Losses, usage_metrics
 from lmcot.stages.inputs import annotation_digest
-from lmcot.stages.plan import annotate_roles
+from lmcot.stages.roles import annotate_roles
 from lmcot.stages.run import Question, Run, in_units
 from lmcot.stages.run_directory import read_annotations
-from lmcot.stages.summary import usage_metrics
 from lmcot.text.answers import best, concluded_answer, f1
 from lmcot.text.reading import read_answer, why_missing
 

@@ -111,3 +111,14 @@ class Losses:
                     f"failures.{key} ({share:g}) admits; the first: {self._first[kind].reason}; "
                     "mend that and run the same command again"
                 )
+
+
+def usage_metrics(usage: Usage) -> dict[str, float]:
+    """Requests to the frozen LM, the share that its cache answered, tokens for the others."""
+    if not usage.asked:
+        return {}
+    return {
+        "frozen/requests": float(usage.asked),
+        "frozen/cache_hit_rate": 1 - usage.sent / usage.asked,
+        "frozen/tokens": float(usage.tokens),
+    }

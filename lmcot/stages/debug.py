@@ -23,8 +23,8 @@ from lmcot.monitor.progress import progress, say
 from lmcot.records import Answer, Judgement, Rollout, ScoredRollout
 from lmcot.stages.learners import Learners
 from lmcot.stages.pipeline import Pipeline
-from lmcot.stages.plan import distill_roles, refine_roles
 from lmcot.stages.refine import STAGE, check_judged, fresh_state, open_fleets, start_source
+from lmcot.stages.roles import distill_roles, refine_roles
 from lmcot.stages.run import Run
 from lmcot.stages.summary import step_metrics
 

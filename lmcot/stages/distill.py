@@ -20,7 +20,7 @@ from lmcot.stages.annotate import annotate
 from lmcot.stages.environment import versions
 from lmcot.stages.inputs import contents
 from lmcot.stages.learners import Learners
-from lmcot.stages.plan import distill_roles
+from lmcot.stages.roles import distill_roles
 from lmcot.stages.run import Run
 
 STAGE: Final = "distill"

@@ -15,17 +15,17 @@ from lmcot.actors.cluster import check_plan
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.units import Judged, JudgeUnit, Packed
 from lmcot.config import Row, TransformersFrozen
+from lmcot.config.rows import label, plain, votes
 from lmcot.frozen.cached import Replies
 from lmcot.models.sources import parameters_of
 from lmcot.monitor.progress import Progress, progress, say
 from lmcot.monitor.report import RowResult, write_report
 from lmcot.records import Example, Failure, Rollout, Usage
 from lmcot.stages.asking import answers_of, prompt_units, rationale_units, rationales_of
-from lmcot.stages.budgets import Losses
+from lmcot.stages.budgets import Losses, usage_metrics
 from lmcot.stages.evaluation_files import AspectScores, EvaluationFiles, policy_sources
 from lmcot.stages.fit import VALIDATION
 from lmcot.stages.overlap import check_overlap
-from lmcot.stages.plan import aspect_roles, evaluate_roles
 from lmcot.stages.predictions import (
     Attempt,
     Prediction,
@@ -34,9 +34,9 @@ from lmcot.stages.predictions import (
     predict,
     row_result,
 )
-from lmcot.stages.rows import check_rows, chosen_rows, label, plain, shown_rationale, votes
+from lmcot.stages.roles import aspect_roles, evaluate_roles
+from lmcot.stages.rows import check_rows, chosen_rows, shown_rationale
 from lmcot.stages.run import Run, in_units
-from lmcot.stages.summary import usage_metrics
 from lmcot.text.reading import read_text
 
 

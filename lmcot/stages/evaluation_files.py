@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmcot.config import Config, Row, depends, flat_settings
+from lmcot.config.rows import policy_of, votes
 from lmcot.monitor.progress import say
 from lmcot.records import Example, ScoredRollout
 from lmcot.stages.inputs import example_digest, examples_digest
 from lmcot.stages.predictions import Kept, Prediction, Rationales
-from lmcot.stages.rows import policy_of, votes
 from lmcot.stages.run import Run
 from lmcot.storage import place, versions_of
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import get_args
 
 from lmcot.config import Aspect, Config, GuidanceRewards
+from lmcot.config.rows import DEFAULT_ROWS, plain, votes
 from lmcot.data.prompts import PromptTemplates
 from lmcot.data.sampler import sample_seed
 from lmcot.errors import UserError
@@ -15,7 +16,6 @@ from lmcot.frozen.open import check_frozen_lm
 from lmcot.records import Example, Paragraph, Prompt, Sampling
 from lmcot.rewards.judge import reply_sampling
 from lmcot.rewards.needs import Component, components, without
-from lmcot.stages.rows import DEFAULT_ROWS, plain, votes
 
 _EXAMPLE = Example(
     "first-check",

@@ -21,6 +21,7 @@ from lmcot.monitor.curves import plot_training
 from lmcot.monitor.progress import Progress, progress, say
 from lmcot.records import Columns, Failure, RunState
 from lmcot.stages import during
+from lmcot.stages.budgets import usage_metrics
 from lmcot.stages.during import DuringTraining
 from lmcot.stages.environment import versions
 from lmcot.stages.evaluate import check_evaluation
@@ -28,10 +29,10 @@ from lmcot.stages.inputs import contents
 from lmcot.stages.learners import Learners
 from lmcot.stages.meter import Meter
 from lmcot.stages.pipeline import Batch, Fleets, Pipeline
-from lmcot.stages.plan import published_weights, refine_roles
+from lmcot.stages.roles import published_weights, refine_roles
 from lmcot.stages.run import Run
 from lmcot.stages.showing import show
-from lmcot.stages.summary import step_metrics, usage_metrics
+from lmcot.stages.summary import step_metrics
 
 STAGE: Final = "refine"
 

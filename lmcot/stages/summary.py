@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lmcot.records import Columns, Usage
+from lmcot.records import Columns
 
 
 def step_metrics(columns: Columns) -> dict[str, float]:
@@ -47,15 +47,4 @@ def _answer_shares(columns: Columns) -> dict[str, float]:
     return {
         "answer/empty_share": float(columns["answer_empty"][asked].mean()),
         "answer/cut_share": float(columns["answer_cut"][asked].mean()),
-    }
-
-
-def usage_metrics(usage: Usage) -> dict[str, float]:
-    """Requests to the frozen LM, the share that its cache answered, tokens for the others."""
-    if not usage.asked:
-        return {}
-    return {
-        "frozen/requests": float(usage.asked),
-        "frozen/cache_hit_rate": 1 - usage.sent / usage.asked,
-        "frozen/tokens": float(usage.tokens),
     }

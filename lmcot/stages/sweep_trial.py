@@ -14,7 +14,7 @@ from lmcot.config import SweepSettings, Trial
 from lmcot.errors import UserError
 from lmcot.monitor.metrics import read_metrics
 from lmcot.stages import refine as stage
-from lmcot.stages.plan import refine_roles
+from lmcot.stages.roles import refine_roles
 from lmcot.stages.run import open_run
 
 _ROUNDING = 1e-9

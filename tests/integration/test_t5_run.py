@@ -16,9 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lmcot.config import Row
+from lmcot.config.rows import WITHOUT_POLICY, plain
 from lmcot.monitor.catalogue import CATALOGUE, VARYING, describe
 from lmcot.monitor.metrics import read_metrics
-from lmcot.stages.rows import WITHOUT_POLICY, plain
 from tests.integration.command import Done, lmcot
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("cluster")]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lmcot.config import EvaluateSettings, parse_config
+from lmcot.config.rows import label, policy_of
 from lmcot.errors import UserError
 from lmcot.monitor.costs import break_even, costs, flops, size_in_words
 from lmcot.records import Completion, Example, Failure, FailureKind, Paragraph, SupportingFact
@@ -25,14 +26,7 @@ from lmcot.stages.predictions import (
     predict,
     row_result,
 )
-from lmcot.stages.rows import (
-    check_rows,
-    chosen_rows,
-    label,
-    masked,
-    policy_of,
-    shown_rationale,
-)
+from lmcot.stages.rows import check_rows, chosen_rows, masked, shown_rationale
 from lmcot.text.copying import copied_share
 
 SETTINGS: dict[str, Any] = {
