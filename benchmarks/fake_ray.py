@@ -20,7 +20,8 @@ from ray import cloudpickle
 from ray.rllib.utils import actor_manager
 
 from lmcot.actors import fleet, learner_group, news
-from lmcot.stages import refine, run
+from lmcot.run import context
+from lmcot.stages import refine
 
 
 class StandIn:
@@ -166,6 +167,6 @@ def faked(stand_ins: Mapping[str, type[StandIn]]) -> Iterator[FakeRay]:
             stack.enter_context(mock.patch.object(module, "ray", fake))
         for module in (fleet, learner_group):
             stack.enter_context(mock.patch.object(module, "Placement", mock.MagicMock()))
-        stack.enter_context(mock.patch.object(run, "ray_cluster", mock.MagicMock()))
+        stack.enter_context(mock.patch.object(context, "ray_cluster", mock.MagicMock()))
         stack.enter_context(mock.patch.object(refine, "check_plan"))
         yield fake

@@ -25,8 +25,8 @@ import ray
 from ray._private.internal_api import node_stats
 
 from lmcot.config import load_config
+from lmcot.run.context import open_run
 from lmcot.stages.refine import refine
-from lmcot.stages.run import open_run
 
 CONFIG = Path(__file__).parents[1] / "configs" / "toy.yaml"
 SETTINGS = (

@@ -35,9 +35,9 @@ from lmcot.config import Aspect, Config, parse_config
 from lmcot.data.sampler import PromptSampler
 from lmcot.monitor.metrics import read_metrics
 from lmcot.records import Judgement, Rollout, ScoredRollout
+from lmcot.run.context import Run, in_units, open_run
 from lmcot.stages.learners import Learners
 from lmcot.stages.refine import refine
-from lmcot.stages.run import Run, in_units, open_run
 
 DELAY_S = 0.5
 WARM_UP = 2

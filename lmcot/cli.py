@@ -17,7 +17,10 @@ from lmcot.arguments import parse_arguments
 from lmcot.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lmcot.config import Config
+    from lmcot.run.context import Run
     from lmcot.storage import Place
 
 EXIT_USER_ERROR = 2
@@ -231,22 +234,31 @@ def _run_sweep(options: argparse.Namespace) -> int:
 
 
 def _run_stage(command: str, config: Config, run_dir: Place) -> int:
-    from importlib import import_module
-
     from lmcot.actors.base import prepare_process
-    from lmcot.stages.run import open_run
+    from lmcot.evaluation.evaluate import evaluate
+    from lmcot.run.context import open_run
+    from lmcot.stages.annotate import annotate
+    from lmcot.stages.distill import distill
+    from lmcot.stages.refine import refine
+    from lmcot.stages.train import train
 
     prepare_process(threads=1)
-    stage = getattr(import_module(f"lmcot.stages.{command}"), command)
+    stages: dict[str, Callable[[Run], object]] = {
+        "train": train,
+        "annotate": annotate,
+        "distill": distill,
+        "refine": refine,
+        "evaluate": evaluate,
+    }
     with open_run(config, run_dir) as run:
-        stage(run)
+        stages[command](run)
     return 0
 
 
 def _run_debug(options: argparse.Namespace, config: Config) -> int:
     from lmcot.actors.base import prepare_process
+    from lmcot.run.context import open_run
     from lmcot.stages import debug
-    from lmcot.stages.run import open_run
 
     for name in ("steps", "step"):
         number = getattr(options, name, None)

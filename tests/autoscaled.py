@@ -29,8 +29,8 @@ from ray.autoscaler._private.util import prepare_config
 from ray.autoscaler.v2.sdk import get_cluster_status
 
 from lmcot.config import Config, load_config
+from lmcot.run.context import open_run
 from lmcot.stages.refine import refine
-from lmcot.stages.run import open_run
 from tests.documented import placement
 
 ROOT = Path(__file__).parents[1]

@@ -17,11 +17,11 @@ from lmcot.frozen.cached import Replies
 from lmcot.monitor.progress import progress, say
 from lmcot.records import Annotation, Completion, Failure, Usage, to_json
 from lmcot.rewards.judge import reply_sampling
-from lmcot.stages.budgets import Losses, usage_metrics
-from lmcot.stages.inputs import annotation_digest
-from lmcot.stages.roles import annotate_roles
-from lmcot.stages.run import Question, Run, in_units
-from lmcot.stages.run_directory import read_annotations
+from lmcot.run.budgets import Losses, usage_metrics
+from lmcot.run.context import Question, Run, in_units
+from lmcot.run.directory import read_annotations
+from lmcot.run.inputs import annotation_digest
+from lmcot.run.roles import annotate_roles
 from lmcot.text.answers import best, concluded_answer, f1
 from lmcot.text.reading import read_answer, why_missing
 

@@ -33,7 +33,7 @@ from lmcot.rewards.aspects import (
     Measured,
 )
 from lmcot.rewards.learned import LearnedAspect, LearnedModel, load_learned, save_learned
-from lmcot.stages.first_check import check_frozen
+from lmcot.run.first_check import check_frozen
 
 Source = Literal["metrics", "judge", "learned"]
 FEATURES: Mapping[str, tuple[str, ...]] = {

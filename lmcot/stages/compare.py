@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from lmcot.config import Config, Row, flat_settings, parse_config, read_yaml_mapping
 from lmcot.errors import UserError
+from lmcot.evaluation.predictions import Prediction, row_result
+from lmcot.evaluation.report import RowResult, compare_rows
 from lmcot.files import write_atomically
-from lmcot.monitor.report import RowResult, compare_rows
-from lmcot.stages.predictions import Prediction, row_result
 from lmcot.storage import reaching
 
 if TYPE_CHECKING:

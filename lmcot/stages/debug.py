@@ -21,11 +21,11 @@ from lmcot.monitor.catalogue import VARYING
 from lmcot.monitor.metrics import Monitor, read_metrics
 from lmcot.monitor.progress import progress, say
 from lmcot.records import Answer, Judgement, Rollout, ScoredRollout
+from lmcot.run.context import Run
+from lmcot.run.roles import distill_roles, refine_roles
 from lmcot.stages.learners import Learners
 from lmcot.stages.pipeline import Pipeline
 from lmcot.stages.refine import STAGE, check_judged, fresh_state, open_fleets, start_source
-from lmcot.stages.roles import distill_roles, refine_roles
-from lmcot.stages.run import Run
 from lmcot.stages.summary import step_metrics
 
 

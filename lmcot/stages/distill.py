@@ -16,12 +16,12 @@ from lmcot.errors import Interrupted, UserError
 from lmcot.models.limits import read_limits
 from lmcot.monitor.progress import Progress, progress, say
 from lmcot.records import Annotation, RunState
+from lmcot.run.context import Run
+from lmcot.run.inputs import contents
+from lmcot.run.roles import distill_roles
+from lmcot.run.versions import versions
 from lmcot.stages.annotate import annotate
-from lmcot.stages.environment import versions
-from lmcot.stages.inputs import contents
 from lmcot.stages.learners import Learners
-from lmcot.stages.roles import distill_roles
-from lmcot.stages.run import Run
 
 STAGE: Final = "distill"
 

@@ -348,7 +348,7 @@ def _port(config: Config) -> Finding:
 
 def _frozen(config: Config) -> Iterable[Finding]:
     from lmcot.data.prompts import load_templates
-    from lmcot.stages.first_check import check_frozen
+    from lmcot.run.first_check import check_frozen
 
     if config.frozen is None:
         return

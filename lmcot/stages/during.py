@@ -19,16 +19,16 @@ from typing import Any, Final
 from lmcot.actors.learner_group import PendingCall
 from lmcot.actors.units import Packed
 from lmcot.errors import UserError
+from lmcot.evaluation.predictions import Prediction, predict
+from lmcot.evaluation.report_text import no_answers
+from lmcot.evaluation.requests import answers_of, prompt_units, rationale_units, rationales_of
 from lmcot.frozen.cached import Replies
 from lmcot.monitor.metrics import EVALUATION, read_metrics
 from lmcot.monitor.progress import say
-from lmcot.monitor.report_text import no_answers
 from lmcot.records import Example, Rollout
-from lmcot.stages.asking import answers_of, prompt_units, rationale_units, rationales_of
+from lmcot.run.context import Run
 from lmcot.stages.learners import Learners
 from lmcot.stages.pipeline import Fleets, Pipeline
-from lmcot.stages.predictions import Prediction, predict
-from lmcot.stages.run import Run
 from lmcot.storage import on_disk, reaching, remove, replacing
 
 STAGE: Final = EVALUATION

@@ -15,8 +15,8 @@ from lmcot.learner.checkpoints import CheckpointStore
 from lmcot.learner.layout import check_settings
 from lmcot.monitor.progress import say
 from lmcot.records import RunState
-from lmcot.stages.run import Run
-from lmcot.stages.run_directory import CHECKPOINT_PREFIXES
+from lmcot.run.context import Run
+from lmcot.run.directory import CHECKPOINT_PREFIXES
 
 if TYPE_CHECKING:
     from lmcot.storage import Place

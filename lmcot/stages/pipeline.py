@@ -23,8 +23,8 @@ from lmcot.data.sampler import PromptSampler
 from lmcot.errors import UserError
 from lmcot.frozen.cached import Replies
 from lmcot.records import Columns, Example, Failure, Rollout, RunState, ScoredRollout, Usage
-from lmcot.stages.budgets import Losses
-from lmcot.stages.run import Run, in_units
+from lmcot.run.budgets import Losses
+from lmcot.run.context import Run, in_units
 
 
 class Watched(Protocol):

@@ -7,7 +7,7 @@ from lmcot.actors.plan import Plan
 from lmcot.actors.served import find_served_plan
 from lmcot.config import Config, FrozenTeacher
 from lmcot.errors import UserError
-from lmcot.stages.roles import (
+from lmcot.run.roles import (
     annotate_roles,
     distill_roles,
     evaluate_roles,

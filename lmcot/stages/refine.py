@@ -17,20 +17,20 @@ from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.actors.learner_group import LearnerLost
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import Interrupted, UserError
+from lmcot.evaluation.evaluate import check_evaluation
 from lmcot.monitor.curves import plot_training
 from lmcot.monitor.progress import Progress, progress, say
 from lmcot.records import Columns, Failure, RunState
+from lmcot.run.budgets import usage_metrics
+from lmcot.run.context import Run
+from lmcot.run.inputs import contents
+from lmcot.run.roles import published_weights, refine_roles
+from lmcot.run.versions import versions
 from lmcot.stages import during
-from lmcot.stages.budgets import usage_metrics
 from lmcot.stages.during import DuringTraining
-from lmcot.stages.environment import versions
-from lmcot.stages.evaluate import check_evaluation
-from lmcot.stages.inputs import contents
 from lmcot.stages.learners import Learners
 from lmcot.stages.meter import Meter
 from lmcot.stages.pipeline import Batch, Fleets, Pipeline
-from lmcot.stages.roles import published_weights, refine_roles
-from lmcot.stages.run import Run
 from lmcot.stages.showing import show
 from lmcot.stages.summary import step_metrics
 

@@ -26,9 +26,9 @@ from lmcot.config import SweepSettings, Trial, dump_config, load_config, load_sw
 from lmcot.errors import UserError
 from lmcot.files import write_atomically
 from lmcot.monitor.progress import Progress, progress, say
+from lmcot.run.directory import DirectoryInUse, RunDirectory
+from lmcot.run.interruption import Interruption
 from lmcot.stages import refine as stage
-from lmcot.stages.interruption import Interruption
-from lmcot.stages.run_directory import DirectoryInUse, RunDirectory
 from lmcot.stages.sweep_table import SweepTable
 from lmcot.stages.sweep_trial import bundles, check_fits, run_trial, running_means
 from lmcot.storage import is_remote

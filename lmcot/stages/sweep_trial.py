@@ -13,9 +13,9 @@ from lmcot.actors.base import prepare_process
 from lmcot.config import SweepSettings, Trial
 from lmcot.errors import UserError
 from lmcot.monitor.metrics import read_metrics
+from lmcot.run.context import open_run
+from lmcot.run.roles import refine_roles
 from lmcot.stages import refine as stage
-from lmcot.stages.roles import refine_roles
-from lmcot.stages.run import open_run
 
 _ROUNDING = 1e-9
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from lmcot.evaluation.evaluate import check_evaluation, evaluate
+from lmcot.run.context import Run
 from lmcot.stages.annotate import annotate
 from lmcot.stages.distill import distill
-from lmcot.stages.evaluate import check_evaluation, evaluate
 from lmcot.stages.refine import refine
-from lmcot.stages.run import Run
 
 
 def train(run: Run) -> None:

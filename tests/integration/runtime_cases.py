@@ -21,8 +21,8 @@ from lmcot.cli import main
 from lmcot.config import load_config
 from lmcot.monitor.catalogue import VARYING
 from lmcot.monitor.metrics import read_metrics
+from lmcot.run.context import open_run
 from lmcot.stages.refine import refine
-from lmcot.stages.run import open_run
 
 if TYPE_CHECKING:
     from lmcot.storage import Place

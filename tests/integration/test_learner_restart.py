@@ -26,10 +26,10 @@ from lmcot.models.sources import load_model
 from lmcot.monitor.catalogue import VARYING
 from lmcot.monitor.metrics import Monitor, read_metrics
 from lmcot.records import ScoredRollout
+from lmcot.run.context import open_run
 from lmcot.stages.distill import distill
 from lmcot.stages.pipeline import Batch
 from lmcot.stages.refine import refine
-from lmcot.stages.run import open_run
 
 pytestmark = pytest.mark.e2e
 

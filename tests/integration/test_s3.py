@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from lmcot import Guide
 from lmcot.files import cache_folder
 from lmcot.learner.checkpoints import CheckpointStore
-from lmcot.stages import mirror
-from lmcot.stages.mirror import working_folder
+from lmcot.run import mirror
+from lmcot.run.mirror import working_folder
 from lmcot.storage import fetched, is_remote, place, versions_of
 from tests.integration.cloud import cloud, needs_cloud, settings
 from tests.integration.command import lmcot

@@ -12,10 +12,10 @@ import pytest
 from lmcot.config import FrozenTeacher, load_config
 from lmcot.monitor.metrics import Monitor
 from lmcot.records import Completion, Failure, FailureKind, to_json
+from lmcot.run.context import Question, Run
+from lmcot.run.directory import RunDirectory
+from lmcot.run.interruption import Interruption
 from lmcot.stages.annotate import _from_facts, _judge, _read_partial
-from lmcot.stages.interruption import Interruption
-from lmcot.stages.run import Question, Run
-from lmcot.stages.run_directory import RunDirectory
 
 CONFIG = Path(__file__).parents[2] / "configs" / "smoke_t5.yaml"
 

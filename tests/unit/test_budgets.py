@@ -9,7 +9,7 @@ import pytest
 from lmcot.config import BudgetSettings, FailureBudgets
 from lmcot.errors import UserError
 from lmcot.records import Failure, FailureKind, Usage
-from lmcot.stages.budgets import Losses, Spending
+from lmcot.run.budgets import Losses, Spending
 
 DOWN = Failure(FailureKind.TRANSIENT, "the endpoint is down")
 REFUSED = Failure(FailureKind.PERMANENT, "the prompt is refused")
@@ -53,7 +53,7 @@ def test_the_run_stops_once_the_budget_is_passed(
 def test_it_is_on_disk_a_second_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not at once: with hundreds of actors that were a file for every few milliseconds."""
     now = 100.0
-    monkeypatch.setattr("lmcot.stages.budgets.time.monotonic", lambda: now)
+    monkeypatch.setattr("lmcot.run.budgets.time.monotonic", lambda: now)
     spending = _spending(tmp_path)
     spending.add("refine", Usage(1, 1, 1))
     now += 0.5

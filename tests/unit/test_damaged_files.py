@@ -15,13 +15,13 @@ import pytest
 from lmcot.cli import main
 from lmcot.config import BudgetSettings, load_config
 from lmcot.errors import UserError
+from lmcot.evaluation.predictions import Kept
 from lmcot.files import read_lines, read_object
 from lmcot.monitor.metrics import read_metrics
 from lmcot.records import Annotation
+from lmcot.run.budgets import Spending
+from lmcot.run.directory import RunDirectory, read_annotations
 from lmcot.stages.annotate import _read_partial
-from lmcot.stages.budgets import Spending
-from lmcot.stages.predictions import Kept
-from lmcot.stages.run_directory import RunDirectory, read_annotations
 
 DAMAGE = [b"", b"{", b'{"annotate": ', b"\x00\xff\xfe", b"[1, 2]", b"null", b'{"a": 1} {"b": 2}']
 TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"

@@ -12,12 +12,9 @@ import pytest
 from lmcot.config import EvaluateSettings, parse_config
 from lmcot.config.rows import label, policy_of
 from lmcot.errors import UserError
-from lmcot.monitor.costs import break_even, costs, flops, size_in_words
-from lmcot.records import Completion, Example, Failure, FailureKind, Paragraph, SupportingFact
-from lmcot.stages.asking import answers_of
-from lmcot.stages.evaluation_files import fingerprint
-from lmcot.stages.overlap import check_overlap
-from lmcot.stages.predictions import (
+from lmcot.evaluation.costs import break_even, costs, flops, size_in_words
+from lmcot.evaluation.leakage import check_overlap
+from lmcot.evaluation.predictions import (
     Attempt,
     Kept,
     Prediction,
@@ -26,7 +23,10 @@ from lmcot.stages.predictions import (
     predict,
     row_result,
 )
-from lmcot.stages.rows import check_rows, chosen_rows, masked, shown_rationale
+from lmcot.evaluation.requests import answers_of
+from lmcot.evaluation.rows import check_rows, chosen_rows, masked, shown_rationale
+from lmcot.evaluation.store import fingerprint
+from lmcot.records import Completion, Example, Failure, FailureKind, Paragraph, SupportingFact
 from lmcot.text.copying import copied_share
 
 SETTINGS: dict[str, Any] = {

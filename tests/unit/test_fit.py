@@ -16,10 +16,10 @@ from lmcot.errors import UserError
 from lmcot.models.sources import resolve_source
 from lmcot.monitor.metrics import Monitor
 from lmcot.records import Annotation
+from lmcot.run.context import Run
+from lmcot.run.directory import RunDirectory
+from lmcot.run.interruption import Interruption
 from lmcot.stages.distill import _pairs
-from lmcot.stages.interruption import Interruption
-from lmcot.stages.run import Run
-from lmcot.stages.run_directory import RunDirectory
 
 pytestmark = pytest.mark.usefixtures("model_cache")
 

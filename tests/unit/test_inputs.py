@@ -13,15 +13,15 @@ import pytest
 
 from lmcot.config import parse_config
 from lmcot.errors import UserError
+from lmcot.evaluation.predictions import Kept
 from lmcot.monitor.metrics import Monitor
 from lmcot.records import Annotation
+from lmcot.run.context import Run
+from lmcot.run.directory import RunDirectory, read_annotations
+from lmcot.run.inputs import check_contents, contents
+from lmcot.run.interruption import Interruption
 from lmcot.stages.annotate import annotate
 from lmcot.stages.distill import _pairs, distill
-from lmcot.stages.inputs import check_contents, contents
-from lmcot.stages.interruption import Interruption
-from lmcot.stages.predictions import Kept
-from lmcot.stages.run import Run
-from lmcot.stages.run_directory import RunDirectory, read_annotations
 
 Opened = Callable[..., Run]
 

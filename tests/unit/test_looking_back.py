@@ -12,12 +12,12 @@ from lmcot.actors.reward_actor import outcome
 from lmcot.cli import main
 from lmcot.config import dump_config, load_config
 from lmcot.errors import UserError
+from lmcot.evaluation.predictions import Attempt, Kept, predict, row_result
+from lmcot.evaluation.report import write_report
 from lmcot.monitor.metrics import Monitor
-from lmcot.monitor.report import write_report
 from lmcot.records import Answer, Completion, Example, Failure, FailureKind, Judgement, Rollout
 from lmcot.stages.compare import compare
 from lmcot.stages.inspect import parse_steps
-from lmcot.stages.predictions import Attempt, Kept, predict, row_result
 
 TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
 QUESTIONS = [Example(f"q{n}", f"Question {n}?", "red", ()) for n in range(8)]

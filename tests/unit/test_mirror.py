@@ -16,9 +16,9 @@ import pytest
 from lmcot import storage
 from lmcot.errors import UserError
 from lmcot.files import write_atomically
-from lmcot.stages import mirror as module
-from lmcot.stages.mirror import OWNER, Mirror, OwnedElsewhere, working_folder
-from lmcot.stages.run_directory import DirectoryInUse, RunDirectory
+from lmcot.run import mirror as module
+from lmcot.run.directory import DirectoryInUse, RunDirectory
+from lmcot.run.mirror import OWNER, Mirror, OwnedElsewhere, working_folder
 from lmcot.storage import place, remove, versions_of, write_whole
 
 Machine = Callable[[str], Mirror]

@@ -18,8 +18,8 @@ from lmcot.frozen.needs import Needs
 from lmcot.frozen.open import open_frozen_lm
 from lmcot.frozen.openai_backend import OpenAILM
 from lmcot.records import Choice, Completion, Failure, FailureKind, Sampling
+from lmcot.run.first_check import check_frozen
 from lmcot.serve.asking import Pair, learned
-from lmcot.stages.first_check import check_frozen
 from tests.unit.endpoint import (
     Answer,
     Call,

@@ -15,8 +15,8 @@ from lmcot.actors.units import Judged, Packed
 from lmcot.config import BudgetSettings, load_config
 from lmcot.errors import Interrupted, UserError
 from lmcot.records import Example, Failure, FailureKind, Judgement, Paragraph, Rollout, Usage
+from lmcot.run.budgets import Spending
 from lmcot.stages import pipeline as module
-from lmcot.stages.budgets import Spending
 from lmcot.stages.pipeline import Batch, Fleets, Pipeline
 from lmcot.stages.refine import fresh_state
 

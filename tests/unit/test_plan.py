@@ -10,7 +10,7 @@ import pytest
 from lmcot.actors.packing import Node
 from lmcot.actors.plan import Published, make_plan
 from lmcot.config import Config, RoleSettings, parse_config
-from lmcot.stages.roles import (
+from lmcot.run.roles import (
     annotate_roles,
     distill_roles,
     evaluate_roles,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmcot.monitor.report import RowResult, write_report
-from lmcot.monitor.statistics import bootstrap_intervals
+from lmcot.evaluation.report import RowResult, write_report
+from lmcot.evaluation.statistics import bootstrap_intervals
 
 
 def row(name: str, em: list[float], f1: list[float] | None = None) -> RowResult:

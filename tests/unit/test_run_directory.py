@@ -18,8 +18,8 @@ import yaml
 from lmcot.config import Config, parse_config
 from lmcot.errors import Interrupted, UserError
 from lmcot.records import Annotation, to_json
-from lmcot.stages.interruption import Interruption
-from lmcot.stages.run_directory import RunDirectory, read_annotations
+from lmcot.run.directory import RunDirectory, read_annotations
+from lmcot.run.interruption import Interruption
 
 
 def settings(**changes: Any) -> Config:
@@ -72,7 +72,7 @@ def test_a_second_owner_is_refused_until_the_first_is_gone(tmp_path: Path) -> No
 
 def test_another_process_is_refused_and_its_death_frees_the_directory(tmp_path: Path) -> None:
     code = (
-        "import pathlib, sys; from lmcot.stages.run_directory import RunDirectory\n"
+        "import pathlib, sys; from lmcot.run.directory import RunDirectory\n"
         "with RunDirectory(pathlib.Path(sys.argv[1])): print(flush=True); input()"
     )
     with subprocess.Popen(

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from lmcot.monitor.statistics import bootstrap_intervals, mcnemar, paired_difference
+from lmcot.evaluation.statistics import bootstrap_intervals, mcnemar, paired_difference
 
 
 def test_two_pairs_can_be_worked_out_by_hand() -> None:

@@ -13,8 +13,8 @@ from ray import cloudpickle
 
 from lmcot.config import SweepSettings, Trial, load_config, load_sweep, plan_trials
 from lmcot.errors import UserError
+from lmcot.run.directory import RunDirectory
 from lmcot.stages import sweep as stage
-from lmcot.stages.run_directory import RunDirectory
 from lmcot.stages.sweep_table import SweepTable
 from lmcot.stages.sweep_trial import bundles, running_means
 

@@ -26,12 +26,12 @@ from lmcot.monitor.progress import say
 from lmcot.records import Example
 from lmcot.rewards.aspects import AspectMeter
 from lmcot.rewards.custom import load_custom
-from lmcot.stages.budgets import Spending
-from lmcot.stages.first_check import check_frozen
-from lmcot.stages.fit import TRAIN, VALIDATION, Need, lack_of, left_out, needs_of
-from lmcot.stages.inputs import check_contents
-from lmcot.stages.interruption import Interruption
-from lmcot.stages.run_directory import RunDirectory
+from lmcot.run.budgets import Spending
+from lmcot.run.directory import RunDirectory
+from lmcot.run.first_check import check_frozen
+from lmcot.run.fit import TRAIN, VALIDATION, Need, lack_of, left_out, needs_of
+from lmcot.run.inputs import check_contents
+from lmcot.run.interruption import Interruption
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

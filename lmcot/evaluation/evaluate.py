@@ -16,17 +16,8 @@ from lmcot.actors.fleet import Fleet
 from lmcot.actors.units import Judged, JudgeUnit, Packed
 from lmcot.config import Row, TransformersFrozen
 from lmcot.config.rows import label, plain, votes
-from lmcot.frozen.cached import Replies
-from lmcot.models.sources import parameters_of
-from lmcot.monitor.progress import Progress, progress, say
-from lmcot.monitor.report import RowResult, write_report
-from lmcot.records import Example, Failure, Rollout, Usage
-from lmcot.stages.asking import answers_of, prompt_units, rationale_units, rationales_of
-from lmcot.stages.budgets import Losses, usage_metrics
-from lmcot.stages.evaluation_files import AspectScores, EvaluationFiles, policy_sources
-from lmcot.stages.fit import VALIDATION
-from lmcot.stages.overlap import check_overlap
-from lmcot.stages.predictions import (
+from lmcot.evaluation.leakage import check_overlap
+from lmcot.evaluation.predictions import (
     Attempt,
     Prediction,
     Rationales,
@@ -34,9 +25,18 @@ from lmcot.stages.predictions import (
     predict,
     row_result,
 )
-from lmcot.stages.roles import aspect_roles, evaluate_roles
-from lmcot.stages.rows import check_rows, chosen_rows, shown_rationale
-from lmcot.stages.run import Run, in_units
+from lmcot.evaluation.report import RowResult, write_report
+from lmcot.evaluation.requests import answers_of, prompt_units, rationale_units, rationales_of
+from lmcot.evaluation.rows import check_rows, chosen_rows, shown_rationale
+from lmcot.evaluation.store import AspectScores, EvaluationFiles, policy_sources
+from lmcot.frozen.cached import Replies
+from lmcot.models.sources import parameters_of
+from lmcot.monitor.progress import Progress, progress, say
+from lmcot.records import Example, Failure, Rollout, Usage
+from lmcot.run.budgets import Losses, usage_metrics
+from lmcot.run.context import Run, in_units
+from lmcot.run.fit import VALIDATION
+from lmcot.run.roles import aspect_roles, evaluate_roles
 from lmcot.text.reading import read_text
 
 

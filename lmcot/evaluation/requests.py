@@ -8,10 +8,10 @@ from typing import Any
 from lmcot.actors.units import Packed, PromptUnit, RolloutUnit
 from lmcot.config import Config
 from lmcot.config.rows import plain, votes
+from lmcot.evaluation.predictions import Attempt, Rationales
 from lmcot.records import Completion, Example, Failure, Prompt, Rollout
-from lmcot.stages.first_check import row_sampling
-from lmcot.stages.predictions import Attempt, Rationales
-from lmcot.stages.run import Run, in_units
+from lmcot.run.context import Run, in_units
+from lmcot.run.first_check import row_sampling
 from lmcot.text.reading import read_answer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lmcot.monitor.costs import size_in_words
+from lmcot.evaluation.costs import size_in_words
 
 _SCORES = (("em", "EM"), ("f1", "F1"), ("inclusion", "inclusion"))
 

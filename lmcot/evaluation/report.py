@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lmcot.evaluation.costs import costs, flops
+from lmcot.evaluation.report_pictures import draw_pictures
+from lmcot.evaluation.report_text import markdown
+from lmcot.evaluation.statistics import bootstrap_intervals, mcnemar, paired_difference
 from lmcot.files import write_atomically
-from lmcot.monitor.costs import costs, flops
-from lmcot.monitor.report_pictures import draw_pictures
-from lmcot.monitor.report_text import markdown
-from lmcot.monitor.statistics import bootstrap_intervals, mcnemar, paired_difference
 
 METRICS = ("em", "f1", "inclusion")
 _AGAINST = {

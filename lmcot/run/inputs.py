@@ -15,7 +15,7 @@ from lmcot.rewards.custom import load_custom
 from lmcot.storage import place
 
 if TYPE_CHECKING:
-    from lmcot.stages.run import Question, Run
+    from lmcot.run.context import Question, Run
 
 
 def example_digest(example: Example) -> str:

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lmcot.evaluation.report import RowResult
 from lmcot.files import open_private, write_atomically
 from lmcot.monitor.progress import say
-from lmcot.monitor.report import RowResult
 from lmcot.records import Completion, Example, Failure, Missing
 from lmcot.text.answers import best, contains_gold, exact_match, f1, inclusion
 from lmcot.text.copying import copied_share

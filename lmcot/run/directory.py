@@ -23,8 +23,8 @@ from lmcot.files import read_lines, read_object, write_atomically
 from lmcot.learner.checkpoints import CheckpointStore
 from lmcot.monitor.progress import say
 from lmcot.records import Annotation
-from lmcot.stages.environment import versions
-from lmcot.stages.mirror import Mirror, working_folder
+from lmcot.run.mirror import Mirror, working_folder
+from lmcot.run.versions import versions
 from lmcot.storage import is_remote
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import Any
 
 from lmcot.config import Config, Row, depends, flat_settings
 from lmcot.config.rows import policy_of, votes
+from lmcot.evaluation.predictions import Kept, Prediction, Rationales
 from lmcot.monitor.progress import say
 from lmcot.records import Example, ScoredRollout
-from lmcot.stages.inputs import example_digest, examples_digest
-from lmcot.stages.predictions import Kept, Prediction, Rationales
-from lmcot.stages.run import Run
+from lmcot.run.context import Run
+from lmcot.run.inputs import example_digest, examples_digest
 from lmcot.storage import place, versions_of
 
 _ASPECT = "aspect/"

@@ -1,0 +1,1 @@
+"""The evaluation: rows, requests, predictions, and the report with its statistics and pictures."""

@@ -1,0 +1,1 @@
+"""What a run is: directory, questions, fleets, budgets, and what is checked before it starts."""
