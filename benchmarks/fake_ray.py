@@ -21,7 +21,7 @@ from ray.rllib.utils import actor_manager
 
 from lmcot.actors import fleet, learner_group, news
 from lmcot.run import context
-from lmcot.stages import refine
+from lmcot.training import refine
 
 
 class StandIn:

@@ -26,7 +26,7 @@ from ray._private.internal_api import node_stats
 
 from lmcot.config import load_config
 from lmcot.run.context import open_run
-from lmcot.stages.refine import refine
+from lmcot.training.refine import refine
 
 CONFIG = Path(__file__).parents[1] / "configs" / "toy.yaml"
 SETTINGS = (

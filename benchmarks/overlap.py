@@ -36,8 +36,8 @@ from lmcot.data.sampler import PromptSampler
 from lmcot.monitor.metrics import read_metrics
 from lmcot.records import Judgement, Rollout, ScoredRollout
 from lmcot.run.context import Run, in_units, open_run
-from lmcot.stages.learners import Learners
-from lmcot.stages.refine import refine
+from lmcot.training.learners import Learners
+from lmcot.training.refine import refine
 
 DELAY_S = 0.5
 WARM_UP = 2

@@ -41,7 +41,7 @@ from lmcot.config import ActorsSettings, Config, RoleSettings, SampleData, parse
 from lmcot.data.loaders import load_examples
 from lmcot.records import Rollout, to_json
 from lmcot.run.context import open_run
-from lmcot.stages.refine import refine
+from lmcot.training.refine import refine
 
 FAKE, REAL = (1, 4, 16, 64, 256), (1, 2, 4, 8, 16, 32)
 UNITS, PROMPTS, SAMPLES = 4, 4, 4

@@ -237,10 +237,10 @@ def _run_stage(command: str, config: Config, run_dir: Place) -> int:
     from lmcot.actors.base import prepare_process
     from lmcot.evaluation.evaluate import evaluate
     from lmcot.run.context import open_run
-    from lmcot.stages.annotate import annotate
-    from lmcot.stages.distill import distill
-    from lmcot.stages.refine import refine
-    from lmcot.stages.train import train
+    from lmcot.training.annotate import annotate
+    from lmcot.training.distill import distill
+    from lmcot.training.refine import refine
+    from lmcot.training.train import train
 
     prepare_process(threads=1)
     stages: dict[str, Callable[[Run], object]] = {

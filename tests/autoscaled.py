@@ -30,7 +30,7 @@ from ray.autoscaler.v2.sdk import get_cluster_status
 
 from lmcot.config import Config, load_config
 from lmcot.run.context import open_run
-from lmcot.stages.refine import refine
+from lmcot.training.refine import refine
 from tests.documented import placement
 
 ROOT = Path(__file__).parents[1]

@@ -32,7 +32,7 @@ from lmcot.data.sampler import PromptSampler
 from lmcot.models.sources import resolve_dtype, resolve_source
 from lmcot.monitor.metrics import read_metrics
 from lmcot.run.context import Run, open_run
-from lmcot.stages.refine import refine
+from lmcot.training.refine import refine
 
 SAMPLES, TOKENS, THREADS = 4, 64, 2
 KL, CLIP, LEARNING_RATE, EPS = 0.05, 0.2, 1e-6, 1e-8

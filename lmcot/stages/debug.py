@@ -23,10 +23,10 @@ from lmcot.monitor.progress import progress, say
 from lmcot.records import Answer, Judgement, Rollout, ScoredRollout
 from lmcot.run.context import Run
 from lmcot.run.roles import distill_roles, refine_roles
-from lmcot.stages.learners import Learners
-from lmcot.stages.pipeline import Pipeline
-from lmcot.stages.refine import STAGE, check_judged, fresh_state, open_fleets, start_source
-from lmcot.stages.summary import step_metrics
+from lmcot.training.learners import Learners
+from lmcot.training.pipeline import Pipeline
+from lmcot.training.refine import STAGE, check_judged, fresh_state, open_fleets, start_source
+from lmcot.training.step_metrics import step_metrics
 
 
 class _NoLearners:

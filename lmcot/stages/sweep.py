@@ -28,10 +28,10 @@ from lmcot.files import write_atomically
 from lmcot.monitor.progress import Progress, progress, say
 from lmcot.run.directory import DirectoryInUse, RunDirectory
 from lmcot.run.interruption import Interruption
-from lmcot.stages import refine as stage
 from lmcot.stages.sweep_table import SweepTable
 from lmcot.stages.sweep_trial import bundles, check_fits, run_trial, running_means
 from lmcot.storage import is_remote
+from lmcot.training import refine as stage
 
 if TYPE_CHECKING:
     from lmcot.storage import Place

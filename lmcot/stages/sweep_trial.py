@@ -15,7 +15,7 @@ from lmcot.errors import UserError
 from lmcot.monitor.metrics import read_metrics
 from lmcot.run.context import open_run
 from lmcot.run.roles import refine_roles
-from lmcot.stages import refine as stage
+from lmcot.training import refine as stage
 
 _ROUNDING = 1e-9
 

@@ -22,7 +22,7 @@ from lmcot.config import load_config
 from lmcot.monitor.catalogue import VARYING
 from lmcot.monitor.metrics import read_metrics
 from lmcot.run.context import open_run
-from lmcot.stages.refine import refine
+from lmcot.training.refine import refine
 
 if TYPE_CHECKING:
     from lmcot.storage import Place

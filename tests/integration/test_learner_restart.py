@@ -27,9 +27,9 @@ from lmcot.monitor.catalogue import VARYING
 from lmcot.monitor.metrics import Monitor, read_metrics
 from lmcot.records import ScoredRollout
 from lmcot.run.context import open_run
-from lmcot.stages.distill import distill
-from lmcot.stages.pipeline import Batch
-from lmcot.stages.refine import refine
+from lmcot.training.distill import distill
+from lmcot.training.pipeline import Batch
+from lmcot.training.refine import refine
 
 pytestmark = pytest.mark.e2e
 

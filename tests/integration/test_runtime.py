@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from lmcot.errors import UserError
 from lmcot.learner.checkpoints import CheckpointStore
-from lmcot.stages.pipeline import Pipeline
+from lmcot.training.pipeline import Pipeline
 from tests.integration.runtime_cases import (
     JUDGED,
     Killer,

@@ -15,7 +15,7 @@ from lmcot.records import Completion, Failure, FailureKind, to_json
 from lmcot.run.context import Question, Run
 from lmcot.run.directory import RunDirectory
 from lmcot.run.interruption import Interruption
-from lmcot.stages.annotate import _from_facts, _judge, _read_partial
+from lmcot.training.annotate import _from_facts, _judge, _read_partial
 
 CONFIG = Path(__file__).parents[2] / "configs" / "smoke_t5.yaml"
 

@@ -21,7 +21,7 @@ from lmcot.monitor.metrics import read_metrics
 from lmcot.records import Annotation
 from lmcot.run.budgets import Spending
 from lmcot.run.directory import RunDirectory, read_annotations
-from lmcot.stages.annotate import _read_partial
+from lmcot.training.annotate import _read_partial
 
 DAMAGE = [b"", b"{", b'{"annotate": ', b"\x00\xff\xfe", b"[1, 2]", b"null", b'{"a": 1} {"b": 2}']
 TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"

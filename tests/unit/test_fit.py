@@ -19,7 +19,7 @@ from lmcot.records import Annotation
 from lmcot.run.context import Run
 from lmcot.run.directory import RunDirectory
 from lmcot.run.interruption import Interruption
-from lmcot.stages.distill import _pairs
+from lmcot.training.distill import _pairs
 
 pytestmark = pytest.mark.usefixtures("model_cache")
 

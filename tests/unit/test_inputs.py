@@ -20,8 +20,8 @@ from lmcot.run.context import Run
 from lmcot.run.directory import RunDirectory, read_annotations
 from lmcot.run.inputs import check_contents, contents
 from lmcot.run.interruption import Interruption
-from lmcot.stages.annotate import annotate
-from lmcot.stages.distill import _pairs, distill
+from lmcot.training.annotate import annotate
+from lmcot.training.distill import _pairs, distill
 
 Opened = Callable[..., Run]
 

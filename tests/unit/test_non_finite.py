@@ -17,7 +17,7 @@ from lmcot.errors import UserError
 from lmcot.learner import maths
 from lmcot.learner.session import LearnerSession
 from lmcot.records import RunState, ScoredRollout
-from lmcot.stages.learners import Learners
+from lmcot.training.learners import Learners
 from tests.unit.learner_cases import (
     LORA,
     Layout,

@@ -16,9 +16,9 @@ from lmcot.config import BudgetSettings, load_config
 from lmcot.errors import Interrupted, UserError
 from lmcot.records import Example, Failure, FailureKind, Judgement, Paragraph, Rollout, Usage
 from lmcot.run.budgets import Spending
-from lmcot.stages import pipeline as module
-from lmcot.stages.pipeline import Batch, Fleets, Pipeline
-from lmcot.stages.refine import fresh_state
+from lmcot.training import pipeline as module
+from lmcot.training.pipeline import Batch, Fleets, Pipeline
+from lmcot.training.refine import fresh_state
 
 TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
 CONFIG = load_config(TOY)

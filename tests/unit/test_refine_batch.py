@@ -24,8 +24,8 @@ from lmcot.records import (
     Rollout,
     SupportingFact,
 )
-from lmcot.stages.refine import check_judged, check_staleness
-from lmcot.stages.summary import step_metrics
+from lmcot.training.refine import check_judged, check_staleness
+from lmcot.training.step_metrics import step_metrics
 
 GOOD = Judgement({"em": 1.0, "f1": 1.0, **{f"aspect/{name}": 0.5 for name in (
     "factuality", "relevance", "logicality", "consistency", "coherence", "fluency",

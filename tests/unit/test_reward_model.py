@@ -32,8 +32,8 @@ from lmcot.records import (
 from lmcot.rewards.combine import increasing_reward, judge_increasing, scalar_reward
 from lmcot.rewards.judge import RewardModel, answer_prompts
 from lmcot.rewards.scoring import columns
-from lmcot.stages.summary import step_metrics
 from lmcot.text.visible import NOT_SHOWN
+from lmcot.training.step_metrics import step_metrics
 
 ASPECTS: tuple[Aspect, ...] = (
     "factuality",

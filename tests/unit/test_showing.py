@@ -14,7 +14,7 @@ from lmcot.config import MonitorSettings
 from lmcot.monitor.metrics import Monitor
 from lmcot.records import Answer, Example, Failure, FailureKind, Judgement, Rollout, ScoredRollout
 from lmcot.rewards.scoring import columns, record_lines
-from lmcot.stages.showing import picked, show
+from lmcot.training.sample_texts import picked, show
 
 TEXT = "It is *red* | <b>.\nSo the answer is red."
 ROLLOUT = Rollout("u", "q1", 0, (1,), (2, 3), (-0.1, -0.2), "length", TEXT, 0)

@@ -26,13 +26,13 @@ from lmcot.run.context import Run
 from lmcot.run.inputs import contents
 from lmcot.run.roles import published_weights, refine_roles
 from lmcot.run.versions import versions
-from lmcot.stages import during
-from lmcot.stages.during import DuringTraining
-from lmcot.stages.learners import Learners
-from lmcot.stages.meter import Meter
-from lmcot.stages.pipeline import Batch, Fleets, Pipeline
-from lmcot.stages.showing import show
-from lmcot.stages.summary import step_metrics
+from lmcot.training import interim as during
+from lmcot.training.interim import DuringTraining
+from lmcot.training.learners import Learners
+from lmcot.training.pipeline import Batch, Fleets, Pipeline
+from lmcot.training.sample_texts import show
+from lmcot.training.step_metrics import step_metrics
+from lmcot.training.step_timing import Meter
 
 STAGE: Final = "refine"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from lmcot.evaluation.evaluate import check_evaluation, evaluate
 from lmcot.run.context import Run
-from lmcot.stages.annotate import annotate
-from lmcot.stages.distill import distill
-from lmcot.stages.refine import refine
+from lmcot.training.annotate import annotate
+from lmcot.training.distill import distill
+from lmcot.training.refine import refine
 
 
 def train(run: Run) -> None:

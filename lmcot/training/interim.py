@@ -27,9 +27,9 @@ from lmcot.monitor.metrics import EVALUATION, read_metrics
 from lmcot.monitor.progress import say
 from lmcot.records import Example, Rollout
 from lmcot.run.context import Run
-from lmcot.stages.learners import Learners
-from lmcot.stages.pipeline import Fleets, Pipeline
 from lmcot.storage import on_disk, reaching, remove, replacing
+from lmcot.training.learners import Learners
+from lmcot.training.pipeline import Fleets, Pipeline
 
 STAGE: Final = EVALUATION
 _ROW: Final = "guided_refined"

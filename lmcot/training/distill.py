@@ -20,8 +20,8 @@ from lmcot.run.context import Run
 from lmcot.run.inputs import contents
 from lmcot.run.roles import distill_roles
 from lmcot.run.versions import versions
-from lmcot.stages.annotate import annotate
-from lmcot.stages.learners import Learners
+from lmcot.training.annotate import annotate
+from lmcot.training.learners import Learners
 
 STAGE: Final = "distill"
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping
 
 from lmcot.monitor.memory import MemoryMeter
-from lmcot.stages.learners import Learners
-from lmcot.stages.pipeline import Batch, Fleets, Pipeline
+from lmcot.training.learners import Learners
+from lmcot.training.pipeline import Batch, Fleets, Pipeline
 
 
 class Meter:

@@ -1,0 +1,1 @@
+"""Annotation, distillation and refinement: the loops, and what they are made of."""
