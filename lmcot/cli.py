@@ -221,7 +221,7 @@ def _run_plan(config: Config) -> int:
 
 
 def _run_sweep(options: argparse.Namespace) -> int:
-    from lmcot.stages.sweep import sweep
+    from lmcot.sweep.sweep import sweep
 
     sweep(
         options.config,

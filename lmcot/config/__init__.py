@@ -52,13 +52,6 @@ from lmcot.config.runtime import (
     RoleSettings,
 )
 from lmcot.config.serving import Limits, ServedRole, ServeSettings
-from lmcot.config.sweep import (
-    AshaSettings,
-    SweepSettings,
-    Trial,
-    load_sweep,
-    plan_trials,
-)
 from lmcot.config.training import (
     AdaptiveKl,
     DistillSettings,
@@ -78,7 +71,6 @@ __all__ = [
     "ActorsSettings",
     "AdaptiveKl",
     "AlarmSettings",
-    "AshaSettings",
     "Aspect",
     "AspectSettings",
     "BudgetSettings",
@@ -121,18 +113,14 @@ __all__ = [
     "ServedRole",
     "Stage",
     "SupportingFactsTeacher",
-    "SweepSettings",
     "TransformersFrozen",
-    "Trial",
     "check_files",
     "depends",
     "differences",
     "dump_config",
     "flat_settings",
     "load_config",
-    "load_sweep",
     "parse_config",
     "parse_settings",
-    "plan_trials",
     "read_yaml_mapping",
 ]

@@ -19,7 +19,7 @@ import yaml
 from lmcot.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR, main
 from lmcot.config import load_config
 from lmcot.monitor.metrics import read_metrics
-from lmcot.stages import sweep as stage
+from lmcot.sweep import sweep as stage
 
 pytestmark = pytest.mark.e2e
 

@@ -11,12 +11,13 @@ import pytest
 import yaml
 from ray import cloudpickle
 
-from lmcot.config import SweepSettings, Trial, load_config, load_sweep, plan_trials
+from lmcot.config import load_config
 from lmcot.errors import UserError
 from lmcot.run.directory import RunDirectory
-from lmcot.stages import sweep as stage
-from lmcot.stages.sweep_table import SweepTable
-from lmcot.stages.sweep_trial import bundles, running_means
+from lmcot.sweep import sweep as stage
+from lmcot.sweep.space import SweepSettings, Trial, load_sweep, plan_trials
+from lmcot.sweep.table import SweepTable
+from lmcot.sweep.trial import bundles, running_means
 
 TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
 RATE = "refine.optimiser.learning_rate"

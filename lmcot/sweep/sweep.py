@@ -22,15 +22,16 @@ from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler
 
 from lmcot.actors.cluster import ray_cluster
-from lmcot.config import SweepSettings, Trial, dump_config, load_config, load_sweep, plan_trials
+from lmcot.config import dump_config, load_config
 from lmcot.errors import UserError
 from lmcot.files import write_atomically
 from lmcot.monitor.progress import Progress, progress, say
 from lmcot.run.directory import DirectoryInUse, RunDirectory
 from lmcot.run.interruption import Interruption
-from lmcot.stages.sweep_table import SweepTable
-from lmcot.stages.sweep_trial import bundles, check_fits, run_trial, running_means
 from lmcot.storage import is_remote
+from lmcot.sweep.space import SweepSettings, Trial, load_sweep, plan_trials
+from lmcot.sweep.table import SweepTable
+from lmcot.sweep.trial import bundles, check_fits, run_trial, running_means
 from lmcot.training import refine as stage
 
 if TYPE_CHECKING:

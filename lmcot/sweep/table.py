@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from lmcot.config import SweepSettings, Trial
 from lmcot.errors import UserError
 from lmcot.files import read_object, write_atomically
-from lmcot.stages.sweep_trial import running_means, steps_done
+from lmcot.sweep.space import SweepSettings, Trial
+from lmcot.sweep.trial import running_means, steps_done
 
 Status = Literal["unfinished", "finished", "stopped early", "failed"]
 

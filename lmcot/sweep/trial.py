@@ -10,11 +10,11 @@ import ray
 from ray import tune
 
 from lmcot.actors.base import prepare_process
-from lmcot.config import SweepSettings, Trial
 from lmcot.errors import UserError
 from lmcot.monitor.metrics import read_metrics
 from lmcot.run.context import open_run
 from lmcot.run.roles import refine_roles
+from lmcot.sweep.space import SweepSettings, Trial
 from lmcot.training import refine as stage
 
 _ROUNDING = 1e-9

@@ -1,0 +1,1 @@
+"""Hyperparameter search: trials of one run with other settings, by Ray Tune."""
