@@ -155,7 +155,7 @@ def _run_cache(action: str, folder: str | None, model: str | None) -> int:
 
 def _run_aspects(options: argparse.Namespace) -> int:
     from lmcot.config import load_config
-    from lmcot.stages import aspects
+    from lmcot.tools import fit_aspects as aspects
 
     config = load_config(options.config) if options.config else None
     if options.action == "score":
@@ -182,22 +182,22 @@ def _run_aspects(options: argparse.Namespace) -> int:
 
 def _run_doctor(options: argparse.Namespace) -> int:
     from lmcot.config import load_config
-    from lmcot.stages.doctor import doctor
+    from lmcot.tools.doctor import doctor
 
     config = load_config(options.config, options.overrides) if options.config else None
     return EXIT_USER_ERROR if doctor(config, options.run_dir) else 0
 
 
 def _run_compare(options: argparse.Namespace) -> int:
-    from lmcot.stages.compare import compare
+    from lmcot.tools.compare import compare
 
     compare(options.runs, markdown=options.markdown, output=options.json)
     return 0
 
 
 def _run_inspect(options: argparse.Namespace) -> int:
-    from lmcot.stages.inspect import Wanted, parse_steps, show_evaluation, show_rollouts
     from lmcot.storage import reaching
+    from lmcot.tools.show import Wanted, parse_steps, show_evaluation, show_rollouts
 
     if options.limit < 1:
         raise UserError(f"--limit is {options.limit}: it must be at least 1")
@@ -213,7 +213,7 @@ def _run_inspect(options: argparse.Namespace) -> int:
 
 def _run_plan(config: Config) -> int:
     from lmcot.actors.base import prepare_process
-    from lmcot.stages.plan import show_plan
+    from lmcot.tools.plan import show_plan
 
     prepare_process(threads=1)
     show_plan(config)
@@ -258,7 +258,7 @@ def _run_stage(command: str, config: Config, run_dir: Place) -> int:
 def _run_debug(options: argparse.Namespace, config: Config) -> int:
     from lmcot.actors.base import prepare_process
     from lmcot.run.context import open_run
-    from lmcot.stages import debug
+    from lmcot.tools import debug
 
     for name in ("steps", "step"):
         number = getattr(options, name, None)

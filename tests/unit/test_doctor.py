@@ -10,8 +10,8 @@ import pytest
 
 from lmcot.cli import main
 from lmcot.config import load_config
-from lmcot.stages import doctor as doctors
-from lmcot.stages.doctor import GIB, Facts, examine, examine_nodes, local_facts
+from lmcot.tools import doctor as doctors
+from lmcot.tools.doctor import GIB, Facts, examine, examine_nodes, local_facts
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WELL = Facts(

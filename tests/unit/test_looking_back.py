@@ -16,8 +16,8 @@ from lmcot.evaluation.predictions import Attempt, Kept, predict, row_result
 from lmcot.evaluation.report import write_report
 from lmcot.monitor.metrics import Monitor
 from lmcot.records import Answer, Completion, Example, Failure, FailureKind, Judgement, Rollout
-from lmcot.stages.compare import compare
-from lmcot.stages.inspect import parse_steps
+from lmcot.tools.compare import compare
+from lmcot.tools.show import parse_steps
 
 TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
 QUESTIONS = [Example(f"q{n}", f"Question {n}?", "red", ()) for n in range(8)]

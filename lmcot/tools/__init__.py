@@ -1,0 +1,1 @@
+"""Commands that train nothing: show, compare, doctor, debug, plan, fit-aspects."""
