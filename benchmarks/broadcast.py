@@ -24,8 +24,8 @@ from torch import Tensor
 from benchmarks.cases import SMOLLM2
 from benchmarks.timing import medians
 from lmcot.actors.base import prepare_process
-from lmcot.actors.cluster import ray_cluster
 from lmcot.actors.fleet import Fleet
+from lmcot.actors.resources.cluster import ray_cluster
 from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.weights import Weights, pack_weights
 from lmcot.config import ActorsSettings, PolicySettings, RoleSettings

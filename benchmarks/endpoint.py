@@ -23,7 +23,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 
 from lmcot.config import OpenAIFrozen
-from lmcot.frozen.openai_backend import OpenAILM
+from lmcot.frozen.openai.backend import OpenAILM
 from lmcot.records import Completion, Message, Sampling
 
 DELAY_S = 0.3

@@ -28,8 +28,8 @@ from typing import Any, get_args
 
 from benchmarks.cases import SMOLLM2
 from benchmarks.endpoint import serving
-from lmcot.actors.cluster import ray_cluster
 from lmcot.actors.learner_actor import LearnerPlan
+from lmcot.actors.resources.cluster import ray_cluster
 from lmcot.actors.units import JudgeUnit, Packed, RolloutUnit
 from lmcot.config import Aspect, Config, parse_config
 from lmcot.data.sampler import PromptSampler

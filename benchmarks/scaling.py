@@ -34,8 +34,8 @@ from typing import Any
 from benchmarks import stand_ins
 from benchmarks.cases import SMOLLM2
 from benchmarks.fake_ray import FakeRay, StandIn, faked
-from lmcot.actors.cluster import ray_cluster
 from lmcot.actors.fleet import Fleet
+from lmcot.actors.resources.cluster import ray_cluster
 from lmcot.actors.units import Judged, JudgeUnit, Packed, RolloutUnit
 from lmcot.config import ActorsSettings, Config, RoleSettings, SampleData, parse_config
 from lmcot.data.loaders import load_examples

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ray.exceptions import RayError
 
-from lmcot.actors.surroundings import do_without_home
+from lmcot.actors.resources.surroundings import do_without_home
 from lmcot.errors import UserError
 
 _USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}

@@ -20,7 +20,7 @@ from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from lmcot.actors.base import ActorBase, RemoteError, Unanswered
 from lmcot.actors.ledger import Assignment, Ledger, UnitLost
 from lmcot.actors.news import LONGEST_WAIT_S, wait_for_news
-from lmcot.actors.placement import Placement
+from lmcot.actors.resources.placement import Placement
 from lmcot.actors.upkeep import Upkeep
 from lmcot.config import ActorsSettings, RoleSettings
 from lmcot.monitor.progress import say

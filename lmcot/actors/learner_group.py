@@ -9,7 +9,7 @@ import ray
 
 from lmcot.actors.base import RemoteError
 from lmcot.actors.learner_actor import LearnerActor, LearnerPlan
-from lmcot.actors.placement import Placement
+from lmcot.actors.resources.placement import Placement
 from lmcot.config import Config
 
 _STARTING = ("meeting", "setup")

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from lmcot.actors.cluster import check_plan
 from lmcot.actors.fleet import Fleet
+from lmcot.actors.resources.cluster import check_plan
 from lmcot.actors.units import Judged, JudgeUnit, Packed
 from lmcot.config import Row, TransformersFrozen
 from lmcot.config.rows import label, plain, votes

@@ -15,7 +15,7 @@ from lmcot.frozen.needs import Found, Needs
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lmcot.frozen.openai_backend import OpenAILM
+    from lmcot.frozen.openai.backend import OpenAILM
     from lmcot.frozen.transformers_backend import TransformersLM
 
 _CALLS_AT_ONCE = 32
@@ -96,7 +96,7 @@ def check_frozen_lm(settings: TransformersFrozen | OpenAIFrozen, needs: Needs) -
     """
     if settings.backend == "openai":
         _require_openai()
-        from lmcot.frozen.openai_check import check_endpoint
+        from lmcot.frozen.openai.check import check_endpoint
 
         return check_endpoint(settings, needs)
     from lmcot.models.sources import load_tokenizer
@@ -107,7 +107,7 @@ def check_frozen_lm(settings: TransformersFrozen | OpenAIFrozen, needs: Needs) -
 
 def _open_endpoint(settings: OpenAIFrozen) -> OpenAILM:
     _require_openai()
-    from lmcot.frozen.openai_backend import OpenAILM
+    from lmcot.frozen.openai.backend import OpenAILM
 
     return OpenAILM(settings)
 

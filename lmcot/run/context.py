@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from lmcot.actors.cluster import ray_cluster
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.frozen_actor import FrozenActor
+from lmcot.actors.resources.cluster import ray_cluster
 from lmcot.actors.reward_actor import RewardActor
 from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.config import BudgetSettings, Config, DataSource, flat_settings

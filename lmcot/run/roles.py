@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lmcot.actors.plan import Published, Roles
+from lmcot.actors.resources.plan import Published, Roles
 from lmcot.config import Config, Row
 from lmcot.config.rows import WITHOUT_POLICY, plain
 from lmcot.models.sources import parameters_of, resolve_dtype

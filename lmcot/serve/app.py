@@ -19,9 +19,9 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
-from lmcot.actors.cluster import nodes
-from lmcot.actors.plan import Roles
-from lmcot.actors.served import find_served_plan
+from lmcot.actors.resources.cluster import nodes
+from lmcot.actors.resources.plan import Roles
+from lmcot.actors.resources.served import find_served_plan
 from lmcot.config import Config, RoleSettings, ServedRole, ServeSettings
 from lmcot.errors import UserError
 from lmcot.records import Paragraph

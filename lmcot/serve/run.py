@@ -18,9 +18,9 @@ from ray import serve as ray_serve
 from ray.exceptions import RayError
 from ray.serve.api import RunTarget
 
-from lmcot.actors.cluster import nodes, ray_cluster
-from lmcot.actors.plan import Plan
-from lmcot.actors.served import find_served_plan
+from lmcot.actors.resources.cluster import nodes, ray_cluster
+from lmcot.actors.resources.plan import Plan
+from lmcot.actors.resources.served import find_served_plan
 from lmcot.errors import UserError
 from lmcot.monitor.progress import say
 from lmcot.serve.access import is_loopback, token_digests

@@ -21,7 +21,7 @@ from ray import cloudpickle, tune
 from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler
 
-from lmcot.actors.cluster import ray_cluster
+from lmcot.actors.resources.cluster import ray_cluster
 from lmcot.config import dump_config, load_config
 from lmcot.errors import UserError
 from lmcot.files import write_atomically

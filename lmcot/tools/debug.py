@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lmcot.actors.cluster import check_plan
 from lmcot.actors.learner_actor import LearnerPlan
+from lmcot.actors.resources.cluster import check_plan
 from lmcot.actors.units import Packed
 from lmcot.errors import UserError
 from lmcot.monitor.catalogue import VARYING

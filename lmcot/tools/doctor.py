@@ -183,7 +183,7 @@ def examine_nodes(nodes: Sequence[Facts], config: Config | None) -> list[Finding
 
 def local_facts(name: str = "this machine") -> Facts:
     """Of the machine that this runs on."""
-    from lmcot.actors.surroundings import available_memory, look_around
+    from lmcot.actors.resources.surroundings import available_memory, look_around
 
     temp, troubles, notices = look_around()
     return Facts(
@@ -213,7 +213,7 @@ def cluster_facts(config: Config | None, address: str) -> list[Facts]:
     from ray.exceptions import GetTimeoutError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from lmcot.actors.cluster import ray_cluster
+    from lmcot.actors.resources.cluster import ray_cluster
     from lmcot.config import ActorsSettings
 
     settings = config.actors if config is not None else ActorsSettings(address=address)
@@ -235,7 +235,7 @@ def cluster_facts(config: Config | None, address: str) -> list[Facts]:
 
 
 def _address(config: Config | None) -> str | None:
-    from lmcot.actors.cluster import joined_address
+    from lmcot.actors.resources.cluster import joined_address
     from lmcot.config import ActorsSettings
 
     return joined_address(config.actors if config is not None else ActorsSettings())
@@ -263,7 +263,7 @@ def _object_store(facts: Facts, config: Config | None) -> Iterable[Finding]:
 
 def _started(config: Config | None) -> Iterable[Finding]:
     """Starts Ray on this machine as a run would, and ends it."""
-    from lmcot.actors.cluster import ray_cluster
+    from lmcot.actors.resources.cluster import ray_cluster
     from lmcot.config import ActorsSettings
 
     with ray_cluster(config.actors if config is not None else ActorsSettings()):
@@ -321,8 +321,8 @@ def _served(config: Config | None, gpus: int) -> Iterable[Finding]:
         return
     from ray._private.utils import get_num_cpus
 
-    from lmcot.actors.packing import Node
-    from lmcot.actors.served import find_served_plan
+    from lmcot.actors.resources.packing import Node
+    from lmcot.actors.resources.served import find_served_plan
 
     machine = Node("this machine", {"CPU": float(get_num_cpus()), "GPU": float(gpus)})
     plan = find_served_plan(config, [machine])

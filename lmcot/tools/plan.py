@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lmcot.actors.cluster import find_plan, nodes, ray_cluster
-from lmcot.actors.plan import Plan
-from lmcot.actors.served import find_served_plan
+from lmcot.actors.resources.cluster import find_plan, nodes, ray_cluster
+from lmcot.actors.resources.plan import Plan
+from lmcot.actors.resources.served import find_served_plan
 from lmcot.config import Config, FrozenTeacher
 from lmcot.errors import UserError
 from lmcot.run.roles import (

@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from lmcot.actors.cluster import check_plan
 from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.actors.learner_group import LearnerLost
+from lmcot.actors.resources.cluster import check_plan
 from lmcot.data.render import encode_continuation
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import Interrupted, UserError

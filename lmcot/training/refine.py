@@ -12,9 +12,9 @@ from typing import Final
 
 import numpy as np
 
-from lmcot.actors.cluster import check_plan
 from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.actors.learner_group import LearnerLost
+from lmcot.actors.resources.cluster import check_plan
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import Interrupted, UserError
 from lmcot.evaluation.evaluate import check_evaluation

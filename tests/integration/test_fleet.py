@@ -13,8 +13,8 @@ import pytest
 import ray
 
 from lmcot.actors.base import ActorBase
-from lmcot.actors.cluster import check_plan
 from lmcot.actors.fleet import Fleet
+from lmcot.actors.resources.cluster import check_plan
 from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.units import Packed, RolloutUnit
 from lmcot.actors.weights import checksum, pack_weights

@@ -13,8 +13,8 @@ from ray.cluster_utils import Cluster
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from lmcot.actors.cluster import check_plan, find_plan
-from lmcot.actors.placement import Placement
+from lmcot.actors.resources.cluster import check_plan, find_plan
+from lmcot.actors.resources.placement import Placement
 from lmcot.cli import main
 from lmcot.config import ActorsSettings, RoleSettings
 from lmcot.errors import UserError

@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from lmcot.config import OpenAIFrozen
 from lmcot.frozen.needs import Found, Needs
-from lmcot.frozen.openai_backend import OpenAILM
-from lmcot.frozen.openai_check import check_endpoint
+from lmcot.frozen.openai.backend import OpenAILM
+from lmcot.frozen.openai.check import check_endpoint
 from lmcot.records import Failure, FailureKind, Message, Prompt, Sampling
 
 FAULTS = ("429", "500", "hang", "closed", "garbage", "empty", "nan", "truncated")

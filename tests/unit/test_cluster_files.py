@@ -15,7 +15,7 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.autoscaler_pb2 import BundleSelector, GangResourceRequest
 
-from lmcot.actors.packing import bundle
+from lmcot.actors.resources.packing import bundle
 from lmcot.config import ActorsSettings, RoleSettings
 from tests.documented import placement
 

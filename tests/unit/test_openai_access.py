@@ -8,8 +8,8 @@ import pytest
 
 from lmcot.config import OpenAIFrozen
 from lmcot.errors import UserError
-from lmcot.frozen.openai_access import Access, is_loopback
-from lmcot.frozen.openai_backend import OpenAILM
+from lmcot.frozen.openai.access import Access, is_loopback
+from lmcot.frozen.openai.backend import OpenAILM
 from lmcot.records import Completion, Sampling
 from tests.unit.endpoint import Answer, Endpoint, ask, check, client
 

@@ -13,7 +13,7 @@ import pytest
 from lmcot.config import OpenAIFrozen, PromptSettings
 from lmcot.errors import UserError
 from lmcot.frozen.open import open_frozen_lm
-from lmcot.frozen.openai_backend import OpenAILM
+from lmcot.frozen.openai.backend import OpenAILM
 from lmcot.records import Choice, Completion, FailureKind, Message, Sampling
 from lmcot.text.visible import NOT_SHOWN
 from tests.unit.endpoint import (

@@ -13,10 +13,10 @@ import pytest
 from lmcot.config import Config, GuidanceRewards, OpenAIFrozen, parse_config
 from lmcot.data import load_templates
 from lmcot.errors import UserError
-from lmcot.frozen import openai_client
 from lmcot.frozen.needs import Needs
 from lmcot.frozen.open import open_frozen_lm
-from lmcot.frozen.openai_backend import OpenAILM
+from lmcot.frozen.openai import client as openai_client
+from lmcot.frozen.openai.backend import OpenAILM
 from lmcot.records import Choice, Completion, Failure, FailureKind, Sampling
 from lmcot.run.first_check import check_frozen
 from lmcot.serve.asking import Pair, learned

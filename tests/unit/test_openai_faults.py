@@ -17,10 +17,10 @@ import pytest
 
 from lmcot.config import OpenAIFrozen
 from lmcot.errors import UserError
-from lmcot.frozen import openai_client
 from lmcot.frozen.needs import Needs
-from lmcot.frozen.openai_backend import OpenAILM
-from lmcot.frozen.openai_check import check_endpoint
+from lmcot.frozen.openai import client as openai_client
+from lmcot.frozen.openai.backend import OpenAILM
+from lmcot.frozen.openai.check import check_endpoint
 from lmcot.records import Choice, Completion, Failure, FailureKind, Sampling, Score
 from tests.unit.endpoint import (
     FAULTS,

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from lmcot.frozen.needs import Needs
-from lmcot.frozen.openai_replies import Reply, Tokens
-from lmcot.frozen.openai_scores import to_score
+from lmcot.frozen.openai.replies import Reply, Tokens
+from lmcot.frozen.openai.scores import to_score
 from lmcot.records import Failure, Score
 from tests.unit.endpoint import Answer, Call, Endpoint, check, completion
 

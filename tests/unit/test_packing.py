@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lmcot.actors.packing import Node, amounts, capacity, fits
+from lmcot.actors.resources.packing import Node, amounts, capacity, fits
 from lmcot.config import RoleSettings
 
 

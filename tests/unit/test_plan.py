@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lmcot.actors.packing import Node
-from lmcot.actors.plan import Published, make_plan
+from lmcot.actors.resources.packing import Node
+from lmcot.actors.resources.plan import Published, make_plan
 from lmcot.config import Config, RoleSettings, parse_config
 from lmcot.run.roles import (
     annotate_roles,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lmcot.actors.packing import Node
-from lmcot.actors.served import find_served_plan
+from lmcot.actors.resources.packing import Node
+from lmcot.actors.resources.served import find_served_plan
 from lmcot.config import Config, ServeSettings, parse_config
 from lmcot.errors import UserError
 from lmcot.serve import instance

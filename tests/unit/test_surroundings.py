@@ -15,8 +15,8 @@ import pytest
 import ray
 from ray._private import utils as ray_utils
 
-from lmcot.actors import cluster, joining, surroundings
-from lmcot.actors.surroundings import object_store_bytes, provide_token, ray_folder
+from lmcot.actors.resources import cluster, joining, surroundings
+from lmcot.actors.resources.surroundings import object_store_bytes, provide_token, ray_folder
 from lmcot.config import ActorsSettings
 from lmcot.errors import UserError
 from lmcot.files import cache_folder, can_write

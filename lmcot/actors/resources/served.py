@@ -5,8 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
-from lmcot.actors.packing import Node, fits
-from lmcot.actors.plan import Plan, Roles, make_plan
+from lmcot.actors.resources.packing import Node, fits
+from lmcot.actors.resources.plan import Plan, Roles, make_plan
 from lmcot.config import Config, OpenAIFrozen, RoleSettings, ServedRole
 
 _COMPUTES, _WAITS = 1.0, 0.1

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 from lmcot.config import OpenAIFrozen
 from lmcot.data.render import parted, render_plain
-from lmcot.frozen.openai_access import open_access
-from lmcot.frozen.openai_choices import to_choice
-from lmcot.frozen.openai_client import LONGEST_REASON, EndpointClient, EndpointError
-from lmcot.frozen.openai_form import RequestForm
-from lmcot.frozen.openai_replies import Faulty, Reply, to_completion
-from lmcot.frozen.openai_scores import to_score
+from lmcot.frozen.openai.access import open_access
+from lmcot.frozen.openai.choices import to_choice
+from lmcot.frozen.openai.client import LONGEST_REASON, EndpointClient, EndpointError
+from lmcot.frozen.openai.form import RequestForm
+from lmcot.frozen.openai.replies import Faulty, Reply, to_completion
+from lmcot.frozen.openai.scores import to_score
 from lmcot.records import Choice, Completion, Failure, FailureKind, Prompt, Sampling, Score
 from lmcot.text.visible import PLAIN_STOP
 

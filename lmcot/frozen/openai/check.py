@@ -7,12 +7,12 @@ from typing import Any
 from lmcot.config import OpenAIFrozen
 from lmcot.errors import UserError
 from lmcot.frozen.needs import Found, Measure, Needs
-from lmcot.frozen.openai_backend import REFUSED, OpenAILM
-from lmcot.frozen.openai_choices import has_alternatives, to_choice
-from lmcot.frozen.openai_client import EndpointError
-from lmcot.frozen.openai_form import complains_of_length
-from lmcot.frozen.openai_probes import wrong_scores
-from lmcot.frozen.openai_replies import Reply
+from lmcot.frozen.openai.backend import REFUSED, OpenAILM
+from lmcot.frozen.openai.choices import has_alternatives, to_choice
+from lmcot.frozen.openai.client import EndpointError
+from lmcot.frozen.openai.form import complains_of_length
+from lmcot.frozen.openai.probes import wrong_scores
+from lmcot.frozen.openai.replies import Reply
 from lmcot.records import Choice, Failure, FailureKind, Prompt
 from lmcot.text.visible import visible_reply
 

@@ -9,7 +9,7 @@ from ray.util import get_current_placement_group
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from lmcot.actors.packing import amounts, bundle
+from lmcot.actors.resources.packing import amounts, bundle
 from lmcot.config import RoleSettings
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lmcot.actors.packing import Node, amounts, bundle, capacity, fits, grains, listed
+from lmcot.actors.resources.packing import Node, amounts, bundle, capacity, fits, grains, listed
 from lmcot.config import RoleSettings
 
 _REMEDIES = 3

@@ -13,11 +13,11 @@ from ray._private.state import available_resources_per_node
 from ray.util import placement_group_table
 from ray.util.placement_group import PlacementGroup
 
-from lmcot.actors.joining import check_cluster
-from lmcot.actors.packing import Node
-from lmcot.actors.placement import captured_in
-from lmcot.actors.plan import Plan, Published, Roles, make_plan
-from lmcot.actors.surroundings import (
+from lmcot.actors.resources.joining import check_cluster
+from lmcot.actors.resources.packing import Node
+from lmcot.actors.resources.placement import captured_in
+from lmcot.actors.resources.plan import Plan, Published, Roles, make_plan
+from lmcot.actors.resources.surroundings import (
     available_memory,
     do_without_home,
     object_store_bytes,

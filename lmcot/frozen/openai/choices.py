@@ -6,8 +6,8 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-from lmcot.frozen.openai_replies import Faulty, Reply
-from lmcot.frozen.openai_scores import sound
+from lmcot.frozen.openai.replies import Faulty, Reply
+from lmcot.frozen.openai.scores import sound
 from lmcot.records import Choice, Failure, FailureKind
 from lmcot.text.visible import holds_thinking, visible_reply
 

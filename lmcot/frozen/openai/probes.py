@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
-from lmcot.frozen.openai_backend import OpenAILM
-from lmcot.frozen.openai_replies import Reply, Tokens
-from lmcot.frozen.openai_scores import to_score
+from lmcot.frozen.openai.backend import OpenAILM
+from lmcot.frozen.openai.replies import Reply, Tokens
+from lmcot.frozen.openai.scores import to_score
 from lmcot.records import Failure, Score
 
 _TEXTS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lmcot.frozen.openai_replies import Faulty, Reply, Tokens
+from lmcot.frozen.openai.replies import Faulty, Reply, Tokens
 from lmcot.records import Failure, FailureKind, Score
 
 _ROUNDING = 1e-4

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import openai
 
 from lmcot.config import OpenAIFrozen
-from lmcot.frozen.openai_access import Access, open_client, request_options
-from lmcot.frozen.openai_form import RequestForm
-from lmcot.frozen.openai_loop import LoopThread
-from lmcot.frozen.openai_replies import ErrorBody, Faulty, Garbled, Reply, read, said
+from lmcot.frozen.openai.access import Access, open_client, request_options
+from lmcot.frozen.openai.form import RequestForm
+from lmcot.frozen.openai.loop import LoopThread
+from lmcot.frozen.openai.replies import ErrorBody, Faulty, Garbled, Reply, read, said
 from lmcot.frozen.pacing import Pace, backoff_s, retry_after_s
 from lmcot.records import Failure, FailureKind
 

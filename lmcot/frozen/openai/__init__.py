@@ -1,0 +1,1 @@
+"""The frozen LM behind an OpenAI-compatible endpoint."""
