@@ -36,7 +36,10 @@ def llama_cpp(log: Path, *options: str) -> Iterator[str]:
     assert spec.origin is not None
     model = Path(spec.origin).with_name(SMOLLM2.rpartition("/")[2])
     port = free_port()
-    command = [str(TOOLS / "bin" / "python"), str(ROOT / "tests" / "llama_cpp_server.py")]
+    command = [
+        str(TOOLS / "bin" / "python"),
+        str(ROOT / "tests" / "support" / "llama_cpp_server.py"),
+    ]
     with _running([*command, str(model), "smol", str(port), *options], port, "/health", log):
         yield f"http://127.0.0.1:{port}/v1"
 

@@ -46,7 +46,7 @@ def test_nodes_join_as_the_roles_ask_for_them_and_are_given_back(
 ) -> None:
     """Two rollout actors take a node each; a reward node holds both reward actors."""
     done = subprocess.run(
-        [*IN_NAMESPACES, sys.executable, str(ROOT / "tests" / "autoscaled.py"), str(tmp_path)],
+        [*IN_NAMESPACES, sys.executable, str(ROOT / "tests/support/autoscaled.py"), str(tmp_path)],
         cwd=ROOT,
         env={
             **os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(ray_home),

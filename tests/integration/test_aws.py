@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.e2e, needs_cloud]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What `tests/cloud_up.py` tells of cluster.yaml; the image is one that the cloud has."""
+    """What `cloud_up.py` tells of cluster.yaml; the image is one that the cloud has."""
     home = tmp_path_factory.mktemp("home")
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text("a token", encoding="utf-8")
@@ -45,7 +45,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         (home / "cluster.yaml").write_text(text, encoding="utf-8")
         (site,) = (TOOLS / "lib").glob("python3*/site-packages")
         done = subprocess.run(
-            [sys.executable, str(ROOT / "tests" / "cloud_up.py"), str(home / "cluster.yaml"),
+            [sys.executable, str(ROOT / "tests/support/cloud_up.py"), str(home / "cluster.yaml"),
              str(site)],
             cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip

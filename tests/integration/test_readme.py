@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.documented import readme_commands
 from tests.integration.servers import free_port
+from tests.support.documented import readme_commands
 
 pytestmark = pytest.mark.e2e
 
@@ -46,11 +46,11 @@ ELSEWHERE = {
     "make toy": ("tests/e2e/test_toy.py", "toy_config"),
     "make test": (".ci/run", "make test"),
     "make lint": (".ci/run", "make lint"),
-    "lmcot aspects": ("tests/unit/test_learned_aspects.py", '["aspects", "score"'),
-    "lmcot cache": ("tests/unit/test_reply_cache.py", '["cache", "show"'),
+    "lmcot aspects": ("tests/unit/rewards/test_learned.py", '["aspects", "score"'),
+    "lmcot cache": ("tests/unit/frozen/test_cache.py", '["cache", "show"'),
     "lmcot debug": ("tests/integration/test_runtime.py", '"debug", "rollout"'),
     "lmcot sweep": ("tests/integration/test_sweep.py", '["sweep", "--config"'),
-    "ray up": ("tests/local_up.py", "ray up -y"),
+    "ray up": ("tests/support/local_up.py", "ray up -y"),
     "ray up cluster.yaml": ("tests/integration/test_aws.py", "cluster.yaml"),
 }
 HERE = {

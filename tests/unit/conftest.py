@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.endpoint import Endpoint, running
+from tests.support.endpoint import Endpoint, running
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,191 @@
+"""Distillation through the real DeepSpeed engine, on models of a few tokens."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from lmcot.errors import UserError
+from lmcot.learner import maths
+from lmcot.models.policy import Policy
+from lmcot.records import Rollout, RunState
+from tests.support.learner_by_hand import (
+    alone,
+    global_norm,
+    gradients,
+    plain_policy,
+    stateless_step,
+)
+from tests.support.learner_cases import (
+    BOTH,
+    KINDS,
+    LAYOUTS,
+    LORA,
+    STATELESS,
+    TOKENS,
+    Layout,
+    distance,
+    make_config,
+    moved,
+    open_session,
+    parameters,
+    token_pairs,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread", "model_cache")
+
+LLAMA = "counting-llama"
+
+
+def _loss_by_hand(policy: Policy) -> Tensor:
+    """Mean negative log-likelihood, by a loop over single responses."""
+    loss = torch.zeros(())
+    for prompt, response in token_pairs():
+        one = Rollout("", "", 0, tuple(prompt), tuple(response), (), "eos", "", 0)
+        loss = loss - alone(policy.lm, None, one).logprobs.sum()
+    return loss / TOKENS
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("layout", "max_grad_norm"),
+    [*((layout, 0.05) for layout in LAYOUTS), (LAYOUTS[1], 1e6), (LAYOUTS[3], 1e6)],
+    ids=str,
+)
+def test_one_step_by_hand(kind: str, layout: Layout, max_grad_norm: float) -> None:
+    """[22] [25] token mean over the whole step, clipped by its global norm, by a plain loop."""
+    config = make_config(kind, {**STATELESS, "max_grad_norm": max_grad_norm}, layout)
+    session = open_session(config, "distill")
+    policy = plain_policy(config, critic=False)
+    loss = _loss_by_hand(policy)
+    found = gradients(policy, loss)
+    norm = global_norm(found)
+    assert norm > 0.1
+    before = parameters(session)
+    metrics = session.distiller.step(token_pairs())
+    assert metrics["loss"] == pytest.approx(loss.item(), abs=1e-5)
+    assert metrics["optimiser/grad_norm"] == pytest.approx(norm, rel=1e-4), "before clipping"
+    assert metrics["batch/tokens"] == TOKENS
+    assert metrics["optimiser/skipped_updates"] == 0
+    expected = stateless_step(before, found, min(1.0, max_grad_norm / norm))
+    assert distance(expected, before) > 1e-3
+    assert distance(parameters(session), expected) < 2e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_order_of_the_rationales_does_not_matter(kind: str) -> None:
+    """[22] shuffled rows, cut into other micro-batches: the same two steps."""
+    results = []
+    for order, layout in enumerate(LAYOUTS[:4]):
+        session = open_session(make_config(kind, STATELESS, layout), "distill")
+        metrics = {}
+        for step in range(2):
+            pairs = token_pairs(step)
+            random.Random(order).shuffle(pairs)
+            metrics = session.distiller.step(pairs)
+        results.append((parameters(session), metrics))
+    for found, metrics in results[1:]:
+        assert distance(found, results[0][0]) < 2e-6
+        assert metrics == pytest.approx(results[0][1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [
+        ("constant", [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.0, 0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25]),
+    ],
+)
+def test_learning_rate_is_a_function_of_the_step(
+    tmp_path: Path, decay: str, expected: list[float]
+) -> None:
+    """[25] schedules are functions of the step, not of the process's age."""
+    optimiser = {"learning_rate": 1e-3, "warmup_steps": 4, "decay": decay}
+    config = make_config(LLAMA, optimiser)
+    session = open_session(config, "distill", steps=8)
+    rates = [
+        session.distiller.step(token_pairs(step))["optimiser/learning_rate"] for step in range(3)
+    ]
+    session.save_engine(tmp_path)
+    rates += [
+        session.distiller.step(token_pairs(step))["optimiser/learning_rate"] for step in range(3, 8)
+    ]
+    assert rates == pytest.approx([1e-3 * factor for factor in expected])
+    again = open_session(config, "distill", steps=8)
+    again.restore(tmp_path, RunState("distill"))
+    resumed = [
+        again.distiller.step(token_pairs(step))["optimiser/learning_rate"] for step in range(3, 8)
+    ]
+    assert resumed == rates[3:]
+
+
+@pytest.mark.parametrize(("kind", "stage"), [(LLAMA, 2), (LLAMA, 3), ("counting-t5", 0)])
+def test_a_resumed_distillation_is_the_same_to_the_bit(
+    tmp_path: Path, kind: str, stage: int
+) -> None:
+    """[29] N + M steps equal N steps, a new session, M steps; gradient checkpointing included."""
+    config = make_config(
+        kind,
+        {"learning_rate": 1e-2, "decay": "linear"},
+        Layout(stage, 40, True),
+        learner__gradient_checkpointing=True,
+    )
+    straight = open_session(config, "distill", steps=4)
+    metrics = []
+    for step in range(4):
+        metrics.append(straight.distiller.step(token_pairs(step)))
+        if step == 1:
+            straight.save_engine(tmp_path)
+    resumed = open_session(config, "distill", steps=4)
+    before = parameters(resumed)
+    resumed.restore(tmp_path, RunState("distill", 2))
+    again = [resumed.distiller.step(token_pairs(step)) for step in range(2, 4)]
+    assert again == metrics[2:]
+    assert not moved(parameters(resumed), parameters(straight))
+    assert distance(parameters(resumed), before) > 1e-3
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_distillation_learns(lora: dict[str, Any] | None) -> None:
+    """The loss of one batch falls by half, by a quarter with adapters: their base stays."""
+    config = make_config(LLAMA, {"learning_rate": 1e-2}, policy__lora=lora)
+    session = open_session(config, "distill", steps=30)
+    frozen = {n: p.detach().clone() for n, p in session.policy.named_parameters()}
+    frozen = {n: p for n, p in frozen.items() if n not in parameters(session)}
+    assert bool(frozen) == bool(lora)
+    losses = [session.distiller.step(token_pairs())["loss"] for _ in range(30)]
+    assert losses[-1] < losses[0] * (0.75 if lora else 0.5)
+    assert all(torch.equal(session.policy.get_parameter(n), p) for n, p in frozen.items())
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_bad_update_is_as_if_it_had_not_been(stage: int) -> None:
+    """A loss that is no number is skipped and counted; too many in a row end the run."""
+    config = make_config(
+        LLAMA,
+        {"learning_rate": 1e-2, "decay": "linear"},
+        Layout(stage, 24, True),
+        learner__max_skipped_updates=1,
+    )
+    good, bad = open_session(config, "distill"), open_session(config, "distill")
+
+    def nothing(*arguments: Any) -> Tensor:
+        return plain(*arguments) * float("nan")
+
+    plain = maths.token_logprobs
+    for step in range(2):
+        with mock.patch("lmcot.learner.distiller.token_logprobs", nothing):
+            skipped = bad.distiller.step(token_pairs(step))
+        assert skipped["optimiser/skipped_updates"] == 1
+        assert bad.distiller.step(token_pairs(step)) == good.distiller.step(token_pairs(step))
+        assert not moved(parameters(good), parameters(bad))
+    with mock.patch("lmcot.learner.distiller.token_logprobs", nothing):
+        bad.distiller.step(token_pairs())
+        with pytest.raises(UserError, match="2 updates in a row"):
+            bad.distiller.step(token_pairs())

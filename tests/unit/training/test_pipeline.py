@@ -1,0 +1,284 @@
+"""Batches on their way: what is open, in which order, what is kept, and what waits its turn."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lmcot.actors.reward_actor import outcome
+from lmcot.actors.units import Judged, Packed
+from lmcot.config import BudgetSettings, load_config
+from lmcot.errors import Interrupted, UserError
+from lmcot.records import Example, Failure, FailureKind, Judgement, Paragraph, Rollout, Usage
+from lmcot.run.budgets import Spending
+from lmcot.training import pipeline as module
+from lmcot.training.pipeline import Batch, Fleets, Pipeline
+from lmcot.training.refine import fresh_state
+
+TOY = Path(__file__).parents[3] / "configs" / "toy.yaml"
+CONFIG = load_config(TOY)
+RIGHT = Judgement({"increasing": 1.0})
+
+
+class FakeFleet:
+    """Keeps what it is given; `finish` has its oldest units done."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.units: dict[str, Any] = {}
+        self.done: list[str] = []
+        self.most = 0
+
+    def submit(self, method: str, key: str, unit: Any) -> None:
+        assert key not in self.units
+        self.units[key] = unit
+        self.most = max(self.most, len(self.units))
+
+    def turn(self) -> list[tuple[str, Any]]:
+        done, self.done = self.done, []
+        return [(key, self.answer(self.units.pop(key))) for key in done]
+
+    def finish(self, count: int | None = None) -> None:
+        self.done = list(self.units)[:count]
+
+    def abandon(self) -> None:
+        self.units.clear()
+
+    def refs(self) -> list[Any]:
+        return []
+
+
+class FakeLearners:
+    """Always well."""
+
+    def __init__(self) -> None:
+        self.looked = 0
+
+    def refs(self) -> list[Any]:
+        return []
+
+    def check(self) -> None:
+        self.looked += 1
+
+    def probe(self) -> None:
+        return
+
+
+class Call:
+    """A call to the learners that takes so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        self.left = looks
+
+    def done(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+    def refs(self) -> list[Any]:
+        return []
+
+
+def pending(looks: int) -> Any:
+    """A `Call`, where a `PendingCall` is asked for."""
+    return Call(looks)
+
+
+def sampled(unit: Any) -> Packed[list[Rollout]]:
+    return Packed.of([
+        Rollout(unit.unit_id, example.id, k, (1,), (2,), (-0.5,), "eos", "x", unit.policy_version)
+        for example in unit.questions.open() for k in range(unit.samples)
+    ])  # fmt: skip
+
+
+def judged(unit: Any, judgement: Judgement = RIGHT) -> Judged:
+    assert {one.id for one in unit.questions.open()} == {
+        one.example_id for one in unit.rollouts.open()
+    }
+    rollouts = unit.rollouts.open()
+    done = outcome(unit.questions.open(), rollouts, [judgement] * len(rollouts), CONFIG)
+    return replace(done, usage=Usage(1, 1, 5))
+
+
+def units(batch: Batch) -> list[str]:
+    """Of the rationales that are learnt from, in their order."""
+    return [one.rollout.unit_id for unit in batch.scored for one in unit.open()]
+
+
+def questions(batch: Batch) -> list[str]:
+    """Each once, in order."""
+    ids = (one.rollout.example_id for unit in batch.scored for one in unit.open())
+    return list(dict.fromkeys(ids))
+
+
+def as_run(**parts: Any) -> Any:
+    """As much of a `Run` as a pipeline needs."""
+    return SimpleNamespace(**parts)
+
+
+class Stand:
+    """A pipeline between fakes: 12 questions, 4 a step, 2 a unit, 3 rationales each."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
+        settings = (
+            "refine.prompts_per_step=4",
+            "refine.samples_per_prompt=3",
+            "refine.steps=10",
+            "actors.prompts_per_unit=2",
+        )
+        questions = [
+            SimpleNamespace(example=Example(f"q{n}", "?", "a", (Paragraph("t", ("s",)),)))
+            for n in range(12)
+        ]
+        self.run = as_run(
+            config=load_config(TOY, [*settings, *overrides]),
+            train=questions,
+            spending=Spending(folder / "spending.json", BudgetSettings()),
+            interruption=SimpleNamespace(check=lambda: None),
+            tell_unmeasured=lambda components: None,
+        )
+        self.rollout, self.reward = FakeFleet(sampled), FakeFleet(judged)
+        self.learners = FakeLearners()
+        fleets: Any = Fleets(self.rollout, self.reward)  # type: ignore[arg-type]
+        self.pipeline = Pipeline(self.run, fleets, self.learners, fresh_state(self.run))
+        self.waits: list[Any] = []
+        monkeypatch.setattr(module, "wait_for_news", self.between)
+
+    def between(self, *sources: Any) -> None:
+        """What happens while the driver waits: the next of the waits that were planned."""
+        (self.waits.pop(0) if self.waits else self.all_done)()
+
+    def all_done(self) -> None:
+        self.rollout.finish()
+        self.reward.finish()
+
+
+def test_at_no_staleness_one_batch_is_open_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand = Stand(tmp_path, monkeypatch)
+    assert stand.pipeline.wants(0)
+    stand.pipeline.open(0, ())
+    assert not stand.pipeline.wants(0)
+    assert list(stand.rollout.units) == ["step-1/0", "step-1/1"]
+    batch = stand.pipeline.take(0)
+    assert units(batch) == ["step-1/0"] * 6 + ["step-1/1"] * 6
+    lines = [json.loads(line) for line in batch.records.splitlines()]
+    assert [line["unit_id"] for line in lines] == units(batch)
+    assert list(batch.columns["judged"]) == [1.0] * 12
+    assert batch.failures == []
+    assert batch.usage == Usage(2, 2, 10)
+    assert stand.pipeline.wants(1)
+    stand.pipeline.open(1, ("weights",))
+    assert {unit.policy_version for unit in stand.rollout.units.values()} == {1}
+    assert {unit.weights for unit in stand.rollout.units.values()} == {("weights",)}
+
+
+def test_a_unit_is_judged_while_others_are_sampled_and_order_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand = Stand(tmp_path, monkeypatch)
+    stand.pipeline.open(0, ())
+    last_first = ["step-1/1", "step-1/0"]
+
+    def second() -> None:
+        stand.rollout.done = [last_first[0]]
+
+    def judge_it() -> None:
+        assert list(stand.reward.units) == last_first[:1]
+        assert list(stand.rollout.units) == last_first[1:]
+        stand.reward.finish()
+        stand.rollout.finish()
+
+    stand.waits = [second, judge_it]
+    batch = stand.pipeline.take(0)
+    assert units(batch) == ["step-1/0"] * 6 + ["step-1/1"] * 6
+
+
+@pytest.mark.parametrize("staleness", [1, 3])
+def test_no_more_batches_are_open_than_staleness_admits(
+    staleness: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slow the learners or the reward side are: the queues are bounded."""
+    stand = Stand(tmp_path, monkeypatch, f"refine.max_staleness={staleness}")
+    versions = []
+    for step in range(10):
+        stand.pipeline.open(step, ())
+        stand.pipeline.work_until(pending(looks=20))
+        assert stand.pipeline.ready() == min(staleness + 1, 10 - step)
+        batch = stand.pipeline.take(step)
+        versions.append(batch.version)
+        assert batch.step - batch.version == min(step, staleness)
+    assert versions == [max(0, step - staleness) for step in range(10)]
+    assert stand.rollout.most <= 2 * (staleness + 1)
+    assert stand.reward.most <= 2 * (staleness + 1)
+    assert not stand.pipeline.wants(10), "there are no steps beyond the last"
+    assert stand.pipeline.units_in_flight() == []
+
+
+def test_every_question_of_an_epoch_comes_once_whatever_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[int, list[str]] = {}
+    for staleness in (0, 2):
+        stand = Stand(tmp_path, monkeypatch, f"refine.max_staleness={staleness}")
+        asked[staleness] = []
+        for step in range(6):
+            stand.pipeline.open(step, ())
+            asked[staleness] += questions(stand.pipeline.take(step))
+        assert all(len(set(asked[staleness][at : at + 12])) == 12 for at in (0, 12))
+    assert asked[0] == asked[2]
+
+
+def test_a_batchs_sampler_state_is_where_a_resume_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where the batches that are open ahead of it have come to."""
+    stand = Stand(tmp_path, monkeypatch, "refine.max_staleness=2")
+    stand.pipeline.open(0, ())
+    batch = stand.pipeline.take(0)
+    flying = stand.pipeline.units_in_flight()
+    assert {key.partition("/")[0] for key in flying} <= {"step-2", "step-3"}
+    state = fresh_state(stand.run)
+    state.step, state.sampler = 1, batch.sampler
+    again = Stand(tmp_path, monkeypatch, "refine.max_staleness=2")
+    fleets: Any = Fleets(again.rollout, again.reward)  # type: ignore[arg-type]
+    resumed = Pipeline(stand.run, fleets, again.learners, state)
+    resumed.open(1, ())
+    assert list(again.rollout.units) == [f"step-{n}/{unit}" for n in (2, 3, 4) for unit in (0, 1)]
+    assert set(flying) <= set(again.rollout.units)
+
+
+def test_what_goes_wrong_while_the_learners_learn_waits_until_they_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else their step would be lost with it."""
+    stand = Stand(tmp_path, monkeypatch, "refine.max_staleness=1")
+    stand.pipeline.open(0, ())
+    stand.waits = [lambda: stand.rollout.finish(2), lambda: stand.reward.finish(2)]
+    stand.pipeline.take(0)
+    failed = Judgement(failure=Failure(FailureKind.TRANSIENT, "the endpoint is down"))
+    stand.reward.answer = lambda unit: judged(unit, failed)
+    call = pending(looks=30)
+    stand.pipeline.work_until(call)
+    assert call.left < 0
+    with pytest.raises(UserError, match=r"judgements of step 2 failed, .*the endpoint is down"):
+        stand.pipeline.take(1)
+
+
+def test_an_interruption_is_seen_while_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand = Stand(tmp_path, monkeypatch)
+    stand.pipeline.open(0, ())
+
+    def interrupt() -> None:
+        raise Interrupted
+
+    stand.run.interruption.check = interrupt
+    with pytest.raises(Interrupted):
+        stand.pipeline.take(0)
