@@ -16,6 +16,10 @@ from lmcot.rewards.answers import best, contains_gold, exact_match, f1, inclusio
 from lmcot.rewards.copying import copied_share
 from lmcot.rewards.reading import read_text
 from lmcot.rewards.vote import vote
+from lmcot.stages.rows import plain
+
+_NEARLY_ALL = 0.95
+"""Share of questions from which on votes that never differ are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +254,21 @@ def lacking_answers(row: str, predictions: Sequence[Prediction]) -> str:
     return (
         f"{row}: {empty + cut} of {len(scored)} questions count as wrong for want of an answer "
         f"({empty} empty, {cut} cut before it was said): {'; '.join(remedies)}"
+    )
+
+
+def alike_votes(row: str, predictions: Sequence[Prediction]) -> str:
+    """What to say of a row whose votes hardly ever differ; empty if they do, or nobody voted."""
+    voted = [p for p in predictions if p.failure is None and p.votes]
+    alike = sum(len({tuple(sorted(one.items())) for one in p.votes}) == 1 for p in voted)
+    if not voted or alike < _NEARLY_ALL * len(voted):
+        return ""
+    sampled = "frozen LM" if plain(row) in ("standard", "cot") else "small LM"
+    other = " (some servers ignore the temperature)" if sampled == "frozen LM" else ""
+    return (
+        f"{row}: for {alike} of {len(voted)} questions all votes are the same, word for word, so "
+        f"the vote says no more than a single reply: either the {sampled} is that sure, or it is "
+        f"greedy at evaluate.temperature{other}"
     )
 
 
