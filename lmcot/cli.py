@@ -101,7 +101,8 @@ def _run(options: argparse.Namespace) -> int:
         return _run_plan(config)
     if options.command == "debug":
         return _run_debug(options, config)
-    return _run_stage(options.command, config, options.run_dir)
+    chosen = {"retry_failed": True} if getattr(options, "retry_failed", False) else {}
+    return _run_stage(options.command, config, options.run_dir, **chosen)
 
 
 def _evaluate_config(options: argparse.Namespace) -> Config:
@@ -230,7 +231,7 @@ def _run_sweep(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run_stage(command: str, config: Config, run_dir: Place) -> int:
+def _run_stage(command: str, config: Config, run_dir: Place, **chosen: bool) -> int:
     from importlib import import_module
 
     from lmcot.actors.base import prepare_process
@@ -239,7 +240,7 @@ def _run_stage(command: str, config: Config, run_dir: Place) -> int:
     prepare_process(threads=1)
     stage = getattr(import_module(f"lmcot.stages.{command}"), command)
     with open_run(config, run_dir) as run:
-        stage(run)
+        stage(run, **chosen)
     return 0
 
 

