@@ -14,7 +14,7 @@ from lmcot.monitor.report import RowResult
 from lmcot.records import Completion, Example, Failure, Missing
 from lmcot.rewards.answers import best, contains_gold, exact_match, f1, inclusion
 from lmcot.rewards.copying import copied_share
-from lmcot.rewards.reading import read_text
+from lmcot.rewards.reading import read_text, why_missing
 from lmcot.rewards.vote import vote
 from lmcot.stages.rows import plain
 
@@ -64,6 +64,8 @@ class Prediction:
     """Why there is no answer: ``empty``, or ``cut`` at a limit of tokens before it was said."""
     estimated: bool = False
     """Whether tokens of the frozen LM were estimated, since its endpoint does not count them."""
+    thought: bool = False
+    """Whether the reply is nothing but hidden thinking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,7 @@ def predict(
         golds=list(golds),
         # What is right was said, wherever the reply was cut.
         missing="" if em == 1 else picked.missing,
+        thought=isinstance(picked.reply, Completion) and bool(why_missing(picked.reply)),
     )
 
 
@@ -224,37 +227,33 @@ def lacking_answers(row: str, predictions: Sequence[Prediction]) -> str:
     cut = sum(p.missing == "cut" for p in scored)
     if not (empty or cut):
         return ""
-    limit = {
-        "cot": "frozen.max_rationale_tokens (frozen.max_thinking_tokens if it thinks first)",
-        "small_alone": "policy.max_new_tokens",
-    }.get(
-        row.removesuffix("+sc"),
-        "frozen.max_answer_tokens (frozen.max_thinking_tokens if it thinks first)",
-    )
-    replies = [
-        (p.missing, (p.reply or p.rationale * (row == "small_alone")).strip()) for p in scored
-    ]
-    thinks = (
-        "raise frozen.max_thinking_tokens or switch the model's thinking off if it thinks first "
-        "(some replies hold no word)"
-    )
-    remedies = [
-        *([thinks] if any(missing and not said for missing, said in replies) else []),
-        *(
-            [f"raise {limit}"]
-            if any(missing == "cut" and said for missing, said in replies)
-            else []
-        ),
-        *(
-            [f"look at the replies in predictions/{row}.jsonl"]
-            if any(missing == "empty" and said for missing, said in replies)
-            else []
-        ),
-    ]
+    remedies = dict.fromkeys(_remedy(row, one) for one in scored if one.missing)
     return (
         f"{row}: {empty + cut} of {len(scored)} questions count as wrong for want of an answer "
         f"({empty} empty, {cut} cut before it was said): {'; '.join(remedies)}"
     )
+
+
+def _remedy(row: str, one: Prediction) -> str:
+    """What to do about a question without an answer."""
+    alone = plain(row) == "small_alone"
+    if one.thought:
+        return (
+            "raise frozen.max_thinking_tokens or switch the model's thinking off (some replies "
+            "are nothing but hidden thinking)"
+        )
+    if not (one.rationale if alone else one.reply).strip():
+        model = "policy.source" if alone else "the frozen LM"
+        return (
+            f"check that {model} and prompts.templates fit each other (some replies hold no word, "
+            "only special tokens or blanks)"
+        )
+    if one.missing == "empty":
+        return f"look at the replies in predictions/{row}.jsonl"
+    if alone:
+        return "raise policy.max_new_tokens"
+    limit = "max_rationale_tokens" if plain(row) == "cot" else "max_answer_tokens"
+    return f"raise frozen.{limit} (frozen.max_thinking_tokens if it thinks first)"
 
 
 def alike_votes(row: str, predictions: Sequence[Prediction]) -> str:

@@ -232,9 +232,14 @@ def test_answers_that_are_missing_are_counted_and_told() -> None:
     assert "standard: 3 of 7 questions" in told
     assert "(1 empty, 2 cut" in told
     assert "raise frozen.max_answer_tokens" in told
-    assert "frozen.max_thinking_tokens" in told
+    assert "raise frozen.max_thinking_tokens or switch the model's thinking off" in told
+    assert "special tokens" not in told
     assert "raise frozen.max_rationale_tokens" in lacking_answers("cot+sc", found)
     assert lacking_answers("standard", found[:2]) == ""
+    # Padding alone, as a model writes that was never trained: nothing thinks.
+    told = lacking_answers("standard", [predicted(Completion("", 1, 9, "length"))])
+    assert "check that the frozen LM and prompts.templates fit each other" in told
+    assert "think" not in told
 
 
 def test_votes_that_never_differ_are_told() -> None:
