@@ -12,7 +12,7 @@ from lmcot.actors.cluster import check_plan
 from lmcot.actors.units import PromptUnit
 from lmcot.config import FrozenTeacher
 from lmcot.errors import UserError
-from lmcot.files import open_private, read_lines, write_atomically
+from lmcot.files import open_private, write_atomically
 from lmcot.frozen.cached import Replies
 from lmcot.monitor.progress import progress, say
 from lmcot.records import Annotation, Completion, Failure, Usage, to_json
@@ -241,5 +241,4 @@ def _read_partial(path: Path) -> list[Annotation]:
     whole = text[: text.rfind(b"\n") + 1]
     if whole != text:
         write_atomically(path, whole, private=True)
-    found = [Annotation(**record) for record in read_lines(path, "delete that line")]
-    return [one for one in found if not _failed(one)]
+    return [one for one in read_annotations(path, begun=True) if not _failed(one)]
