@@ -44,6 +44,12 @@ def make_parser() -> argparse.ArgumentParser:
     for name, summary in _STAGES.items():
         command = commands.add_parser(name, help=summary, description=summary)
         _add_config(command, required=name != "evaluate")
+        if name == "annotate":
+            command.add_argument(
+                "--retry-failed",
+                action="store_true",
+                help="ask the teacher again where it failed (a dead endpoint, a refused prompt)",
+            )
         if name == "evaluate":
             command.add_argument(
                 "--of",

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lmcot.config import Config
-    from lmcot.run.context import Run
     from lmcot.storage import Place
 
 EXIT_USER_ERROR = 2
@@ -104,7 +103,8 @@ def _run(options: argparse.Namespace) -> int:
         return _run_plan(config)
     if options.command == "debug":
         return _run_debug(options, config)
-    return _run_stage(options.command, config, options.run_dir)
+    chosen = {"retry_failed": True} if getattr(options, "retry_failed", False) else {}
+    return _run_stage(options.command, config, options.run_dir, **chosen)
 
 
 def _evaluate_config(options: argparse.Namespace) -> Config:
@@ -233,7 +233,7 @@ def _run_sweep(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run_stage(command: str, config: Config, run_dir: Place) -> int:
+def _run_stage(command: str, config: Config, run_dir: Place, **chosen: bool) -> int:
     from lmcot.actors.base import prepare_process
     from lmcot.evaluation.evaluate import evaluate
     from lmcot.run.context import open_run
@@ -243,7 +243,7 @@ def _run_stage(command: str, config: Config, run_dir: Place) -> int:
     from lmcot.training.train import train
 
     prepare_process(threads=1)
-    stages: dict[str, Callable[[Run], object]] = {
+    stages: dict[str, Callable[..., object]] = {
         "train": train,
         "annotate": annotate,
         "distill": distill,
@@ -251,7 +251,7 @@ def _run_stage(command: str, config: Config, run_dir: Place) -> int:
         "evaluate": evaluate,
     }
     with open_run(config, run_dir) as run:
-        stages[command](run)
+        stages[command](run, **chosen)
     return 0
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -133,7 +133,9 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
         raise UserError(f"the file '{path}' is damaged ({_shortly(error)}): {remedy}") from None
 
 
-def read_lines(path: Path, remedy: str, *, whole: bool = False) -> list[dict[str, Any]]:
+def read_lines(
+    path: Path, remedy: str, *, whole: bool = False, needed: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """The JSON objects that a file holds, one a line; none if there is no file.
 
     A last line that a kill cut short is left out.
@@ -141,6 +143,7 @@ def read_lines(path: Path, remedy: str, *, whole: bool = False) -> list[dict[str
     Args:
         remedy: what to do if another line is damaged.
         whole: the file was written at once, so that its last line cannot have been cut short.
+        needed: keys that each object must have.
 
     Raises:
         UserError: if the file cannot be read, or a line holds something else.
@@ -156,13 +159,25 @@ def read_lines(path: Path, remedy: str, *, whole: bool = False) -> list[dict[str
     found = []
     for number, line in enumerate(lines, 1):
         try:
-            found.append(_object(line))
+            found.append(whole_object(line, needed))
         except ValueError as error:
             raise UserError(
                 f"line {number} of '{path}' is damaged ({_shortly(error)}): {remedy}"
             ) from None
     with suppress(ValueError):
         found.append(_object(tail))
+    return found
+
+
+def whole_object(text: bytes, needed: Collection[str]) -> dict[str, Any]:
+    """The JSON object that a line holds.
+
+    Raises:
+        ValueError: if it holds something else, or a key is missing.
+    """
+    found = _object(text)
+    if missing := [key for key in needed if key not in found]:
+        raise ValueError(f"it has no '{missing[0]}'")
     return found
 
 

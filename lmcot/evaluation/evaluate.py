@@ -21,6 +21,7 @@ from lmcot.evaluation.predictions import (
     Attempt,
     Prediction,
     Rationales,
+    alike_votes,
     lacking_answers,
     predict,
     row_result,
@@ -355,9 +356,10 @@ def _report(
             notes.append(f"{row}: {failed} questions failed and are left out of its figures.")
         title = label(row, names, config.evaluate.samples)
         results[row] = row_result(row, title, predictions, large=large, small=small)
-        if lacking := lacking_answers(row, predictions):
-            notes.append(lacking)
-            say(f"evaluate: {lacking}")
+        for told in (lacking_answers(row, predictions), alike_votes(row, predictions)):
+            if told:
+                notes.append(told)
+                say(f"evaluate: {told}")
         if any(one.estimated for one in predictions):
             estimated.append(row)
     if estimated:

@@ -8,14 +8,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lmcot.config.rows import plain
 from lmcot.evaluation.report import RowResult
 from lmcot.files import open_private, write_atomically
 from lmcot.monitor.progress import say
 from lmcot.records import Completion, Example, Failure, Missing
 from lmcot.text.answers import best, contains_gold, exact_match, f1, inclusion
 from lmcot.text.copying import copied_share
-from lmcot.text.reading import read_text
+from lmcot.text.reading import read_text, why_missing
 from lmcot.text.vote import vote
+
+_NEARLY_ALL = 0.95
+"""Share of questions from which on votes that never differ are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,8 @@ class Prediction:
     """Why there is no answer: ``empty``, or ``cut`` at a limit of tokens before it was said."""
     estimated: bool = False
     """Whether tokens of the frozen LM were estimated, since its endpoint does not count them."""
+    thought: bool = False
+    """Whether the reply is nothing but hidden thinking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +156,7 @@ def predict(
         golds=list(golds),
         # What is right was said, wherever the reply was cut.
         missing="" if em == 1 else picked.missing,
+        thought=isinstance(picked.reply, Completion) and bool(why_missing(picked.reply)),
     )
 
 
@@ -220,36 +227,47 @@ def lacking_answers(row: str, predictions: Sequence[Prediction]) -> str:
     cut = sum(p.missing == "cut" for p in scored)
     if not (empty or cut):
         return ""
-    limit = {
-        "cot": "frozen.max_rationale_tokens (frozen.max_thinking_tokens if it thinks first)",
-        "small_alone": "policy.max_new_tokens",
-    }.get(
-        row.removesuffix("+sc"),
-        "frozen.max_answer_tokens (frozen.max_thinking_tokens if it thinks first)",
-    )
-    replies = [
-        (p.missing, (p.reply or p.rationale * (row == "small_alone")).strip()) for p in scored
-    ]
-    thinks = (
-        "raise frozen.max_thinking_tokens or switch the model's thinking off if it thinks first "
-        "(some replies hold no word)"
-    )
-    remedies = [
-        *([thinks] if any(missing and not said for missing, said in replies) else []),
-        *(
-            [f"raise {limit}"]
-            if any(missing == "cut" and said for missing, said in replies)
-            else []
-        ),
-        *(
-            [f"look at the replies in predictions/{row}.jsonl"]
-            if any(missing == "empty" and said for missing, said in replies)
-            else []
-        ),
-    ]
+    remedies = dict.fromkeys(_remedy(row, one) for one in scored if one.missing)
     return (
         f"{row}: {empty + cut} of {len(scored)} questions count as wrong for want of an answer "
         f"({empty} empty, {cut} cut before it was said): {'; '.join(remedies)}"
+    )
+
+
+def _remedy(row: str, one: Prediction) -> str:
+    """What to do about a question without an answer."""
+    alone = plain(row) == "small_alone"
+    if one.thought:
+        return (
+            "raise frozen.max_thinking_tokens or switch the model's thinking off (some replies "
+            "are nothing but hidden thinking)"
+        )
+    if not (one.rationale if alone else one.reply).strip():
+        model = "policy.source" if alone else "the frozen LM"
+        return (
+            f"check that {model} and prompts.templates fit each other (some replies hold no word, "
+            "only special tokens or blanks)"
+        )
+    if one.missing == "empty":
+        return f"look at the replies in predictions/{row}.jsonl"
+    if alone:
+        return "raise policy.max_new_tokens"
+    limit = "max_rationale_tokens" if plain(row) == "cot" else "max_answer_tokens"
+    return f"raise frozen.{limit} (frozen.max_thinking_tokens if it thinks first)"
+
+
+def alike_votes(row: str, predictions: Sequence[Prediction]) -> str:
+    """What to say of a row whose votes hardly ever differ; empty if they do, or nobody voted."""
+    voted = [p for p in predictions if p.failure is None and p.votes]
+    alike = sum(len({tuple(sorted(one.items())) for one in p.votes}) == 1 for p in voted)
+    if not voted or alike < _NEARLY_ALL * len(voted):
+        return ""
+    sampled = "frozen LM" if plain(row) in ("standard", "cot") else "small LM"
+    other = " (some servers ignore the temperature)" if sampled == "frozen LM" else ""
+    return (
+        f"{row}: for {alike} of {len(voted)} questions all votes are the same, word for word, so "
+        f"the vote says no more than a single reply: either the {sampled} is that sure, or it is "
+        f"greedy at evaluate.temperature{other}"
     )
 
 

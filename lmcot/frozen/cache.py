@@ -101,7 +101,7 @@ class ReplyCache:
         found: dict[bytes, str] = {}
         stale: list[tuple[bytes]] = []
         now = int(time.time())
-        with self._lock:
+        with self._lock, self._sound():
             for key in dict.fromkeys(keys):
                 row = self._connection.execute(
                     "SELECT reply, used FROM replies WHERE key = ?", (key,)
@@ -121,7 +121,7 @@ class ReplyCache:
         """Keeps replies, all or none of them; a key that is there already stays as it is."""
         now = int(time.time())
         rows = [(key, model, reply, len(key) + len(reply.encode()), now) for key, reply in replies]
-        with self._lock, self._transaction():
+        with self._lock, self._sound(), self._transaction():
             self._connection.executemany(
                 "INSERT INTO replies VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING", rows
             )
@@ -130,7 +130,7 @@ class ReplyCache:
 
     def held(self) -> list[Held]:
         """What is held, by model."""
-        with self._lock:
+        with self._lock, self._sound():
             rows = self._connection.execute(
                 "SELECT model, COUNT(*), SUM(size) FROM replies GROUP BY model ORDER BY model"
             ).fetchall()
@@ -139,7 +139,7 @@ class ReplyCache:
     def clear(self, model: str | None = None) -> None:
         """Drops the replies of a model, or all; the file gives its room back."""
         where, values = ("", ()) if model is None else (" WHERE model = ?", (model,))
-        with self._lock:
+        with self._lock, self._sound():
             with self._transaction():
                 self._connection.execute(f"DELETE FROM replies{where}", values)
             self._connection.execute("VACUUM")
@@ -162,6 +162,19 @@ class ReplyCache:
                 dropped.append((key,))
                 excess -= size
         self._connection.executemany("DELETE FROM replies WHERE key = ?", dropped)
+
+    @contextmanager
+    def _sound(self) -> Iterator[None]:
+        """Tells of a file that was damaged after it was opened."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # busy, or a full disk
+                raise
+            raise UserError(
+                f"the frozen LM's cache {self._path} is damaged ({error}): remove the file and run "
+                "the same command again; only replies that can be asked for again are lost"
+            ) from None
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lmcot.config import OpenAIFrozen, TransformersFrozen
-from lmcot.records import Prompt, Sampling
+from lmcot.records import Prompt, Sampling, Usage
 
 Measure = Literal["choose", "score"]
 """A call of the `FrozenLM` protocol that not every endpoint offers."""
@@ -35,3 +35,5 @@ class Found:
     """What the user should know, a line each."""
     lacks: Mapping[Measure, str] = field(default_factory=dict)
     """Why a call that is needed cannot be had."""
+    usage: Usage = field(default_factory=Usage)
+    """What the check itself asked: each request that was sent, also those that were refused."""

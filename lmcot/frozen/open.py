@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lmcot.config import OpenAIFrozen, PromptSettings, TransformersFrozen
@@ -11,6 +12,7 @@ from lmcot.errors import UserError
 from lmcot.frozen.cache import ReplyCache, cache_path
 from lmcot.frozen.cached import CachedLM
 from lmcot.frozen.needs import Found, Needs
+from lmcot.records import Usage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -87,8 +89,15 @@ def _identity(
     return f"transformers:{source}:{arithmetic}:{digest.hexdigest()[:16]}"
 
 
-def check_frozen_lm(settings: TransformersFrozen | OpenAIFrozen, needs: Needs) -> Found:
+def check_frozen_lm(
+    settings: TransformersFrozen | OpenAIFrozen,
+    needs: Needs,
+    spend: Callable[[Usage], None] = lambda usage: None,
+) -> Found:
     """Checks what can be told without loading weights; an endpoint is asked what the run will ask.
+
+    Args:
+        spend: takes each request to an endpoint into account; what it raises ends the check.
 
     Raises:
         UserError: if there is no model at the source, or the package or API key is missing, or
@@ -98,7 +107,7 @@ def check_frozen_lm(settings: TransformersFrozen | OpenAIFrozen, needs: Needs) -
         _require_openai()
         from lmcot.frozen.openai.check import check_endpoint
 
-        return check_endpoint(settings, needs)
+        return check_endpoint(settings, needs, spend)
     from lmcot.models.sources import load_tokenizer
 
     load_tokenizer(settings.source)

@@ -88,8 +88,8 @@ def _compare(folder: Place, now: dict[str, Any]) -> None:
         with reaching(folder):
             check_content(folder, LAYOUT)
             text = (folder / LAYOUT).read_text(encoding="utf-8")
-        before = json.loads(text)
-    except (OSError, ValueError) as error:
+        before = dict(json.loads(text))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"the checkpoint '{folder}' is damaged ({LAYOUT}: {error}): delete it to go on from "
             "the one before"

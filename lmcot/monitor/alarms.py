@@ -161,7 +161,9 @@ def _bounds(settings: AlarmSettings) -> tuple[Bound, ...]:
         Bound(
             "cut_answers", "answer/cut_share", settings.cut_answers_above,
             "{value:.0%} of the frozen LM's replies were cut before their answer was said: raise "
-            "frozen.max_answer_tokens, or frozen.max_thinking_tokens if it thinks first",
+            "frozen.max_answer_tokens, or frozen.max_thinking_tokens if it thinks first; where "
+            "judgement.answer.text in rollouts/ is blank, the frozen LM writes special tokens "
+            "alone and does not fit prompts.templates",
         ),
         Bound(
             "failed_judgements", "batch/judged_share", judged,

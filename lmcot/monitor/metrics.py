@@ -155,7 +155,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: naming another line that is damaged.
     """
-    return read_lines(path, "delete that line; only what it told of its step is lost")
+    remedy = "delete that line; only what it told of its step is lost"
+    return read_lines(path, remedy, needed=("step", "stage"))
 
 
 def _mend(path: Path) -> None:

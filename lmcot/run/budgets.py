@@ -34,11 +34,6 @@ class Spending:
         except TypeError as error:
             raise UserError(f"the file '{path}' is damaged ({error}): {remedy}") from None
 
-    @property
-    def total(self) -> Usage:
-        """Of all stages together."""
-        return sum(self._spent.values(), Usage())
-
     def add(self, stage: str, usage: Usage) -> None:
         """Takes a unit's requests into account.
 
@@ -66,18 +61,34 @@ class Spending:
         """
         self._check(over=0)
 
+    @property
+    def nothing_left(self) -> bool:
+        """Whether a limit of the budget is reached."""
+        return self._reached(over=0) is not None
+
     def _check(self, over: int) -> None:
-        total = self.total
-        limits = (
-            ("max_requests", self._budget.max_requests, total.sent, "requests"),
-            ("max_tokens", self._budget.max_tokens, total.tokens, "tokens"),
+        if (reached := self._reached(over)) is None:
+            return
+        key, unit, limit, spent = reached
+        shares = ", ".join(f"{stage} {count}" for stage, count in spent.items())
+        raise UserError(
+            f"the frozen LM's budget is spent: {sum(spent.values())} {unit} so far ({shares}), "
+            f"frozen.budget.{key} is {limit}; what was done is kept: raise it and run the same "
+            "command again"
         )
-        for key, limit, spent, unit in limits:
-            if limit is not None and spent >= limit + over:
-                raise UserError(
-                    f"the frozen LM's budget is spent: {spent} {unit} so far, frozen.budget.{key} "
-                    f"is {limit}; what was done is kept: raise it and run the same command again"
-                )
+
+    def _reached(self, over: int) -> tuple[str, str, int, dict[str, int]] | None:
+        """The first limit that is reached: its key, unit and value, and what each stage spent."""
+        requests = {stage: used.sent for stage, used in self._spent.items()}
+        tokens = {stage: used.tokens for stage, used in self._spent.items()}
+        limits = (
+            ("max_requests", "requests", self._budget.max_requests, requests),
+            ("max_tokens", "tokens", self._budget.max_tokens, tokens),
+        )
+        for key, unit, limit, spent in limits:
+            if limit is not None and sum(spent.values()) >= limit + over:
+                return key, unit, limit, spent
+        return None
 
 
 class Losses:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from lmcot.actors.fleet import Fleet
@@ -28,7 +28,7 @@ from lmcot.rewards.aspects import AspectMeter
 from lmcot.rewards.custom import load_custom
 from lmcot.run.budgets import Spending
 from lmcot.run.directory import RunDirectory
-from lmcot.run.first_check import check_frozen
+from lmcot.run.first_check import check_frozen, told
 from lmcot.run.fit import TRAIN, VALIDATION, Need, lack_of, left_out, needs_of
 from lmcot.run.inputs import check_contents
 from lmcot.run.interruption import Interruption
@@ -102,11 +102,24 @@ class Run:
             AspectMeter(self.config.rewards)  # reads the learned model, if there is one
             if self.config.rewards.custom is not None:
                 load_custom(self.config.rewards.custom)
-        self.effective, notices = check_frozen(self.config, self.templates)
-        for notice in notices:
-            say(notice)
+        self._check_frozen()
         for questions, key in ((self.train, TRAIN), (self.validation, VALIDATION)):
             say(f"{key}: {len(questions)} questions")
+
+    def _check_frozen(self) -> None:
+        """Asks an endpoint what the run will ask; that counts as spent by the stage ``check``.
+
+        Of a spent budget nothing is asked: what needs no more requests still works.
+        """
+        if self.spending.nothing_left:
+            say("the frozen LM's budget is spent: nothing is asked of it")
+            return
+        checked = check_frozen(self.config, self.templates, partial(self.spending.add, "check"))
+        self.effective = checked.config
+        for notice in checked.notices:
+            say(notice)
+        if checked.usage.sent:
+            say(f"the frozen LM's endpoint was asked first: {told(checked.usage)}")
 
     def rationale_prompt(self, example: Example) -> tuple[int, ...]:
         """Token ids of the prompt that the small LM answers with a rationale."""

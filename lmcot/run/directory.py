@@ -222,15 +222,22 @@ class RunDirectory:
         return read_object(self._stages, _PUT_BACK)
 
 
-def read_annotations(path: Path) -> list[Annotation]:
-    """The lines of a ``rationales.jsonl``.
+def read_annotations(path: Path, *, begun: bool = False) -> list[Annotation]:
+    """The lines of a ``rationales.jsonl``; none if there is no file.
+
+    Args:
+        begun: it is that of an interrupted annotation, whose last line may be cut short.
 
     Raises:
         UserError: naming the line that is none.
     """
-    remedy = "delete the file, and 'lmcot annotate' makes it again"
+    remedy = (
+        "delete that line, and its question is asked again"
+        if begun
+        else "delete the file, and 'lmcot annotate' makes it again"
+    )
     found = []
-    for number, record in enumerate(read_lines(path, remedy, whole=True), 1):
+    for number, record in enumerate(read_lines(path, remedy, whole=not begun), 1):
         try:
             found.append(Annotation(**record))
         except TypeError as error:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from lmcot.config import Aspect, Config, GuidanceRewards
@@ -13,7 +13,7 @@ from lmcot.data.sampler import sample_seed
 from lmcot.errors import UserError
 from lmcot.frozen.needs import Measure, Needs
 from lmcot.frozen.open import check_frozen_lm
-from lmcot.records import Example, Paragraph, Prompt, Sampling
+from lmcot.records import Example, Paragraph, Prompt, Sampling, Usage
 from lmcot.rewards.judge import reply_sampling
 from lmcot.rewards.needs import Component, components, without
 
@@ -32,18 +32,34 @@ _LACKS: dict[Measure, str] = {
 }
 
 
-def check_frozen(config: Config, templates: PromptTemplates) -> tuple[Config, list[str]]:
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a first check of the frozen LM came to."""
+
+    config: Config
+    """The settings that the run works with: with what was learned of an endpoint, and without
+    components of weight 0 that it cannot measure."""
+    notices: list[str]
+    """What the user should know, a line each."""
+    usage: Usage
+    """What the check itself asked of an endpoint."""
+
+
+def check_frozen(
+    config: Config,
+    templates: PromptTemplates,
+    spend: Callable[[Usage], None] = lambda usage: None,
+) -> Checked:
     """Asks the frozen LM what a run will ask of it, before the run does.
 
-    Returns:
-        the settings that the run works with: with what was learned of an endpoint, and without
-        components of weight 0 that it cannot measure; and what the user should know, line by line.
+    Args:
+        spend: takes each request to an endpoint into account; what it raises ends the check.
 
     Raises:
         UserError: if it does not answer, or cannot measure a component that has a weight.
     """
     if config.frozen is None:
-        return config, []
+        return Checked(config, [], Usage())
     rewards = config.rewards
     asked = list(components(rewards)) if isinstance(rewards, GuidanceRewards) else []
     measures = {measure for one in asked for measure in one.measures}
@@ -52,7 +68,7 @@ def check_frozen(config: Config, templates: PromptTemplates) -> tuple[Config, li
         tuple(_judgements(templates)) if "choose" in measures else (),
         "score" in measures,
     )
-    found = check_frozen_lm(config.frozen, needs)
+    found = check_frozen_lm(config.frozen, needs, spend)
     notices = list(found.notices)
     unmeasured = [one for one in asked if one.measures & found.lacks.keys()]
     left_out: dict[str, list[str]] = {}
@@ -68,7 +84,14 @@ def check_frozen(config: Config, templates: PromptTemplates) -> tuple[Config, li
         notices.append(f"not measured (weight 0): {', '.join(settings)}; {reason}")
     if isinstance(rewards, GuidanceRewards):
         rewards = without(rewards, {one.setting for one in unmeasured})
-    return config.model_copy(update={"frozen": found.settings, "rewards": rewards}), notices
+    learned = config.model_copy(update={"frozen": found.settings, "rewards": rewards})
+    return Checked(learned, notices, found.usage)
+
+
+def told(usage: Usage) -> str:
+    """What a first check cost, in words."""
+    about = "about " if usage.estimated else ""
+    return f"{usage.sent} requests, {about}{usage.tokens} tokens"
 
 
 def row_sampling(config: Config, templates: PromptTemplates, row: str, number: int) -> Sampling:

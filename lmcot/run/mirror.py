@@ -5,7 +5,6 @@ What learners write (checkpoints, models) goes to the URL by itself, for they ma
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -14,7 +13,9 @@ import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ValidationError
 
 from lmcot.errors import UserError
 from lmcot.files import cache_folder, read_object, write_atomically
@@ -34,6 +35,26 @@ SYNC_S = 15.0
 LEASE_S = 60.0
 """So long an owner may be silent before it counts as dead."""
 _LOOK_EVERY_S = 1.0
+_TRIES = 3
+"""A damaged owner's record is read so often: not every file system puts a file as a whole."""
+
+
+class _Owner(BaseModel):
+    """Who writes to a run, as the record at its URL says."""
+
+    session: str
+    host: str
+    folder: str
+    pid: int
+    beats: int
+    done: bool
+
+
+class _Pushed(BaseModel):
+    """What a folder's last session uploaded."""
+
+    session: str
+    pushed: dict[str, list[int]]
 
 
 class OwnedElsewhere(UserError):
@@ -72,14 +93,14 @@ class Mirror:
         """
         last = self._wait_for_owner()
         record = self._read_record()
-        if not record or last not in (None, record["session"]):
+        if record is None or last not in (None, record.session):
             self._pull()
         else:
-            self._pushed = record["pushed"]
+            self._pushed = record.pushed
         self._beat()
         with reaching(self._url):
             owner = self._owner()
-        if owner is None or owner["session"] != self._session:
+        if owner is None or owner.session != self._session:
             raise OwnedElsewhere(f"another lmcot process took '{self._url}' at this moment")
         self.sync()
         self._opened = True
@@ -125,9 +146,9 @@ class Mirror:
 
     def _check_owner(self) -> None:
         owner = self._owner()
-        if owner is not None and owner["session"] != self._session:
+        if owner is not None and owner.session != self._session:
             raise OwnedElsewhere(
-                f"the process {owner['pid']} on {owner['host']} has taken over '{self._url}', for "
+                f"the process {owner.pid} on {owner.host} has taken over '{self._url}', for "
                 f"this one was silent for more than {LEASE_S:.0f} s: it ends here"
             )
 
@@ -162,8 +183,8 @@ class Mirror:
             first = owner = self._owner()
         deadline = time.monotonic() + LEASE_S
         told = False
-        while owner is not None and not owner["done"] and not self._was_here(owner):
-            who = f"the process {owner['pid']} on {owner['host']}"
+        while owner is not None and not owner.done and not self._was_here(owner):
+            who = f"the process {owner.pid} on {owner.host}"
             if owner != first:
                 raise OwnedElsewhere(
                     f"{who} is writing to the run at '{self._url}': wait for it, or choose another "
@@ -178,26 +199,35 @@ class Mirror:
             time.sleep(_LOOK_EVERY_S)
             with reaching(self._url):
                 owner = self._owner()
-        return first["session"] if first is not None else None
+        return first.session if first is not None else None
 
-    def _was_here(self, owner: dict[str, Any]) -> bool:
+    def _was_here(self, owner: _Owner) -> bool:
         """Whether the owner wrote in this very folder, which is locked by this process: so it is
         dead."""
-        return (owner["host"], owner["folder"]) == (_host(), str(self._folder))
+        return (owner.host, owner.folder) == (_host(), str(self._folder))
 
-    def _owner(self) -> dict[str, Any] | None:
-        try:
-            text = self._url.fs.cat_file((self._url / OWNER).path)
-        except FileNotFoundError:
-            return None
-        found: dict[str, Any] = json.loads(text)
-        return found
+    def _owner(self) -> _Owner | None:
+        for _ in range(_TRIES):
+            try:
+                return _Owner.model_validate_json(self._url.fs.cat_file((self._url / OWNER).path))
+            except FileNotFoundError:
+                return None
+            except ValidationError as error:
+                what = error.errors()[0]["msg"]
+            time.sleep(_LOOK_EVERY_S)
+        raise UserError(
+            f"the file '{self._url / OWNER}', which says who writes to this run, is damaged "
+            f"({what}): make sure that no other lmcot process writes to the run, delete the file, "
+            "and run the same command again"
+        )
 
     def _beat(self, *, done: bool = False) -> None:
         self._beats += 1
-        record = {"session": self._session, "host": _host(), "folder": str(self._folder),
-                  "pid": os.getpid(), "beats": self._beats, "done": done}  # fmt: skip
-        write_whole(self._url / OWNER, json.dumps(record))
+        owner = _Owner(
+            session=self._session, host=_host(), folder=str(self._folder), pid=os.getpid(),
+            beats=self._beats, done=done,
+        )  # fmt: skip
+        write_whole(self._url / OWNER, owner.model_dump_json())
 
     def _pull(self) -> None:
         """Makes the folder what is at the URL."""
@@ -240,13 +270,20 @@ class Mirror:
                     found[name] = [stat.st_size, stat.st_mtime_ns]
         return found
 
-    def _read_record(self) -> dict[str, Any]:
+    def _read_record(self) -> _Pushed | None:
         remedy = f"delete the folder '{self._folder}' to begin from what is at the URL"
-        return read_object(self._folder / _RECORD, remedy)
+        record = read_object(self._folder / _RECORD, remedy)
+        try:
+            return _Pushed.model_validate(record) if record else None
+        except ValidationError as error:
+            what = error.errors()[0]["msg"]
+            raise UserError(
+                f"the file '{self._folder / _RECORD}' is damaged ({what}): {remedy}"
+            ) from None
 
     def _write_record(self) -> None:
-        record = {"session": self._session, "pushed": self._pushed}
-        write_atomically(self._folder / _RECORD, json.dumps(record))
+        record = _Pushed(session=self._session, pushed=self._pushed)
+        write_atomically(self._folder / _RECORD, record.model_dump_json())
 
 
 def working_folder(url: UPath) -> Path:

@@ -13,7 +13,7 @@ from itertools import chain
 from lmcot.records import Completion, Missing
 from lmcot.text.passage_sentences import STOPS
 from lmcot.text.sentences import split_sentences
-from lmcot.text.visible import visible_reply
+from lmcot.text.visible import NOT_SHOWN, visible_reply
 
 # A base model writes a question of its own next.
 _QUESTION = re.compile(
@@ -186,6 +186,12 @@ def why_missing(reply: Completion) -> str:
         "raise frozen.max_thinking_tokens, or switch the model's thinking off (behind an endpoint "
         "by frozen.extra_body)"
     )
+    if reply.thinking == NOT_SHOWN:
+        return (
+            "the frozen LM's reply was cut at its limit of tokens before it said a word, and its "
+            f"endpoint shows no thinking: if the model thinks, {remedy}; else it writes nothing "
+            "but special tokens, so that frozen.model, frozen.api or prompts.templates do not fit"
+        )
     if cut_in_thinking(reply):
         return (
             "the frozen LM's reply was cut at its limit of tokens before it said a word, within "

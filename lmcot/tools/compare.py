@@ -96,10 +96,10 @@ def _read(path: Place) -> _Evaluated:
             f"'{path}' has no evaluation to compare ({error.filename or file} is missing): run "
             f"'lmcot evaluate --run-dir {path}' first"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"the evaluation in '{path}' cannot be read ({error}): it is damaged, or of another "
-            f"version of lmcot; run 'lmcot evaluate --run-dir {path}' anew"
+            f"version of lmcot; run 'lmcot evaluate --run-dir {path}' again"
         ) from None
     config = path / "config.yaml"
     settings = parse_config(read_yaml_mapping(config)) if config.exists() else None

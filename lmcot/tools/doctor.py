@@ -348,17 +348,18 @@ def _port(config: Config) -> Finding:
 
 def _frozen(config: Config) -> Iterable[Finding]:
     from lmcot.data.prompts import load_templates
-    from lmcot.run.first_check import check_frozen
+    from lmcot.run.first_check import check_frozen, told
 
     if config.frozen is None:
         return
     try:
-        _, notices = check_frozen(config, load_templates(config.prompts.templates))
+        checked = check_frozen(config, load_templates(config.prompts.templates))
     except UserError as error:
         yield Finding("mend", f"the frozen LM: {error}")
         return
-    yield Finding("ok", "the frozen LM is there")
-    for notice in notices:
+    asked = f" (asked: {told(checked.usage)})" if checked.usage.sent else ""
+    yield Finding("ok", f"the frozen LM is there{asked}")
+    for notice in checked.notices:
         yield Finding("note", f"the frozen LM: {notice.removeprefix('frozen: ')}")
 
 

@@ -267,8 +267,8 @@ def _open_judge(config: Config | None, asked_by: str) -> Judge:
             f"{asked_by} needs a frozen LM: give --config, a file with a 'frozen' section"
         )
     templates = load_templates(config.prompts.templates)
-    found, _ = check_frozen(config, templates)
-    return Judge(open_frozen_lm(found.frozen or config.frozen, config.prompts), templates)
+    checked = check_frozen(config, templates).config
+    return Judge(open_frozen_lm(checked.frozen or config.frozen, config.prompts), templates)
 
 
 def _values(values: Sequence[Measured]) -> list[float]:

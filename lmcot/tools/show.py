@@ -14,6 +14,7 @@ from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, Literal
 
 from lmcot.errors import UserError
+from lmcot.files import whole_object
 
 if TYPE_CHECKING:
     from lmcot.storage import Place
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 Order = Literal["file", "best", "worst"]
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 _BEFORE, _AFTER = ("guided_base", "guided_distilled"), ("guided_refined", "guided_distilled")
+_OF_A_RATIONALE = (
+    "example_id", "sample", "text", "response_ids", "finish_reason", "policy_version", "reward",
+    "judgement",
+)  # fmt: skip
+_OF_A_PREDICTION = ("id", "question", "gold", "rationale", "answer", "em", "f1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,18 +145,21 @@ def _file(run: Place, step: int) -> Place:
 
 
 def _records(path: Place, step: int | None = None) -> Iterator[dict[str, Any]]:
-    """A file's lines, one at a time; a last one that is cut short is left out."""
+    """A file's lines, one at a time; a last one that is cut short is left out.
+
+    Args:
+        step: of the rationales in it; None if it holds predictions.
+    """
+    needed = _OF_A_PREDICTION if step is None else _OF_A_RATIONALE
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
             try:
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise ValueError
-            except ValueError:
+                record = whole_object(line, needed)
+            except ValueError as error:
                 raise UserError(
-                    f"line {number} of '{path}' is damaged: delete it to see the others"
+                    f"line {number} of '{path}' is damaged ({error}): delete it to see the others"
                 ) from None
             yield record if step is None else {"step": step, **record}
 

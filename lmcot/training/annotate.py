@@ -12,7 +12,7 @@ from lmcot.actors.resources.cluster import check_plan
 from lmcot.actors.units import PromptUnit
 from lmcot.config import FrozenTeacher
 from lmcot.errors import UserError
-from lmcot.files import open_private, read_lines, write_atomically
+from lmcot.files import open_private, write_atomically
 from lmcot.frozen.cached import Replies
 from lmcot.monitor.progress import progress, say
 from lmcot.records import Annotation, Completion, Failure, Usage, to_json
@@ -28,27 +28,37 @@ from lmcot.text.reading import read_answer, why_missing
 _FAILED = "failed: "
 
 
-def annotate(run: Run) -> list[Annotation]:
+def annotate(run: Run, *, retry_failed: bool = False) -> list[Annotation]:
     """Writes ``rationales.jsonl``: a rationale for each question that has none there yet.
 
     Those of questions that have changed since, or that are gone, are not kept.
 
+    Args:
+        retry_failed: asks the teacher again where it failed before.
+
     Raises:
-        UserError: if no rationale was kept.
+        UserError: if no rationale was kept, or distillation has begun and what failed is to be
+            asked again.
     """
     teacher = run.config.teacher
     if teacher is None:
         raise UserError("annotate needs a 'teacher' section in the settings")
     if run.directory.rationales.exists() and "distill" in run.directory.begun(run.config):
+        annotations = read_annotations(run.directory.rationales)
+        if retry_failed and any(map(_failed, annotations)):
+            raise UserError(
+                "distillation has begun with the rationales that there are, so that what failed "
+                "cannot be asked again here: use another --run-dir"
+            )
         say("annotate: done already")
-        return read_annotations(run.directory.rationales)
+        return annotations
     made_from = {one.example.id: annotation_digest(run, one) for one in run.train}
-    known = _still_right(run, made_from)
+    known = _still_right(run, made_from, retry_failed) | _begun(run, made_from)
     missing = [question for question in run.train if question.example.id not in known]
     if not missing and run.directory.rationales.exists():
         say("annotate: done already")
     elif isinstance(teacher, FrozenTeacher):
-        known |= _ask_frozen(run, teacher, missing, made_from)
+        known |= _ask_frozen(run, teacher, missing, known, made_from)
     else:
         known |= {one.example.id: _from_facts(run, one) for one in missing}
     annotations = [
@@ -62,19 +72,26 @@ def annotate(run: Run) -> list[Annotation]:
     return annotations
 
 
-def _still_right(run: Run, made_from: Mapping[str, str]) -> dict[str, Annotation]:
+def _failed(one: Annotation) -> bool:
+    """Whether the teacher gave no reply."""
+    return one.reason.startswith(_FAILED)
+
+
+def _still_right(
+    run: Run, made_from: Mapping[str, str], retry_failed: bool
+) -> dict[str, Annotation]:
     """What is there of the questions as they are now, by their ids."""
     if not run.directory.rationales.exists():
         return {}
     there = {one.example_id: one for one in read_annotations(run.directory.rationales)}
-    # What failed is asked again only where nothing came of the whole: what was paid for stands.
-    any_kept = any(one.kept for one in there.values())
+    # By itself what failed is asked again only where nothing came of the whole.
+    retry = retry_failed or not any(one.kept for one in there.values())
     known = {
         key: one
         for key, one in there.items()
         if key in made_from
         and one.made_from in ("", made_from[key])
-        and (any_kept or not one.reason.startswith(_FAILED))
+        and not (retry and _failed(one))
     }
     again = sum(key not in known for key in there if key in made_from)
     new, gone = len(made_from.keys() - there.keys()), len(there.keys() - made_from.keys())
@@ -98,6 +115,11 @@ def _summarise(run: Run, annotations: Sequence[Annotation]) -> None:
             "the teacher said)"
         )
     say(f"annotate: {kept} of {len(annotations)} rationales kept{reasons}")
+    if failed := sum(map(_failed, annotations)):
+        say(
+            f"annotate: {failed} questions have no reply of the teacher; before distillation "
+            "begins, 'lmcot annotate --retry-failed' asks for them again"
+        )
 
 
 def _from_facts(run: Run, question: Question) -> Annotation:
@@ -123,25 +145,23 @@ def _too_long(run: Run, rationale: str) -> str:
 
 
 def _ask_frozen(
-    run: Run, teacher: FrozenTeacher, questions: Sequence[Question], made_from: Mapping[str, str]
+    run: Run,
+    teacher: FrozenTeacher,
+    questions: Sequence[Question],
+    known: Mapping[str, Annotation],
+    made_from: Mapping[str, str],
 ) -> dict[str, Annotation]:
-    """The frozen LM's own rationales, by question; what was asked before an interruption is not
-    asked again."""
-    partial = run.directory.rationales_begun
-    known = {
-        one.example_id: one
-        for one in _read_partial(partial)
-        if one.made_from == made_from.get(one.example_id)
-    }
-    open_rows = [row for row, q in enumerate(questions) if q.example.id not in known]
-    groups = in_units(open_rows, run.config.actors.prompts_per_unit)
+    """The frozen LM's own rationales, by question; each is on disk as soon as it is there."""
+    groups = in_units(range(len(questions)), run.config.actors.prompts_per_unit)
     units = [_unit(run, questions, rows) for rows in groups]
-    losses = Losses(run.config.failures, len(questions), "answers to the training questions")
+    losses = Losses(run.config.failures, len(run.train), "answers to the training questions")
+    found: dict[str, Annotation] = {}
+    kept = sum(one.kept for one in known.values())
     check_plan("annotate", annotate_roles(run.config), run.config.actors)
     with (
         run.frozen_fleet() as fleet,
-        progress("annotate", total=len(questions), unit="question", done=len(known)) as bar,
-        open_private(partial, "ab") as file,
+        progress("annotate", total=len(run.train), unit="question", done=len(known)) as bar,
+        open_private(run.directory.rationales_begun, "ab") as file,
     ):
         fleet.wait_ready()
 
@@ -151,16 +171,17 @@ def _ask_frozen(
             for row, result in zip(groups[index], replies.results, strict=True):
                 judged = _judge(run, teacher, questions[row], result)
                 annotation = replace(judged, made_from=made_from[judged.example_id])
-                known[annotation.example_id] = annotation
+                found[annotation.example_id] = annotation
                 line = json.dumps(to_json(annotation), ensure_ascii=False) + "\n"
                 file.write(line.encode())
             file.flush()
-            bar.update(len(replies.results), kept=float(sum(a.kept for a in known.values())))
+            all_kept = kept + sum(one.kept for one in found.values())
+            bar.update(len(replies.results), kept=float(all_kept))
 
         done: list[Replies] = fleet.map("complete", units, on_result=keep)
     usage = sum((replies.usage for replies in done), Usage())
     run.monitor.log(0, "annotate", usage_metrics(usage))
-    return known
+    return found
 
 
 def _unit(run: Run, questions: Sequence[Question], rows: list[int]) -> PromptUnit:
@@ -199,6 +220,15 @@ def _judge(
     return Annotation(example.id, "frozen", rationale, answer, reason == "right answer", reason)
 
 
+def _begun(run: Run, made_from: Mapping[str, str]) -> dict[str, Annotation]:
+    """What the teacher replied to a session that was interrupted, by question."""
+    return {
+        one.example_id: one
+        for one in _read_partial(run.directory.rationales_begun)
+        if one.made_from == made_from.get(one.example_id)
+    }
+
+
 def _read_partial(path: Path) -> list[Annotation]:
     """Whole lines of an interrupted annotation; a last line that was cut is taken off the file.
 
@@ -210,5 +240,4 @@ def _read_partial(path: Path) -> list[Annotation]:
     whole = text[: text.rfind(b"\n") + 1]
     if whole != text:
         write_atomically(path, whole, private=True)
-    found = [Annotation(**record) for record in read_lines(path, "delete that line")]
-    return [one for one in found if not one.reason.startswith(_FAILED)]
+    return [one for one in read_annotations(path, begun=True) if not _failed(one)]

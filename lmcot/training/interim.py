@@ -191,7 +191,8 @@ def best_so_far(run: Run) -> dict[str, Any] | None:
     try:
         with reaching(path):
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        float(found["value"])
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"the file '{path}' is damaged ({error}): delete the folder it is in; the next "
             "evaluation while refining makes it again"

@@ -187,8 +187,9 @@ def test_a_spent_budget_stops_the_run_and_more_of_it_goes_on(
     assert stopped.returncode == 2, stopped.stderr
     assert "frozen.budget.max_requests is 20" in stopped.stderr
     # A unit is two rationales, of an answer and two judgements each; two actors are at work.
-    spent = json.loads((run_dir / "spending.json").read_text(encoding="utf-8"))["refine"]["sent"]
-    assert 20 < spent <= 26
+    spent = json.loads((run_dir / "spending.json").read_text(encoding="utf-8"))
+    assert spent.keys() == {"check", "refine"}
+    assert 20 < sum(one["sent"] for one in spent.values()) <= 26
     again = _refine(run_dir, endpoint, "frozen.budget.max_requests=20")
     assert again.returncode == 2
     done = _refine(run_dir, endpoint, "frozen.budget.max_requests=1000")

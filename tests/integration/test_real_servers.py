@@ -128,6 +128,20 @@ EVERY = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.parametrize(
+    ("server", "api"), [("llama", "chat"), ("llama", "completions"), ("transformers", "chat")]
+)
+@pytest.mark.usefixtures("key")
+def test_a_server_that_never_samples_is_told(
+    request: pytest.FixtureRequest, server: str, api: str
+) -> None:
+    vote = Sampling(8, 0.7, seed=1)
+    found = check_frozen_lm(settings(request, server, api=api), Needs(((RIVER, vote),)))
+    told = any("ignore the temperature" in one for one in found.notices)
+    assert told == (server == "transformers")
+    assert found.usage.sent >= (6 if told else 3)
+
+
 @EVERY
 @pytest.mark.usefixtures("key")
 def test_an_answer_is_read_with_its_tokens(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lmcot.config import OpenAIFrozen
@@ -13,7 +14,7 @@ from lmcot.frozen.openai.client import EndpointError
 from lmcot.frozen.openai.form import complains_of_length
 from lmcot.frozen.openai.probes import wrong_scores
 from lmcot.frozen.openai.replies import Reply
-from lmcot.records import Choice, Failure, FailureKind, Prompt
+from lmcot.records import Choice, Failure, FailureKind, Message, Prompt, Sampling, Usage
 from lmcot.text.visible import visible_reply
 
 _FIRST_RETRIES = 2
@@ -21,29 +22,48 @@ _FIRST_RETRIES = 2
 _MAY_NAME = (400, 404, 422, 500, 501)
 """Statuses that some endpoints refuse a parameter with."""
 _YES_NO = ("yes", "no")
+_SAMPLES_FROM = 0.3
+"""Temperature from which on the replies to an open question must differ."""
+_STORY: Prompt = (
+    Message("user", "Write the first two sentences of a story that nobody has told before."),
+)
+_STORY_TOKENS = 48
+_STORIES = 5
+"""How often it is asked, as long as the replies are the same: that a model which samples writes so
+many tokens alike five times is out of the question."""
 
 
-def check_endpoint(settings: OpenAIFrozen, needs: Needs) -> Found:
+def check_endpoint(
+    settings: OpenAIFrozen, needs: Needs, spend: Callable[[Usage], None] = lambda usage: None
+) -> Found:
     """Asks an endpoint one request of each form that the run will send.
 
     Parameters that it refuses are renamed or left out where that is possible.
+
+    Args:
+        spend: takes each request into account; what it raises ends the check.
 
     Raises:
         UserError: if it does not answer; names the setting to correct.
     """
     lm = OpenAILM(settings)
     try:
-        return _Check(lm, settings).run(needs)
+        return _Check(lm, settings, spend).run(needs)
     finally:
         lm.close()
 
 
 class _Check:
-    def __init__(self, lm: OpenAILM, settings: OpenAIFrozen) -> None:
+    def __init__(
+        self, lm: OpenAILM, settings: OpenAIFrozen, spend: Callable[[Usage], None]
+    ) -> None:
         self._lm = lm
         self._settings = settings
+        self._spend = spend
         self._answered = False
         self._notices: list[str] = []
+        self._usage = Usage()
+        lm.client.spend = self._count
 
     def run(self, needs: Needs) -> Found:
         before = self._lm.client.form
@@ -56,8 +76,15 @@ class _Check:
             lacks["choose"] = reason
         if needs.scores and (reason := self._no_scores()):
             lacks["score"] = reason
+        if alike := self._greedy([sampling for _, sampling in needs.completions]):
+            self._notices.append(alike)
         learned = self._lm.client.form.into(self._settings)
-        return Found(learned, tuple(dict.fromkeys([*notices, *self._notices])), lacks)
+        told = tuple(dict.fromkeys([*notices, *self._notices]))
+        return Found(learned, told, lacks, self._usage)
+
+    def _count(self, usage: Usage) -> None:
+        self._usage += usage
+        self._spend(usage)
 
     def _learn(self, body: dict[str, Any]) -> Reply:
         """The reply to a request, in the first form that the endpoint takes.
@@ -146,6 +173,35 @@ class _Check:
             return wrong_scores(self._lm)
         except EndpointError as error:
             return self._failure(error).reason
+
+    def _greedy(self, samplings: Sequence[Sampling]) -> str:
+        """What to say of an endpoint that does not sample though it is asked to; empty if it does.
+
+        Some servers take a temperature and ignore it; nothing in a reply shows it.
+        """
+        temperature = max((one.temperature for one in samplings), default=0.0)
+        if temperature < _SAMPLES_FROM:
+            return ""
+        room = _STORY_TOKENS + self._settings.max_thinking_tokens
+        replies = set()
+        for seed in range(_STORIES):
+            sampling = Sampling(room, temperature, seed=seed, stop=())
+            try:
+                reply = self._ask(self._lm.completion_body(_STORY, sampling))
+            except EndpointError as error:
+                reason = self._failure(error).reason
+                return f"frozen: whether the endpoint samples could not be found out ({reason})"
+            replies.add((reply.thinking, reply.text))
+            if len(replies) > 1 or not (reply.thinking + reply.text).strip():
+                return ""
+        return (
+            f"frozen: the endpoint gave the same reply {_STORIES} times to an open question, at "
+            f"temperature {temperature:g} and with {_STORIES} seeds: it seems to ignore the "
+            "temperature, so that all votes of a row in which the frozen LM is sampled "
+            "(standard+sc, cot+sc) would be alike. Have the server sample (transformers serve does "
+            "if the model's generation_config.json says do_sample: true), or take these rows out "
+            "of evaluate.rows"
+        )
 
     def _failure(self, error: EndpointError) -> Failure:
         if error.failure.kind is FailureKind.TRANSIENT and error.status not in (200, 500):

@@ -18,7 +18,7 @@ from lmcot.frozen.openai.form import RequestForm
 from lmcot.frozen.openai.loop import LoopThread
 from lmcot.frozen.openai.replies import ErrorBody, Faulty, Garbled, Reply, read, said
 from lmcot.frozen.pacing import Pace, backoff_s, retry_after_s
-from lmcot.records import Failure, FailureKind
+from lmcot.records import Failure, FailureKind, Usage
 
 _TRANSIENT_STATUS = (408, 409, 425, 429)
 # The endpoint does not know the method, or the version of HTTP.
@@ -78,6 +78,8 @@ class EndpointClient:
 
     Attributes:
         form: how requests are written.
+        spend: takes each request that was sent into account, with what it read and wrote. What it
+            raises ends the call that asked.
 
     Raises:
         UserError: if a proxy or certificates cannot be used.
@@ -85,6 +87,7 @@ class EndpointClient:
 
     def __init__(self, settings: OpenAIFrozen, access: Access) -> None:
         self.form = RequestForm.of(settings)
+        self.spend: Callable[[Usage], None] = lambda usage: None
         self._settings = settings
         self._access = access
         self._client = open_client(settings, access)
@@ -245,7 +248,7 @@ class EndpointClient:
         await asyncio.sleep(seconds)
 
     async def _attempt(self, body: dict[str, Any], judge: Callable[[Reply], Result]) -> Result:
-        api = self._settings.api
+        api, usage = self._settings.api, Usage(asked=1, sent=1)
         try:
             written = self.form.written(body)
             body_text = await self._client.post(
@@ -255,6 +258,7 @@ class EndpointClient:
             self._failing_since = None
             self._answers += 1
             reply = _counted(reply, body)
+            usage += Usage(tokens=reply.tokens_in + reply.tokens_out, estimated=reply.estimated)
             if self._tokens:
                 self._tokens.settle(_estimate(body), reply.tokens_in + reply.tokens_out)
             return judge(reply)
@@ -279,6 +283,8 @@ class EndpointClient:
         except Faulty as error:
             again = error.again
             raise self._error(FailureKind.PERMANENT, str(error), status=200, again=again) from None
+        finally:
+            self.spend(usage)
 
     def _refusal(self, error: openai.APIStatusError) -> EndpointError:
         status = error.status_code

@@ -64,6 +64,13 @@ _Count = Annotated[int, BeforeValidator(_count)]
 class _Usage(BaseModel):
     prompt_tokens: _Count = 0
     completion_tokens: _Count = 0
+    completion_tokens_details: Any = None
+
+    def thinking_tokens(self) -> int | None:
+        """Tokens of hidden thinking, where the endpoint counts them apart."""
+        details = self.completion_tokens_details
+        found = details.get("reasoning_tokens") if isinstance(details, dict) else None
+        return found if isinstance(found, int) else None
 
 
 class _Alternative(BaseModel):
@@ -191,6 +198,8 @@ class Reply:
     tokens: Tokens | None = None
     estimated: bool = False
     """Whether a count of tokens is an estimate, since the endpoint gives none."""
+    thinking_tokens: int | None = None
+    """How many of ``tokens_out`` are hidden thinking; None where the endpoint does not say."""
 
 
 def read(body: str, api: Api) -> Reply:
@@ -240,11 +249,14 @@ def _read_chat(body: Any) -> Reply:
     found = _ChatBody.model_validate(body)
     choice = found.choices[0]
     text, thinking = choice.message.parts()
+    usage = _usage(found.usage)
     return Reply(
         text,
         choice.finish_reason == "length",
-        *_counts(found.usage),
+        usage.prompt_tokens,
+        usage.completion_tokens,
         thinking=thinking,
+        thinking_tokens=usage.thinking_tokens(),
         withheld=_withheld(choice, "" if text.strip() else choice.message.withheld()),
         tokens=choice.logprobs,
     )
@@ -253,10 +265,13 @@ def _read_chat(body: Any) -> Reply:
 def _read_text(body: Any) -> Reply:
     found = _TextBody.model_validate(body)
     choice = found.choices[0]
+    usage = _usage(found.usage)
     return Reply(
         choice.text,
         choice.finish_reason == "length",
-        *_counts(found.usage),
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        thinking_tokens=0,  # this API gives all that the model wrote
         withheld=_withheld(choice, ""),
         tokens=choice.logprobs,
     )
@@ -271,10 +286,8 @@ def _withheld(choice: _ChatChoice | _TextChoice, message: str) -> str:
     return f"the endpoint's reply holds no text: {message}" if message else ""
 
 
-def _counts(usage: Any) -> tuple[int, int]:
-    """Tokens in and out."""
-    counts = _Usage.model_validate(usage if isinstance(usage, dict) else {})
-    return counts.prompt_tokens, counts.completion_tokens
+def _usage(usage: Any) -> _Usage:
+    return _Usage.model_validate(usage if isinstance(usage, dict) else {})
 
 
 def to_completion(reply: Reply, stop: Sequence[str]) -> Completion:
@@ -290,8 +303,8 @@ def to_completion(reply: Reply, stop: Sequence[str]) -> Completion:
         raise Faulty(reply.withheld, again=False)
     seen = visible_reply(reply.text, stop)
     thinking = "\n".join(one for one in (reply.thinking.strip(), seen.thinking) if one)
-    if not reply.text and not thinking and reply.cut:
-        thinking = NOT_SHOWN  # what else took all of its tokens
+    if not reply.text and not thinking and reply.cut and reply.thinking_tokens != 0:
+        thinking = NOT_SHOWN  # most likely: something took all of its tokens
     if not reply.text.strip() and not thinking and not reply.cut:
         raise Faulty("the endpoint's reply holds no text")
     finish: Literal["stop", "length"] = "length" if reply.cut and not seen.stopped else "stop"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lmcot.evaluation.predictions import (
     Kept,
     Prediction,
     Rationales,
+    alike_votes,
     lacking_answers,
     predict,
     row_result,
@@ -224,9 +226,34 @@ def test_answers_that_are_missing_are_counted_and_told() -> None:
     assert "standard: 3 of 7 questions" in told
     assert "(1 empty, 2 cut" in told
     assert "raise frozen.max_answer_tokens" in told
-    assert "frozen.max_thinking_tokens" in told
+    assert "raise frozen.max_thinking_tokens or switch the model's thinking off" in told
+    assert "special tokens" not in told
     assert "raise frozen.max_rationale_tokens" in lacking_answers("cot+sc", found)
     assert lacking_answers("standard", found[:2]) == ""
+    # Padding alone, as a model writes that was never trained: nothing thinks.
+    told = lacking_answers("standard", [predicted(Completion("", 1, 9, "length"))])
+    assert "check that the frozen LM and prompts.templates fit each other" in told
+    assert "think" not in told
+
+
+def test_votes_that_never_differ_are_told() -> None:
+    def predicted(*replies: Completion | Failure, shown: Sequence[str] = ()) -> Prediction:
+        attempts = answers_of(shown, replies)
+        return predict(EXAMPLE, attempts, None, own=False, cached=0, seconds=0.0)
+
+    alike = predicted(completion("Velm"), completion("Velm"), completion("Velm"))
+    differs = predicted(completion("Velm"), completion("Velm."), completion("Velm"))
+    told = alike_votes("standard+sc", [alike] * 19 + [differs])
+    assert "standard+sc: for 19 of 20 questions all votes are the same" in told
+    assert "some servers ignore the temperature" in told
+    assert alike_votes("standard+sc", [alike] * 18 + [differs] * 2) == ""
+    # The same answer from different rationales is what a vote hopes for.
+    reasons = predicted(completion("Velm"), completion("Velm"), shown=["One.", "Two."])
+    assert alike_votes("guided_base+sc", [reasons]) == ""
+    same = predicted(completion("Velm"), completion("Velm"), shown=["One.", "One."])
+    assert "the small LM is that sure" in alike_votes("guided_base+sc", [same])
+    assert alike_votes("standard", [predicted(completion("Velm"))]) == ""
+    assert alike_votes("standard+sc", [predicted(DOWN, DOWN)]) == ""
 
 
 @pytest.mark.parametrize(

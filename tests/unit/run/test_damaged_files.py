@@ -17,6 +17,7 @@ from lmcot.config import BudgetSettings, load_config
 from lmcot.errors import UserError
 from lmcot.evaluation.predictions import Kept
 from lmcot.files import read_lines, read_object
+from lmcot.frozen.cache import ReplyCache
 from lmcot.monitor.metrics import read_metrics
 from lmcot.records import Annotation
 from lmcot.run.budgets import Spending
@@ -93,13 +94,51 @@ def test_lines_are_parted_by_line_feeds_alone(tmp_path: Path) -> None:
 
 def test_a_last_line_that_was_cut_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 3, "los')
+    one, two = b'{"step": 1, "stage": "refine"}\n', b'{"step": 2, "stage": "refine"}'
+    path.write_bytes(one + two + b'\n{"step": 3, "los')
     assert [line["step"] for line in read_metrics(path)] == [1, 2]
-    path.write_bytes(b'{"step": 1}\n{"step": 2}')
+    path.write_bytes(one + two)
     assert [line["step"] for line in read_metrics(path)] == [1, 2]
-    path.write_bytes(b'{"step": 1}\n{"st\n{"step": 3}\n')
+    path.write_bytes(one + b'{"st\n' + two + b"\n")
     with pytest.raises(UserError, match=r"line 2 of .*metrics\.jsonl' is damaged.*delete that"):
         read_metrics(path)
+
+
+def test_lines_of_something_else_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are JSON, but lack what is read of them."""
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_bytes(b'{"step": 1}\n')
+    with pytest.raises(UserError, match=r"line 1 of .*metrics\.jsonl' .*it has no 'stage'"):
+        read_metrics(metrics)
+    partial = tmp_path / "rationales.partial.jsonl"
+    partial.write_bytes(b'{"x": 1}\n')
+    with pytest.raises(UserError, match=r"line 1 of .*partial\.jsonl' .*its question is asked aga"):
+        _read_partial(partial)
+    rollouts = tmp_path / "rollouts"
+    rollouts.mkdir()
+    (rollouts / "step-000001.jsonl").write_bytes(b'{"x": 1}\n')
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "is damaged (it has no 'example_id')" in capsys.readouterr().err
+
+
+def test_a_cache_that_was_damaged_while_it_is_open(tmp_path: Path) -> None:
+    path = tmp_path / "replies.sqlite"
+    written = ReplyCache(path, 10**7)
+    keys = [bytes([number]) for number in range(200)]
+    written.put("m", [(key, "x" * 3000) for key in keys])
+    written.close()
+    cache = ReplyCache(path, 10**7)
+    with path.open("r+b") as file:
+        file.seek(5 * 4096)
+        file.write(b"\x55" * (path.stat().st_size - 5 * 4096))
+    told = r"replies\.sqlite is damaged \(.*\): remove the file"
+    with pytest.raises(UserError, match=told):
+        cache.get(keys)
+    with pytest.raises(UserError, match=told):
+        cache.put("m", [(bytes([number, 1]), "x" * 3000) for number in range(200)])
+    cache.close()
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from lmcot.actors.units import PromptUnit
 from lmcot.config import parse_config
-from lmcot.errors import UserError
+from lmcot.errors import Interrupted, UserError
 from lmcot.evaluation.predictions import Kept
+from lmcot.frozen.cached import Replies
 from lmcot.monitor.metrics import Monitor
-from lmcot.records import Annotation
+from lmcot.records import Annotation, Completion, Failure, FailureKind, Prompt, Usage
 from lmcot.run.context import Run
 from lmcot.run.directory import RunDirectory, read_annotations
 from lmcot.run.inputs import check_contents, contents
@@ -104,6 +107,110 @@ def test_what_changed_in_the_data_is_annotated_again(
     }
     assert by_id(read_annotations(run.directory.rationales)) == second
     assert len(_pairs(run, list(second.values()))) == 4
+
+
+class _Teacher:
+    """Takes the frozen LM's actors' place: fails for the questions that it is told to."""
+
+    def __init__(self) -> None:
+        self.fails: set[int] = set()
+        self.dies_after = 99
+        self.asked: list[int] = []
+
+    def fleet(self) -> _Teacher:
+        return self
+
+    def __enter__(self) -> _Teacher:
+        return self
+
+    def __exit__(self, *ending: object) -> None:
+        pass
+
+    def wait_ready(self) -> None:
+        pass
+
+    def map(self, call: str, units: list[PromptUnit], on_result: Any) -> list[Replies]:
+        assert call == "complete"
+        done = []
+        for index, unit in enumerate(units):
+            if index >= self.dies_after:
+                raise Interrupted
+            found = Replies([self._reply(prompt) for prompt in unit.prompts], Usage())
+            on_result(index, found)
+            done.append(found)
+        return done
+
+    def _reply(self, prompt: Prompt) -> Completion | Failure:
+        number = int(re.findall(r"Where is place (\d)", prompt[-1].content)[-1])
+        self.asked.append(number)
+        if number in self.fails:
+            return Failure(FailureKind.TRANSIENT, "the endpoint is down")
+        return Completion("It is in Velm. So the answer is Velm.", 1, 1, "stop")
+
+
+@pytest.fixture
+def teacher(monkeypatch: pytest.MonkeyPatch) -> _Teacher:
+    found = _Teacher()
+    monkeypatch.setattr(Run, "frozen_fleet", lambda run: found)
+    monkeypatch.setattr("lmcot.training.annotate.check_plan", lambda *about: None)
+    return found
+
+
+ASKED: dict[str, Any] = {
+    "teacher": {"kind": "frozen"},
+    "actors": {"prompts_per_unit": 1},
+    "failures": {"max_infrastructure_share": 0.9},
+}
+
+
+def _kept(annotations: list[Annotation]) -> dict[str, bool]:
+    return {one.example_id: one.kept for one in annotations}
+
+
+def test_what_failed_is_asked_again_on_request(
+    opened: Opened, teacher: _Teacher, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher.fails = {0, 2}
+    assert _kept(annotate(opened(**ASKED))) == {"q0": False, "q1": True, "q2": False}
+    told = capsys.readouterr().err
+    assert "2 questions have no reply of the teacher; before distillation begins, 'lmcot" in told
+    teacher.asked.clear()
+    teacher.fails = {2}
+    annotate(opened(**ASKED))
+    assert teacher.asked == [], "not by itself: other stages begin with an annotation"
+    again = annotate(opened(**ASKED), retry_failed=True)
+    assert _kept(again) == {"q0": True, "q1": True, "q2": False}
+    assert teacher.asked == [0, 2]
+    run = opened(**ASKED)
+    assert read_annotations(run.directory.rationales) == again
+    assert not run.directory.rationales_begun.exists()
+    run.directory.finish("distill", steps=1)
+    with pytest.raises(UserError, match="distillation has begun with the rationales"):
+        annotate(run, retry_failed=True)
+    assert annotate(run) == again
+
+
+def test_an_interrupted_retry_loses_nothing(opened: Opened, teacher: _Teacher) -> None:
+    teacher.fails = {0, 2}
+    annotate(opened(**ASKED))
+    teacher.fails, teacher.dies_after = set(), 1
+    with pytest.raises(Interrupted):
+        annotate(opened(**ASKED), retry_failed=True)
+    teacher.asked.clear()
+    assert _kept(annotate(opened(**ASKED))) == {"q0": True, "q1": True, "q2": False}
+    assert teacher.asked == []
+    assert all(_kept(annotate(opened(**ASKED), retry_failed=True)).values())
+    assert teacher.asked == [2]
+    annotate(opened(**ASKED), retry_failed=True)
+    assert teacher.asked == [2], "nothing is left that failed"
+
+
+def test_failures_count_among_all_questions(opened: Opened, teacher: _Teacher) -> None:
+    """A third of all, though all of those that were asked again."""
+    teacher.fails = {2}
+    budget = ASKED | {"failures": {"max_infrastructure_share": 0.4}}
+    for retry in (False, True):
+        assert _kept(annotate(opened(**budget), retry_failed=retry))["q2"] is False
 
 
 def test_nothing_kept_is_refused_each_time_and_other_settings_help(opened: Opened) -> None:

@@ -312,6 +312,46 @@ def test_a_run_directory_at_a_url(url: Any, capsys: pytest.CaptureFixture[str]) 
         assert directory.finished("annotate") == {"kept": 3}
 
 
+@pytest.mark.parametrize("content", ["", '{"sess', "[]", '{"session": "a"}', "\ufffd"])
+def test_a_damaged_record_of_the_owner_is_named(
+    content: str, machine: Machine, url: Any, tmp_path: Path
+) -> None:
+    one = machine("a")
+    one.open()
+    write(tmp_path / "a", "metrics.jsonl")
+    write_whole(url / OWNER, content)
+    told = f"'{url / OWNER}', which says who writes to this run, is damaged"
+    with pytest.raises(UserError, match=told):
+        one.sync()
+    with pytest.raises(UserError, match=f"{told}.*delete the file"):
+        machine("b").open()
+    kill(one)
+    remove(url / OWNER)
+    machine("a").open()
+    assert names(url) == ["metrics.jsonl"]
+
+
+def test_a_record_of_the_owner_that_is_being_written_is_read_again(
+    machine: Machine, url: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = machine("a")
+    one.open()
+    whole = (url / OWNER).read_text()
+    write_whole(url / OWNER, whole[:20])
+    monkeypatch.setattr(time, "sleep", lambda _: write_whole(url / OWNER, whole))
+    one.sync()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"session": "a"}', '{"pushed": {}}'])
+def test_a_damaged_record_of_uploads_is_named(
+    content: str, machine: Machine, tmp_path: Path
+) -> None:
+    one = machine("a")
+    write(tmp_path / "a", ".mirror.json", content)
+    with pytest.raises(UserError, match=r"mirror\.json' is damaged.*delete the folder"):
+        one.open()
+
+
 def test_a_folder_that_is_removed_under_a_run_takes_nothing_with_it(
     machine: Machine, url: Any, tmp_path: Path
 ) -> None:

@@ -188,6 +188,27 @@ def test_what_took_all_tokens_and_left_no_text_is_thinking_that_is_not_shown(
 
 
 @pytest.mark.parametrize(
+    ("api", "choice", "tokens", "thinking"),
+    [
+        ("chat", {"message": {"content": ""}}, 0, ""),
+        ("chat", {"message": {"content": ""}}, 5, NOT_SHOWN),
+        ("completions", {"text": ""}, None, ""),
+    ],
+)
+def test_special_tokens_alone_are_no_thinking(
+    endpoint: Endpoint, api: str, choice: dict[str, Any], tokens: int | None, thinking: str
+) -> None:
+    """Where the endpoint counts thinking apart, or shows all that the model wrote."""
+    usage = {"completion_tokens": 5, "completion_tokens_details": {"reasoning_tokens": tokens}}
+    body = {"choices": [choice | {"finish_reason": "length"}], "usage": usage}
+    endpoint.respond = lambda call: Answer(json.dumps(body))
+    with client(endpoint, api=api) as lm:
+        (found,) = lm.generate(ask("a"), Sampling(max_new_tokens=5))
+    assert isinstance(found, Completion)
+    assert (found.text, found.thinking, found.finish_reason) == ("", thinking, "length")
+
+
+@pytest.mark.parametrize(
     ("message", "text", "thinking"),
     [
         ({"content": "Velm", "reasoning_content": "Hm."}, "Velm", "Hm."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from lmcot.frozen.needs import Needs
 from lmcot.frozen.open import open_frozen_lm
 from lmcot.frozen.openai import client as openai_client
 from lmcot.frozen.openai.backend import OpenAILM
-from lmcot.records import Choice, Completion, Failure, FailureKind, Sampling
+from lmcot.frozen.openai.check import check_endpoint
+from lmcot.records import Choice, Completion, Failure, FailureKind, Sampling, Usage
 from lmcot.run.first_check import check_frozen
 from lmcot.serve.asking import Pair, learned
 from tests.support.endpoint import (
@@ -30,6 +32,7 @@ from tests.support.endpoint import (
     client,
     completion,
     failure,
+    settings,
 )
 
 YES_NO = ("yes", "no")
@@ -106,14 +109,14 @@ def test_what_is_refused_is_renamed_or_left_out(
 ) -> None:
     endpoint.respond = respond
     found = check(endpoint, NEEDS, max_retries=2)
-    (told,) = found.notices
+    (told,) = [one for one in found.notices if "ignore the temperature" not in one]
     assert re.search(notice, told)
-    settings = found.settings
-    assert isinstance(settings, OpenAIFrozen)
-    assert settings.rename_parameters == renamed
-    assert settings.drop_parameters == dropped
+    taken = found.settings
+    assert isinstance(taken, OpenAIFrozen)
+    assert taken.rename_parameters == renamed
+    assert taken.drop_parameters == dropped
     # Whoever is given these settings, now or later, asks in a form that is taken.
-    lm = OpenAILM(settings)
+    lm = OpenAILM(taken)
     asked = len(endpoint.calls)
     for sampling in (GREEDY, VOTE):
         assert lm.generate([PROMPT], sampling) == [Completion("a", 7, 3, "stop")]
@@ -132,8 +135,9 @@ def test_several_are_learned_one_after_the_other(endpoint: Endpoint) -> None:
     found = check(endpoint, NEEDS).settings
     assert isinstance(found, OpenAIFrozen)
     assert set(found.drop_parameters) == {"temperature", "seed", "stop"}
-    assert endpoint.requests[-1].keys() == {"model", "messages", "max_completion_tokens"}
-    assert endpoint.requests[-1]["max_completion_tokens"] == 24
+    last = [one.body for one in endpoint.calls if "story" not in one.text][-1]
+    assert last.keys() == {"model", "messages", "max_completion_tokens"}
+    assert last["max_completion_tokens"] == 24
 
 
 @pytest.mark.parametrize(
@@ -353,7 +357,8 @@ def _config(endpoint: Endpoint, **rewards: Any) -> dict[str, Any]:
 def _checked(endpoint: Endpoint, api: str = "chat", **rewards: Any) -> tuple[Config, list[str]]:
     values = _config(endpoint, **rewards)
     values["frozen"]["api"] = api
-    return check_frozen(parse_config(values), load_templates("default"))
+    checked = check_frozen(parse_config(values), load_templates("default"))
+    return checked.config, checked.notices
 
 
 def _sources(config: Config) -> dict[str, str]:
@@ -427,7 +432,7 @@ def test_the_check_asks_what_the_run_will_ask(endpoint: Endpoint) -> None:
     forms = [
         (body["max_tokens"], body["temperature"], "seed" in body, body.get("stop"))
         for body in endpoint.requests
-        if "logprobs" not in body
+        if "logprobs" not in body and "story" not in body["prompt"]
     ]
     assert sorted(forms) == [
         (24, 0.0, False, ["\n\n"]),
@@ -435,6 +440,73 @@ def test_the_check_asks_what_the_run_will_ask(endpoint: Endpoint) -> None:
         (128, 0.9, True, ["\n\n"]),
     ]
     assert {body.get("max_tokens") for body in endpoint.requests if "echo" in body} <= {1}
+
+
+def _asks_stories(endpoint: Endpoint, temperature: float) -> tuple[int, str]:
+    """How often a first check asks an open question, and what it then says."""
+    asked = len(endpoint.calls)
+    vote = replace(VOTE, temperature=temperature)
+    found = check(endpoint, Needs(((PROMPT, GREEDY), (PROMPT, vote))))
+    stories = [one for one in endpoint.calls[asked:] if "story" in one.text]
+    assert len({one.body["seed"] for one in stories}) == len(stories)
+    return len(stories), "\n".join(found.notices)
+
+
+def test_an_endpoint_that_never_samples_is_told(endpoint: Endpoint) -> None:
+    stories, told = _asks_stories(endpoint, 0.7)
+    assert stories == 5
+    assert "the same reply 5 times to an open question, at temperature 0.7" in told
+    assert "standard+sc, cot+sc" in told
+    assert _asks_stories(endpoint, 0.1) == (0, "")
+
+    def now_and_then(call: Call) -> Answer:
+        return completion(call, "once" if call.body.get("seed", 0) < 3 else "upon")
+
+    endpoint.respond = now_and_then
+    assert _asks_stories(endpoint, 0.7) == (4, "")
+    endpoint.respond = lambda call: completion(call, f"say {call.body.get('seed')}")
+    assert _asks_stories(endpoint, 0.7) == (2, "")
+
+
+def test_thinking_counts_among_what_differs(endpoint: Endpoint) -> None:
+    def thinks(call: Call) -> Answer:
+        message = {"content": "So be it.", "reasoning_content": f"Hm: {call.body.get('seed')}"}
+        return Answer(json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}))
+
+    endpoint.respond = thinks
+    assert _asks_stories(endpoint, 0.7)[0] == 2
+    endpoint.respond = lambda call: (
+        completion(call, "a") if "story" not in call.text else _error(400, "not that")
+    )
+    stories, told = _asks_stories(endpoint, 0.7)
+    assert stories == 1
+    assert "whether the endpoint samples could not be found out" in told
+    assert "not that" in told
+
+
+def test_only_rows_in_which_the_endpoint_is_sampled_ask_for_samples(endpoint: Endpoint) -> None:
+    for rows, told in ((["standard", "guided_base+sc"], False), (["cot+sc"], True)):
+        values = _config(endpoint) | {"evaluate": {"rows": rows}}
+        notices = check_frozen(parse_config(values), load_templates("default")).notices
+        assert any("ignore the temperature" in one for one in notices) == told
+
+
+def test_what_a_check_asks_is_counted(endpoint: Endpoint) -> None:
+    spent: list[Usage] = []
+    endpoint.respond = NEW_LIMIT
+    needs = Needs(((PROMPT, GREEDY), (PROMPT, VOTE)), choices=(PROMPT,))
+    found = check_endpoint(settings(endpoint), needs, spent.append)
+    assert found.usage == sum(spent, Usage())
+    assert found.usage.sent == len(endpoint.calls)
+    assert found.usage.tokens == 10 * (len(endpoint.calls) - 1), "one was refused"
+
+    def no_more(usage: Usage) -> None:
+        raise UserError("the purse is empty")
+
+    asked = len(endpoint.calls)
+    with pytest.raises(UserError, match="purse"):
+        check_endpoint(settings(endpoint), needs, no_more)
+    assert len(endpoint.calls) == asked + 1
 
 
 @pytest.mark.parametrize(
