@@ -18,7 +18,7 @@ from lmcot.run.directory import RunDirectory
 from lmcot.run.interruption import Interruption
 from tests.support.endpoint import Endpoint, completion
 
-CONFIG = Path(__file__).parents[2] / "configs" / "smoke_t5.yaml"
+CONFIG = Path(__file__).parents[3] / "configs" / "smoke_t5.yaml"
 
 
 @contextmanager
