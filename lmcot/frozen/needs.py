@@ -37,3 +37,9 @@ class Found:
     """Why a call that is needed cannot be had."""
     usage: Usage = field(default_factory=Usage)
     """What the check itself asked: each request that was sent, also those that were refused."""
+
+
+def cost_in_words(usage: Usage) -> str:
+    """What a first check asked, for people."""
+    about = "about " if usage.estimated else ""
+    return f"{usage.sent} requests, {about}{usage.tokens} tokens"

@@ -19,6 +19,7 @@ from lmcot.data.loaders import load_examples
 from lmcot.data.prompts import PromptTemplates, load_templates
 from lmcot.data.render import encode
 from lmcot.errors import UserError
+from lmcot.frozen.needs import cost_in_words
 from lmcot.frozen.open import calls_at_once
 from lmcot.models.sources import load_tokenizer
 from lmcot.monitor.metrics import Monitor
@@ -28,7 +29,7 @@ from lmcot.rewards.aspects import AspectMeter
 from lmcot.rewards.custom import load_custom
 from lmcot.run.budgets import Spending
 from lmcot.run.directory import RunDirectory
-from lmcot.run.first_check import check_frozen, told
+from lmcot.run.first_check import check_frozen
 from lmcot.run.fit import TRAIN, VALIDATION, Need, lack_of, left_out, needs_of
 from lmcot.run.inputs import check_contents
 from lmcot.run.interruption import Interruption
@@ -119,7 +120,7 @@ class Run:
         for notice in checked.notices:
             say(notice)
         if checked.usage.sent:
-            say(f"the frozen LM's endpoint was asked first: {told(checked.usage)}")
+            say(f"the frozen LM's endpoint was asked first: {cost_in_words(checked.usage)}")
 
     def rationale_prompt(self, example: Example) -> tuple[int, ...]:
         """Token ids of the prompt that the small LM answers with a rationale."""

@@ -88,12 +88,6 @@ def check_frozen(
     return Checked(learned, notices, found.usage)
 
 
-def told(usage: Usage) -> str:
-    """What a first check cost, in words."""
-    about = "about " if usage.estimated else ""
-    return f"{usage.sent} requests, {about}{usage.tokens} tokens"
-
-
 def row_sampling(config: Config, templates: PromptTemplates, row: str, number: int) -> Sampling:
     """How the frozen LM replies in a row of an evaluation.
 

@@ -13,7 +13,7 @@ from lmcot.data.prompts import load_templates
 from lmcot.data.render import encode, tame
 from lmcot.data.sampler import sample_seed
 from lmcot.errors import UserError
-from lmcot.frozen.needs import Needs
+from lmcot.frozen.needs import Needs, cost_in_words
 from lmcot.frozen.open import check_frozen_lm
 from lmcot.monitor.progress import say
 from lmcot.records import Example, Message, Paragraph, Prompt, Sampling
@@ -104,6 +104,7 @@ def learned(pair: Pair) -> Pair:
     )
     for notice in found.notices:
         say(notice)
+    say(f"the frozen LM's endpoint was asked first: {cost_in_words(found.usage)}")
     return replace(pair, config=pair.config.model_copy(update={"frozen": found.settings}))
 
 

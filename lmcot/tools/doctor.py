@@ -348,7 +348,8 @@ def _port(config: Config) -> Finding:
 
 def _frozen(config: Config) -> Iterable[Finding]:
     from lmcot.data.prompts import load_templates
-    from lmcot.run.first_check import check_frozen, told
+    from lmcot.frozen.needs import cost_in_words
+    from lmcot.run.first_check import check_frozen
 
     if config.frozen is None:
         return
@@ -357,7 +358,7 @@ def _frozen(config: Config) -> Iterable[Finding]:
     except UserError as error:
         yield Finding("mend", f"the frozen LM: {error}")
         return
-    asked = f" (asked: {told(checked.usage)})" if checked.usage.sent else ""
+    asked = f" (asked: {cost_in_words(checked.usage)})" if checked.usage.sent else ""
     yield Finding("ok", f"the frozen LM is there{asked}")
     for notice in checked.notices:
         yield Finding("note", f"the frozen LM: {notice.removeprefix('frozen: ')}")

@@ -196,21 +196,38 @@ def ask_dspy(url: str) -> None:
 
 
 def ask_instructor(url: str) -> None:
-    """Its modes: tools, JSON, JSON schema; and JSON in Markdown, which nobody promised."""
+    """All its modes for OpenAI: those that work, and those that do not, as the docs have it."""
+    from collections.abc import Iterable
+
     import instructor
     import openai
+    from instructor.core import InstructorRetryException
 
     wanted = plain(url)
-    for mode in (instructor.Mode.TOOLS, instructor.Mode.JSON, instructor.Mode.JSON_SCHEMA):
+    modes = instructor.Mode
+
+    def ask(mode: Any, into: Any = River) -> Any:
         client: Any = instructor.from_openai(
             openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0), mode=mode
         )
-        found = client.chat.completions.create(
-            model="lmcot", messages=list(MESSAGES), response_model=River, max_retries=0
+        return client.chat.completions.create(
+            model="lmcot", messages=list(MESSAGES), response_model=into, max_retries=0
         )
+
+    def refusal(mode: Any, into: Any) -> str:
+        try:
+            found = ask(mode, into)
+        except InstructorRetryException as error:
+            return str(error)
+        return f"none: {found}"
+
+    for mode in (modes.TOOLS, modes.TOOLS_STRICT, modes.JSON, modes.JSON_SCHEMA):
+        found = ask(mode)
         assert isinstance(found, River), mode
-        if mode is not instructor.Mode.JSON:  # which says more to the frozen LM
+        if mode is not modes.JSON:  # which says more to the frozen LM
             assert found.answer == wanted["answer"], mode
+    assert "do not choose among tools" in refusal(modes.PARALLEL_TOOLS, Iterable[River])
+    assert "not found" in refusal(modes.RESPONSES_TOOLS, River).lower()
 
 
 def ask_llm(url: str) -> None:

@@ -29,6 +29,11 @@ _CLIENT_PORT = 10001
 _REHEARSAL = """
 import json, logging, sys
 import ray
+# Ray's client does not raise what the cluster answers, but logs it between its tries.
+client = logging.getLogger("ray.util.client.worker")
+client.setLevel(logging.DEBUG)
+client.addFilter(lambda record: record.getMessage().startswith("Received when checking init"))
+client.addHandler(logging.StreamHandler())
 try:
     ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.CRITICAL)
 except BaseException as error:
@@ -36,12 +41,10 @@ except BaseException as error:
     sys.exit(1)
 ray.shutdown()
 """
-_TOKEN = (
-    "set RAY_AUTH_MODE=token and the cluster's own token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or "
-    "~/.ray/auth_token)"
-)
+_USUAL_TOKEN = "~/.ray/auth_token"
+_NO_TOKEN = ("InvalidAuthToken", "Invalid or missing authentication token", "AuthenticationError")
+"""What shows in Ray's log or message where the cluster refuses a token, or there is none."""
 _HOPELESS = (
-    ("InvalidAuthToken", 1, f"it refuses our token, or we have none: {_TOKEN}"),
     (
         "Failed to connect to",
         2,
@@ -52,7 +55,6 @@ _HOPELESS = (
 )
 """What shows in Ray's log, how many times, where it will not come to an end; and what it means."""
 _SIGNS = {
-    "auth": _TOKEN,
     "version": "install the versions of Ray and Python that the cluster has",
     "raylet": "run lmcot on a node of the cluster ('ray start --address=...' makes this one)",
 }
@@ -154,6 +156,8 @@ def _watch(process: subprocess.Popen[bytes], log: IO[bytes], address: str, limit
             process.wait(min(0.5, limit_s))
             return ""
         text = _read(log)
+        if any(sign in text for sign in _NO_TOKEN):
+            return _about_token()
         for sign, times, reason in _HOPELESS:
             if text.count(sign) >= times:
                 return reason
@@ -168,6 +172,8 @@ def _watch(process: subprocess.Popen[bytes], log: IO[bytes], address: str, limit
 
 def _reason(told: str, log: str) -> str:
     """What Ray raised, or else the last line of its log, and what to do if that is known."""
+    if any(sign in told + log for sign in _NO_TOKEN):
+        return _about_token()
     try:
         name, message = json.loads(told.splitlines()[-1])
         first = next(iter(message.strip().splitlines()), "")
@@ -179,6 +185,33 @@ def _reason(told: str, log: str) -> str:
         if sign in (told + log).lower():
             return f"{reason}: {remedy}"
     return reason
+
+
+def _about_token() -> str:
+    """Which token was refused, by the place that Ray took it from, and what to do."""
+    mode, path = os.environ.get("RAY_AUTH_MODE", "token"), os.environ.get("RAY_AUTH_TOKEN_PATH")
+    usual = os.path.expanduser(_USUAL_TOKEN)
+    if mode.lower() != "token":
+        return (
+            f"it asks for a token, and RAY_AUTH_MODE={mode} has none sent: set "
+            f"RAY_AUTH_MODE=token, and the cluster's own token in RAY_AUTH_TOKEN or {_USUAL_TOKEN}"
+        )
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        refused = "in RAY_AUTH_TOKEN"
+    elif path:
+        refused = f"in '{path}', which RAY_AUTH_TOKEN_PATH names"
+    elif os.path.exists(usual):
+        refused = f"in '{usual}'"
+    else:
+        return (
+            "it asks for a token, and there is none here: set RAY_AUTH_MODE=token, and the "
+            f"cluster's own token in RAY_AUTH_TOKEN or {_USUAL_TOKEN}"
+        )
+    return (
+        f"it refuses the token {refused}: put the cluster's own token there, which is in the "
+        f"head node's RAY_AUTH_TOKEN or {_USUAL_TOKEN}"
+        + ("" if "RAY_AUTH_MODE" in os.environ else ", and set RAY_AUTH_MODE=token")
+    )
 
 
 def _read(file: IO[bytes]) -> str:

@@ -203,10 +203,45 @@ def test_the_reason_is_what_ray_raised_or_else_logged() -> None:
     assert joining._reason("", "") == "Ray ended without a message"
 
 
-def test_what_is_hopeless_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = "import sys, time; print('x InvalidAuthToken: y', file=sys.stderr, flush=True)"
+@pytest.mark.parametrize(
+    "said",
+    [
+        "x InvalidAuthToken: y",
+        "Received when checking init: Invalid or missing authentication token",
+    ],
+)
+def test_a_refused_token_is_not_waited_for(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = f"import sys, time; print({said!r}, file=sys.stderr, flush=True)"
     monkeypatch.setattr(joining, "_REHEARSAL", f"{script}; time.sleep(60)")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     started = time.monotonic()
-    with pytest.raises(UserError, match="refuses our token"):
+    with pytest.raises(UserError, match="refuses the token in RAY_AUTH_TOKEN: ") as raised:
         joining._rehearse("127.0.0.1:1", limit_s=50.0)
     assert time.monotonic() - started < 30
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"RAY_AUTH_TOKEN": "t", "RAY_AUTH_TOKEN_PATH": "/p"}, "refuses the token in RAY_AUTH_TOK"),
+        ({"RAY_AUTH_TOKEN_PATH": "/p"}, "refuses the token in '/p', which RAY_AUTH_TOKEN_PATH"),
+        ({"RAY_AUTH_TOKEN": "t", "RAY_AUTH_MODE": "disabled"}, "RAY_AUTH_MODE=disabled has none"),
+        ({}, "there is none here"),
+    ],
+)
+def test_which_token_was_refused(
+    environment: dict[str, str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    raised = '["AuthenticationError", "Token authentication is enabled but no token was found"]'
+    assert told in joining._reason(raised, "")
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("t")
+    if not environment:
+        assert f"refuses the token in '{tmp_path}/.ray/auth_token'" in joining._reason(raised, "")

@@ -366,7 +366,9 @@ def _sources(config: Config) -> dict[str, str]:
     return {name: one.source for name, one in config.rewards.aspects.items()}
 
 
-def test_a_service_learns_what_its_endpoint_takes(endpoint: Endpoint) -> None:
+def test_a_service_learns_what_its_endpoint_takes(
+    endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
     endpoint.respond = lambda call: (
         NEW_LIMIT(call) if "max_tokens" in call.body else completion(call, "Velm")
     )
@@ -374,6 +376,8 @@ def test_a_service_learns_what_its_endpoint_takes(endpoint: Endpoint) -> None:
     assert isinstance(pair.config.frozen, OpenAIFrozen)
     assert pair.config.frozen.rename_parameters == {"max_tokens": "max_completion_tokens"}
     assert pair.source == "random:llama"
+    asked = f"asked first: {len(endpoint.calls)} requests, {10 * (len(endpoint.calls) - 1)} tokens"
+    assert asked in capsys.readouterr().err
     endpoint.respond = lambda call: _error(401, "who are you?")
     with pytest.raises(UserError, match="who are you"):
         learned(pair)
