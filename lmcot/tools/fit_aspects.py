@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from lmcot.actors.base import prepare_process
 from lmcot.config import Aspect, AspectSettings, Config, GuidanceRewards
 from lmcot.data.formats import parse_record
 from lmcot.data.layouts import read_records
@@ -23,6 +24,7 @@ from lmcot.errors import UserError
 from lmcot.files import write_atomically
 from lmcot.frozen.open import open_frozen_lm
 from lmcot.frozen.protocol import FrozenLM
+from lmcot.monitor.progress import say
 from lmcot.records import Example, Failure
 from lmcot.rewards.aspects import (
     JUDGE_MEASURES,
@@ -266,9 +268,14 @@ def _open_judge(config: Config | None, asked_by: str) -> Judge:
         raise UserError(
             f"{asked_by} needs a frozen LM: give --config, a file with a 'frozen' section"
         )
+    # Else a library's warning stands among the scores on the standard output.
+    prepare_process(config.actors.frozen.threads)
     templates = load_templates(config.prompts.templates)
-    checked = check_frozen(config, templates).config
-    return Judge(open_frozen_lm(checked.frozen or config.frozen, config.prompts), templates)
+    checked = check_frozen(config, templates)
+    for notice in checked.notices:
+        say(notice)
+    settings = checked.config.frozen or config.frozen
+    return Judge(open_frozen_lm(settings, config.prompts), templates)
 
 
 def _values(values: Sequence[Measured]) -> list[float]:
