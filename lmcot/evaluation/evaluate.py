@@ -1,7 +1,7 @@
 """Evaluation: what the frozen LM answers with and without guidance, row by row.
 
 First all rationales, policy by policy; then the answers, row by row; then the rationales' aspects.
-All of it is kept question by question: the same command goes on where it was left.
+All of it is kept question by question: the same command continues where it was left.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def evaluate(run: Run) -> None:
     if files.missing():
         usage = _Evaluation(run, policies, files).work()
     else:
-        say("evaluate: all rows are done already, the report is written anew")
+        say("evaluate: all rows are done already, the report is written again")
     left_out = run.left_out.get(VALIDATION)
     notes = [one for one in (note, f"{left_out}." if left_out else None) if one]
     report = _report(run, policies, files, notes)

@@ -178,7 +178,7 @@ class ReplyCache:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Takes the write lock at once: two that read first and write then could not both go on."""
+        """Takes the write lock at once: of two that read first and write later, one would fail."""
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield

@@ -73,7 +73,7 @@ def _open_local(settings: TransformersFrozen, prompts: PromptSettings) -> Transf
 def _identity(
     source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: str
 ) -> str:
-    """Names the source, and tells by a digest what it held: folders are written anew.
+    """Names the source, with a digest of what it held: a folder may be written again.
 
     Of each weight some thousand elements are looked at: training leaves none as it was, and
     reading all of a large model would take longer than loading it.

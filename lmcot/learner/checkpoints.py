@@ -164,6 +164,6 @@ def _listed(folder: Place) -> dict[str, Listed]:
 
 def _damaged(folder: Place, what: str) -> str:
     return (
-        f"the checkpoint '{folder}' is damaged ({what}): delete it, and the same command goes on "
-        "from the one before"
+        f"the checkpoint '{folder}' is damaged ({what}): delete it, and the same command "
+        "continues from the one before"
     )

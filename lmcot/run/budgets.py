@@ -120,7 +120,7 @@ class Losses:
                 raise UserError(
                     f"{self._lost[kind]} of {self._total} {self._what} failed, more than "
                     f"failures.{key} ({share:g}) admits; the first: {self._first[kind].reason}; "
-                    "mend that and run the same command again"
+                    "fix that and run the same command again"
                 )
 
 

@@ -111,7 +111,7 @@ def _conclude(run_dir: Path, trials: list[Trial], table: SweepTable) -> None:
     if len(table.numbers("failed")) == len(trials):
         raise UserError(
             f"none of the {len(trials)} trials could be run; the first failure: "
-            f"{table.rows[1].reason}; mend that and run the same command with --retry-failed"
+            f"{table.rows[1].reason}; fix that and run the same command with --retry-failed"
         )
 
 

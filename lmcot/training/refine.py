@@ -179,7 +179,7 @@ def check_judged(columns: Columns, failures: Sequence[Failure]) -> None:
     if not columns["judged"].any():
         raise UserError(
             f"none of a step's {len(columns['judged'])} rationales could be judged; the first "
-            f"failure: {failures[0].reason}; mend that and run the same command again"
+            f"failure: {failures[0].reason}; fix that and run the same command again"
         )
 
 

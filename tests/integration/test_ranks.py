@@ -270,4 +270,4 @@ def test_a_truncated_file_of_one_rank_is_told(ranks: Ranks, tmp_path: Path, numb
     with pytest.raises(UserError) as told:
         store.latest()
     assert f"{file.name} has {size // 2} of its {size} bytes" in str(told.value)
-    assert "delete it, and the same command goes on from the one before" in str(told.value)
+    assert "delete it, and the same command continues from the one before" in str(told.value)

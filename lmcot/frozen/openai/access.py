@@ -23,7 +23,7 @@ _LOGIN = re.compile(r"(?<=://)[^/@\s]*@")
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What is sent with each request to be let in.
+    """What each request sends to be admitted.
 
     Attributes:
         key: empty where none is sent.

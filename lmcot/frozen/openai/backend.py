@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 class OpenAILM:
     """A `FrozenLM` that asks an endpoint; any number of threads may call it at once.
 
-    They share the settings' bounds: requests under way, requests and tokens per minute. Transient
+    They share the settings' bounds: requests in flight, requests and tokens per minute. Transient
     failures (time-outs, lost connections, bodies that are no completions, 408, 409, 425, 429, 5xx)
     are tried again with growing pauses or as the endpoint's Retry-After says, and so are replies
     without text or with impossible numbers. What still fails is returned: a transient `Failure`
@@ -119,7 +119,7 @@ class OpenAILM:
         return self.client.each(self._ask_for_score, pairs)
 
     def close(self) -> None:
-        """Gives up what is under way, and the connections; not to be asked again."""
+        """Cancels what is in flight, and closes the connections; not to be asked again."""
         self.client.close()
 
     def completion_body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:

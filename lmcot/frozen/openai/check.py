@@ -222,7 +222,7 @@ def complaint(error: EndpointError, settings: OpenAIFrozen) -> str:
         return f"{endpoint} gives no completion ({reason}): {_if_not_its_own_words(error)}"
     if error.status in (401, 403):
         return (
-            f"{endpoint} does not let us in ({reason}): put a valid key into the environment "
+            f"{endpoint} refuses access ({reason}): put a valid key into the environment "
             f"variable {settings.api_key_env}, or name another in frozen.api_key_env"
         )
     if error.status == 429:

@@ -73,7 +73,7 @@ class EndpointError(Exception):
 class EndpointClient:
     """Asks one endpoint from a thread of its own; any number of threads may wait for it.
 
-    They share the bound of requests under way, the rate limits, the pauses that the endpoint asks
+    They share the bound of requests in flight, the rate limits, the pauses that the endpoint asks
     for, and the connections.
 
     Attributes:
@@ -119,7 +119,7 @@ class EndpointClient:
                     results[index] = error.failure
 
         async def everything() -> None:
-            # No more than can be under way: a long call leaves room for others' short ones.
+            # No more than can be in flight: a long call leaves room for others' short ones.
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(len(items), self._settings.concurrency)):
                     group.create_task(work())
@@ -168,7 +168,7 @@ class EndpointClient:
         return self._thread.run(work)
 
     def close(self) -> None:
-        """Gives up what is under way, and the connections."""
+        """Cancels what is in flight, and closes the connections."""
         self._thread.close()
 
     def _note(self, error: EndpointError) -> None:

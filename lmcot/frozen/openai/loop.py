@@ -69,7 +69,7 @@ class LoopThread:
         loop.close()
 
     async def _end(self) -> None:
-        # Each task that ends lets the thread go on that waits for it.
+        # Each task that ends releases the thread that waits for it.
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()

@@ -251,7 +251,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, size: int | None, sa
         os.truncate(folder / name, size)
     sentence = _refusal(store)
     assert sentence.startswith(f"the checkpoint '{folder}' is damaged ({said}")
-    assert sentence.endswith("delete it, and the same command goes on from the one before")
+    assert sentence.endswith("delete it, and the same command continues from the one before")
     shutil.rmtree(folder)
     assert _latest_step(store) == 1
 

@@ -87,7 +87,7 @@ def test_losses_have_separate_budgets() -> None:
         losses.add([REFUSED])
     assert str(data.value) == (
         "3 of 10 judgements of step 3 failed, more than failures.max_data_share (0.2) admits; the "
-        "first: the prompt is refused; mend that and run the same command again"
+        "first: the prompt is refused; fix that and run the same command again"
     )
     with pytest.raises(UserError, match=r"6 of 10 .*max_infrastructure_share \(0\.5\).*is down"):
         losses.add([DOWN])

@@ -248,8 +248,8 @@ def test_a_first_request_that_is_answered_passes_the_check(endpoint: Endpoint) -
 @pytest.mark.parametrize(
     ("status", "sentence"),
     [
-        (401, r"does not let us in .*variable MY_KEY, .*frozen\.api_key_env"),
-        (403, r"does not let us in .*variable MY_KEY"),
+        (401, r"refuses access .*variable MY_KEY, .*frozen\.api_key_env"),
+        (403, r"refuses access .*variable MY_KEY"),
         (404, r"knows no model 'm', .*frozen\.model, frozen\.base_url"),
         (400, r"does not answer a first request .*400.*frozen\.model"),
         (503, r"does not answer a first request .*503.*frozen\.model"),
