@@ -66,7 +66,7 @@ def _nobody_reads() -> bool:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from lmcot.config import dump_config, load_config
+    from lmcot.config import dump_config, load_config, renamed_settings
 
     if options.command == "cache":
         return _run_cache(options.action, options.folder, options.model)
@@ -96,6 +96,9 @@ def _run(options: argparse.Namespace) -> int:
         config = _evaluate_config(options)
     else:
         config = load_config(options.config, options.overrides)
+    if options.config is not None:
+        for sentence in renamed_settings(options.config, options.overrides):
+            print(f"lmcot: {sentence}", file=sys.stderr)
     if options.command == "config":
         print(dump_config(config), end="")
         return 0

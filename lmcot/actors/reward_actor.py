@@ -80,7 +80,7 @@ def outcome(
     config: Config,
 ) -> Judged:
     """What a unit's judgements come to."""
-    scored = score(rollouts, judgements, config)
+    scored = score(rollouts, judgements, config.rewards, config.policy.max_new_tokens)
     return Judged(
         Packed.of([one for one in scored if one is not None]),
         columns(rollouts, judgements, scored),

@@ -25,6 +25,7 @@ from lmcot.config.load import (
     parse_config,
     parse_settings,
     read_yaml_mapping,
+    renamed_settings,
 )
 from lmcot.config.models import (
     BudgetSettings,
@@ -42,6 +43,7 @@ from lmcot.config.rewards import (
     FailureBudgets,
     GuidanceRewards,
     IncreasingRewards,
+    Penalties,
 )
 from lmcot.config.root import Config
 from lmcot.config.runtime import (
@@ -102,6 +104,7 @@ __all__ = [
     "MonitorSettings",
     "OpenAIFrozen",
     "OptimiserSettings",
+    "Penalties",
     "PolicySettings",
     "PromptSettings",
     "RefineSettings",
@@ -123,4 +126,5 @@ __all__ = [
     "parse_config",
     "parse_settings",
     "read_yaml_mapping",
+    "renamed_settings",
 ]

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from lmcot.config.addresses import MAY_HOLD_SECRETS
 from lmcot.config.data import FileData
+from lmcot.config.renamed import renamed_keys
 from lmcot.config.root import Config
 from lmcot.config.yaml_text import parse_yaml
 from lmcot.errors import UserError
@@ -33,12 +34,25 @@ def load_config(path: str | Place, overrides: list[str] | None = None) -> Config
     Raises:
         UserError: naming the key that is wrong, and what would be right.
     """
+    config = parse_config(_given(path, overrides))
+    check_files(config)
+    return config
+
+
+def renamed_settings(path: str | Place, overrides: list[str] | None = None) -> list[str]:
+    """A sentence for each key that the file or an override still calls by its old name.
+
+    Raises:
+        UserError: as `load_config` does of a file or an override that cannot be read.
+    """
+    return renamed_keys(_given(path, overrides))
+
+
+def _given(path: str | Place, overrides: list[str] | None) -> dict[str, Any]:
     values = read_yaml_mapping(path)
     for override in overrides or []:
         _apply_override(values, override)
-    config = parse_config(values)
-    check_files(config)
-    return config
+    return values
 
 
 def parse_config(values: dict[str, Any]) -> Config:

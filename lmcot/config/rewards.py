@@ -60,6 +60,18 @@ def _default_aspects() -> dict[Aspect, AspectSettings]:
     return {name: judge if name in _JUDGE_ONLY else AspectSettings() for name in get_args(Aspect)}
 
 
+class Penalties(Settings):
+    """What a rationale's length takes from its reward."""
+
+    missing_end: NonNegativeFloat = 0.0
+    """Taken from the reward of a rationale that was cut at the length limit."""
+    length: NonNegativeFloat = 0.0
+    """Taken from the reward of the longest rationale that ``policy.max_new_tokens`` allows;
+    shorter ones lose less, in proportion to the tokens beyond ``length_free``."""
+    length_free: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of ``policy.max_new_tokens`` that a rationale may take without a penalty."""
+
+
 class GuidanceRewards(Settings):
     """Task rewards from the frozen LM's answer, and rationale rewards by aspect."""
 
@@ -89,6 +101,9 @@ class GuidanceRewards(Settings):
     logicality and consistency by the judge, the others by metrics, save fluency where the frozen
     LM is behind an endpoint that gives no log-likelihoods. What is named here changes its aspect
     only; ``source: off`` switches one off, and ``aspects: {}`` all of them."""
+
+    penalties: Penalties = Penalties()
+    """What a rationale's length takes from its reward."""
 
     @model_validator(mode="after")
     def _something_to_maximise(self) -> GuidanceRewards:
@@ -131,6 +146,8 @@ class IncreasingRewards(Settings):
     kind: Literal["increasing"]
     length: Annotated[int, Field(ge=2)] = 8
     """How many numbers a perfect rationale has."""
+    penalties: Penalties = Penalties()
+    """What a rationale's length takes from its reward."""
 
 
 Rewards = Annotated[GuidanceRewards | IncreasingRewards, Field(discriminator="kind")]

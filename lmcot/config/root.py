@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import model_validator
 
 from lmcot.config.base import NonNegativeInt, Settings
 from lmcot.config.data import DataSettings, PromptSettings
 from lmcot.config.models import Frozen, OpenAIFrozen, PolicySettings, Teacher
 from lmcot.config.monitor import MonitorSettings
+from lmcot.config.renamed import with_new_names
 from lmcot.config.rewards import AspectSettings, FailureBudgets, GuidanceRewards, Rewards
 from lmcot.config.runtime import ActorsSettings, CheckpointSettings, EvaluateSettings
 from lmcot.config.serving import ServeSettings
@@ -49,6 +53,11 @@ class Config(Settings):
     """What a run shows of itself, and what it warns of."""
     serve: ServeSettings = ServeSettings()
     """The trained pair behind an HTTP endpoint."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_keys_are_read(cls, values: Any) -> Any:
+        return with_new_names(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _variants_fit(self) -> Config:

@@ -164,13 +164,6 @@ class RefineSettings(Settings):
     """Rewards are clipped to plus or minus this before the KL penalty is added."""
     scale_rewards: bool = False
     """Divide rewards by their standard deviation over the run so far, before they are clipped."""
-    missing_end_penalty: NonNegativeFloat = 0.0
-    """Taken from the reward of a rationale that was cut at the length limit."""
-    length_penalty: NonNegativeFloat = 0.0
-    """Taken from the reward of the longest rationale that ``policy.max_new_tokens`` admits;
-    shorter ones pay in proportion to what they exceed ``length_free`` by."""
-    length_free: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of ``policy.max_new_tokens`` that a rationale may take without a penalty."""
     target_kl: PositiveFloat | None = None
     """A step's updates end early once a minibatch's approximate KL to the policy that the step
     began with exceeds this."""

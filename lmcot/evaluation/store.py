@@ -109,8 +109,10 @@ class EvaluationFiles:
             for row in rows
         }
         judged = config.rewards.kind == "guidance" and config.evaluate.aspect_questions
+        # No aspect depends on the penalties, which runs of before had elsewhere.
+        settings = config.rewards.model_dump(mode="json", exclude={"penalties"})
         self.aspects = {
-            policy: kept(f"aspects/{policy}", policy, config.rewards.model_dump(mode="json"))
+            policy: kept(f"aspects/{policy}", policy, settings)
             for policy, sampled in self.rationales
             if judged and not sampled
         }

@@ -150,7 +150,7 @@ def _bounds(settings: AlarmSettings) -> tuple[Bound, ...]:
         Bound(
             "length_limit", "response/cut_share", settings.cut_share_above,
             "{value:.0%} of the rationales were cut at the length limit: raise "
-            "policy.max_new_tokens, or set refine.missing_end_penalty or refine.length_penalty",
+            "policy.max_new_tokens, or set a penalty (rewards.penalties.missing_end or length)",
         ),
         Bound(
             "empty_answers", "answer/empty_share", settings.empty_answers_above,

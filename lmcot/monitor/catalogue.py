@@ -30,8 +30,7 @@ CATALOGUE = {
     "(`refine.reward_clip`).",
     "component/*": "Mean of one component of the reward, before its weight: `em`, `f1`, "
     "`inclusion`, `aspect/NAME`, `custom`, whichever the settings ask for.",
-    "penalty/*": "Mean of what was taken off: `length` (`refine.length_penalty`), `missing_end` "
-    "(`refine.missing_end_penalty`).",
+    "penalty/*": "Mean of what was taken off: `length` and `missing_end` of `rewards.penalties`.",
     # -- kl
     "kl": "KL of the policy to the reference, nats per rationale: the mean over rationales of the "
     "summed log-ratio (k1).",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from itertools import pairwise
 
-from lmcot.config import GuidanceRewards, IncreasingRewards, RefineSettings
+from lmcot.config import GuidanceRewards, IncreasingRewards, Penalties
 from lmcot.records import Judgement, Rollout
 from lmcot.rewards.aspects import aspect_component
 
@@ -49,23 +49,23 @@ def component_weights(rewards: GuidanceRewards | IncreasingRewards) -> dict[str,
     return weights
 
 
-def penalties(rollout: Rollout, refine: RefineSettings, max_new_tokens: int) -> dict[str, float]:
+def taken_off(rollout: Rollout, penalties: Penalties, max_new_tokens: int) -> dict[str, float]:
     """What is taken from a rationale's reward for its length, by ``penalty/NAME``; each at least 0.
 
     ``missing_end``: the whole setting if the rationale was cut at the length limit. ``length``:
     nothing up to ``length_free * max_new_tokens`` tokens, from there rising linearly to the whole
     setting at ``max_new_tokens`` (the soft overlong punishment of DAPO, Yu et al. 2025, eq. 13).
-    Only penalties whose setting is above 0 are there.
+    A penalty whose setting is 0 is left out.
     """
-    found = {}
-    if refine.missing_end_penalty > 0:
+    taken = {}
+    if penalties.missing_end > 0:
         cut = rollout.finish_reason == "length"
-        found["penalty/missing_end"] = refine.missing_end_penalty if cut else 0.0
-    if refine.length_penalty > 0:
-        free = refine.length_free * max_new_tokens
+        taken["penalty/missing_end"] = penalties.missing_end if cut else 0.0
+    if penalties.length > 0:
+        free = penalties.length_free * max_new_tokens
         share = (len(rollout.response_ids) - free) / (max_new_tokens - free)
-        found["penalty/length"] = refine.length_penalty * min(1.0, max(0.0, share))
-    return found
+        taken["penalty/length"] = penalties.length * min(1.0, max(0.0, share))
+    return taken
 
 
 def judge_increasing(rollouts: Sequence[Rollout], settings: IncreasingRewards) -> list[Judgement]:

@@ -12,22 +12,29 @@ from typing import Any
 
 import numpy as np
 
-from lmcot.config import Config
+from lmcot.config.rewards import Rewards
 from lmcot.records import Columns, Example, Judgement, Missing, Rollout, ScoredRollout, to_json
-from lmcot.rewards.combine import penalties, scalar_reward
+from lmcot.rewards.combine import scalar_reward, taken_off
 
 
 def score(
-    rollouts: Sequence[Rollout], judgements: Sequence[Judgement], config: Config
+    rollouts: Sequence[Rollout],
+    judgements: Sequence[Judgement],
+    rewards: Rewards,
+    max_new_tokens: int,
 ) -> list[ScoredRollout | None]:
-    """The reward of each rationale; None, never a reward, for what could not be judged."""
+    """The reward of each rationale; None, never a reward, for what could not be judged.
+
+    Args:
+        max_new_tokens: the length limit of the rationales, which the penalties refer to.
+    """
     scored: list[ScoredRollout | None] = []
     for rollout, judgement in zip(rollouts, judgements, strict=True):
         if judgement.failure is not None:
             scored.append(None)
             continue
-        taken = penalties(rollout, config.refine, config.policy.max_new_tokens)
-        reward = scalar_reward(judgement, config.rewards) - sum(taken.values())
+        taken = taken_off(rollout, rewards.penalties, max_new_tokens)
+        reward = scalar_reward(judgement, rewards) - sum(taken.values())
         scored.append(ScoredRollout(rollout, judgement, reward, taken))
     return scored
 

@@ -7,9 +7,9 @@ from typing import Literal
 
 import pytest
 
-from lmcot.config import GuidanceRewards, RefineSettings
+from lmcot.config import GuidanceRewards, Penalties
 from lmcot.records import Judgement, Rollout
-from lmcot.rewards.combine import penalties, scalar_reward
+from lmcot.rewards.combine import scalar_reward, taken_off
 
 
 def rollout(tokens: int, finish: Literal["eos", "length"] = "eos") -> Rollout:
@@ -17,14 +17,14 @@ def rollout(tokens: int, finish: Literal["eos", "length"] = "eos") -> Rollout:
 
 
 def test_without_settings_nothing_is_taken() -> None:
-    assert penalties(rollout(10, "length"), RefineSettings(), 10) == {}
+    assert taken_off(rollout(10, "length"), Penalties(), 10) == {}
 
 
 def test_the_missing_end_penalty_is_for_cut_rationales_only() -> None:
     """[7] a rationale cut at the length limit is penalised by setting, one that ended is not."""
-    refine = RefineSettings(missing_end_penalty=0.25)
-    assert penalties(rollout(10, "length"), refine, 10) == {"penalty/missing_end": 0.25}
-    assert penalties(rollout(10, "eos"), refine, 10) == {"penalty/missing_end": 0.0}
+    settings = Penalties(missing_end=0.25)
+    assert taken_off(rollout(10, "length"), settings, 10) == {"penalty/missing_end": 0.25}
+    assert taken_off(rollout(10, "eos"), settings, 10) == {"penalty/missing_end": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -32,14 +32,14 @@ def test_the_missing_end_penalty_is_for_cut_rationales_only() -> None:
 )
 def test_the_length_penalty_rises_linearly_to_the_limit(tokens: int, taken: float) -> None:
     """DAPO's eq. 13 with L_max 12 and L_cache 4; it is the same whether the rationale ended."""
-    refine = RefineSettings(length_penalty=0.5, length_free=2 / 3)
+    settings = Penalties(length=0.5, length_free=2 / 3)
     for one in (rollout(tokens, "eos"), rollout(tokens, "length")):
-        assert penalties(one, refine, 12) == {"penalty/length": pytest.approx(0.5 * taken)}
+        assert taken_off(one, settings, 12) == {"penalty/length": pytest.approx(0.5 * taken)}
 
 
 def test_a_rationale_may_pay_from_its_first_token_on() -> None:
-    refine = RefineSettings(length_penalty=1.0, length_free=0.0)
-    assert penalties(rollout(3), refine, 12)["penalty/length"] == 0.25
+    settings = Penalties(length=1.0, length_free=0.0)
+    assert taken_off(rollout(3), settings, 12)["penalty/length"] == 0.25
 
 
 def test_every_component_weighs_what_the_settings_say() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -40,13 +41,14 @@ def rollouts(count: int) -> list[Rollout]:
     ]
 
 
-def settings(**refine: float) -> Config:
+def settings(penalties: Mapping[str, float] | None = None, **refine: float) -> Config:
     return parse_config(
         {
             "data": {"train": {"kind": "counting"}, "validation": {"kind": "counting"}},
             "policy": {"source": "random:llama", "max_new_tokens": 4},
             "frozen": {"backend": "transformers", "source": "random:llama"},
             "prompts": {"demonstrations": 0},
+            "rewards": {"penalties": penalties or {}},
             "refine": {"start_from": "base", **refine},
         }
     )
@@ -81,7 +83,7 @@ def test_penalties_are_taken_from_the_reward_and_logged() -> None:
     """Of judged rationales only: what was not judged has no reward to take them from."""
     short, long = rollouts(2)
     long = replace(long, response_ids=(3, 4, 5, 6), finish_reason="length")
-    config = settings(missing_end_penalty=0.25, length_penalty=0.5)
+    config = settings({"missing_end": 0.25, "length": 0.5})
     judged = judge([short, long, long], [GOOD, GOOD, FAILED], config)
     assert rewards(judged) == [1.0, 1.0 - 0.25 - 0.5]
     metrics = step_metrics(judged.columns)

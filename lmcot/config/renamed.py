@@ -1,0 +1,66 @@
+"""Keys that had another place in earlier versions: old settings files and runs are still read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+RENAMED: Final[Mapping[str, tuple[str, Any]]] = {
+    "refine.missing_end_penalty": ("rewards.penalties.missing_end", 0.0),
+    "refine.length_penalty": ("rewards.penalties.length", 0.0),
+    "refine.length_free": ("rewards.penalties.length_free", 0.5),
+}
+"""For each old key the new one, and the default that earlier versions wrote into each run."""
+
+
+def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with each old key in its new place; where the new key is set, it holds.
+
+    Raises:
+        ValueError: if both keys are set and the old one is not at its default.
+    """
+    renamed = dict(values)
+    for old, (new, default) in RENAMED.items():
+        value = _value(values, old)
+        if value is _ABSENT:
+            continue
+        renamed = _without(renamed, old)
+        if _value(renamed, new) is _ABSENT:
+            renamed = _with(renamed, new, value)
+        elif value != default:
+            raise ValueError(f"{old} is now {new}, but both are set: remove {old}")
+    return renamed
+
+
+def renamed_keys(values: Mapping[str, Any]) -> list[str]:
+    """A sentence for each old key that the settings use."""
+    used = [(old, new) for old, (new, _) in RENAMED.items() if _value(values, old) is not _ABSENT]
+    return [f"{old} is now {new}: rename it in the settings" for old, new in used]
+
+
+_ABSENT: Final = object()
+
+
+def _value(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return _ABSENT
+        values = values[part]
+    return values
+
+
+def _with(values: Any, key: str, value: Any) -> Any:
+    """A copy with this value at the key. What is not a mapping on the way is left to be refused."""
+    part, _, rest = key.partition(".")
+    values = {} if values is None else values
+    if not isinstance(values, Mapping):
+        return values
+    return {**values, part: _with(values.get(part), rest, value) if rest else value}
+
+
+def _without(values: Any, key: str) -> Any:
+    """A copy that lacks the key."""
+    part, _, rest = key.partition(".")
+    if rest:
+        return {**values, part: _without(values[part], rest)}
+    return {name: value for name, value in values.items() if name != part}

@@ -1,0 +1,109 @@
+"""Keys that had another place: settings of earlier versions are read as they were meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lmcot.cli import main
+from lmcot.config import (
+    Config,
+    GuidanceRewards,
+    Penalties,
+    differences,
+    dump_config,
+    load_config,
+    parse_config,
+    renamed_settings,
+)
+from lmcot.errors import UserError
+from lmcot.run.directory import RunDirectory
+
+BEFORE = (Path(__file__).parent / "data" / "config-0.1.0.yaml").read_text(encoding="utf-8")
+"""What a run of the quickstart wrote before the length penalties were settings of the rewards."""
+LEAST: dict[str, Any] = {
+    "data": {"train": {"kind": "counting"}, "validation": {"kind": "counting"}},
+    "policy": {"source": "random:llama"},
+    "rewards": {"kind": "increasing"},
+    "refine": {"start_from": "base"},
+}
+
+
+def quickstart() -> Config:
+    return load_config(Path(__file__).parents[3] / "configs" / "quickstart.yaml")
+
+
+def penalties(config: Config) -> Penalties:
+    return config.rewards.penalties
+
+
+def test_a_run_of_before_has_the_settings_of_its_file() -> None:
+    assert "length_penalty" in BEFORE
+    assert differences(parse_config(yaml.safe_load(BEFORE)), quickstart()) == {}
+
+
+def test_a_run_of_before_resumes(tmp_path: Path) -> None:
+    """Refinement has begun, and depends on both places of the keys."""
+    (tmp_path / "config.yaml").write_text(BEFORE)
+    (tmp_path / "stages.json").write_text('{"distill": {}, "refine": {}}')
+    with RunDirectory(tmp_path) as directory:
+        assert directory.begun(quickstart()) == ["distill", "refine"]
+        assert directory.check_config(quickstart()) == []
+
+
+def test_a_changed_penalty_of_a_run_of_before_is_refused(tmp_path: Path) -> None:
+    values = yaml.safe_load(BEFORE)
+    values["refine"]["length_penalty"] = 0.25
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "stages.json").write_text('{"refine": {}}')
+    with (
+        RunDirectory(tmp_path) as directory,
+        pytest.raises(UserError, match=r"another value of rewards\.penalties\.length:"),
+    ):
+        directory.check_config(quickstart())
+
+
+def test_old_keys_are_read() -> None:
+    old = {"missing_end_penalty": 0.25, "length_penalty": 0.5, "length_free": 0.75}
+    config = parse_config({**LEAST, "refine": {**LEAST["refine"], **old}})
+    assert penalties(config) == Penalties(missing_end=0.25, length=0.5, length_free=0.75)
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
+    without = {key: value for key, value in LEAST.items() if key != "rewards"}
+    frozen = {"backend": "transformers", "source": "random:llama"}
+    refine = {**LEAST["refine"], "length_penalty": 1.0}
+    config = parse_config({**without, "frozen": frozen, "refine": refine})
+    assert config.rewards == GuidanceRewards(penalties=Penalties(length=1.0))
+
+
+def test_of_both_keys_the_new_one_holds_over_an_old_default() -> None:
+    values = yaml.safe_load(BEFORE)
+    values["rewards"]["penalties"] = {"length": 0.5}
+    assert penalties(parse_config(values)) == Penalties(length=0.5)
+    values["refine"]["length_penalty"] = 0.25
+    expected = "refine.length_penalty is now rewards.penalties.length, but both are set: remove"
+    with pytest.raises(UserError, match=expected):
+        parse_config(values)
+
+
+@pytest.mark.parametrize("rewards", ["custom", ["custom"], {"penalties": 3}])
+def test_what_is_no_mapping_is_refused_by_its_own_key(rewards: Any) -> None:
+    values = {**LEAST, "rewards": rewards, "refine": {"start_from": "base", "length_free": 0.5}}
+    with pytest.raises(UserError, match="rewards"):
+        parse_config(values)
+
+
+def test_the_new_key_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump(LEAST))
+    override = "refine.missing_end_penalty=0.5"
+    told = "refine.missing_end_penalty is now rewards.penalties.missing_end: rename it"
+    assert renamed_settings(file) == []
+    [sentence] = renamed_settings(file, [override])
+    assert sentence.startswith(told)
+    assert main(["config", "--config", str(file), override]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == f"lmcot: {sentence}\n"
+    assert yaml.safe_load(shown.out)["rewards"]["penalties"]["missing_end"] == 0.5
