@@ -23,10 +23,9 @@ from pathlib import Path
 
 from benchmarks.judging import batch, frozen_lm
 from benchmarks.timing import medians
-from lmcot.data.prompts import load_templates
+from lmcot.data.prompts import load_templates, reply_sampling
 from lmcot.frozen.cache import ReplyCache
 from lmcot.frozen.cached import CachedLM
-from lmcot.rewards.judge import reply_sampling
 
 PROCESSES = 4
 CALLS, REPLIES = 200, 16

@@ -24,11 +24,11 @@ from lmcot.config import (
 )
 from lmcot.data.context import apply_context
 from lmcot.data.loaders import load_examples
-from lmcot.data.prompts import load_templates
+from lmcot.data.prompts import load_templates, reply_sampling
 from lmcot.frozen.cached import CachedLM
 from lmcot.frozen.open import open_frozen_lm
 from lmcot.records import Example, Failure, Rollout
-from lmcot.rewards.judge import RewardModel, reply_sampling
+from lmcot.rewards.judge import RewardModel
 
 SAMPLES = 4
 ANSWER_TOKENS = 12

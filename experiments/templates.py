@@ -26,7 +26,7 @@ from lmcot.config import (
 )
 from lmcot.data.context import apply_context
 from lmcot.data.loaders import load_examples
-from lmcot.data.prompts import PromptTemplates, TemplateFile, load_templates
+from lmcot.data.prompts import PromptTemplates, TemplateFile, load_templates, reply_sampling
 from lmcot.data.render import encode
 from lmcot.frozen.cached import CachedLM
 from lmcot.frozen.open import open_frozen_lm
@@ -34,7 +34,6 @@ from lmcot.models.generation.engine import GenerationEngine
 from lmcot.models.generation.requests import SampleRequest
 from lmcot.models.sources import eos_ids, load_model, load_tokenizer
 from lmcot.records import Completion, Example, Failure, Prompt, Sampling
-from lmcot.rewards.judge import reply_sampling
 from lmcot.text.answers import exact_match, f1
 from lmcot.text.reading import read_answer
 

@@ -14,7 +14,7 @@ from lmcot.config import Aspect, read_yaml_mapping
 from lmcot.config.base import Settings
 from lmcot.data.context import render_context
 from lmcot.errors import UserError
-from lmcot.records import Example, Message, Paragraph, Prompt
+from lmcot.records import Example, Message, Paragraph, Prompt, Sampling
 from lmcot.storage import place
 
 if TYPE_CHECKING:
@@ -174,6 +174,11 @@ class PromptTemplates:
             shown.append(Message("user", _fill(template.user, values)))
             shown.append(Message("assistant", _fill(template.assistant, values)))
         return _prompt(template, fields, tuple(shown))
+
+
+def reply_sampling(template: DemonstratedTemplate, max_new_tokens: int) -> Sampling:
+    """How the frozen LM replies to rewards, annotation and evaluation alike: greedily."""
+    return Sampling(max_new_tokens=max_new_tokens, stop=template.stop)
 
 
 def load_templates(name_or_path: str) -> PromptTemplates:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from lmcot.config import GuidanceRewards
-from lmcot.data.prompts import DemonstratedTemplate, PromptTemplates
+from lmcot.data.prompts import PromptTemplates, reply_sampling
 from lmcot.frozen.protocol import FrozenLM
 from lmcot.records import (
     Answer,
@@ -120,11 +120,6 @@ class RewardModel:
             with_custom(judgement, example, rollout, name=name, reward=reward)
             for judgement, example, rollout in zip(judgements, examples, rollouts, strict=True)
         ]
-
-
-def reply_sampling(template: DemonstratedTemplate, max_new_tokens: int) -> Sampling:
-    """How the frozen LM replies, to rewards, annotation and evaluation alike: greedy."""
-    return Sampling(max_new_tokens=max_new_tokens, stop=template.stop)
 
 
 def answer_prompts(

@@ -8,13 +8,12 @@ from typing import get_args
 
 from lmcot.config import Aspect, Config, GuidanceRewards
 from lmcot.config.rows import DEFAULT_ROWS, plain, votes
-from lmcot.data.prompts import PromptTemplates
+from lmcot.data.prompts import PromptTemplates, reply_sampling
 from lmcot.data.sampler import sample_seed
 from lmcot.errors import UserError
 from lmcot.frozen.needs import Measure, Needs
 from lmcot.frozen.open import check_frozen_lm
 from lmcot.records import Example, Paragraph, Prompt, Sampling, Usage
-from lmcot.rewards.judge import reply_sampling
 from lmcot.rewards.needs import Component, components, without
 
 _EXAMPLE = Example(

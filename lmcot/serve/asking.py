@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lmcot.config import Config, load_config
 from lmcot.data.context import select_context
-from lmcot.data.prompts import load_templates
+from lmcot.data.prompts import load_templates, reply_sampling
 from lmcot.data.render import encode, tame
 from lmcot.data.sampler import sample_seed
 from lmcot.errors import UserError
@@ -17,7 +17,6 @@ from lmcot.frozen.needs import Needs, cost_in_words
 from lmcot.frozen.open import check_frozen_lm
 from lmcot.monitor.progress import say
 from lmcot.records import Example, Message, Paragraph, Prompt, Sampling
-from lmcot.rewards.judge import reply_sampling
 from lmcot.storage import reaching
 from lmcot.text.sentences import split_sentences
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from lmcot.actors.resources.cluster import check_plan
 from lmcot.actors.units import PromptUnit
 from lmcot.config import FrozenTeacher
+from lmcot.data.prompts import reply_sampling
 from lmcot.errors import UserError
 from lmcot.files import open_private, write_atomically
 from lmcot.frozen.cached import Replies
 from lmcot.monitor.progress import progress, say
 from lmcot.records import Annotation, Completion, Failure, Usage, to_json
-from lmcot.rewards.judge import reply_sampling
 from lmcot.run.budgets import Losses, usage_metrics
 from lmcot.run.context import Question, Run, in_units
 from lmcot.run.directory import read_annotations
