@@ -31,7 +31,11 @@ def test_nothing_grows_while_steps_are_made(tmp_path: Path) -> None:
 
 
 def test_a_real_learner_stays_at_its_size(tmp_path: Path) -> None:
-    """SmolLM2's first layers in bfloat16: lengths differ at every step, and nothing piles up."""
+    """SmolLM2's first layers in bfloat16: lengths differ at every step, and nothing piles up.
+
+    Without `release_free_memory` the last step holds 1.22 times as much as the third, with caches
+    of 1,024 kernels (oneDNN's default) 1.24 times, and with neither measure 1.37 times.
+    """
     source = first_layers(2, tmp_path / "model")
     learner, bare = (measure(way, source, steps=12, tokens=1536) for way in ("learner", "bare"))
     assert learner.late <= 1.05 * learner.early, learner

@@ -256,6 +256,24 @@ def test_the_document_of_the_api_is_drawn_without_the_internet(debugger: str, ur
     visit(debugger, url, work)
 
 
+def test_below_a_path_the_page_and_the_document_ask_there(debugger: str) -> None:
+    """As ``--prefix`` and Serve's ``route_prefix`` have it; the address may lack its last slash."""
+
+    async def work(browser: Browser) -> None:
+        assert await browser.value("location.pathname") == "/guided/lm/"
+        await browser.value("document.getElementById('question').value = 'Where is it?'")
+        await browser.value("document.getElementById('ask').click()")
+        await browser.until("document.getElementById('answer').textContent === 'the answer'")
+        await browser.command("Page.navigate", url=f"{below}/docs")
+        await browser.until("document.querySelectorAll('.opblock').length >= 9")
+        assert await browser.value("document.querySelector('.servers select').value") == (
+            "/guided/lm"
+        )
+
+    with serving("/guided/lm") as below:
+        visit(debugger, below, work)
+
+
 def test_refusals_and_stopping_are_told(debugger: str, url: str) -> None:
     async def work(browser: Browser) -> None:
         await browser.value("document.getElementById('question').value = 'refuse this'")

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from lmcot.config import parse_config
 from lmcot.records import Failure, FailureKind, Paragraph
@@ -90,18 +92,22 @@ def stub_app(**settings: Any) -> Any:
 
 
 @contextmanager
-def serving(**settings: Any) -> Iterator[str]:
-    """Gives its address."""
+def serving(prefix: str = "", **settings: Any) -> Iterator[str]:
+    """Gives its address.
+
+    Args:
+        prefix: the path that it is reached under.
+    """
+    app = stub_app(**settings)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(128)
-        server = uvicorn.Server(
-            uvicorn.Config(stub_app(**settings), log_level="error", lifespan="off")
-        )
+        mounted = Starlette(routes=[Mount(prefix, app)]) if prefix else app
+        server = uvicorn.Server(uvicorn.Config(mounted, log_level="error", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}{prefix}"
         finally:
             server.should_exit = True
             thread.join(30)
