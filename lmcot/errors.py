@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that a user is meant to read, and how an error is put into one line."""
 
 
 class UserError(Exception):
@@ -11,3 +11,8 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """The user asked the run to end; what was done is kept, and the same command goes on."""
+
+
+def first_line(error: object) -> str:
+    """The first line of what an error says; the name of its type if it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

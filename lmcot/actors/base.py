@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ray.exceptions import RayError
 
 from lmcot.actors.resources.surroundings import do_without_home
-from lmcot.errors import UserError
+from lmcot.errors import UserError, first_line
 
 _USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 # torch and safetensors report a full disk as errors of their own, without a number.
@@ -80,8 +80,7 @@ class ActorBase:
         except UserError as error:
             return RemoteError(str(error), "", "user")
         except RayError as error:  # of a call to another actor, or of an object that is gone
-            first = str(error).partition("\n")[0]
-            return RemoteError(f"{type(error).__name__}: {first}", "", "unanswered")
+            return RemoteError(f"{type(error).__name__}: {first_line(error)}", "", "unanswered")
         except OSError as error:
             kind: Literal["user", "bug"] = "user" if error.errno in _USERS_TO_MEND else "bug"
             return RemoteError(str(error), traceback.format_exc(), kind)

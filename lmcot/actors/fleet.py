@@ -23,6 +23,7 @@ from lmcot.actors.news import LONGEST_WAIT_S, wait_for_news
 from lmcot.actors.resources.placement import Placement
 from lmcot.actors.upkeep import Upkeep
 from lmcot.config import ActorsSettings, RoleSettings
+from lmcot.errors import first_line
 from lmcot.monitor.progress import say
 
 _LOOK_EVERY_S = 0.25
@@ -164,7 +165,7 @@ class Fleet:
                 if result.ok:
                     results[result.actor_id] = self._unwrap(result.get())
                     continue
-                lost = str(result.get()).strip().partition("\n")[0]
+                lost = first_line(result.get())
                 self._upkeep.lost(result.actor_id, lost)
             if sent and time.monotonic() > deadline:
                 raise TimeoutError(
@@ -254,7 +255,7 @@ class Fleet:
             try:
                 value = ray.get(ref)
             except RayError as error:
-                self._lose(assignment, str(error).strip().partition("\n")[0])
+                self._lose(assignment, first_line(error))
                 continue
             if isinstance(value, RemoteError) and value.kind == "unanswered":
                 self._retry(assignment, value)

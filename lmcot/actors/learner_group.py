@@ -11,6 +11,7 @@ from lmcot.actors.base import RemoteError
 from lmcot.actors.learner_actor import LearnerActor, LearnerPlan
 from lmcot.actors.resources.placement import Placement
 from lmcot.config import Config
+from lmcot.errors import first_line
 
 _STARTING = ("meeting", "setup")
 """Calls that have ``actors.start_timeout_s``."""
@@ -79,7 +80,7 @@ class PendingCall:
         except ray.exceptions.RayError as error:
             self._group.stop()
             raise LearnerLost(
-                f"learner {number} was lost during '{self._method}': {str(error).splitlines()[0]}"
+                f"learner {number} was lost during '{self._method}': {first_line(error)}"
             ) from None
         if isinstance(value, RemoteError) and self._failed is None:
             self._failed = value
@@ -230,4 +231,4 @@ class LearnerGroup:
                 ray.get(ref)
             except ray.exceptions.RayError as error:
                 self.stop()
-                raise LearnerLost(f"a learner was lost: {str(error).splitlines()[0]}") from None
+                raise LearnerLost(f"a learner was lost: {first_line(error)}") from None

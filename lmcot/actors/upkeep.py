@@ -13,6 +13,7 @@ import ray
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 from lmcot.actors.base import RemoteError
+from lmcot.errors import first_line
 from lmcot.monitor.progress import say
 
 _WATCH_EVERY_S = 5.0
@@ -84,7 +85,7 @@ class Upkeep:
     def _watch(self, idle: Sequence[int], now: float) -> None:
         for result in self._manager.fetch_ready_async_reqs(tags=_WATCH):
             if not result.ok:
-                self.lost(result.actor_id, _first_line(result.get()))
+                self.lost(result.actor_id, first_line(result.get()))
         if idle and now - self._watched > _WATCH_EVERY_S:
             self._watched = now
             alive = [one for one in idle if self._manager.is_actor_healthy(one)]
@@ -124,7 +125,3 @@ class Upkeep:
 
 def _tag(actor: int) -> str:
     return f"revive/{actor}"
-
-
-def _first_line(error: object) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -10,8 +10,8 @@ from lmcot.config import Config
 from lmcot.config.rows import plain, votes
 from lmcot.evaluation.predictions import Attempt, Rationales
 from lmcot.records import Completion, Example, Failure, Prompt, Rollout
+from lmcot.rewards.first_check import row_sampling
 from lmcot.run.context import Run, in_units
-from lmcot.run.first_check import row_sampling
 from lmcot.text.reading import read_answer
 
 

@@ -27,9 +27,9 @@ from lmcot.monitor.progress import say
 from lmcot.records import Example
 from lmcot.rewards.aspects import AspectMeter
 from lmcot.rewards.custom import load_custom
+from lmcot.rewards.first_check import check_frozen
 from lmcot.run.budgets import Spending
 from lmcot.run.directory import RunDirectory
-from lmcot.run.first_check import check_frozen
 from lmcot.run.fit import TRAIN, VALIDATION, Need, lack_of, left_out, needs_of
 from lmcot.run.inputs import check_contents
 from lmcot.run.interruption import Interruption

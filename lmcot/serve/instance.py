@@ -17,7 +17,7 @@ from ray.serve.exceptions import RayServeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lmcot.config import ServeSettings
-from lmcot.errors import UserError
+from lmcot.errors import UserError, first_line
 from lmcot.monitor.progress import say
 from lmcot.serve.access import is_loopback
 
@@ -161,7 +161,7 @@ def deploy(targets: Sequence[RunTarget], limit_s: float) -> None:
             wait_for_applications_running=False,
         )
     except (RayServeException, ValueError) as error:
-        raise UserError(f"the service did not start: {str(error).splitlines()[0]}") from None
+        raise UserError(f"the service did not start: {first_line(error)}") from None
     began = told = time.monotonic()
     while waited := _waited_for([one.name for one in targets]):
         now = time.monotonic()

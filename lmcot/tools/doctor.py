@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lmcot.config import Config
-from lmcot.errors import UserError
+from lmcot.errors import UserError, first_line
 from lmcot.storage import is_remote, remove, write_whole
 
 if TYPE_CHECKING:
@@ -107,8 +107,8 @@ def _looked_at(what: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Fin
     except UserError as error:
         yield Finding("mend", f"{what}: {error}")
     except Exception as error:
-        first = next(iter(str(error).splitlines()), "")
-        yield Finding("mend", f"{what} cannot be looked at: {first} ({type(error).__name__})")
+        reason = f"{first_line(error)} ({type(error).__name__})"
+        yield Finding("mend", f"{what} cannot be looked at: {reason}")
 
 
 def examine(facts: Facts, config: Config | None) -> list[Finding]:
@@ -349,7 +349,7 @@ def _port(config: Config) -> Finding:
 def _frozen(config: Config) -> Iterable[Finding]:
     from lmcot.data.prompts import load_templates
     from lmcot.frozen.needs import cost_in_words
-    from lmcot.run.first_check import check_frozen
+    from lmcot.rewards.first_check import check_frozen
 
     if config.frozen is None:
         return

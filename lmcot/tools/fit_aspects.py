@@ -34,8 +34,8 @@ from lmcot.rewards.aspects import (
     Columns,
     Measured,
 )
+from lmcot.rewards.first_check import check_frozen
 from lmcot.rewards.learned import LearnedAspect, LearnedModel, load_learned, save_learned
-from lmcot.run.first_check import check_frozen
 
 Source = Literal["metrics", "judge", "learned"]
 FEATURES: Mapping[str, tuple[str, ...]] = {

@@ -25,7 +25,7 @@ from lmcot.actors.resources.surroundings import (
     ray_folder,
 )
 from lmcot.config import ActorsSettings
-from lmcot.errors import UserError
+from lmcot.errors import UserError, first_line
 from lmcot.monitor.progress import say
 
 
@@ -87,8 +87,7 @@ def _start(settings: ActorsSettings) -> None:
 
 
 def _complaint(address: str | None, error: Exception) -> str:
-    first = next(iter(str(error).strip().splitlines()), "")
-    reason = f"{first} ({type(error).__name__})" if first else type(error).__name__
+    reason = f"{first_line(error)} ({type(error).__name__})"
     if address is not None:
         return f"the Ray cluster at '{address}' cannot be joined: {reason}"
     if "object store" in str(error):

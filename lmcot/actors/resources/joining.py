@@ -19,7 +19,7 @@ from typing import IO
 
 from ray._private.services import canonicalize_bootstrap_address
 
-from lmcot.errors import UserError
+from lmcot.errors import UserError, first_line
 from lmcot.monitor.progress import say
 
 _ANSWER_LIMIT_S = 10.0
@@ -86,7 +86,7 @@ def _endpoint(address: str) -> tuple[str, int]:
             host_port = canonicalize_bootstrap_address(address) or ""
     except (ConnectionError, ValueError) as error:
         raise UserError(
-            f"the Ray cluster at '{address}' cannot be joined: {str(error).splitlines()[0]}"
+            f"the Ray cluster at '{address}' cannot be joined: {first_line(error)}"
         ) from None
     host, _, port = host_port.rpartition(":")
     if address.startswith("ray://") and not port.isdecimal():

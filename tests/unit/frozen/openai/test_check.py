@@ -20,7 +20,7 @@ from lmcot.frozen.openai import client as openai_client
 from lmcot.frozen.openai.backend import OpenAILM
 from lmcot.frozen.openai.check import check_endpoint
 from lmcot.records import Choice, Completion, Failure, FailureKind, Sampling, Usage
-from lmcot.run.first_check import check_frozen
+from lmcot.rewards.first_check import check_frozen
 from lmcot.serve.asking import Pair, learned
 from tests.support.endpoint import (
     Answer,
