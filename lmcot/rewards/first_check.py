@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Literal, get_args
 
 from lmcot.config import Aspect, Config, GuidanceRewards
 from lmcot.config.rows import DEFAULT_ROWS, plain, votes
@@ -16,6 +16,8 @@ from lmcot.frozen.open import check_frozen_lm
 from lmcot.records import Example, Paragraph, Prompt, Sampling, Usage
 from lmcot.rewards.needs import Component, components, without
 
+Asker = Literal["run", "serve", "fit"]
+"""Who asks: a run with all its stages, a service, or ``lmcot aspects``, which only judges."""
 _EXAMPLE = Example(
     "first-check",
     "On which river does the town of Velm lie?",
@@ -47,9 +49,10 @@ class Checked:
 def check_frozen(
     config: Config,
     templates: PromptTemplates,
+    asker: Asker = "run",
     spend: Callable[[Usage], None] = lambda usage: None,
 ) -> Checked:
-    """Asks the frozen LM what a run will ask of it, before the run does.
+    """Asks the frozen LM what a run, a service or a fit of aspects will ask, before that does.
 
     Args:
         spend: takes each request to an endpoint into account; what it raises ends the check.
@@ -60,10 +63,11 @@ def check_frozen(
     if config.frozen is None:
         return Checked(config, [], Usage())
     rewards = config.rewards
-    asked = list(components(rewards)) if isinstance(rewards, GuidanceRewards) else []
+    judged = rewards if asker != "serve" and isinstance(rewards, GuidanceRewards) else None
+    asked = [] if judged is None else list(components(judged))
     measures = {measure for one in asked for measure in one.measures}
     needs = Needs(
-        tuple(_completions(config, templates)),
+        tuple(_completions(config, templates, _rows(config, asker))),
         tuple(_judgements(templates)) if "choose" in measures else (),
         "score" in measures,
     )
@@ -81,9 +85,8 @@ def check_frozen(
             )
     for reason, settings in left_out.items():
         notices.append(f"not measured (weight 0): {', '.join(settings)}; {reason}")
-    if isinstance(rewards, GuidanceRewards):
-        rewards = without(rewards, {one.setting for one in unmeasured})
-    learned = config.model_copy(update={"frozen": found.settings, "rewards": rewards})
+    measured = rewards if judged is None else without(judged, {one.setting for one in unmeasured})
+    learned = config.model_copy(update={"frozen": found.settings, "rewards": measured})
     return Checked(learned, notices, found.usage)
 
 
@@ -110,12 +113,22 @@ def row_sampling(config: Config, templates: PromptTemplates, row: str, number: i
     )
 
 
-def _completions(config: Config, templates: PromptTemplates) -> Iterator[tuple[Prompt, Sampling]]:
-    """A request of each form that the run sends: the seeds alone differ among those of a form."""
+def _rows(config: Config, asker: Asker) -> list[str]:
+    """The rows of an evaluation whose requests have the forms that will be sent."""
+    if asker == "fit":
+        return ["guided_base"]  # the parameters that an endpoint takes are learned from it
+    if asker == "serve":
+        return ["guided_base", "standard"]
+    taught = config.teacher is not None and config.teacher.kind == "frozen"
+    rows = config.evaluate.rows or DEFAULT_ROWS
+    return ["guided_base", *rows, *(["cot"] if taught else [])]
+
+
+def _completions(
+    config: Config, templates: PromptTemplates, rows: Sequence[str]
+) -> Iterator[tuple[Prompt, Sampling]]:
+    """A request of each form: the seeds alone differ among those of a form."""
     shown, seen = config.prompts.demonstrations, set()
-    rows = ["guided_base", *(config.evaluate.rows or DEFAULT_ROWS)]
-    if config.teacher is not None and config.teacher.kind == "frozen":
-        rows.append("cot")
     for row in rows:
         if row == "small_alone":
             continue

@@ -115,7 +115,9 @@ class Run:
         if self.spending.nothing_left:
             say("the frozen LM's budget is spent: nothing is asked of it")
             return
-        checked = check_frozen(self.config, self.templates, partial(self.spending.add, "check"))
+        checked = check_frozen(
+            self.config, self.templates, "run", partial(self.spending.add, "check")
+        )
         self.effective = checked.config
         for notice in checked.notices:
             say(notice)

@@ -13,10 +13,10 @@ from lmcot.data.prompts import load_templates, reply_sampling
 from lmcot.data.render import encode, tame
 from lmcot.data.sampler import sample_seed
 from lmcot.errors import UserError
-from lmcot.frozen.needs import Needs, cost_in_words
-from lmcot.frozen.open import check_frozen_lm
+from lmcot.frozen.needs import cost_in_words
 from lmcot.monitor.progress import say
 from lmcot.records import Example, Message, Paragraph, Prompt, Sampling
+from lmcot.rewards.first_check import check_frozen
 from lmcot.storage import reaching
 from lmcot.text.sentences import split_sentences
 
@@ -78,33 +78,18 @@ def open_pair(run_dir: Place, policy: str | None = None, overrides: Sequence[str
 
 def learned(pair: Pair) -> Pair:
     """The pair with what its endpoint was found to take: parameters that it refuses are renamed
-    or left out. A local model is not asked.
+    or left out. A local model is not asked, only looked for.
 
     Raises:
-        UserError: if the endpoint does not answer.
+        UserError: if the endpoint does not answer, or there is no such model.
     """
-    if pair.config.frozen is None or pair.config.frozen.backend != "openai":
-        return pair
     templates = load_templates(pair.config.prompts.templates)
-    shown, limit = pair.config.prompts.demonstrations, pair.config.frozen.answer_limit
-    file = templates.file
-    asked = Example("first-check", "In which state is Velm?", "", ())
-    found = check_frozen_lm(
-        pair.config.frozen,
-        Needs(
-            (
-                (
-                    templates.guided(asked, "Velm is in Oster.", shown),
-                    reply_sampling(file.guided, limit),
-                ),
-                (templates.standard(asked, shown), reply_sampling(file.standard, limit)),
-            )
-        ),
-    )
-    for notice in found.notices:
+    checked = check_frozen(pair.config, templates, "serve")
+    for notice in checked.notices:
         say(notice)
-    say(f"the frozen LM's endpoint was asked first: {cost_in_words(found.usage)}")
-    return replace(pair, config=pair.config.model_copy(update={"frozen": found.settings}))
+    if checked.usage.sent:
+        say(f"the frozen LM's endpoint was asked first: {cost_in_words(checked.usage)}")
+    return replace(pair, config=checked.config)
 
 
 def paragraphs(context: Context) -> tuple[Paragraph, ...]:

@@ -271,7 +271,7 @@ def _open_judge(config: Config | None, asked_by: str) -> Judge:
     # Else a library's warning stands among the scores on the standard output.
     prepare_process(config.actors.frozen.threads)
     templates = load_templates(config.prompts.templates)
-    checked = check_frozen(config, templates)
+    checked = check_frozen(config, templates, "fit")
     for notice in checked.notices:
         say(notice)
     settings = checked.config.frozen or config.frozen
