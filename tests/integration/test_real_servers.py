@@ -135,8 +135,9 @@ EVERY = pytest.mark.parametrize(
 def test_a_server_that_never_samples_is_told(
     request: pytest.FixtureRequest, server: str, api: str
 ) -> None:
-    vote = Sampling(8, 0.7, seed=1)
-    found = check_frozen_lm(settings(request, server, api=api), Needs(((RIVER, vote),)))
+    vote = Sampling(24, 0.7, seed=1)
+    endpoint = settings(request, server, api=api, read_timeout_s=240, total_timeout_s=300)
+    found = check_frozen_lm(endpoint, Needs(((RIVER, vote),)))
     told = any("ignore the temperature" in one for one in found.notices)
     assert told == (server == "transformers")
     assert found.usage.sent >= (6 if told else 3)

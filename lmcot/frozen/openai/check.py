@@ -27,10 +27,10 @@ _SAMPLES_FROM = 0.3
 _STORY: Prompt = (
     Message("user", "Write the first two sentences of a story that nobody has told before."),
 )
-_STORY_TOKENS = 48
+_STORY_TOKENS = (24, 48)
 _STORIES = 5
 """How often it is asked, as long as the replies are the same: that a model which samples writes so
-many tokens alike five times is out of the question."""
+many tokens alike five times is next to impossible."""
 
 
 def check_endpoint(
@@ -179,17 +179,20 @@ class _Check:
 
         Some servers take a temperature and ignore it; nothing in a reply shows it.
         """
-        temperature = max((one.temperature for one in samplings), default=0.0)
-        if temperature < _SAMPLES_FROM:
+        sampled = [one for one in samplings if one.temperature >= _SAMPLES_FROM]
+        if not sampled:
             return ""
-        room = _STORY_TOKENS + self._settings.max_thinking_tokens
+        temperature = max(one.temperature for one in sampled)
+        shortest, longest = (one + self._settings.max_thinking_tokens for one in _STORY_TOKENS)
+        # No longer than what the run asks for: a slow endpoint must have the time.
+        room = max(shortest, min(longest, max(one.max_new_tokens for one in sampled)))
         replies = set()
         for seed in range(_STORIES):
             sampling = Sampling(room, temperature, seed=seed, stop=())
             try:
                 reply = self._ask(self._lm.completion_body(_STORY, sampling))
             except EndpointError as error:
-                reason = self._failure(error).reason
+                reason = error.failure.reason  # the run can do without this
                 return f"frozen: whether the endpoint samples could not be found out ({reason})"
             replies.add((reply.thinking, reply.text))
             if len(replies) > 1 or not (reply.thinking + reply.text).strip():

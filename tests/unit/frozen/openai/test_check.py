@@ -486,6 +486,19 @@ def test_thinking_counts_among_what_differs(endpoint: Endpoint) -> None:
     assert stories == 1
     assert "whether the endpoint samples could not be found out" in told
     assert "not that" in told
+    endpoint.respond = lambda call: (
+        completion(call, "a") if "story" not in call.text else Answer("", 503)
+    )
+    assert "could not be found out" in _asks_stories(endpoint, 0.7)[1], "that ends no run"
+
+
+def test_an_open_question_takes_no_longer_than_what_the_run_asks(endpoint: Endpoint) -> None:
+    for own, thinking, asked in ((8, 0, 24), (30, 0, 30), (500, 0, 48), (500, 100, 148)):
+        endpoint.calls.clear()
+        needs = Needs(((PROMPT, replace(VOTE, max_new_tokens=own)),))
+        check(endpoint, needs, max_thinking_tokens=thinking)
+        stories = [one.body["max_tokens"] for one in endpoint.calls if "story" in one.text]
+        assert stories == [asked] * 5
 
 
 def test_only_rows_in_which_the_endpoint_is_sampled_ask_for_samples(endpoint: Endpoint) -> None:
