@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lmcot import run_files
 from lmcot.arguments import parse_arguments
 from lmcot.errors import Interrupted, UserError
 
@@ -116,7 +117,7 @@ def _evaluate_config(options: argparse.Namespace) -> Config:
     from lmcot.storage import reaching
 
     run = options.of or options.run_dir
-    file = options.config or run / "config.yaml"
+    file = options.config or run / run_files.CONFIG
     with reaching(run):
         policies = _policies_of(options)
         there = options.config is not None or file.is_file()
@@ -129,7 +130,7 @@ def _policies_of(options: argparse.Namespace) -> list[str]:
     """Settings that name another run's policies."""
     if options.of is None:
         return []
-    found = [name for name in ("distilled", "refined") if (options.of / name).is_dir()]
+    found = [name for name in run_files.TRAINED_POLICIES if (options.of / name).is_dir()]
     if not found:
         raise UserError(f"'{options.of}' holds no trained policy to evaluate")
     return [f"evaluate.{name}={options.of / name}" for name in found]

@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# Machines are noisy: how long an example takes proves nothing.
+settings.register_profile("lmcot", deadline=None)
+settings.load_profile("lmcot")
 
 TinyModel = Callable[[str], tuple[Any, Any]]
 

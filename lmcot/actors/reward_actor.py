@@ -16,7 +16,8 @@ from lmcot.data.prompts import load_templates
 from lmcot.records import Example, Judgement, Rollout
 from lmcot.rewards.combine import judge_increasing
 from lmcot.rewards.judge import RewardModel
-from lmcot.rewards.scoring import columns, record_lines, score, unmeasured
+from lmcot.rewards.scoring import columns, score, unmeasured
+from lmcot.rollout_log import encode_rollouts
 
 _SHARE_OF_UNIT = 0.9
 """Of a unit's time for its calls: what is late is told, before the actor is taken to hang."""
@@ -84,7 +85,7 @@ def outcome(
     return Judged(
         Packed.of([one for one in scored if one is not None]),
         columns(rollouts, judgements, scored),
-        record_lines(rollouts, judgements, scored, {one.id: one for one in questions}),
+        encode_rollouts(rollouts, judgements, scored, {one.id: one for one in questions}),
         tuple(one.failure for one in judgements if one.failure is not None),
         tuple(unmeasured(judgements).items()),
     )

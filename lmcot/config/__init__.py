@@ -16,6 +16,7 @@ from lmcot.config.data import (
     SampleData,
 )
 from lmcot.config.dependence import NO_STAGE_DEPENDS_ON, Stage, depends
+from lmcot.config.evaluation import EvaluateSettings
 from lmcot.config.load import (
     check_files,
     differences,
@@ -50,7 +51,6 @@ from lmcot.config.runtime import (
     ActorsSettings,
     CheckpointSettings,
     ComputingRole,
-    EvaluateSettings,
     RoleSettings,
 )
 from lmcot.config.serving import Limits, ServedRole, ServeSettings

@@ -9,11 +9,12 @@ from pydantic import model_validator
 
 from lmcot.config.base import NonNegativeInt, Settings
 from lmcot.config.data import DataSettings, PromptSettings
+from lmcot.config.evaluation import EvaluateSettings
 from lmcot.config.models import Frozen, OpenAIFrozen, PolicySettings, Teacher
 from lmcot.config.monitor import MonitorSettings
 from lmcot.config.renamed import with_new_names
 from lmcot.config.rewards import AspectSettings, FailureBudgets, GuidanceRewards, Rewards
-from lmcot.config.runtime import ActorsSettings, CheckpointSettings, EvaluateSettings
+from lmcot.config.runtime import ActorsSettings, CheckpointSettings
 from lmcot.config.serving import ServeSettings
 from lmcot.config.training import DistillSettings, LearnerSettings, RefineSettings
 

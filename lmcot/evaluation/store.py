@@ -15,6 +15,7 @@ from lmcot.monitor.progress import say
 from lmcot.records import Example, ScoredRollout
 from lmcot.run.context import Run
 from lmcot.run.inputs import example_digest, examples_digest
+from lmcot.run.stages import TRAINING_STAGES
 from lmcot.storage import place, versions_of
 
 _ASPECT = "aspect/"
@@ -41,14 +42,12 @@ def policy_sources(run: Run) -> dict[str, str]:
     """The model source of each policy that there is, least trained first."""
     settings, directory = run.config.evaluate, run.directory
     sources = {"base": run.config.policy.source}
-    for stage, name, given, own in (
-        ("distill", "distilled", settings.distilled, directory.distilled),
-        ("refine", "refined", settings.refined, directory.refined),
-    ):
+    for stage in TRAINING_STAGES:
+        given = settings.given_source(stage.policy)
         if given is not None:
-            sources[name] = given
-        elif directory.finished(stage):
-            sources[name] = str(own)
+            sources[stage.policy] = given
+        elif directory.finished(stage.name):
+            sources[stage.policy] = str(directory.home / stage.policy)
     return sources
 
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmcot import run_files
 from lmcot.config import MonitorSettings
 from lmcot.files import read_lines, write_atomically
 from lmcot.monitor.alarms import Alarms
@@ -42,13 +43,13 @@ class Monitor:
             varied: those of them that the runs beside it have other values of, if that is known.
         """
         self.run_dir = run_dir
-        self.metrics_path = run_dir / "metrics.jsonl"
+        self.metrics_path = run_dir / run_files.METRICS
         self.settings = settings or MonitorSettings()
         self.nonfinite = 0
         run_dir.mkdir(parents=True, exist_ok=True)
         _mend(self.metrics_path)
         self._file = self.metrics_path.open("a", encoding="utf-8")
-        self._board = Board(run_dir / "tensorboard")
+        self._board = Board(run_dir / run_files.TENSORBOARD)
         if hparams is not None:
             self._board.settings(hparams, varied)
         self._alarms: dict[str, Alarms] = {}
@@ -112,7 +113,7 @@ class Monitor:
 
     def rollouts(self, step: int, lines: bytes) -> None:
         """Writes a step's rollouts, one JSON line each, to ``rollouts/step-NNNNNN.jsonl``."""
-        path = self.run_dir / "rollouts" / f"step-{step:06d}.jsonl"
+        path = self.run_dir / run_files.ROLLOUTS / run_files.rollouts_name(step)
         write_atomically(path, lines, private=True)
 
     def truncate(self, stage: str, step: int) -> None:

@@ -1,19 +1,17 @@
-"""What a unit's judgements come to: rewards, the numbers that are summed up, lines for the record.
+"""What a unit's judgements come to: rewards, and the numbers that are summed up.
 
 All of it is done where rationales are judged: the driver only adds up columns.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from lmcot.config.rewards import Rewards
-from lmcot.records import Columns, Example, Judgement, Missing, Rollout, ScoredRollout, to_json
+from lmcot.records import Columns, Judgement, Missing, Rollout, ScoredRollout
 from lmcot.rewards.combine import scalar_reward, taken_off
 
 
@@ -83,52 +81,3 @@ def _lacks(judgement: Judgement, missing: Missing) -> float:
 def unmeasured(judgements: Sequence[Judgement]) -> dict[str, str]:
     """Components of weight 0 that could not be measured, each with the first reason."""
     return {name: reason for one in reversed(judgements) for name, reason in one.unmeasured.items()}
-
-
-def record_lines(
-    rollouts: Sequence[Rollout],
-    judgements: Sequence[Judgement],
-    scored: Sequence[ScoredRollout | None],
-    examples: Mapping[str, Example],
-) -> bytes:
-    """A line of JSON for each rationale; ``reward`` is null where it was not judged.
-
-    So are numbers that are not finite, for which JSON has no word. ``question``, ``gold`` and
-    ``golds`` (all right answers) stand in each line: it can be read by itself.
-
-    Args:
-        examples: the questions by their ids.
-    """
-    lines = (
-        _line(
-            {
-                **to_json(rollout),
-                "question": examples[rollout.example_id].question,
-                "gold": examples[rollout.example_id].answer,
-                "golds": examples[rollout.example_id].answers,
-                "judgement": to_json(judgement),
-                "reward": None if one is None else one.reward,
-            }
-        )
-        for rollout, judgement, one in zip(rollouts, judgements, scored, strict=True)
-    )
-    return "".join(lines).encode()
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    """Looked through only if the encoder, which is many times as fast, meets a NaN or infinity."""
-    try:
-        return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-    except ValueError:
-        return json.dumps(_plain(record), ensure_ascii=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """The value with every NaN and infinity as None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+from lmcot import run_files
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.frozen_actor import FrozenActor
 from lmcot.actors.resources.cluster import ray_cluster
@@ -69,7 +70,7 @@ class Run:
 
     def __post_init__(self) -> None:
         budget = self.config.frozen.budget if self.config.frozen else BudgetSettings()
-        self.spending = Spending(self.directory.path / "spending.json", budget)
+        self.spending = Spending(self.directory.path / run_files.SPENDING, budget)
         self.effective = self.config
         self.templates = load_templates(self.config.prompts.templates)
 

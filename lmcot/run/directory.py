@@ -7,8 +7,9 @@ import json
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from lmcot import run_files
 from lmcot.config import (
     Config,
     Stage,
@@ -24,13 +25,13 @@ from lmcot.learner.checkpoints import CheckpointStore
 from lmcot.monitor.progress import say
 from lmcot.records import Annotation
 from lmcot.run.mirror import Mirror, working_folder
+from lmcot.run.stages import TRAINING_STAGES
 from lmcot.run.versions import versions
 from lmcot.storage import is_remote
 
 if TYPE_CHECKING:
     from lmcot.storage import Place
 
-CHECKPOINT_PREFIXES: Final[dict[Stage, str]] = {"distill": "distill-step-", "refine": "step-"}
 _COMPARED_BY_CONTENT = ("data.train", "data.max_train", "data.on_bad_record", "prompts.templates")
 _PUT_BACK = "put it back from a copy, or use another --run-dir"
 _LEAST_FREE_BYTES = 256 * 2**20
@@ -51,17 +52,17 @@ class RunDirectory:
     def __init__(self, home: Place) -> None:
         self.home = home
         self.path = path = working_folder(home) if is_remote(home) else home
-        self.config_file = path / "config.yaml"
-        self.rationales = path / "rationales.jsonl"
-        self.rationales_begun = path / "rationales.partial.jsonl"
-        self.distilled = home / "distilled"
-        self.refined = home / "refined"
-        self.best = home / "best"
-        self.critic = home / "critic"
-        self.checkpoints = home / "checkpoints"
-        self.predictions = path / "predictions"
-        self._stages = path / "stages.json"
-        self._inputs = path / "inputs.json"
+        self.config_file = path / run_files.CONFIG
+        self.rationales = path / run_files.RATIONALES
+        self.rationales_begun = path / run_files.RATIONALES_BEGUN
+        self.distilled = home / run_files.DISTILLED
+        self.refined = home / run_files.REFINED
+        self.best = home / run_files.BEST
+        self.critic = home / run_files.CRITIC
+        self.checkpoints = home / run_files.CHECKPOINTS
+        self.predictions = path / run_files.PREDICTIONS
+        self._stages = path / run_files.STAGES
+        self._inputs = path / run_files.INPUTS
         self._lock: Any = None
         self._mirror = Mirror(home, path) if is_remote(home) else None
 
@@ -74,7 +75,7 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
+            self._lock = (self.path / run_files.LOCK).open("w")
             stats = os.statvfs(self.path)
         except OSError as error:
             raise UserError(
@@ -95,12 +96,13 @@ class RunDirectory:
                 f"another lmcot process is writing to the run directory '{self.home}': wait for "
                 "it, or choose another with --run-dir"
             ) from None
-        if self._mirror is not None:
-            try:
+        try:
+            if self._mirror is not None:
                 self._mirror.open()
-            except BaseException:
-                self._lock.close()
-                raise
+            run_files.check_format(self.path)
+        except BaseException:
+            self._lock.close()
+            raise
         return self
 
     def __exit__(
@@ -179,11 +181,11 @@ class RunDirectory:
         asked = config.teacher is not None and config.teacher.kind == "frozen"
         if asked and (self.rationales_begun.exists() or self._any_kept()):
             found.append("annotate")
-        for stage, prefix in CHECKPOINT_PREFIXES.items():
-            store = CheckpointStore(self.checkpoints, prefix=prefix)
-            if self.finished(stage) is not None or store.newest_step():
-                found.append(stage)
-        if (self.path / "trials").is_dir():
+        for stage in TRAINING_STAGES:
+            store = CheckpointStore(self.checkpoints, prefix=stage.checkpoint_prefix)
+            if self.finished(stage.name) is not None or store.newest_step():
+                found.append(stage.name)
+        if (self.path / run_files.TRIALS).is_dir():
             found.append("sweep")
         return found
 
@@ -208,6 +210,7 @@ class RunDirectory:
         lines = [f"# {name}: {version}" for name, version in versions().items()]
         text = "\n".join(["# Settings as resolved; made with", *lines, dump_config(config)])
         write_atomically(self.config_file, text)
+        run_files.write_format(self.path)
 
     def finished(self, stage: str) -> dict[str, Any] | None:
         """What was recorded when the stage finished; None if it did not."""

@@ -20,16 +20,15 @@ from pydantic import BaseModel, ValidationError
 from lmcot.errors import UserError
 from lmcot.files import cache_folder, read_object, write_atomically
 from lmcot.monitor.progress import say
+from lmcot.run_files import LEARNERS_FOLDERS, STAGES, model_folder
 from lmcot.storage import put, reaching, versions_of, write_whole
 
 if TYPE_CHECKING:
     from upath import UPath
 
-_LEARNERS_FOLDERS = frozenset({"checkpoints", "distilled", "refined", "best", "critic"})
-"""They, and those of adapters beside them, are at the URL alone."""
 OWNER = ".owner.json"
 _RECORD = ".mirror.json"
-_LAST = "stages.json"
+_LAST = STAGES
 """Says that other files are complete: it is read before they are looked at, and put after them."""
 SYNC_S = 15.0
 LEASE_S = 60.0
@@ -295,7 +294,7 @@ def working_folder(url: UPath) -> Path:
 def _is_own(name: str) -> bool:
     """Whether a file or folder, named relative to the run, stays where it is."""
     parts = Path(name).parts
-    by_learners = parts[0].removesuffix("-adapters") in _LEARNERS_FOLDERS
+    by_learners = model_folder(parts[0]) in LEARNERS_FOLDERS
     return by_learners or any(part.startswith(".") for part in parts)
 
 

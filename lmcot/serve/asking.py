@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from lmcot import run_files
 from lmcot.config import Config, load_config
 from lmcot.data.context import select_context
 from lmcot.data.prompts import load_templates, reply_sampling
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 Context = str | Sequence[Mapping[str, str] | tuple[str, str] | Paragraph]
 """A text, or passages: ``{"title", "text"}``, pairs of the two, or paragraphs."""
 
-_POLICIES = ("refined", "distilled")
 _AS_OBJECT = (
     "Write this answer as one JSON object that fits the JSON schema below. Write the object only."
 )
@@ -56,11 +56,13 @@ def open_pair(run_dir: Place, policy: str | None = None, overrides: Sequence[str
     Raises:
         UserError: if that is no run directory, or has no such policy, or no frozen LM.
     """
-    file = run_dir / "config.yaml"
-    names = (policy,) if policy else _POLICIES
+    file = run_dir / run_files.CONFIG
     with reaching(run_dir):
         there = file.is_file()
-        found = next((name for name in names if (run_dir / name / "config.json").is_file()), None)
+        run_files.check_format(run_dir)
+        found = policy or run_files.most_trained(run_dir)
+        if found and not run_files.holds_model(run_dir / found):
+            found = None
     if not there:
         raise UserError(f"'{run_dir}' is no run directory: it has no config.yaml")
     config = load_config(str(file), list(overrides))
@@ -70,7 +72,7 @@ def open_pair(run_dir: Place, policy: str | None = None, overrides: Sequence[str
         return Pair(config, config.policy.source, f"base of {run_dir.name}")
     if found is None:
         raise UserError(
-            f"'{run_dir}' holds no {' or '.join(names)} policy: train one with 'lmcot train', or "
+            f"'{run_dir}' holds no {policy or 'trained'} policy: train one with 'lmcot train', or "
             "ask for the policy 'base'"
         )
     return Pair(config, str(run_dir / found), f"{found} of {run_dir.name}")

@@ -21,6 +21,7 @@ from ray import cloudpickle, tune
 from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler
 
+from lmcot import run_files
 from lmcot.actors.resources.cluster import ray_cluster
 from lmcot.config import dump_config, load_config
 from lmcot.errors import UserError
@@ -142,9 +143,9 @@ def _link_distilled(directory: RunDirectory, source: RunDirectory) -> None:
             "'lmcot annotate' and 'lmcot distill' on this run directory first, or set "
             "refine.start_from to 'base'"
         )
-    link = directory.path / "distilled"
+    link = directory.path / run_files.DISTILLED
     if not link.is_symlink():
-        there = os.path.relpath(source.path / "distilled", directory.path)
+        there = os.path.relpath(source.path / run_files.DISTILLED, directory.path)
         link.symlink_to(there, target_is_directory=True)
     directory.finish("distill", **facts)
 

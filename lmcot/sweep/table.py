@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from lmcot import run_files
 from lmcot.errors import UserError
 from lmcot.files import read_object, write_atomically
 from lmcot.sweep.space import SweepSettings, Trial
@@ -46,7 +47,7 @@ class SweepTable:
             UserError: if that was another sweep.
         """
         self.folder = run_dir / "trials"
-        self._record = run_dir / "sweep.json"
+        self._record = run_dir / run_files.SWEEP
         self._view = run_dir / "sweep.md"
         self._sweep = sweep
         self._trials = {trial.number: trial for trial in trials}

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from lmcot import run_files
 from lmcot.actors.base import prepare_process
 from lmcot.errors import UserError
 from lmcot.monitor.metrics import read_metrics
@@ -52,7 +53,7 @@ def run_trial(
 
 def steps_done(folder: Path) -> list[dict[str, Any]]:
     """The metrics of a trial's steps so far."""
-    lines = read_metrics(folder / "metrics.jsonl")
+    lines = read_metrics(folder / run_files.METRICS)
     return [line for line in lines if line["stage"] == stage.STAGE]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from lmcot import run_files
 from lmcot.config import Config, Row, flat_settings, parse_config, read_yaml_mapping
 from lmcot.errors import UserError
 from lmcot.evaluation.predictions import Prediction, row_result
@@ -82,12 +83,14 @@ def compare(
 
 
 def _read(path: Place) -> _Evaluated:
-    file = path / "report.json"
+    file = path / run_files.REPORT_JSON
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
         rows, questions = {}, {}
         for row in report["rows"]:
-            predictions = _predictions(path / "predictions" / f"{row}.jsonl")
+            predictions = _predictions(
+                path / run_files.PREDICTIONS / run_files.predictions_name(row)
+            )
             label = report["rows"][row]["label"]
             rows[row] = row_result(row, label, predictions, large=None, small=0)
             questions.update({one.id: (one.question, one.gold) for one in predictions})
@@ -101,7 +104,7 @@ def _read(path: Place) -> _Evaluated:
             f"the evaluation in '{path}' cannot be read ({error}): it is damaged, or of another "
             f"version of lmcot; run 'lmcot evaluate --run-dir {path}' again"
         ) from None
-    config = path / "config.yaml"
+    config = path / run_files.CONFIG
     settings = parse_config(read_yaml_mapping(config)) if config.exists() else None
     return _Evaluated(str(path), report, rows, questions, settings)
 

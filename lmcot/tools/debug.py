@@ -5,7 +5,6 @@ What they write lies in ``debug/`` below the run directory; the run itself is le
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lmcot import run_files
 from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.actors.resources.cluster import check_plan
 from lmcot.actors.units import Packed
@@ -20,7 +20,7 @@ from lmcot.errors import UserError
 from lmcot.monitor.catalogue import VARYING
 from lmcot.monitor.metrics import Monitor, read_metrics
 from lmcot.monitor.progress import progress, say
-from lmcot.records import Answer, Judgement, Rollout, ScoredRollout
+from lmcot.rollout_log import last_step, read_scored
 from lmcot.run.context import Run
 from lmcot.run.roles import distill_roles, refine_roles
 from lmcot.training.learners import Learners
@@ -86,8 +86,8 @@ def learn_only(run: Run, *, rollouts: Path | None = None, last: int | None = Non
     Raises:
         UserError: if there are none, or a step is missing between them.
     """
-    folder = rollouts or run.directory.path / "rollouts"
-    steps = last or _last_step(folder)
+    folder = rollouts or run.directory.path / run_files.ROLLOUTS
+    steps = last or last_step(folder)
     batches = [read_scored(folder, step) for step in range(1, steps + 1)]
     with ExitStack() as stack:
         learners = _start_learners(run, stack)
@@ -121,7 +121,7 @@ def replay(run: Run, *, step: int) -> dict[str, tuple[float, float]]:
         learners = _start_learners(run, stack)
         state = learners.resume(before=step) or fresh_state(run)
         say(f"debug replay: from step {state.step} on")
-        folder = run.directory.path / "rollouts"
+        folder = run.directory.path / run_files.ROLLOUTS
         batches = [read_scored(folder, number) for number in range(state.step + 1, step + 1)]
         for number, batch in enumerate(batches, start=state.step):
             metrics = learners.learn("ppo_step", scored=[Packed.of(batch)], step=number)
@@ -132,44 +132,6 @@ def replay(run: Run, *, step: int) -> dict[str, tuple[float, float]]:
     }
     _show(step, metrics, lines[step], differing)
     return differing
-
-
-def read_scored(folder: Path, step: int) -> list[ScoredRollout]:
-    """The judged rationales of a step, as ``rollouts/`` keeps them.
-
-    Raises:
-        UserError: if the file is not there, or not one of lmcot's.
-    """
-    path = folder / f"step-{step:06d}.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-        records = [json.loads(line) for line in lines if line]
-        return [_scored(record) for record in records if record["reward"] is not None]
-    except OSError as error:
-        raise UserError(f"the rationales of step {step} cannot be read: {error}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"'{path}' does not hold rationales of lmcot ({error!r})") from None
-
-
-def _scored(record: dict[str, Any]) -> ScoredRollout:
-    judgement, reward = record.pop("judgement"), record.pop("reward")
-    for name in ("question", "gold", "golds"):
-        record.pop(name, None)
-    answer = judgement.pop("answer")
-    for name in ("prompt_ids", "response_ids", "logprobs"):
-        record[name] = tuple(record[name])
-    return ScoredRollout(
-        Rollout(**record),
-        Judgement(**judgement, answer=Answer(**answer) if answer else None),
-        reward,
-    )
-
-
-def _last_step(folder: Path) -> int:
-    names = [path.stem.removeprefix("step-") for path in folder.glob("step-*.jsonl")]
-    if not names:
-        raise UserError(f"there are no rationales (step-NNNNNN.jsonl) in '{folder}' to learn from")
-    return max(int(name) for name in names)
 
 
 def _start_learners(run: Run, stack: ExitStack) -> Learners:
@@ -183,8 +145,8 @@ def _start_learners(run: Run, stack: ExitStack) -> Learners:
 def _fresh(run: Run, what: str) -> Path:
     """A folder for a debug run's files, without those of the one before."""
     folder = run.directory.path / "debug" / what
-    (folder / "metrics.jsonl").unlink(missing_ok=True)
-    for old in (folder / "rollouts", folder / "tensorboard"):
+    (folder / run_files.METRICS).unlink(missing_ok=True)
+    for old in (folder / run_files.ROLLOUTS, folder / run_files.TENSORBOARD):
         if old.exists():
             shutil.rmtree(old)
     return folder

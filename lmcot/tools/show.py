@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, Literal
 
+from lmcot import run_files
 from lmcot.errors import UserError
-from lmcot.files import whole_object
+from lmcot.rollout_log import RECORD_KEYS, read_records
 
 if TYPE_CHECKING:
     from lmcot.storage import Place
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 Order = Literal["file", "best", "worst"]
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 _BEFORE, _AFTER = ("guided_base", "guided_distilled"), ("guided_refined", "guided_distilled")
-_OF_A_RATIONALE = (
-    "example_id", "sample", "text", "response_ids", "finish_reason", "policy_version", "reward",
-    "judgement",
-)  # fmt: skip
 _OF_A_PREDICTION = ("id", "question", "gold", "rationale", "answer", "em", "f1")
 
 
@@ -65,7 +62,7 @@ def show_rollouts(run: Place, wanted: Wanted, *, as_json: bool = False) -> None:
         record
         for step in steps
         if step in chosen
-        for record in _records(_file(run, step), step)
+        for record in _rollouts(run, step)
         if _is_asked_for(record["example_id"], record.get("question", ""), wanted)
     )
     found = _picked(records, wanted)
@@ -92,21 +89,20 @@ def show_evaluation(run: Place, wanted: Wanted, *, as_json: bool = False) -> Non
     Raises:
         UserError: if the run has no two such rows.
     """
-    folder = run / "predictions"
-    after = next((row for row in _AFTER if (folder / f"{row}.jsonl").exists()), None)
-    before = next(
-        (row for row in reversed(_BEFORE) if row != after and (folder / f"{row}.jsonl").exists()),
-        None,
-    )
+    folder = run / run_files.PREDICTIONS
+    rows = (*_BEFORE, *_AFTER)
+    there = [row for row in rows if (folder / run_files.predictions_name(row)).exists()]
+    after = next((row for row in _AFTER if row in there), None)
+    before = next((row for row in reversed(_BEFORE) if row != after and row in there), None)
     if after is None or before is None:
         raise UserError(
             f"'{run}' holds no predictions of two policies to compare: run 'lmcot evaluate "
             f"--run-dir {run}' first, with rows such as guided_distilled and guided_refined"
         )
-    earlier = {one["id"]: one for one in _records(folder / f"{before}.jsonl")}
+    earlier = {one["id"]: one for one in _predictions(folder, before)}
     records = (
         {**one, "reward": one["f1"] - earlier[one["id"]]["f1"]}
-        for one in _records(folder / f"{after}.jsonl")
+        for one in _predictions(folder, after)
         if one["id"] in earlier and _is_asked_for(one["id"], one["question"], wanted)
     )
     found = _picked(records, wanted)
@@ -133,35 +129,21 @@ def _lacking(answer: Mapping[str, Any]) -> str:
 
 
 def _steps(run: Place) -> list[int]:
-    """Of which there are rationales."""
-    names = [path.stem.removeprefix("step-") for path in (run / "rollouts").glob("step-*.jsonl")]
-    if not names:
+    """The steps of which the run has rationales, in ascending order."""
+    steps = run_files.rollout_steps(run / run_files.ROLLOUTS)
+    if not steps:
         raise UserError(f"'{run}' holds no rationales of refinement (rollouts/step-NNNNNN.jsonl)")
-    return sorted(int(name) for name in names)
+    return steps
 
 
-def _file(run: Place, step: int) -> Place:
-    return run / "rollouts" / f"step-{step:06d}.jsonl"
+def _rollouts(run: Place, step: int) -> Iterator[dict[str, Any]]:
+    """The records of a step's rationales, with the number of the step."""
+    path = run / run_files.ROLLOUTS / run_files.rollouts_name(step)
+    return ({"step": step, **record} for record in read_records(path, RECORD_KEYS))
 
 
-def _records(path: Place, step: int | None = None) -> Iterator[dict[str, Any]]:
-    """A file's lines, one at a time; a last one that is cut short is left out.
-
-    Args:
-        step: of the rationales in it; None if it holds predictions.
-    """
-    needed = _OF_A_PREDICTION if step is None else _OF_A_RATIONALE
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                record = whole_object(line, needed)
-            except ValueError as error:
-                raise UserError(
-                    f"line {number} of '{path}' is damaged ({error}): delete it to see the others"
-                ) from None
-            yield record if step is None else {"step": step, **record}
+def _predictions(folder: Place, row: str) -> Iterator[dict[str, Any]]:
+    return read_records(folder / run_files.predictions_name(row), _OF_A_PREDICTION)
 
 
 def _is_asked_for(key: str, question: str, wanted: Wanted) -> bool:
@@ -188,7 +170,7 @@ def _earlier(
     for step in steps:
         if step >= first or not missing:
             break
-        for record in _records(_file(run, step), step):
+        for record in _rollouts(run, step):
             if record["example_id"] in missing:
                 earlier[record["example_id"]] = record
                 missing.remove(record["example_id"])

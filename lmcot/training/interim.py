@@ -27,6 +27,7 @@ from lmcot.monitor.metrics import EVALUATION, read_metrics
 from lmcot.monitor.progress import say
 from lmcot.records import Example, Rollout
 from lmcot.run.context import Run
+from lmcot.run_files import adapters_folder
 from lmcot.storage import on_disk, reaching, remove, replacing
 from lmcot.training.learners import Learners
 from lmcot.training.pipeline import Fleets, Pipeline
@@ -179,8 +180,8 @@ class DuringTraining:
         say(f"evaluation after step {underway.step}: the best so far, kept as best/")
 
     def _drop_candidate(self) -> None:
-        for name in (self._candidate.name, f"{self._candidate.name}-adapters"):
-            remove(self._candidate.with_name(name))
+        for folder in (self._candidate, adapters_folder(self._candidate)):
+            remove(folder)
 
 
 def best_so_far(run: Run) -> dict[str, Any] | None:

@@ -16,7 +16,8 @@ from lmcot.learner.layout import check_settings
 from lmcot.monitor.progress import say
 from lmcot.records import RunState
 from lmcot.run.context import Run
-from lmcot.run.directory import CHECKPOINT_PREFIXES
+from lmcot.run.stages import training_stage
+from lmcot.run_files import adapters_folder
 
 if TYPE_CHECKING:
     from lmcot.storage import Place
@@ -37,7 +38,7 @@ class Learners:
         self._plan = plan
         self._store = CheckpointStore(
             run.directory.checkpoints,
-            prefix=CHECKPOINT_PREFIXES[plan.stage],
+            prefix=training_stage(plan.stage).checkpoint_prefix,
             keep=run.config.checkpoints.keep,
         )
         self._group = LearnerGroup(run.config, plan)
@@ -208,14 +209,14 @@ class Learners:
 
         It is of the weights as they are now, whatever is begun afterwards. See `finish_export`.
         """
-        target = folder if self._run.config.policy.lora is None else _adapters(folder)
+        target = folder if self._run.config.policy.lora is None else adapters_folder(folder)
         return self.begin("export", folder=str(target), critic=str(critic) if critic else None)
 
     def finish_export(self, folder: Place) -> None:
         """Makes a model of what the ranks wrote, where that was adapters."""
         if self._run.config.policy.lora is None:
             return
-        adapters = _adapters(folder)
+        adapters = adapters_folder(folder)
         command = [sys.executable, "-m", "lmcot.models.adapters"]
         merged = subprocess.run(
             [*command, self._plan.source, str(adapters), str(folder)],
@@ -227,7 +228,3 @@ class Learners:
             raise RuntimeError(
                 f"merging the adapters in '{adapters}' failed:\n{merged.stderr.strip()}"
             )
-
-
-def _adapters(folder: Place) -> Place:
-    return folder.with_name(f"{folder.name}-adapters")

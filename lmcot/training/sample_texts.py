@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from lmcot.monitor.metrics import Monitor
 from lmcot.records import Columns
+from lmcot.rollout_log import decode_rows
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+.!|~-])")
@@ -35,13 +35,7 @@ def show(
         monitor.histograms(step, stage, spreads(columns))
     rows = picked(columns["reward"], settings.samples)
     if rows and _due(step, settings.samples_every):
-        lines = records.splitlines()
-        shown = [json.loads(lines[row]) for row in rows]
-        taken = [name for name in columns.names if name.startswith("penalty/")]
-        text = "\n\n---\n\n".join(
-            describe_sample(record, {name: columns[name][row] for name in taken})
-            for row, record in zip(rows, shown, strict=True)
-        )
+        text = "\n\n---\n\n".join(map(describe_sample, decode_rows(records, rows)))
         monitor.text(step, stage, "samples", text)
 
 
@@ -73,7 +67,7 @@ def picked(rewards: npt.NDArray[np.float64], count: int) -> list[int]:
     return [ordered[round(number * last / (count - 1))] for number in range(count)]
 
 
-def describe_sample(record: Mapping[str, Any], penalties: Mapping[str, float]) -> str:
+def describe_sample(record: Mapping[str, Any]) -> str:
     """A rationale with its question, what the frozen LM made of it, and its reward, as Markdown.
 
     Args:
@@ -88,7 +82,7 @@ def describe_sample(record: Mapping[str, Any], penalties: Mapping[str, float]) -
         answer.append(f"**Gold answer:** {_plain(record['gold'])}")
     parts = {
         **judgement["components"],
-        **{name: -value for name, value in penalties.items()},
+        **{name: -value for name, value in record["penalties"].items()},
     }
     names = " | ".join(_plain(name) for name in parts)
     values = " | ".join(f"{value:.3g}" for value in parts.values())

@@ -64,7 +64,7 @@ def test_the_interval_is_the_normal_one_for_many_questions() -> None:
     assert high == pytest.approx(0.25 + 0.0424, abs=0.004)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.integers(0, 1000))
 def test_intervals_stay_inside_the_values_and_repeat_with_the_seed(
     values: list[float], seed: int

@@ -116,7 +116,6 @@ def test_nothing_to_plan() -> None:
 
 
 @given(steps())
-@settings(deadline=None)
 def test_every_response_counts_exactly_once(step: Step) -> None:
     """[22] over all ranks; what is there for another time does not count."""
     plan = step.plan()
@@ -125,7 +124,6 @@ def test_every_response_counts_exactly_once(step: Step) -> None:
 
 
 @given(steps())
-@settings(deadline=None)
 def test_every_rank_gets_as_many_micro_batches(step: Step) -> None:
     """[22] ZeRO stages 2 and 3 communicate in each: one rank with more would wait for ever."""
     plan = step.plan()
@@ -134,7 +132,6 @@ def test_every_rank_gets_as_many_micro_batches(step: Step) -> None:
 
 
 @given(steps())
-@settings(deadline=None)
 def test_the_budget_is_kept_unless_one_response_exceeds_it(step: Step) -> None:
     for rank in step.plan():
         for batch in rank:
@@ -142,7 +139,6 @@ def test_the_budget_is_kept_unless_one_response_exceeds_it(step: Step) -> None:
 
 
 @given(steps())
-@settings(deadline=None)
 def test_only_responses_to_one_prompt_share_a_row(step: Step) -> None:
     for rank in step.plan():
         for batch in rank:
@@ -152,7 +148,6 @@ def test_only_responses_to_one_prompt_share_a_row(step: Step) -> None:
 
 
 @given(steps(), st.integers(0, 9))
-@settings(deadline=None)
 def test_prompts_share_a_row_where_there_is_room(step: Step, more: int) -> None:
     """With one rank and room for each prompt's responses, every prompt is read once."""
     longest = sum(lengths.response for lengths in step.lengths) + 40
@@ -162,7 +157,6 @@ def test_prompts_share_a_row_where_there_is_room(step: Step, more: int) -> None:
 
 
 @given(steps())
-@settings(deadline=None)
 def test_fillers_are_for_want_of_responses_only(step: Step) -> None:
     """[22] where anything could still be divided, there is none; and never one for each rank."""
     plan = step.plan()
@@ -174,7 +168,6 @@ def test_fillers_are_for_want_of_responses_only(step: Step) -> None:
 
 
 @given(steps(), st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_the_plan_is_a_function_of_the_lengths(step: Step, shuffler: random.Random) -> None:
     """[22] every rank computes the same one, whatever it calls the prompts."""
     names = list(range(100, 110))
@@ -190,7 +183,6 @@ def _rounds(step: Step) -> list[list[int]]:
 
 
 @given(steps())
-@settings(deadline=None)
 def test_the_longest_come_first(step: Step) -> None:
     """What does not fit into memory shows in the first round."""
     rounds = _rounds(step)
@@ -200,7 +192,6 @@ def test_the_longest_come_first(step: Step) -> None:
 
 @given(steps())
 @example(Step([Lengths(1, 98), Lengths(1, 9), Lengths(1, 9)], [0, 1, 2], 9, 2, False, False))
-@settings(deadline=None)
 def test_ranks_wait_for_each_other_no_longer_than_for_one_micro_batch(step: Step) -> None:
     """The rounds are cut from one falling order: what the fastest rank waits in all of them
     together is at most the largest micro-batch less the smallest."""
@@ -245,7 +236,7 @@ def _least_largest(step: Step) -> int:
 
 
 @given(steps())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_no_cut_has_a_smaller_largest_micro_batch(step: Step) -> None:
     """Micro-batches are evened out: a last small one would waste a round. By brute force."""
     few = step._replace(lengths=step.lengths[:12], prompts=step.prompts[:12], share=False)
@@ -262,7 +253,6 @@ def _by_prompt(step: Step) -> list[tuple[int, Lengths]]:
 
 
 @given(steps())
-@settings(deadline=None)
 def test_the_tensors_keep_the_budget(step: Step) -> None:
     """What really goes through the model, encoder and decoder together, padding included."""
     pairs = _pairs(step)

@@ -109,7 +109,6 @@ def test_k2_approaches_the_kl_of_close_distributions() -> None:
 
 
 @given(st.lists(st.floats(-40, 0), min_size=1, max_size=20), st.floats(-1, 1), st.integers(0, 9))
-@settings(deadline=None)
 def test_k3_is_never_negative(logprobs: list[float], difference: float, power: int) -> None:
     """[13] k3 >= 0, in float32 too and for the smallest differences."""
     policy = torch.tensor(logprobs)
@@ -155,7 +154,7 @@ def test_gradients_of_the_kl_estimators() -> None:
     lam=st.floats(0, 1),
     seed=st.integers(0, 2**20),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_gae_equals_a_double_sum(
     lengths: list[int], padding: int, gamma: float, lam: float, seed: int
 ) -> None:
@@ -240,7 +239,6 @@ def test_grpo_by_hand() -> None:
     st.lists(st.integers(2, 16), min_size=1, max_size=4),
     st.booleans(),
 )
-@settings(deadline=None)
 def test_equal_rewards_have_no_advantage(reward: float, sizes: list[int], normalise: bool) -> None:
     """[17] to the bit: a rounding error, divided by its own deviation, would be as large as 1/2."""
     groups = torch.tensor([number for number, size in enumerate(sizes) for _ in range(size)])
@@ -258,7 +256,6 @@ def test_equal_rewards_have_no_advantage(reward: float, sizes: list[int], normal
     st.lists(st.tuples(st.floats(-10, 10, width=32), st.integers(0, 3)), min_size=1, max_size=16),
     st.randoms(use_true_random=False),
 )
-@settings(deadline=None)
 def test_group_baselines_do_not_depend_on_the_order(
     scored: list[tuple[float, int]], shuffler: random.Random
 ) -> None:

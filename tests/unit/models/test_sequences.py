@@ -6,7 +6,7 @@ from itertools import compress
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lmcot.models.sequences import Row, make_batch
@@ -112,7 +112,6 @@ RANDOM_ROWS = st.lists(
 
 
 @given(RANDOM_ROWS, st.sampled_from([None, 0, 3]))
-@settings(deadline=None)
 def test_every_token_is_predicted_from_exactly_what_comes_before_it(
     rows: list[Row], start_id: int | None
 ) -> None:
@@ -146,7 +145,6 @@ def test_every_token_is_predicted_from_exactly_what_comes_before_it(
 
 
 @given(RANDOM_ROWS, st.sampled_from([None, 0]))
-@settings(deadline=None)
 def test_padding_is_seen_by_itself_alone(rows: list[Row], start_id: int | None) -> None:
     """[6] no token sees padding, and every place sees itself."""
     batch = make_batch(rows, pad_id=3, start_id=start_id)

@@ -13,7 +13,8 @@ from tensorboard.util import tensor_util
 from lmcot.config import MonitorSettings
 from lmcot.monitor.metrics import Monitor
 from lmcot.records import Answer, Example, Failure, FailureKind, Judgement, Rollout, ScoredRollout
-from lmcot.rewards.scoring import columns, record_lines
+from lmcot.rewards.scoring import columns
+from lmcot.rollout_log import encode_rollouts
 from lmcot.training.sample_texts import picked, show
 
 TEXT = "It is *red* | <b>.\nSo the answer is red."
@@ -45,7 +46,7 @@ def test_rationales_and_spreads_are_shown_when_they_are_due(tmp_path: Path) -> N
         for one in judgements
     ]
     numbers = columns(rollouts, judgements, scored)
-    lines = record_lines(rollouts, judgements, scored, {"q1": example})
+    lines = encode_rollouts(rollouts, judgements, scored, {"q1": example})
     with Monitor(tmp_path, settings) as monitor:
         for step in range(1, 7):
             show(monitor, step, "refine", numbers, lines)

@@ -93,7 +93,7 @@ def test_a_part_in_which_everything_is_hidden_weighs_nothing() -> None:
         torch.testing.assert_close(_merged(parts), expected)
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(derandomize=True, max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
     keys=st.integers(1, 12),
@@ -185,7 +185,7 @@ def test_pick_by_hand() -> None:
     assert all(valid)
 
 
-@settings(derandomize=True, deadline=None, max_examples=80)
+@settings(derandomize=True, max_examples=80)
 @given(
     seed=st.integers(0, 2**32),
     vocabulary=st.sampled_from(VOCABULARIES),
@@ -349,7 +349,7 @@ def _prompts(seed: int, count: int) -> list[tuple[int, ...]]:
     return prompts
 
 
-@settings(derandomize=True, deadline=None, max_examples=120)
+@settings(derandomize=True, max_examples=120)
 @given(
     seed=st.integers(0, 2**32),
     orders=st.lists(st.one_of(st.none(), st.integers(0, 20)), min_size=1, max_size=40),
@@ -536,7 +536,7 @@ class _Model:
         assert self.cache.rows == len(self.expected)
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(derandomize=True, max_examples=60)
 @given(
     st.lists(
         st.one_of(

@@ -1,0 +1,53 @@
+"""Settings of the evaluation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lmcot.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Row, Settings
+
+
+class DuringSettings(Settings):
+    """Evaluation of the policy while it is refined, on actors that would wait otherwise."""
+
+    every: NonNegativeInt = 0
+    """Steps between two evaluations, the first one before the first step; 0: none."""
+    questions: PositiveInt = 50
+    """Of ``data.validation``, from the first one on."""
+    metric: Literal["em", "f1", "inclusion"] = "f1"
+    """What the best policy is chosen by, guided answers to those questions."""
+    keep_best: bool = True
+    """Whether the best policy is kept, as ``best/`` in the run directory."""
+
+
+class EvaluateSettings(Settings):
+    """What is measured at the end."""
+
+    rows: tuple[Row, ...] | None = None
+    """Rows of the report; unset: ``standard``, ``cot``, ``small_alone`` and ``guided_POLICY`` of
+    each policy that there is. One that is asked for here must be possible."""
+    distilled: str | None = None
+    """Model source of the distilled policy; unset: the run's own, if it has one."""
+    refined: str | None = None
+    """Model source of the refined policy; unset: the run's own, if it has one."""
+    samples: Annotated[int, Field(ge=2)] = 5
+    """Rationales (answers, where the frozen LM is alone) that a ``+sc`` row votes over."""
+    temperature: PositiveFloat = 0.7
+    """Sampling temperature of the ``+sc`` rows; other rows are greedy."""
+    aspect_questions: NonNegativeInt = 100
+    """Questions whose rationales are judged by aspect, policy by policy; 0: none. It takes what a
+    reward takes, and ``rewards.kind`` 'guidance'."""
+    during: DuringSettings = DuringSettings()
+    """Evaluation in the middle of refinement."""
+    allow_overlap: bool = False
+    """Whether questions that are also in the training set may be evaluated on."""
+    bootstrap_samples: PositiveInt = 2000
+    """Resamples behind the confidence intervals."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Level of the confidence intervals."""
+
+    def given_source(self, policy: str) -> str | None:
+        """The model source that the settings name for a trained policy; None if they name none."""
+        return {"distilled": self.distilled, "refined": self.refined}.get(policy)

@@ -1,0 +1,129 @@
+"""The names of everything in a run directory, and which format of them this version writes.
+
+Whoever writes or reads a run's files takes their names from here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Final
+
+from lmcot.errors import UserError
+from lmcot.files import write_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lmcot.storage import Place
+
+FORMAT: Final = 1
+"""Version of the files in a run directory. A change that older readers would misread raises it."""
+FORMAT_FILE: Final = "format.json"
+
+CONFIG: Final = "config.yaml"
+STAGES: Final = "stages.json"
+INPUTS: Final = "inputs.json"
+SPENDING: Final = "spending.json"
+RATIONALES: Final = "rationales.jsonl"
+RATIONALES_BEGUN: Final = "rationales.partial.jsonl"
+METRICS: Final = "metrics.jsonl"
+TENSORBOARD: Final = "tensorboard"
+ROLLOUTS: Final = "rollouts"
+PREDICTIONS: Final = "predictions"
+CHECKPOINTS: Final = "checkpoints"
+TRIALS: Final = "trials"
+SWEEP: Final = "sweep.json"
+LOCK: Final = ".lock"
+
+REPORT_JSON: Final = "report.json"
+REPORT_TEXT: Final = "report.md"
+ACCURACY_PICTURE: Final = "report.png"
+COST_PICTURE: Final = "report-cost.png"
+ASPECTS_PICTURE: Final = "report-aspects.png"
+
+DISTILLED: Final = "distilled"
+REFINED: Final = "refined"
+BEST: Final = "best"
+CRITIC: Final = "critic"
+TRAINED_POLICIES: Final = (DISTILLED, REFINED)
+"""Folders of the policies that the stages train, least trained first."""
+LEARNERS_FOLDERS: Final = frozenset({CHECKPOINTS, *TRAINED_POLICIES, BEST, CRITIC})
+"""Folders that learners write, wherever they run; the driver writes everything else."""
+
+_ADAPTERS = "-adapters"
+_STEP = re.compile(r"step-(\d{6,})\.jsonl")
+
+
+def training_picture(stage: str) -> str:
+    """Name of the picture of a stage's curves."""
+    return f"{stage}.png"
+
+
+def predictions_name(row: str) -> str:
+    """Name of the file of one row's predictions, below `PREDICTIONS`."""
+    return f"{row}.jsonl"
+
+
+def rollouts_name(step: int) -> str:
+    """Name of the file of one step's rollouts, below `ROLLOUTS`."""
+    return f"step-{step:06d}.jsonl"
+
+
+def rollout_steps(folder: Place) -> list[int]:
+    """The steps of which a ``rollouts`` folder holds rollouts, in ascending order."""
+    found = (_STEP.fullmatch(path.name) for path in folder.glob("step-*.jsonl"))
+    return sorted(int(name[1]) for name in found if name)
+
+
+def adapters_folder(model: Place) -> Place:
+    """Folder of the LoRA adapters that a model's folder was merged from."""
+    return model.with_name(f"{model.name}{_ADAPTERS}")
+
+
+def model_folder(name: str) -> str:
+    """Name of the model's folder that a folder of adapters, or of a model, belongs to."""
+    return name.removesuffix(_ADAPTERS)
+
+
+def holds_model(folder: Place) -> bool:
+    """Whether a folder holds a complete model in Hugging Face's format."""
+    return (folder / "config.json").is_file()
+
+
+def most_trained(run: Place) -> str | None:
+    """Name of the most trained policy that a run directory holds; None if it holds none."""
+    for name in reversed(TRAINED_POLICIES):
+        if holds_model(run / name):
+            return name
+    return None
+
+
+def write_format(run: Path) -> None:
+    """Records which format the files of a run directory have."""
+    write_atomically(run / FORMAT_FILE, json.dumps({"format": FORMAT}) + "\n")
+
+
+def check_format(run: Place) -> None:
+    """Refuses a run directory whose files a newer lmcot has written.
+
+    A directory without a record is of the first format.
+
+    Raises:
+        UserError: naming the format that was found and the newest that this version reads.
+    """
+    file = run / FORMAT_FILE
+    try:
+        found = json.loads(file.read_bytes())["format"]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"the file '{file}' is damaged ({error}): write {{\"format\": {FORMAT}}} into it if "
+            "this version of lmcot made the run"
+        ) from None
+    if not isinstance(found, int) or found > FORMAT:
+        raise UserError(
+            f"the files in '{run}' have format {found}, but this version of lmcot reads formats "
+            f"up to {FORMAT}: upgrade lmcot, or use another run directory"
+        )
