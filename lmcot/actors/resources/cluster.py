@@ -6,7 +6,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
 from ray._private.state import available_resources_per_node
@@ -22,6 +22,7 @@ from lmcot.actors.resources.surroundings import (
     do_without_home,
     object_store_bytes,
     prepare_machine,
+    provide_token,
     ray_folder,
 )
 from lmcot.config import ActorsSettings
@@ -70,6 +71,8 @@ def joined_address(settings: ActorsSettings) -> str | None:
 
 def _join(address: str, settings: ActorsSettings) -> None:
     do_without_home()
+    with suppress(UserError):  # without a cache there is no token in it
+        provide_token(make=False)
     check_cluster(address, settings.start_timeout_s)
     ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
 

@@ -128,8 +128,12 @@ def do_without_home() -> None:
         os.environ.setdefault(variable, str(cache_folder() / folder))
 
 
-def provide_token() -> None:
+def provide_token(*, make: bool = True) -> None:
     """Has Ray keep its token in lmcot's cache where ``~/.ray`` cannot be written.
+
+    Args:
+        make: whether to make a token where none is kept. A cluster that is joined has its own
+            already, which is in the cache if another process of this user started the cluster.
 
     Raises:
         UserError: if the cache cannot be written either.
@@ -143,6 +147,8 @@ def provide_token() -> None:
         return
     token = cache_folder() / "ray_auth_token"
     if not token.exists():
+        if not make:
+            return
         _write_secret(token, secrets.token_hex(32))
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
 

@@ -113,6 +113,14 @@ def test_a_home_that_cannot_be_written(
     os.environ.pop("RAY_AUTH_TOKEN_PATH")
     provide_token()
     assert token.read_text() == first, "processes of one user share it"
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    provide_token(make=False)
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(token), "as those who join that cluster"
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    token.unlink()
+    provide_token(make=False)
+    assert "RAY_AUTH_TOKEN_PATH" not in os.environ
+    assert not token.exists()
     surroundings.do_without_home()
     assert os.environ["HF_HOME"] == str(cache / "huggingface")
 
