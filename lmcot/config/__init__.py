@@ -64,6 +64,7 @@ from lmcot.config.training import (
     LearnerSettings,
     ModelCritic,
     OptimiserSettings,
+    PpoLoss,
     RefineSettings,
     Rloo,
 )
@@ -106,6 +107,7 @@ __all__ = [
     "OptimiserSettings",
     "Penalties",
     "PolicySettings",
+    "PpoLoss",
     "PromptSettings",
     "RefineSettings",
     "Rloo",

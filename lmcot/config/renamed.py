@@ -9,6 +9,8 @@ RENAMED: Final[Mapping[str, tuple[str, Any]]] = {
     "refine.missing_end_penalty": ("rewards.penalties.missing_end", 0.0),
     "refine.length_penalty": ("rewards.penalties.length", 0.0),
     "refine.length_free": ("rewards.penalties.length_free", 0.5),
+    "refine.clip": ("refine.loss.clip", 0.2),
+    "refine.dual_clip": ("refine.loss.dual_clip", None),
 }
 """For each old key the new one, and the default that earlier versions wrote into each run."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,7 +17,7 @@ from lmcot.config.base import (
 
 
 class OptimiserSettings(Settings):
-    """AdamW (DeepSpeed's) with linear warm-up and a constant or linear decay."""
+    """AdamW (torch's) with linear warm-up and a constant or linear decay."""
 
     learning_rate: PositiveFloat
     """Peak learning rate."""
@@ -77,32 +77,49 @@ class HeadCritic(Settings):
     """A value head on the policy's own trunk."""
 
     kind: Literal["head"] = "head"
+    own_trunk: ClassVar[bool] = False
+    source: ClassVar[None] = None
     learning_rate: PositiveFloat | None = None
-    """Of the head; unset: ``optimiser.learning_rate``."""
+    """Learning rate of the head; unset: ``optimiser.learning_rate``."""
 
 
 class ModelCritic(Settings):
     """A language model of its own, with a value in place of the vocabulary."""
 
     kind: Literal["model"]
+    own_trunk: ClassVar[bool] = True
     source: str | None = None
     """Where its trunk comes from, in the same forms as ``policy.source``; it must read the
     policy's token ids. Unset: the weights that the policy starts from."""
     learning_rate: PositiveFloat | None = None
-    """Of the critic; unset: ``optimiser.learning_rate``."""
+    """Learning rate of the critic; unset: ``optimiser.learning_rate``."""
 
 
 Critic = Annotated[HeadCritic | ModelCritic, Field(discriminator="kind")]
 
 
-class Gae(Settings):
-    """Generalised advantage estimation with a critic (Schulman et al. 2016): the paper's PPO."""
+class AdvantageSettings(Settings):
+    """What every advantage estimator tells the rest of the learner about itself."""
 
-    kind: Literal["gae"] = "gae"
-    gamma: Fraction = 1.0
-    """Discount per token."""
-    lam: Fraction = 0.95
-    """GAE's lambda."""
+    kind: str
+    """The estimator's name."""
+    needs_group: ClassVar[bool] = False
+    """Whether a rationale is compared with other rationales for the same question."""
+
+    @property
+    def critic_baseline(self) -> CriticBaseline | None:
+        """How the critic is trained; None for an estimator without a critic."""
+        return None
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether a critic is trained beside the policy."""
+        return self.critic_baseline is not None
+
+
+class CriticBaseline(AdvantageSettings):
+    """An estimator whose baseline is a critic's value of each state."""
+
     critic: Critic = HeadCritic()
     """What estimates the value of a state."""
     value_clip: PositiveFloat = 0.2
@@ -110,17 +127,38 @@ class Gae(Settings):
     value_coefficient: NonNegativeFloat = 0.1
     """Weight of the value loss."""
     critic_warmup_steps: NonNegativeInt = 0
-    """First so many steps train the critic alone."""
+    """Number of initial steps that train only the critic."""
+
+    @property
+    def critic_baseline(self) -> CriticBaseline:
+        """These settings."""
+        return self
 
 
-class Rloo(Settings):
-    """Leave-one-out baseline over a question's rationales (Ahmadian et al. 2024); no critic."""
+class GroupBaseline(AdvantageSettings):
+    """An estimator whose baseline is the rewards of the question's other rationales."""
+
+    needs_group: ClassVar[bool] = True
+
+
+class Gae(CriticBaseline):
+    """Generalised advantage estimation with a critic (Schulman et al. 2016): the paper's PPO."""
+
+    kind: Literal["gae"] = "gae"
+    gamma: Fraction = 1.0
+    """Discount per token."""
+    lam: Fraction = 0.95
+    """GAE's lambda."""
+
+
+class Rloo(GroupBaseline):
+    """Leave-one-out baseline over a question's rationales (Ahmadian et al. 2024)."""
 
     kind: Literal["rloo"]
 
 
-class Grpo(Settings):
-    """Baseline of a question's mean reward (Shao et al. 2024); no critic."""
+class Grpo(GroupBaseline):
+    """Baseline of a question's mean reward (Shao et al. 2024)."""
 
     kind: Literal["grpo"]
     normalise: bool = True
@@ -128,6 +166,21 @@ class Grpo(Settings):
 
 
 Advantage = Annotated[Gae | Rloo | Grpo, Field(discriminator="kind")]
+
+
+class PpoLoss(Settings):
+    """PPO's clipped loss (Schulman et al. 2017)."""
+
+    kind: Literal["ppo"] = "ppo"
+    clip: PositiveFloat = 0.2
+    """The ratio is clipped to 1 - clip .. 1 + clip."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Bound of the loss for negative advantages, as a multiple of the advantage; unset: none."""
+
+
+PolicyLoss = PpoLoss
+"""Settings of the policy's loss. With a second kind: ``Annotated[PpoLoss | Other,
+Field(discriminator="kind")]``."""
 
 
 class RefineSettings(Settings):
@@ -150,10 +203,8 @@ class RefineSettings(Settings):
     """Optimiser steps in one pass."""
     advantage: Advantage = Gae()
     """How much better a token was than expected: GAE with a critic, or a group baseline."""
-    clip: PositiveFloat = 0.2
-    """The ratio is clipped to 1 - clip .. 1 + clip."""
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """Bound of the loss for negative advantages, as a multiple of the advantage; unset: none."""
+    loss: PolicyLoss = PpoLoss()
+    """What makes the policy follow the advantages."""
     entropy_coefficient: NonNegativeFloat = 0.0
     """Weight of the entropy bonus."""
     kl: Kl = FixedKl(kind="fixed")
@@ -178,7 +229,7 @@ class RefineSettings(Settings):
                 f"minibatches is {self.minibatches}, but a step has only {rollouts} rationales "
                 "(prompts_per_step x samples_per_prompt): lower it"
             )
-        if self.advantage.kind != "gae" and self.samples_per_prompt < 2:
+        if self.advantage.needs_group and self.samples_per_prompt < 2:
             raise ValueError(
                 f"advantage.kind '{self.advantage.kind}' compares a question's rationales with "
                 f"each other, but samples_per_prompt is {self.samples_per_prompt}: set it to 2 "

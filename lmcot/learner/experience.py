@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lmcot.config import Gae, RefineSettings
+from lmcot.config import RefineSettings
 from lmcot.learner import maths
+from lmcot.learner.advantages import AdvantageInputs, estimate
 from lmcot.learner.batching import BatchPlanner, MicroBatch, TokenPair
 from lmcot.learner.engine import TrainEngine
 from lmcot.learner.ranks import sum_over_ranks
@@ -20,22 +22,37 @@ from lmcot.models.sequences import SequenceBatch
 from lmcot.records import ScoredRollout
 
 _ROUNDING = 1e-3
-"""Nats per rationale that arithmetic alone may give."""
+"""Nats per rationale that rounding alone may give."""
 
 Forward = Callable[[SequenceBatch], Tensor]
 """Logits of a batch under some model, [tokens, vocabulary]."""
 Reference = Callable[[], AbstractContextManager[Forward]]
-"""Makes the reference model ready for the time of a pass."""
+"""Context manager that makes the reference model ready for one pass."""
+
+
+class ExperienceTokens(NamedTuple):
+    """An experience's values for the N tokens of some rationales, end to end; [N] each."""
+
+    behaviour: Tensor
+    proximal: Tensor
+    reference: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    response: Tensor
+    """int64: the number of each token's rationale, from 0."""
 
 
 @dataclass(slots=True)
 class Experience:
-    """A step's rationales with all that the loss needs, the same on every rank.
+    """A step's rationales with everything that the loss needs, the same on every rank.
 
     All tensors are [rationales, longest response], float32 on the CPU, 0 at padding.
     """
 
     pairs: list[TokenPair]
+    policy_scored: bool
+    """Whether ``proximal`` is filled; otherwise the step's only update fills it in."""
     mask: Tensor
     behaviour: Tensor
     proximal: Tensor
@@ -47,6 +64,20 @@ class Experience:
     def cells(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Rows and columns of all tokens of some rationales, in the order of a laid-out batch."""
         return cells(self.mask, indices)
+
+    def tokens(self, indices: Sequence[int], device: torch.device) -> ExperienceTokens:
+        """The tokens of some rationales, in the order of a laid-out batch, on a device."""
+        cells = self.cells(indices)
+        lengths = self.mask[list(indices)].sum(-1).long()
+        return ExperienceTokens(
+            behaviour=self.behaviour[cells].to(device),
+            proximal=self.proximal[cells].to(device),
+            reference=self.reference[cells].to(device),
+            values=self.values[cells].to(device),
+            advantages=self.advantages[cells].to(device),
+            returns=self.returns[cells].to(device),
+            response=torch.arange(len(lengths)).repeat_interleave(lengths).to(device),
+        )
 
 
 class ExperienceMaker:
@@ -67,12 +98,12 @@ class ExperienceMaker:
         self._temperature = temperature
         self.policy_pass = (
             settings.epochs * settings.minibatches > 1
-            or isinstance(settings.advantage, Gae)
+            or settings.advantage.needs_critic
             or settings.kl.apply_to == "reward"
         )
-        """Whether the policy scores the rationales before it learns from them. Where nothing is
-        made of that but the proximal log-probabilities of a single update, that update's own pass
-        has them; then they are zeros here, for it to fill in."""
+        """Whether the policy scores the rationales before it learns from them. A step with a single
+        update may need only the proximal log-probabilities; that update's own forward pass gives
+        them, so the experience holds zeros until then."""
 
     @torch.no_grad()
     def make(
@@ -81,22 +112,37 @@ class ExperienceMaker:
         """What a step learns from.
 
         Args:
-            scores: [rationales], what the KL penalty is taken from.
+            scores: [rationales], from which the KL penalty is subtracted.
         """
         pairs: list[TokenPair] = [(s.rollout.prompt_ids, s.rollout.response_ids) for s in scored]
         behaviour, mask = _padded_floats([s.rollout.logprobs for s in scored])
         proximal, reference, values = self._passes(pairs, mask)
         in_reward = self._settings.kl.apply_to == "reward"
-        kl = maths.kl_k1(proximal, reference)
-        advantages, returns = self._advantages(
-            scored, scores, kl, values, mask, kl_coefficient if in_reward else 0.0
+        inputs = AdvantageInputs(
+            scores=scores,
+            kl=maths.kl_k1(proximal, reference),
+            kl_coefficient=kl_coefficient if in_reward else 0.0,
+            values=values,
+            mask=mask,
+            groups=torch.tensor(_group_numbers(scored)),
         )
-        return Experience(pairs, mask, behaviour, proximal, reference, values, advantages, returns)
+        advantages, returns = estimate(self._settings.advantage, inputs)
+        return Experience(
+            pairs=pairs,
+            policy_scored=self.policy_pass,
+            mask=mask,
+            behaviour=behaviour,
+            proximal=proximal,
+            reference=reference,
+            values=values,
+            advantages=advantages,
+            returns=returns,
+        )
 
     def metrics(
         self, experience: Experience, scored: Sequence[ScoredRollout], scores: Tensor
     ) -> dict[str, float]:
-        """Of a step's experience, whose proximal log-probabilities are all there."""
+        """Metrics of a step's experience, once its proximal log-probabilities are filled in."""
         mask, proximal, behaviour = experience.mask, experience.proximal, experience.behaviour
         reference, values, returns = experience.reference, experience.values, experience.returns
         of_rationales = (maths.kl_k1(proximal, reference) * mask).sum(-1)
@@ -112,7 +158,7 @@ class ExperienceMaker:
             "sampler/kl": float(maths.masked_mean(maths.kl_k3(behaviour, proximal), mask)),
             "sampler/importance_weight": float(maths.masked_mean(weight, mask)),
         }
-        if isinstance(self._settings.advantage, Gae):
+        if self._settings.advantage.needs_critic:
             metrics |= {
                 "value/mean": float(maths.masked_mean(values, mask)),
                 "value/return": float(maths.masked_mean(returns, mask)),
@@ -123,7 +169,7 @@ class ExperienceMaker:
     def _passes(self, pairs: Sequence[TokenPair], mask: Tensor) -> Tensor:
         """[3, rationales, longest]: proximal and reference log-probabilities, and values.
 
-        Each rank scores its share; the sum over ranks is exact, for the others hold zeros.
+        Each rank scores its share and holds zeros elsewhere, so the sum over ranks is exact.
         """
         plan = self._planner.plan(pairs, range(len(pairs)))
         found = torch.zeros(3, *mask.shape)
@@ -148,32 +194,9 @@ class ExperienceMaker:
     def _logprobs(self, logits: Tensor, batch: SequenceBatch) -> Tensor:
         return maths.token_logprobs(logits, batch.targets.to(logits.device), self._temperature)
 
-    def _advantages(
-        self,
-        scored: Sequence[ScoredRollout],
-        scores: Tensor,
-        kl: Tensor,
-        values: Tensor,
-        mask: Tensor,
-        coefficient: float,
-    ) -> tuple[Tensor, Tensor]:
-        """Advantages, and returns (zeros where there is no critic), [rationales, longest]."""
-        settings = self._settings.advantage
-        if isinstance(settings, Gae):
-            rewards = maths.token_rewards(scores, kl, mask, coefficient)
-            advantages, returns = maths.gae(rewards, values, mask, settings.gamma, settings.lam)
-            return maths.whiten(advantages, mask), returns
-        rewards = scores - coefficient * (kl * mask).sum(-1)
-        groups = torch.tensor(_group_numbers(scored))
-        if settings.kind == "rloo":
-            advantages = maths.rloo(rewards, groups)
-        else:
-            advantages = maths.grpo(rewards, groups, normalise=settings.normalise)
-        return advantages.unsqueeze(-1) * mask, torch.zeros_like(mask)
-
 
 def usable(scored: Sequence[ScoredRollout], *, in_groups: bool) -> list[ScoredRollout]:
-    """Rationales that can be learnt from: not empty and, in groups, not alone with its question."""
+    """Rationales that are not empty and, in groups, not the only one of their question."""
     kept = [one for one in scored if one.rollout.response_ids]
     if not in_groups:
         return kept
@@ -198,10 +221,10 @@ def _group_numbers(scored: Sequence[ScoredRollout]) -> list[int]:
 
 
 def _reward_spread(scored: Sequence[ScoredRollout]) -> dict[str, float]:
-    """The least and the greatest reward; the share of questions whose rationales have all one.
+    """The lowest and highest reward; the share of questions whose rationales all have the same.
 
-    Only questions with several rationales count there. Where none has, the step's rationales are
-    taken as one question's: PPO compares them with each other all the same.
+    Only questions with several rationales count for the share. If no question has several, all
+    rationales of the step count as one question's, since PPO compares them with each other.
     """
     groups: dict[tuple[str, tuple[int, ...]], list[float]] = {}
     for one in scored:

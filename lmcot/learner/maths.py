@@ -2,7 +2,7 @@
 
 Shapes: B rationales, T response positions, N tokens of several responses end to end, V tokens of
 the vocabulary. ``mask`` [B, T] is 1 at every token of a response (EOS included) and 0 at padding.
-What works token by token takes any shape and is told as [...]. Log-probabilities and KL are in
+A function that works token by token takes any shape, written [...]. Log-probabilities and KL are in
 nats.
 """
 
@@ -60,9 +60,14 @@ def kl_k2(logprobs: Tensor, reference: Tensor) -> Tensor:
 
 def kl_k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     """Unbiased and never negative: q/p - 1 - log(q/p)."""
-    log_ratio = (reference - logprobs).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    ratio = log_ratio(reference, logprobs)
     # Not exp(x) - 1: float32 would lose a small x beside 1, and the result go below 0.
-    return log_ratio.expm1() - log_ratio
+    return ratio.expm1() - ratio
+
+
+def log_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """log(p / q) of two log-probabilities, clamped so that its exponential stays finite; [...]."""
+    return (numerator - denominator).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, coefficient: float) -> Tensor:
@@ -173,8 +178,7 @@ def importance_weight(proximal: Tensor, behaviour: Tensor, cap: float) -> Tensor
 
     Corrects for a sampler that was older than the learner, or whose arithmetic differs.
     """
-    log_ratio = (proximal - behaviour).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-    return log_ratio.exp().clamp_max(cap)
+    return log_ratio(proximal, behaviour).exp().clamp_max(cap)
 
 
 def policy_loss(
@@ -192,8 +196,7 @@ def policy_loss(
     Returns:
         loss [...], and where the clip was active [...] as 0 or 1.
     """
-    log_ratio = (logprobs - proximal).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-    ratio = log_ratio.exp()
+    ratio = log_ratio(logprobs, proximal).exp()
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
     loss = torch.maximum(plain, clipped)

@@ -3,8 +3,8 @@
 Three log-probabilities of each token play a part: *behaviour* (the sampler's), *proximal* (the
 learner's at the start of the step) and *current*. The ratio is current / proximal; one truncated
 importance weight, proximal / behaviour, corrects for how the sampler differs from the learner. In a
-step's first update current is proximal: a step that has no other need not score its rationales
-before (`ExperienceMaker.policy_pass`).
+step's first update current equals proximal, so a step with a single update may skip the scoring
+pass before it (`ExperienceMaker.policy_pass`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lmcot.config import Gae, RefineSettings
-from lmcot.learner import maths
-from lmcot.learner.batching import BatchPlanner, MicroBatch, split_evenly
+from lmcot.config import RefineSettings
+from lmcot.learner.batching import BatchPlanner, split_evenly
 from lmcot.learner.engine import StepResult, TrainEngine
 from lmcot.learner.experience import Experience, ExperienceMaker, Reference, usable
 from lmcot.learner.kl_control import KlController
+from lmcot.learner.objective import Objective, Update
 from lmcot.learner.ranks import max_over_ranks, sum_over_ranks
 from lmcot.learner.reward_scale import RewardScale
 from lmcot.records import ScoredRollout
@@ -31,7 +31,7 @@ POLICY_GROUP = 0
 
 
 class PPO:
-    """Learns one batch at a time; every rank calls it with the whole batch."""
+    """Learns one batch at a time; every rank calls `step` with the whole batch."""
 
     def __init__(
         self,
@@ -46,9 +46,9 @@ class PPO:
         self._engine = engine
         self._planner = planner
         self._settings = settings
-        self._temperature = temperature
         self._seed = seed
         self._maker = ExperienceMaker(engine, reference, planner, settings, temperature)
+        self._objective = Objective(engine, planner, settings, temperature)
         self.kl_controller = KlController(settings.kl)
         self.reward_scale = RewardScale()
 
@@ -56,20 +56,18 @@ class PPO:
         """Learns one batch; ``step`` counts from 0. Returns the step's metrics.
 
         Raises:
-            ValueError: if no rationale of the batch can be learnt from.
+            ValueError: if no rationale of the batch is usable.
         """
-        advantage = self._settings.advantage
-        batch = usable(scored, in_groups=not isinstance(advantage, Gae))
+        batch = usable(scored, in_groups=self._settings.advantage.needs_group)
         if not batch:
             raise ValueError(
-                f"none of the step's {len(scored)} rationales can be learnt from: they are empty, "
-                "or the only ones of their question"
+                f"no usable rationales: all {len(scored)} are empty or the only sample of their "
+                "question"
             )
-        warming = isinstance(advantage, Gae) and step < advantage.critic_warmup_steps
         scores = self._scores(batch)
         experience = self._maker.make(batch, scores, self.kl_controller.coefficient)
-        updates = self._update(experience, step, warming)
-        if not self._maker.policy_pass:
+        updates = self._update(experience, step)
+        if not experience.policy_scored:
             experience.proximal = sum_over_ranks(experience.proximal)
         metrics = self._maker.metrics(experience, batch, scores)
         if math.isfinite(metrics["kl"]):
@@ -90,15 +88,18 @@ class PPO:
             rewards = self.reward_scale.scale(rewards)
         return torch.tensor(rewards).clamp(-settings.reward_clip, settings.reward_clip)
 
-    def _update(self, experience: Experience, step: int, warming: bool) -> dict[str, float]:
+    def _update(self, experience: Experience, step: int) -> dict[str, float]:
         """All optimiser steps on one batch; returns means of their metrics over tokens."""
+        baseline = self._settings.advantage.critic_baseline
+        warming = baseline is not None and step < baseline.critic_warmup_steps
         totals: dict[str, float] = {}
         extremes: list[Tensor] = []
         results: list[StepResult] = []
         tokens_seen, stopped_early = 0.0, False
         for minibatch in self._minibatches(experience, step):
             tokens = float(experience.mask[minibatch].sum())
-            sums, extreme = self._accumulate(experience, minibatch, tokens, warming)
+            update = Update(minibatch, tokens, self.kl_controller.coefficient, warming)
+            sums, extreme = self._accumulate(experience, update)
             extremes.append(extreme)
             frozen = (POLICY_GROUP,) if warming else ()
             results.append(self._engine.step(frozen))
@@ -123,8 +124,8 @@ class PPO:
         }
 
     def _minibatches(self, experience: Experience, step: int) -> list[list[int]]:
-        """Indices of each optimiser step: questions in a new order each pass, each one whole
-        where the number of minibatches admits it."""
+        """Indices of each optimiser step: each pass has another order of the questions, and a
+        question's rationales stay together where the number of minibatches allows it."""
         questions: dict[tuple[int, ...], list[int]] = {}
         for index, (prompt, _) in enumerate(experience.pairs):
             questions.setdefault(tuple(prompt), []).append(index)
@@ -134,81 +135,28 @@ class PPO:
             random.Random(f"{self._seed}/{step}/{epoch}").shuffle(order)
             indices = [index for members in order for index in members]
             parts = split_evenly(indices, self._settings.minibatches)
-            # In order: a minibatch of the whole step is cut as it was when it was scored.
+            # Sorted, so that a minibatch of the whole step is cut as it was for scoring.
             minibatches.extend(sorted(part) for part in parts)
         return minibatches
 
     def _accumulate(
-        self, experience: Experience, minibatch: list[int], tokens: float, warming: bool
+        self, experience: Experience, update: Update
     ) -> tuple[dict[str, float], Tensor]:
         """Backward passes over one minibatch.
 
         Returns:
-            sums over the tokens of all ranks, and of this rank's log-ratios the greatest, [2]:
-            of the negated ones, and of all as they are.
+            the metrics' sums over the tokens of all ranks; and the largest of this rank's negated
+            log-ratios and of its log-ratios, [2].
         """
         sums: dict[str, Tensor] = {}
         extreme = torch.full((2,), -math.inf)
-        for micro in self._planner.plan(experience.pairs, minibatch):
-            loss, parts, log_ratios = self._loss(experience, micro, warming)
-            self._engine.backward(loss * (micro.counted / tokens))
-            for name, value in parts.items():
+        for micro in self._planner.plan(experience.pairs, update.indices):
+            found = self._objective.loss(experience, micro, update)
+            self._engine.backward(found.loss * (micro.counted / update.tokens))
+            for name, value in found.metrics.items():
                 sums[name] = sums.get(name, torch.zeros(())) + value * micro.counted
             if micro.counted:
-                found = torch.stack([-log_ratios.min(), log_ratios.max()]).cpu()
-                extreme = torch.maximum(extreme, found)
+                ends = torch.stack([-found.log_ratios.min(), found.log_ratios.max()]).cpu()
+                extreme = torch.maximum(extreme, ends)
         added = sum_over_ranks(torch.stack(list(sums.values())).cpu().double())
         return dict(zip(sums, added.tolist(), strict=True)), extreme
-
-    def _loss(
-        self, experience: Experience, micro: MicroBatch, warming: bool
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Loss summed over the tokens of a micro-batch, its parts likewise, and the log-ratios."""
-        settings = self._settings
-        batch = self._planner.lay_out(experience.pairs, micro)
-        logits, values = self._engine.forward(batch, values=True, head_only=warming)
-        cells = experience.cells(micro.indices)
-
-        def of(tensor: Tensor) -> Tensor:
-            return tensor[cells].to(logits.device)
-
-        logprobs = maths.token_logprobs(logits, batch.targets.to(logits.device), self._temperature)
-        if self._maker.policy_pass:
-            proximal = of(experience.proximal)
-        else:
-            proximal = logprobs.detach()
-            if micro.counted:
-                experience.proximal[cells] = proximal.cpu()
-        weight = maths.importance_weight(
-            proximal, of(experience.behaviour), settings.importance_cap
-        )
-        policy, clipped = maths.policy_loss(
-            logprobs, proximal, of(experience.advantages), settings.clip, settings.dual_clip
-        )
-        policy = policy * weight
-        entropy = self._entropy(logits)
-        total = policy - settings.entropy_coefficient * entropy
-        if settings.kl.apply_to == "loss":
-            penalty = maths.kl_k2(logprobs, of(experience.reference))
-            total = total + self.kl_controller.coefficient * penalty
-        if warming:
-            # The zero keeps a gradient (of zeros) on the trunk, which the engine expects.
-            total = 0.0 * policy
-        parts = {"loss/policy": policy, "policy/entropy": entropy, "policy/clip_fraction": clipped}
-        if values is not None and isinstance(settings.advantage, Gae):
-            gae = settings.advantage
-            value = maths.value_loss(
-                values, of(experience.values), of(experience.returns), gae.value_clip
-            )
-            total = total + gae.value_coefficient * value
-            parts["loss/value"] = value
-        parts["policy/approx_kl"] = maths.kl_k3(proximal, logprobs)
-        log_ratios = (logprobs.detach() - proximal).clamp(
-            -maths.LOG_RATIO_BOUND, maths.LOG_RATIO_BOUND
-        )
-        return total.sum(), {n: part.detach().sum() for n, part in parts.items()}, log_ratios
-
-    def _entropy(self, logits: Tensor) -> Tensor:
-        """[tokens]; tracked by autograd only if it is part of the loss."""
-        with torch.set_grad_enabled(self._settings.entropy_coefficient > 0):
-            return maths.token_entropy(logits, self._temperature)

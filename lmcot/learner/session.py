@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lmcot.config import Config, Gae, ModelCritic
+from lmcot.config import Config
 from lmcot.errors import UserError
 from lmcot.learner.batching import BatchPlanner
 from lmcot.learner.checkpoints import digest_of
@@ -85,12 +85,12 @@ class LearnerSession:
 
     def _critic(self, lm: PreTrainedModel) -> nn.Module | None:
         """The critic that the settings ask for; none to distil or with a group baseline."""
-        advantage = self._config.refine.advantage
-        if self._stage == "distill" or not isinstance(advantage, Gae):
+        baseline = self._config.refine.advantage.critic_baseline
+        if self._stage == "distill" or baseline is None:
             return None
-        if not isinstance(advantage.critic, ModelCritic):
+        if not baseline.critic.own_trunk:
             return value_head(lm, self._config.seed)
-        source = advantage.critic.source
+        source = baseline.critic.source
         if source is None:
             return critic_model(lm, self._config.seed)
         if load_tokenizer(source).get_vocab() != self._tokenizer.get_vocab():
@@ -114,8 +114,9 @@ class LearnerSession:
         optimiser = self._config.distill.optimiser if distilling else refine.optimiser
         updates = 1 if distilling else refine.epochs * refine.minibatches
         groups: list[dict[str, Any]] = [{"params": _trainable(self.policy.lm)}]
-        if self.policy.critic is not None and isinstance(refine.advantage, Gae):
-            rate = refine.advantage.critic.learning_rate
+        baseline = refine.advantage.critic_baseline
+        if self.policy.critic is not None and baseline is not None:
+            rate = baseline.critic.learning_rate
             groups.append(
                 {
                     "params": _trainable(self.policy.critic),

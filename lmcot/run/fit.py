@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from lmcot.config import Config, FrozenTeacher, Gae, ModelCritic, TransformersFrozen
+from lmcot.config import Config, FrozenTeacher, TransformersFrozen
 from lmcot.data.prompts import PromptTemplates
 from lmcot.data.render import Chat, encode, render
 from lmcot.errors import UserError
@@ -141,9 +141,8 @@ def left_out(lacks: Sequence[str], total: int, kind: str, share: float) -> str:
 
 def _readers(config: Config) -> list[str]:
     """The models that read the small LM's tokens."""
-    advantage = config.refine.advantage
-    critic = advantage.critic if isinstance(advantage, Gae) else None
-    other = critic.source if isinstance(critic, ModelCritic) else None
+    baseline = config.refine.advantage.critic_baseline
+    other = baseline.critic.source if baseline else None
     return [config.policy.source, *([other] if other else [])]
 
 

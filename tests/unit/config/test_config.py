@@ -92,7 +92,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("refine.steps", "ten", "'refine.steps' is 'ten': it should be a valid integer, unable to "),
     ("refine.advantage", {"kind": "gae", "gamma": 1.5},
      "'refine.advantage.gamma' is 1.5: it should be less than or equal to 1"),
-    ("refine.clip", float("nan"), "'refine.clip' is nan: it should be a finite number"),
+    ("refine.loss.clip", float("nan"), "'refine.loss.clip' is nan: it should be a finite number"),
     ("policy.dtype", "float16", "'policy.dtype' is 'float16': it should be 'auto', 'float32' or"),
     ("evaluate.rows", ["cot", "x"], "'evaluate.rows.1' is 'x': it should be 'standard', 'stand"),
     ("data.context.distractors", "few", "'data.context.distractors' is 'few': it should be a valid "
@@ -149,8 +149,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("refine.kl", {"kind": "fixed", "target": 6},
      "unknown key 'refine.kl.target': known keys there: apply_to, coefficient, kind"),
     # What had another name before: nothing is taken for something else.
-    ("refine.gamma", 1.0, "unknown key 'refine.gamma': known keys there: advantage, clip, "),
-    ("refine.lam", 0.95, "unknown key 'refine.lam': known keys there: advantage, clip, "),
+    ("refine.gamma", 1.0, "unknown key 'refine.gamma': known keys there: advantage, entropy"),
+    ("refine.lam", 0.95, "unknown key 'refine.lam': known keys there: advantage, entropy"),
     ("refine.value_clip", 0.2, "unknown key 'refine.value_clip': "),
     ("learner.micro_batch_size", 8,
      "unknown key 'learner.micro_batch_size': known keys there: gradient_checkpointing, "),

@@ -1,0 +1,86 @@
+"""Settings of the learner: what variants tell of themselves, and keys of older files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from lmcot.config import (
+    Config,
+    Gae,
+    Grpo,
+    ModelCritic,
+    PpoLoss,
+    Rloo,
+    differences,
+    dump_config,
+    parse_config,
+)
+from lmcot.config.training import CriticBaseline
+from lmcot.errors import UserError
+
+
+def config(**refine: Any) -> Config:
+    return parse_config(
+        {
+            "data": {"train": {"kind": "counting"}, "validation": {"kind": "counting"}},
+            "policy": {"source": "random:counting-llama"},
+            "rewards": {"kind": "increasing"},
+            "refine": {"start_from": "base", **refine},
+        }
+    )
+
+
+def test_estimators_say_what_they_need() -> None:
+    gae = Gae(critic=ModelCritic(kind="model", source="random:llama"))
+    assert gae.needs_critic
+    assert not gae.needs_group
+    assert gae.critic_baseline is gae
+    assert isinstance(gae, CriticBaseline)
+    for group in (Rloo(kind="rloo"), Grpo(kind="grpo")):
+        assert group.needs_group
+        assert not group.needs_critic
+        assert group.critic_baseline is None
+
+
+def test_critics_say_whether_they_have_a_trunk_of_their_own() -> None:
+    assert not Gae().critic.own_trunk
+    assert Gae().critic.source is None
+    own = Gae(critic=ModelCritic(kind="model", source="random:llama")).critic
+    assert own.own_trunk
+    assert own.source == "random:llama"
+
+
+def test_what_an_estimator_needs_is_no_setting() -> None:
+    """An older run's settings have no such keys, and resuming it compares all keys."""
+    assert set(Gae().model_dump()) == {
+        *("kind", "gamma", "lam", "critic"),
+        *("value_clip", "value_coefficient", "critic_warmup_steps"),
+    }
+    assert set(Gae().model_dump()["critic"]) == {"kind", "learning_rate"}
+
+
+def test_keys_of_older_files_are_read_as_the_loss() -> None:
+    old = config(clip=0.1, dual_clip=3.0)
+    assert old.refine.loss == PpoLoss(clip=0.1, dual_clip=3.0)
+    new = config(loss={"kind": "ppo", "clip": 0.1, "dual_clip": 3.0})
+    assert differences(old, new) == {}
+    assert config(clip=0.3, loss={"dual_clip": 2.0}).refine.loss == PpoLoss(clip=0.3, dual_clip=2.0)
+    dumped = yaml.safe_load(dump_config(old))
+    assert "clip" not in dumped["refine"]
+    assert differences(parse_config(dumped), old) == {}
+
+
+def test_two_values_under_both_names_are_refused() -> None:
+    expected = r"refine\.clip is now refine\.loss\.clip, but both are set: remove refine\.clip"
+    with pytest.raises(UserError, match=expected):
+        config(clip=0.1, loss={"clip": 0.2})
+
+
+def test_a_wrong_value_under_an_older_name_is_told() -> None:
+    with pytest.raises(UserError, match=r"^'refine\.loss\.dual_clip' is 0\.5: it should be"):
+        config(dual_clip=0.5)
+    with pytest.raises(UserError, match=r"^'refine\.loss' is 7: it should be a mapping"):
+        config(loss=7)
