@@ -119,6 +119,7 @@ def _evaluate_config(options: argparse.Namespace) -> Config:
     run = options.of or options.run_dir
     file = options.config or run / run_files.CONFIG
     with reaching(run):
+        run_files.check_format(run)
         policies = _policies_of(options)
         there = options.config is not None or file.is_file()
     if not there:

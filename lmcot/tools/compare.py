@@ -83,6 +83,7 @@ def compare(
 
 
 def _read(path: Place) -> _Evaluated:
+    run_files.check_format(path)
     file = path / run_files.REPORT_JSON
     try:
         report = json.loads(file.read_text(encoding="utf-8"))

@@ -89,6 +89,7 @@ def show_evaluation(run: Place, wanted: Wanted, *, as_json: bool = False) -> Non
     Raises:
         UserError: if the run has no two such rows.
     """
+    run_files.check_format(run)
     folder = run / run_files.PREDICTIONS
     rows = (*_BEFORE, *_AFTER)
     there = [row for row in rows if (folder / run_files.predictions_name(row)).exists()]
@@ -130,6 +131,7 @@ def _lacking(answer: Mapping[str, Any]) -> str:
 
 def _steps(run: Place) -> list[int]:
     """The steps of which the run has rationales, in ascending order."""
+    run_files.check_format(run)
     steps = run_files.rollout_steps(run / run_files.ROLLOUTS)
     if not steps:
         raise UserError(f"'{run}' holds no rationales of refinement (rollouts/step-NNNNNN.jsonl)")
