@@ -16,7 +16,6 @@ from benchmarks.timing import medians
 from lmcot.config import (
     Aspect,
     AspectSettings,
-    CacheSettings,
     ContextSettings,
     GuidanceRewards,
     PromptSettings,
@@ -25,8 +24,7 @@ from lmcot.config import (
 from lmcot.data.context import apply_context
 from lmcot.data.loaders import load_examples
 from lmcot.data.prompts import load_templates, reply_sampling
-from lmcot.frozen.cached import CachedLM
-from lmcot.frozen.open import open_frozen_lm
+from lmcot.frozen.transformers_backend import TransformersLM
 from lmcot.records import Example, Failure, Rollout
 from lmcot.rewards.judge import RewardModel
 
@@ -67,14 +65,13 @@ def main() -> None:
     print(f"together is {taken['one by one'] / taken['together']:.1f} times as fast (goal: 4)")
 
 
-def frozen_lm() -> CachedLM:
+def frozen_lm() -> TransformersLM:
     settings = TransformersFrozen(
         backend="transformers",
         source=SMOLLM2,
         dtype="float32",
-        cache=CacheSettings(enabled=False),
     )
-    return open_frozen_lm(settings, PromptSettings())
+    return TransformersLM.open(settings, PromptSettings())
 
 
 def batch(number: int) -> tuple[list[Example], list[Rollout]]:

@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from lmcot.actors.base import ActorBase, RemoteError, Unanswered, prepare_process
 from lmcot.actors.units import PromptUnit
-from lmcot.config import OpenAIFrozen, PromptSettings, TransformersFrozen
+from lmcot.config import FrozenSettings, PromptSettings
 from lmcot.frozen.cached import CachedLM, Method, Replies
 from lmcot.frozen.open import open_frozen_lm
 from lmcot.records import Choice, Completion, Failure, Prompt, Sampling, Score, Usage
@@ -26,7 +26,7 @@ class FrozenActor(ActorBase):
 
     def __init__(
         self,
-        settings: TransformersFrozen | OpenAIFrozen,
+        settings: FrozenSettings,
         prompts: PromptSettings,
         threads: int,
     ) -> None:

@@ -17,6 +17,13 @@ from lmcot.config.data import (
 )
 from lmcot.config.dependence import NO_STAGE_DEPENDS_ON, Stage, depends
 from lmcot.config.evaluation import EvaluateSettings
+from lmcot.config.frozen import (
+    BudgetSettings,
+    CacheSettings,
+    FrozenSettings,
+    OpenAIFrozen,
+    TransformersFrozen,
+)
 from lmcot.config.load import (
     check_files,
     differences,
@@ -28,16 +35,7 @@ from lmcot.config.load import (
     read_yaml_mapping,
     renamed_settings,
 )
-from lmcot.config.models import (
-    BudgetSettings,
-    CacheSettings,
-    FrozenTeacher,
-    LoraSettings,
-    OpenAIFrozen,
-    PolicySettings,
-    SupportingFactsTeacher,
-    TransformersFrozen,
-)
+from lmcot.config.models import FrozenTeacher, LoraSettings, PolicySettings, SupportingFactsTeacher
 from lmcot.config.monitor import AlarmSettings, MonitorSettings
 from lmcot.config.rewards import (
     AspectSettings,
@@ -91,6 +89,7 @@ __all__ = [
     "FailureBudgets",
     "FileData",
     "FixedKl",
+    "FrozenSettings",
     "FrozenTeacher",
     "Gae",
     "Grpo",

@@ -10,7 +10,8 @@ from pydantic import model_validator
 from lmcot.config.base import NonNegativeInt, Settings
 from lmcot.config.data import DataSettings, PromptSettings
 from lmcot.config.evaluation import EvaluateSettings
-from lmcot.config.models import Frozen, OpenAIFrozen, PolicySettings, Teacher
+from lmcot.config.frozen import Frozen
+from lmcot.config.models import PolicySettings, Teacher
 from lmcot.config.monitor import MonitorSettings
 from lmcot.config.renamed import with_new_names
 from lmcot.config.rewards import AspectSettings, FailureBudgets, GuidanceRewards, Rewards
@@ -79,12 +80,12 @@ class Config(Settings):
     @model_validator(mode="after")
     def _endpoint_fails_before_its_unit(self) -> Config:
         """An endpoint that is down must show as failures, not as actors that hang."""
-        if not isinstance(self.frozen, OpenAIFrozen):
+        if self.frozen is None or self.frozen.request_limit is None:
             return self
-        request, unit = self.frozen.total_timeout_s, self.actors.unit_timeout_s
+        (key, request), unit = self.frozen.request_limit, self.actors.unit_timeout_s
         if request > 0.75 * unit:
             raise ValueError(
-                f"frozen.total_timeout_s is {request:g} s, more than three quarters of "
+                f"{key} is {request:g} s, more than three quarters of "
                 f"actors.unit_timeout_s ({unit:g} s): lower the one or raise the other"
             )
         return self
@@ -100,14 +101,14 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
-    def _chat_endpoint_gives_no_likelihoods(self) -> Config:
-        """By default, fluency is off there, since its metric is a likelihood."""
+    def _likelihoods_are_there_where_needed(self) -> Config:
+        """Without them fluency is off by default, since its metric is a likelihood."""
         frozen, rewards = self.frozen, self.rewards
-        if not isinstance(frozen, OpenAIFrozen) or not isinstance(rewards, GuidanceRewards):
+        if frozen is None or not isinstance(rewards, GuidanceRewards):
             return self
-        if frozen.api == "completions":
+        if not frozen.lacks_likelihoods:
             return self
-        offers = "frozen.backend 'openai' with api 'chat' gives no log-likelihoods to measure it by"
+        offers = f"{frozen.lacks_likelihoods} gives no log-likelihoods to measure it by"
         if rewards.likelihood_gain_weight is not None:
             raise ValueError(f"rewards.likelihood_gain_weight is set, but {offers}: leave it out")
         fluency = rewards.aspects.get("fluency")

@@ -14,7 +14,7 @@ from typing import Any
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.resources.cluster import check_plan
 from lmcot.actors.units import Judged, JudgeUnit, Packed
-from lmcot.config import Row, TransformersFrozen
+from lmcot.config import Row
 from lmcot.config.rows import label, plain, votes
 from lmcot.evaluation.leakage import check_overlap
 from lmcot.evaluation.predictions import (
@@ -322,9 +322,11 @@ def _first_failure(attempts: Sequence[Attempt]) -> Failure | None:
 def _parameters(run: Run) -> tuple[int | None, int]:
     """Sizes of the frozen and of the small LM; None where an endpoint does not tell."""
     small, frozen = parameters_of(run.config.policy.source), run.config.frozen
-    if isinstance(frozen, TransformersFrozen):
-        return parameters_of(frozen.source), small
-    return (frozen.parameters if frozen else None), small
+    if frozen is None:
+        return None, small
+    if frozen.local_source is not None:
+        return parameters_of(frozen.local_source), small
+    return frozen.known_parameters, small
 
 
 def _log(run: Run, report: Mapping[str, Any], usage: Usage) -> None:

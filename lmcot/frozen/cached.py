@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from lmcot.data.render import render_plain
+from lmcot.frozen.backend import FrozenBackend
 from lmcot.frozen.cache import ReplyCache
-from lmcot.frozen.protocol import FrozenLM
 from lmcot.records import Choice, Completion, Failure, Message, Prompt, Sampling, Score, Usage
 
 Method = Literal["generate", "choose", "score"]
@@ -52,21 +52,9 @@ class CachedLM:
         whole_calls: a call's replies are kept and found together or not at all. For models whose
             arithmetic rounds by the company that a prompt is in: a run then gets the same replies
             from the cache as without it.
-        notice: what its user should know of how the model works.
-        repeats: whether a completion would come again; unset: greedy and seeded ones do.
     """
 
-    def __init__(
-        self,
-        lm: FrozenLM,
-        cache: ReplyCache | None,
-        *,
-        whole_calls: bool,
-        notice: str = "",
-        repeats: Callable[[Sampling], bool] | None = None,
-    ) -> None:
-        self.notice = notice
-        self._repeats = repeats or _greedy_or_seeded
+    def __init__(self, lm: FrozenBackend, cache: ReplyCache | None, *, whole_calls: bool) -> None:
         self._lm = lm
         self._cache = cache
         self._whole_calls = whole_calls
@@ -81,11 +69,14 @@ class CachedLM:
         """Number of parameters, if known."""
         return self._lm.parameters
 
+    @property
+    def notice(self) -> str:
+        """What the user should know of how the model works; empty: nothing."""
+        return self._lm.notice
+
     def close(self) -> None:
-        """Ends the model's threads and connections, and the cache's; not to be asked again."""
-        close = getattr(self._lm, "close", None)  # of a model that holds threads or connections
-        if close is not None:
-            close()
+        """Ends the model's threads and connections, and the cache's; it is not asked again."""
+        self._lm.close()
         if self._cache is not None:
             self._cache.close()
 
@@ -116,7 +107,7 @@ class CachedLM:
             asked: list[Reply] = getattr(self._lm, method)([prompts[i] for i in places], rest)
             return asked
 
-        differs = method == "generate" and not self._repeats(argument)
+        differs = method == "generate" and not self._lm.repeats(argument)
         if self._cache is None or differs:
             results = ask(range(len(prompts))) if prompts else []
             return Replies(results, _usage(len(prompts), results))
@@ -171,10 +162,6 @@ class CachedLM:
             digest.update(hashlib.sha256(text).digest())
             keys.append(digest.digest())
         return keys
-
-
-def _greedy_or_seeded(sampling: Sampling) -> bool:
-    return sampling.temperature == 0 or sampling.seed is not None
 
 
 def _plain(prompt: Prompt) -> list[tuple[str, str]]:

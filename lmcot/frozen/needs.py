@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lmcot.config import OpenAIFrozen, TransformersFrozen
+from lmcot.config import FrozenSettings
 from lmcot.records import Prompt, Sampling, Usage
 
 Measure = Literal["choose", "score"]
@@ -29,7 +29,7 @@ class Needs:
 class Found:
     """What a first check found."""
 
-    settings: TransformersFrozen | OpenAIFrozen
+    settings: FrozenSettings
     """With what was learned of the endpoint: all that asks it must have these."""
     notices: tuple[str, ...] = ()
     """What the user should know, a line each."""

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 
+from lmcot.config import PromptSettings, TransformersFrozen
 from lmcot.data.render import encode, encode_continuation, uses_chat
+from lmcot.frozen.backend import FrozenBackend
+from lmcot.frozen.needs import Found, Needs
 from lmcot.models.generation.engine import GenerationEngine
 from lmcot.models.generation.requests import Generated, SampleRequest, ScoreRequest
 from lmcot.models.generation.shared import SharedEngine
 from lmcot.models.generation.stopping import StopStrings
-from lmcot.models.sources import count_parameters, eos_ids
-from lmcot.records import Choice, Completion, Failure, Prompt, Sampling, Score
+from lmcot.models.sources import count_parameters, eos_ids, load_model, load_tokenizer
+from lmcot.records import Choice, Completion, Failure, Prompt, Sampling, Score, Usage
 from lmcot.text.visible import (
     PLAIN_STOP,
     Visible,
@@ -31,7 +35,7 @@ _THINKING_TAIL = 32
 """Tokens at a prompt's end, among which a chat template may open hidden thinking."""
 
 
-class TransformersLM:
+class TransformersLM(FrozenBackend):
     """A `FrozenLM` that runs a model and tokenizer that are already loaded.
 
     At most ``max_batch_tokens`` tokens go through the model at once, keys and values of at most
@@ -70,6 +74,36 @@ class TransformersLM:
             max_cached_tokens=max_cached_tokens,
         )
         self._engine = SharedEngine(engine) if together else engine
+
+    @classmethod
+    def open(cls, settings: TransformersFrozen, prompts: PromptSettings) -> Self:
+        """Loads the weights.
+
+        Raises:
+            UserError: if there is no model at the source.
+        """
+        model, tokenizer = load_model(settings.source, settings.dtype)
+        return cls(
+            model,
+            tokenizer,
+            identity=_identity(settings.source, model, tokenizer, prompts.chat),
+            chat=prompts.chat,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_cached_tokens=settings.max_cached_tokens,
+            together=not settings.isolates_calls,
+        )
+
+    @classmethod
+    def check(
+        cls, settings: TransformersFrozen, needs: Needs, spend: Callable[[Usage], None]
+    ) -> Found:
+        """Reads the tokenizer; nothing is asked.
+
+        Raises:
+            UserError: if there is no model at the source.
+        """
+        load_tokenizer(settings.source)
+        return Found(settings)
 
     @property
     def identity(self) -> str:
@@ -176,6 +210,25 @@ class TransformersLM:
         return encode_continuation(
             prompt_ids, text, self._tokenizer, encoder_decoder=self._encoder_decoder
         )
+
+
+def _identity(
+    source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: str
+) -> str:
+    """Names the source, with a digest of what it held: a folder may be written again.
+
+    Of each weight some thousand elements are looked at: training leaves none as it was, and
+    reading all of a large model would take longer than loading it.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        some = flat[:: max(1, flat.numel() // 1024)].float().cpu().numpy()
+        digest.update(f"{name}:{tuple(parameter.shape)}".encode() + some.tobytes())
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    digest.update(f"{vocabulary}:{tokenizer.chat_template}:{chat}".encode())
+    arithmetic = f"{str(model.dtype).removeprefix('torch.')} on {model.device.type}"
+    return f"transformers:{source}:{arithmetic}:{digest.hexdigest()[:16]}"
 
 
 class _Reader:

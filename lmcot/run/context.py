@@ -21,7 +21,6 @@ from lmcot.data.prompts import PromptTemplates, load_templates
 from lmcot.data.render import encode
 from lmcot.errors import UserError
 from lmcot.frozen.needs import cost_in_words
-from lmcot.frozen.open import calls_at_once
 from lmcot.models.sources import load_tokenizer
 from lmcot.monitor.metrics import Monitor
 from lmcot.monitor.progress import say
@@ -187,7 +186,7 @@ class Run:
             arguments={
                 "settings": config.frozen, "prompts": config.prompts, "threads": role.threads,
             },
-            calls_at_once=calls_at_once(config.frozen),
+            calls_at_once=config.frozen.calls_at_once,
             check=self.interruption.check,
         )  # fmt: skip
 

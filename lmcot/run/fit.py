@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from lmcot.config import Config, FrozenTeacher, TransformersFrozen
+from lmcot.config import Config, FrozenTeacher
 from lmcot.data.prompts import PromptTemplates
 from lmcot.data.render import Chat, encode, render
 from lmcot.errors import UserError
@@ -88,10 +88,11 @@ def needs_of(
         for source in _readers(config)
     ]  # fmt: skip
     frozen = config.frozen
-    if not isinstance(frozen, TransformersFrozen):
+    source = frozen.local_source if frozen is not None else None
+    if frozen is None or source is None:
         return found
-    own = tokenizer if frozen.source == config.policy.source else load_tokenizer(frozen.source)
-    limits, shown = read_limits(frozen.source, own), config.prompts.demonstrations
+    own = tokenizer if source == config.policy.source else load_tokenizer(source)
+    limits, shown = read_limits(source, own), config.prompts.demonstrations
     lower = f"{_CONTEXT}, prompts.demonstrations, frozen.max_thinking_tokens or"
     if config.rewards.kind == "guidance":
         found.append(

@@ -19,7 +19,7 @@ from lmcot.actors.base import prepare_process
 from lmcot.config import Config
 from lmcot.records import Completion, Example, Failure, Paragraph
 from lmcot.serve.asking import Asking
-from lmcot.serve.presence import Presence, public_name, without_address
+from lmcot.serve.presence import Presence, without_address
 from lmcot.text.reading import read_answer, why_missing
 
 Passages = Sequence[tuple[str, str]]
@@ -220,25 +220,21 @@ class FrozenLM:
 
     def __init__(self, config: Config, threads: int | None = None) -> None:
         """Loads the model, or makes the endpoint's client."""
-        from lmcot.config import TransformersFrozen
-        from lmcot.frozen.open import calls_at_once, open_frozen_lm
+        from lmcot.frozen.open import open_frozen_lm
         from lmcot.models.sources import load_tokenizer
 
         if threads is not None:
             prepare_process(threads)
         if config.frozen is None:
             raise ValueError("the settings have no frozen LM")
-        settings = config.frozen
-        if isinstance(settings, TransformersFrozen):
-            settings = settings.model_copy(update={"batching": "dynamic"})
-        self._settings, self._name = settings, public_name(settings)
+        settings = config.frozen.for_service()
+        self._settings, self._name = settings, settings.public_name
         self._presence = Presence(settings)
         self._lm = open_frozen_lm(settings, config.prompts)
-        self._calls = ThreadPoolExecutor(calls_at_once(settings))
+        self._calls = ThreadPoolExecutor(settings.calls_at_once)
         # What an endpoint's model takes for special is not known here.
-        local = isinstance(settings, TransformersFrozen)
-        reads = settings.source if isinstance(settings, TransformersFrozen) else ""
-        self._asking = Asking(config, load_tokenizer(reads if local else config.policy.source))
+        reads = settings.local_source or config.policy.source
+        self._asking = Asking(config, load_tokenizer(reads))
 
     def identity(self) -> str:
         """Names the model for clients."""

@@ -1,4 +1,4 @@
-"""What may be told of the frozen LM: its name without its address, and whether it is there."""
+"""What a service tells of the frozen LM: failures without its address, and whether it is up."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from lmcot.config import OpenAIFrozen, TransformersFrozen
+from lmcot.config import FrozenSettings
 from lmcot.serve.access import is_loopback
 
 _PROBE_S = 3.0
@@ -23,22 +22,12 @@ _GATEWAY_FAULTS = (502, 503, 504)
 _URL = re.compile(r"https?://[^\s'\"<>)\],]*")
 
 
-def public_name(settings: TransformersFrozen | OpenAIFrozen) -> str:
-    """Names the model for clients: no address, and no folder of the machine."""
-    if isinstance(settings, OpenAIFrozen):
-        return f"openai:{settings.model}"
-    source = settings.source
-    if "://" in source or Path(source).is_absolute() or source.startswith((".", "~")):
-        source = source.rstrip("/").rpartition("/")[2]
-    return f"transformers:{source}"
-
-
-def without_address(reason: str, settings: TransformersFrozen | OpenAIFrozen) -> str:
+def without_address(reason: str, settings: FrozenSettings) -> str:
     """A failure's reason as clients may read it."""
-    if not isinstance(settings, OpenAIFrozen):
+    if settings.address is None:
         return reason
-    text = _URL.sub("its address", reason.replace(settings.base_url, "its address"))
-    address = urlsplit(settings.base_url)
+    text = _URL.sub("its address", reason.replace(settings.address, "its address"))
+    address = urlsplit(settings.address)
     for secret in (address.netloc, address.hostname):
         if secret:
             text = re.sub(rf"(?<![\w.]){re.escape(secret)}(:\d+)?(?![\w.])", "its address", text)
@@ -51,27 +40,25 @@ class Presence:
     No key is sent, and nothing is generated: any answer but a gateway's complaint will do.
     """
 
-    def __init__(self, settings: TransformersFrozen | OpenAIFrozen) -> None:
-        self._url = ""
-        if isinstance(settings, OpenAIFrozen):
-            self._url = f"{settings.base_url.rstrip('/')}/models"
+    def __init__(self, settings: FrozenSettings) -> None:
+        self._url = settings.probe_url
         self._found, self._until = True, 0.0
         self._asking = asyncio.Lock()
 
     async def there(self) -> bool:
         """Whether it is; a model in this process always is."""
-        if not self._url:
+        if self._url is None:
             return True
         async with self._asking:
             if time.monotonic() >= self._until:
-                self._found = await self._probe()
+                self._found = await self._probe(self._url)
                 self._until = time.monotonic() + _FRESH_S[self._found]
         return self._found
 
-    async def _probe(self) -> bool:
+    async def _probe(self, url: str) -> bool:
         try:
             async with asyncio.timeout(_PROBE_S):
-                return await asyncio.to_thread(_answers, self._url)
+                return await asyncio.to_thread(_answers, url)
         except TimeoutError:
             return False
 

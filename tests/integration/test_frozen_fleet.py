@@ -29,7 +29,7 @@ from lmcot.config import (
     parse_config,
 )
 from lmcot.errors import UserError
-from lmcot.frozen.open import calls_at_once, open_frozen_lm
+from lmcot.frozen.open import open_frozen_lm
 from lmcot.models.sources import load_tokenizer
 from lmcot.records import (
     Choice,
@@ -68,7 +68,7 @@ def _fleet(settings: TransformersFrozen, count: int = 1) -> Fleet:
     return Fleet(
         "frozen-LM", FrozenActor, RoleSettings(count=count, cpus=0.5), SETTINGS,
         arguments={"settings": settings, "prompts": PromptSettings(), "threads": 1},
-        calls_at_once=calls_at_once(settings),
+        calls_at_once=settings.calls_at_once,
     )  # fmt: skip
 
 
@@ -100,8 +100,8 @@ def test_an_actor_imports_only_what_it_needs(shared: Fleet) -> None:
 def test_clients_at_once_get_what_each_would_get_alone(shared: Fleet) -> None:
     """Texts to the letter; probabilities up to the rounding of the arithmetic."""
     alone = open_frozen_lm(_settings(None), PromptSettings())
-    assert calls_at_once(_settings(None)) == 32
-    assert calls_at_once(_settings(None, "unit")) == 1
+    assert _settings(None).calls_at_once == 32
+    assert _settings(None, "unit").calls_at_once == 1
     clients = [_client(shared) for _ in range(CLIENTS)]
 
     def ask(number: int) -> tuple[list[object], list[object], list[object]]:

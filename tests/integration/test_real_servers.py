@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lmcot.config import OpenAIFrozen, PromptSettings
-from lmcot.config.models import CacheSettings
+from lmcot.config.frozen import CacheSettings
 from lmcot.errors import UserError
 from lmcot.frozen.cached import CachedLM
 from lmcot.frozen.needs import Found, Needs

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from lmcot.actors.resources.packing import Node, fits
 from lmcot.actors.resources.plan import Plan, Roles, make_plan
-from lmcot.config import Config, OpenAIFrozen, RoleSettings, ServedRole
+from lmcot.config import Config, RoleSettings, ServedRole
 
 _COMPUTES, _WAITS = 1.0, 0.1
 """CPUs of a replica where the settings leave them open."""
@@ -51,10 +51,10 @@ def _roles(config: Config, nodes: Sequence[Node], held: Mapping[str, float]) -> 
 def _served(config: Config) -> dict[str, tuple[ServedRole, float]]:
     """Each role's settings, and the CPUs that it usually takes."""
     settings = config.serve
-    waits = isinstance(config.frozen, OpenAIFrozen)
+    computes = config.frozen is None or config.frozen.local_source is not None
     return {
         "small": (settings.small, _COMPUTES),
-        "frozen": (settings.frozen, _WAITS if waits else _COMPUTES),
+        "frozen": (settings.frozen, _COMPUTES if computes else _WAITS),
         "ingress": (settings.ingress, _WAITS),
     }
 

@@ -6,17 +6,19 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from lmcot.config import OpenAIFrozen
+from lmcot.config import OpenAIFrozen, PromptSettings
 from lmcot.data.render import parted, render_plain
+from lmcot.frozen.backend import FrozenBackend
+from lmcot.frozen.needs import Found, Needs
 from lmcot.frozen.openai.access import open_access
 from lmcot.frozen.openai.choices import to_choice
 from lmcot.frozen.openai.client import LONGEST_REASON, EndpointClient, EndpointError
 from lmcot.frozen.openai.form import RequestForm
 from lmcot.frozen.openai.replies import Faulty, Reply, to_completion
 from lmcot.frozen.openai.scores import to_score
-from lmcot.records import Choice, Completion, Failure, FailureKind, Prompt, Sampling, Score
+from lmcot.records import Choice, Completion, Failure, FailureKind, Prompt, Sampling, Score, Usage
 from lmcot.text.visible import PLAIN_STOP
 
 CHOICE_TOKENS = 16
@@ -30,7 +32,7 @@ REFUSED = (400, 422)
 Result = TypeVar("Result")
 
 
-class OpenAILM:
+class OpenAILM(FrozenBackend):
     """A `FrozenLM` that asks an endpoint; any number of threads may call it at once.
 
     They share the settings' bounds: requests in flight, requests and tokens per minute. Transient
@@ -48,6 +50,26 @@ class OpenAILM:
         self.client = EndpointClient(settings, open_access(settings))
         self._alternatives: int | None = None
         """How many the endpoint admits, once it has given some."""
+
+    @classmethod
+    def open(cls, settings: OpenAIFrozen, prompts: PromptSettings) -> Self:
+        """A client of the endpoint, which sends nothing yet.
+
+        Raises:
+            UserError: as the constructor does.
+        """
+        return cls(settings)
+
+    @classmethod
+    def check(cls, settings: OpenAIFrozen, needs: Needs, spend: Callable[[Usage], None]) -> Found:
+        """Asks the endpoint one request of each form that the run will send.
+
+        Raises:
+            UserError: if it does not answer; names the setting to correct.
+        """
+        from lmcot.frozen.openai.check import check_endpoint
+
+        return check_endpoint(settings, needs, spend)
 
     @property
     def identity(self) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from lmcot.config import OpenAIFrozen
-from lmcot.config.models import DroppedParameter, RequestParameter
+from lmcot.config.frozen import DroppedParameter, RequestParameter
 
 _LIMIT_NAMES = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 _UNKNOWN = re.compile(

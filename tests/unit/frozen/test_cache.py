@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from lmcot.cli import main
+from lmcot.config import FrozenSettings, PromptSettings
 from lmcot.errors import UserError
 from lmcot.frozen import cached
+from lmcot.frozen.backend import FrozenBackend
 from lmcot.frozen.cache import Held, ReplyCache, cache_path
 from lmcot.frozen.cached import CachedLM, Method, Replies
 from lmcot.records import (
@@ -40,13 +42,24 @@ def _prompt(text: str) -> Prompt:
     return (Message("user", text),)
 
 
-class Counting:
+class Counting(FrozenBackend):
     """A frozen LM whose replies tell when they were made."""
 
     def __init__(self, identity: str = "counting") -> None:
-        self.identity = identity
-        self.parameters = 7
+        self._identity = identity
         self.asked: list[str] = []
+
+    @classmethod
+    def open(cls, settings: FrozenSettings, prompts: PromptSettings) -> Counting:
+        raise NotImplementedError("no settings are of this kind")
+
+    @property
+    def identity(self) -> str:
+        return self._identity
+
+    @property
+    def parameters(self) -> int:
+        return 7
 
     def _next(self, prompts: Sequence[Prompt]) -> list[int]:
         numbers = []

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from lmcot.config import OpenAIFrozen, TransformersFrozen
-from lmcot.serve.presence import Presence, public_name, without_address
+from lmcot.serve.presence import Presence, without_address
 
 
 def endpoint(url: str) -> OpenAIFrozen:
@@ -98,7 +98,7 @@ def test_a_model_in_the_process_is_there() -> None:
     ],
 )
 def test_a_local_model_is_named_without_its_folder(source: str, name: str) -> None:
-    assert public_name(TransformersFrozen(backend="transformers", source=source)) == name
+    assert TransformersFrozen(backend="transformers", source=source).public_name == name
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_local_model_is_named_without_its_folder(source: str, name: str) -> No
 )
 def test_a_failure_is_told_without_the_address(reason: str) -> None:
     settings = endpoint("http://lm.internal:8084/v1")
-    assert public_name(settings) == "openai:smol"
+    assert settings.public_name == "openai:smol"
     told = without_address(reason, settings)
     assert "lm.internal" not in told
     assert "8084" not in told
