@@ -46,6 +46,20 @@ NO_STAGE_DEPENDS_ON = (
 """Keys that say how the work is done, how much of it, or what it may cost, but not what comes of
 it."""
 
+LEVERS = (
+    "distill.optimiser.learning_rate",
+    "refine.optimiser.learning_rate",
+    "refine.advantage.critic.learning_rate",
+    "refine.entropy_coefficient",
+    "refine.target_kl",
+)
+"""Keys that steer a training that is under way: a resumed stage uses their new values from its next
+step on. Other keys of a stage define what it samples, or how its state is to be read: the
+temperature and the lengths define the policy whose log-probabilities are stored, the number of
+samples and the staleness define the batches that are in flight."""
+KL_COEFFICIENT = "refine.kl.coefficient"
+"""A lever where it is fixed."""
+
 _QUESTIONS = ("data.train", "data.max_train", "data.on_bad_record", "data.context")
 _RATIONALES = (*_QUESTIONS, "teacher", "policy.source", "policy.max_new_tokens")
 _MODEL = ("seed", "prompts", "policy.source", "policy.dtype", "policy.lora")
@@ -60,11 +74,24 @@ def depends(stage: Stage, key: str, config: Config, *, finished: bool = False) -
     Args:
         finished: the stage is done, and will not go on.
     """
-    if _below(key, NO_STAGE_DEPENDS_ON):
+    if below(key, NO_STAGE_DEPENDS_ON):
         return False
     if stage == "sweep":
         return True  # the trials' settings are made of all of them
-    return _below(key, _keys(stage, config, finished))
+    if not finished and is_lever(key, config):
+        return False
+    return below(key, _keys(stage, config, finished))
+
+
+def is_lever(key: str, config: Config) -> bool:
+    """Whether a training that is under way may be resumed with another value of a key (dotted).
+
+    The KL coefficient is a lever where it is fixed: an adaptive one is part of the training's
+    state, and its setting says only where it began.
+    """
+    if key == KL_COEFFICIENT:
+        return config.refine.kl.kind == "fixed"
+    return below(key, LEVERS)
 
 
 def _keys(stage: Stage, config: Config, finished: bool) -> tuple[str, ...]:
@@ -81,5 +108,6 @@ def _keys(stage: Stage, config: Config, finished: bool) -> tuple[str, ...]:
     return ("seed", "prompts", "policy", "frozen", "data.context")
 
 
-def _below(key: str, above: tuple[str, ...]) -> bool:
+def below(key: str, above: tuple[str, ...]) -> bool:
+    """Whether a dotted key is one of some keys, or lies below one."""
     return any(key == one or key.startswith(one + ".") for one in above)

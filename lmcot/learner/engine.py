@@ -102,6 +102,7 @@ class TrainEngine:
                 adam, partial(_share_of_rate, settings=optimiser, total_steps=total_steps)
             ),
         )
+        self._base_rates = tuple(self.scheduler.base_lrs)
         self._files = self.engine.checkpoint_engine = StateFiles()
         if self._bf16 and self._stage == 0:
             self._begin_at_zero()
@@ -221,6 +222,21 @@ class TrainEngine:
         path, _ = self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
         if path is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint '{TAG}' in {folder}")
+        self._use_present_rates()
+
+    def _use_present_rates(self) -> None:
+        """Sets the learning rates that the settings ask for, at the schedule's present step.
+
+        A checkpoint brings those that it was written with.
+        """
+        self.scheduler.base_lrs = list(self._base_rates)
+        step = self.scheduler.last_epoch
+        groups = self.engine.optimizer.param_groups
+        for group, rate, share in zip(
+            groups, self._base_rates, self.scheduler.lr_lambdas, strict=True
+        ):
+            group["initial_lr"] = rate
+            group["lr"] = rate * share(step)
 
     def _trained(self) -> list[nn.Parameter]:
         return [p for p in self.engine.module.parameters() if p.requires_grad]

@@ -32,5 +32,6 @@ class KlController:
         return {"coefficient": self.coefficient}
 
     def restore(self, state: dict[str, float]) -> None:
-        """Takes up a saved state."""
-        self.coefficient = state["coefficient"]
+        """Takes up a saved state; a fixed coefficient stays as the settings have it now."""
+        if isinstance(self._settings, AdaptiveKl):
+            self.coefficient = state["coefficient"]

@@ -1,15 +1,20 @@
-"""What a person would want to be told of a step's metrics: one line, and what to do."""
+"""Alarms: one line about what is wrong with the latest steps, and what to do."""
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lmcot.config import AlarmSettings
+from lmcot.config.dependence import KL_COEFFICIENT, LEVERS, NO_STAGE_DEPENDS_ON, below
 
 Values = Mapping[str, float | None]
-"""A step's metrics by name; None where one was no finite number."""
+"""A step's metrics by name; None where one was not finite."""
+
+_KEY = re.compile(r"\b(?:refine|policy|frozen|rewards|prompts)\.[a-z_.]*[a-z]")
+_WHILE_RUNNING = (KL_COEFFICIENT, *LEVERS, *NO_STAGE_DEPENDS_ON)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,8 @@ class Alarms:
             return ""
         if bound.overlapping and not any(one.get("batch/staleness") for one in self._history):
             return ""
-        return bound.text.format(value=value, limit=bound.limit)
+        text = bound.text.format(value=value, limit=bound.limit)
+        return text + how_to_change(bound.text)
 
     def _value(self, bound: Bound) -> float | None:
         """The metric as it is compared; None where there are too few steps."""
@@ -105,15 +111,34 @@ def _not_finite(metrics: Values) -> str:
     skipped = metrics.get("optimiser/skipped_updates") or 0
     if skipped:
         return (
-            f"{skipped:.0f} update(s) were skipped, for a loss or gradient was no finite number: "
-            "lower optimiser.learning_rate if it goes on"
+            f"{skipped:.0f} update(s) were skipped because a loss or gradient was not finite: "
+            "lower the stage's optimiser.learning_rate if it happens again (the same command "
+            "resumes with another one)"
         )
     if lost:
         return (
-            f"{', '.join(lost)} is no finite number: lower optimiser.learning_rate, or compute in "
-            "float32 (policy.dtype), if it goes on"
+            f"{', '.join(lost)} is not finite: lower the stage's optimiser.learning_rate if it "
+            "happens again (the same command resumes with another one), or compute in float32 "
+            "(policy.dtype) in a new --run-dir"
         )
     return ""
+
+
+def how_to_change(advice: str) -> str:
+    """Which of the settings that an advice names may change in this run, and which take a new one.
+
+    Returns:
+        the end of a sentence, with a space before it; empty if the advice names no settings.
+    """
+    keys = list(dict.fromkeys(_KEY.findall(advice)))
+    now = [key for key in keys if below(key, _WHILE_RUNNING)]
+    new = [key for key in keys if key not in now]
+    told = [
+        f"the same command resumes with another {', '.join(now)}" if now else "",
+        f"another {', '.join(new)} takes a new --run-dir" if new else "",
+    ]
+    parts = "; ".join(part for part in told if part)
+    return f" ({parts})" if parts else ""
 
 
 def _bounds(settings: AlarmSettings) -> tuple[Bound, ...]:
@@ -123,7 +148,7 @@ def _bounds(settings: AlarmSettings) -> tuple[Bound, ...]:
         Bound(
             "kl_high", "kl", settings.kl_above,
             "the KL to the reference is {value:.3g} nats per rationale, above {limit:g}: the "
-            "policy runs away from it; raise refine.kl.coefficient, lower "
+            "policy runs away from it; raise refine.kl.coefficient if it is fixed, lower "
             "refine.optimiser.learning_rate, or set refine.target_kl",
             mean=False,
         ),
@@ -137,8 +162,8 @@ def _bounds(settings: AlarmSettings) -> tuple[Bound, ...]:
         Bound(
             "entropy_collapse", "policy/entropy", settings.entropy_below,
             "the policy's entropy has been {value:.3g} nats per token on average, below {limit:g}: "
-            "it hardly tries anything any more; raise refine.entropy_coefficient or "
-            "refine.kl.coefficient, or go back to a checkpoint before",
+            "it hardly explores any more; raise refine.entropy_coefficient or "
+            "refine.kl.coefficient, or resume from an earlier checkpoint",
             below=True,
         ),
         Bound(

@@ -77,3 +77,11 @@ def test_state_survives_a_round_trip() -> None:
     for each in (controller, restored):
         each.update(2.9, 41)
     assert restored.coefficient == controller.coefficient != 0.5
+
+
+def test_a_fixed_coefficient_is_that_of_the_present_settings() -> None:
+    """A resume with another one uses it: a checkpoint's does not come back."""
+    before = KlController(FixedKl(kind="fixed", coefficient=0.05))
+    resumed = KlController(FixedKl(kind="fixed", coefficient=0.2))
+    resumed.restore(before.state())
+    assert resumed.coefficient == 0.2

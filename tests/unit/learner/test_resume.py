@@ -166,6 +166,33 @@ def test_what_does_not_shape_the_state_may_differ(checkpoint: Path) -> None:
     assert metrics[0] == pytest.approx(metrics[1], rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("decay", ["constant", "linear"])
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_resumed_stage_uses_the_learning_rate_of_its_settings(
+    tmp_path: Path, stage: int, decay: str
+) -> None:
+    """[25] a tenth of the rate from the next step on, in its place in the schedule."""
+    base = _config(Case(LLAMA, stage))
+    rates = []
+    for rate in (None, 0.1):
+        optimiser = base.refine.optimiser.model_copy(
+            update={
+                "decay": decay,
+                "learning_rate": base.refine.optimiser.learning_rate * (rate or 1),
+            }
+        )
+        refine = base.refine.model_copy(update={"optimiser": optimiser})
+        session = open_session(base.model_copy(update={"refine": refine}))
+        if rate is None:
+            session.ppo.step(rollouts(LLAMA), 0)
+            session.save_engine(tmp_path)
+        else:
+            session.restore(tmp_path, RunState("refine", 1))
+        metrics = session.ppo.step(rollouts(LLAMA, seed=1), 1)
+        rates.append(metrics["optimiser/learning_rate"])
+    assert rates[1] == pytest.approx(rates[0] * 0.1, rel=1e-12)
+
+
 def test_a_stage_that_stopped_before_its_first_step_goes_on(tmp_path: Path) -> None:
     """Its checkpoint has no state of the controllers, which have steered nothing yet."""
     config = _config(Case(LLAMA, 0))

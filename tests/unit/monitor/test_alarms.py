@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lmcot.config import AlarmSettings
-from lmcot.monitor.alarms import Alarms
+from lmcot.monitor.alarms import Alarms, how_to_change
 
 SOUND = {
     "kl": 2.0,
@@ -56,7 +56,7 @@ def looked(steps: list[dict[str, Any]], **settings: Any) -> list[tuple[set[str],
         ({"sampler/kl": 0.03}, "sampler_mismatch", "policy.dtype"),
         ({"idle/learner": 0.6}, "idle_learner", "60% .* frozen actors"),
         ({"idle/rollout": 0.6}, "idle_rollout", "60% .* the judging is slower"),
-        ({"loss/policy": None}, "not_finite", "loss/policy is no finite .*learning_rate"),
+        ({"loss/policy": None}, "not_finite", "loss/policy is not finite.*learning_rate"),
         ({"optimiser/skipped_updates": 2.0}, "not_finite", r"2 update\(s\) were skipped"),
     ],
 )
@@ -92,3 +92,20 @@ def test_an_alarm_can_be_switched_off_and_needs_its_metric() -> None:
     assert not any(raised for raised, _ in looked([{"kl": None}] * 3, not_finite=False))
     states, _ = Alarms(AlarmSettings()).look({"loss": 1.0})
     assert states == {"alarm/not_finite": 0.0}
+
+
+def test_an_alarm_says_which_of_its_settings_take_a_new_run() -> None:
+    said = how_to_change("raise refine.kl.coefficient, or policy.max_new_tokens; see rollouts/")
+    assert said == (
+        " (the same command resumes with another refine.kl.coefficient; another "
+        "policy.max_new_tokens takes a new --run-dir)"
+    )
+    assert how_to_change("lower refine.optimiser.learning_rate") == (
+        " (the same command resumes with another refine.optimiser.learning_rate)"
+    )
+    assert how_to_change("check the endpoint") == ""
+    ((_, told),) = looked([{"kl": 51.0}])
+    assert told[0].endswith(
+        "(the same command resumes with another refine.kl.coefficient, "
+        "refine.optimiser.learning_rate, refine.target_kl)"
+    )

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lmcot.config import Config, parse_config
+from lmcot.config import Config, depends, load_config, parse_config
 from lmcot.errors import Interrupted, UserError
+from lmcot.learner.checkpoints import MARKER
 from lmcot.records import Annotation, to_json
 from lmcot.run.directory import RunDirectory, read_annotations
 from lmcot.run.interruption import Interruption
@@ -238,6 +239,41 @@ def test_a_free_key_may_change_and_is_told(tmp_path: Path) -> None:
     text = directory.config_file.read_text(encoding="utf-8")
     assert parse_config(yaml.safe_load(text)) == longer
     assert directory.check_config(longer) == []
+
+
+LEVER_LINES = {
+    "refine.optimiser.learning_rate": 1e-7,
+    "refine.kl.coefficient": 0.3,
+    "refine.entropy_coefficient": 0.01,
+    "refine.target_kl": 1.0,
+}
+
+
+@pytest.mark.parametrize("key", LEVER_LINES)
+def test_a_lever_may_change_while_its_stage_is_under_way_only(tmp_path: Path, key: str) -> None:
+    """What alarms advise to change is taken by the next resume, and told."""
+    path = tmp_path / "config.yaml"
+    directory = RunDirectory(tmp_path)
+    directory.write_config(settings())
+    changed = load_config(str(path), [f"{key}={LEVER_LINES[key]}"])
+    step = directory.checkpoints / "step-000001"
+    step.mkdir(parents=True)
+    (step / MARKER).write_text("{}")
+    assert directory.begun(settings()) == ["refine"]
+    (told,) = directory.check_config(changed)
+    assert told.startswith(f"{key}: {LEVER_LINES[key]!r} now")
+    directory.finish("refine", steps=1)
+    with pytest.raises(UserError, match=f"another value of {key}"):
+        directory.check_config(changed)
+
+
+def test_an_adaptive_coefficient_is_no_lever() -> None:
+    adaptive = settings(
+        refine={"start_from": "base", "kl": {"kind": "adaptive", "target": 6, "horizon": 1000}}
+    )
+    assert depends("refine", "refine.kl.coefficient", adaptive)
+    assert not depends("refine", "refine.kl.coefficient", settings())
+    assert depends("refine", "policy.temperature", settings())
 
 
 @pytest.mark.parametrize(
