@@ -46,7 +46,7 @@ def main() -> None:
     sampling = reply_sampling(templates.file.guided, ANSWER_TOKENS)
 
     def together() -> None:
-        judgements = model.judge(examples, rollouts)
+        judgements = model.judge_rollouts(examples, rollouts)
         assert all(one.failure is None for one in judgements)
 
     def one_by_one() -> None:

@@ -30,7 +30,7 @@ from benchmarks.cases import SMOLLM2
 from benchmarks.endpoint import serving
 from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.actors.resources.cluster import ray_cluster
-from lmcot.actors.units import JudgeUnit, Packed, RolloutUnit
+from lmcot.actors.units import Packed, RolloutUnit, ScoreUnit
 from lmcot.config import Aspect, Config, parse_config
 from lmcot.data.sampler import PromptSampler
 from lmcot.monitor.metrics import read_metrics
@@ -171,9 +171,9 @@ def measure_judge(run: Run, batches: list[Batch]) -> float:
         frozen.wait_ready()
         reward.wait_ready(frozen_handles=frozen.handles)
         for batch in batches[1:]:
-            units = [JudgeUnit(unit.unit_id, unit.questions, rollouts) for unit, rollouts in batch]
+            units = [ScoreUnit(unit.unit_id, unit.questions, rollouts) for unit, rollouts in batch]
             started = time.monotonic()
-            judged = reward.map("judge", units)
+            judged = reward.map("score", units)
             taken.append(time.monotonic() - started)
             failed = [failure for one in judged for failure in one.failures]
             if failed:

@@ -36,7 +36,7 @@ from benchmarks.cases import SMOLLM2
 from benchmarks.fake_ray import FakeRay, StandIn, faked
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.resources.cluster import ray_cluster
-from lmcot.actors.units import Judged, JudgeUnit, Packed, RolloutUnit
+from lmcot.actors.units import Packed, RolloutUnit, Scored, ScoreUnit
 from lmcot.config import ActorsSettings, Config, RoleSettings, SampleData, parse_config
 from lmcot.data.loaders import load_examples
 from lmcot.records import Rollout, to_json
@@ -77,7 +77,7 @@ class _Rollout(StandIn):
 class _Reward(StandIn):
     config: Config
 
-    def judge(self, unit: JudgeUnit) -> Judged:
+    def score(self, unit: ScoreUnit) -> Scored:
         self.took = stand_ins.about(_Rollout.longer * stand_ins.JUDGE_S)
         return stand_ins.judged(unit, self.config)
 

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from lmcot.actors.base import ActorBase
 from lmcot.actors.reward_actor import outcome
-from lmcot.actors.units import Judged, JudgeUnit, Packed, RolloutUnit
+from lmcot.actors.units import Packed, RolloutUnit, Scored, ScoreUnit
 from lmcot.config import Aspect, Config
 from lmcot.records import Answer, Judgement, Rollout, Usage
 
@@ -43,7 +43,7 @@ def sampled(unit: RolloutUnit) -> Packed[list[Rollout]]:
     ])  # fmt: skip
 
 
-def judged(unit: JudgeUnit, config: Config) -> Judged:
+def judged(unit: ScoreUnit, config: Config) -> Scored:
     """Judgements as the reward side would give them."""
     values = dict.fromkeys(COMPONENTS, 0.5)
     rollouts = unit.rollouts.open()

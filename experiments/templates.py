@@ -158,7 +158,7 @@ def _ask(frozen: CachedLM, prompts: Sequence[Prompt], sampling: Sampling) -> lis
 
 
 def _line(replies: Sequence[Completion], examples: Sequence[Example], kind: str) -> str:
-    answers = [read_answer(reply).answer for reply in replies]
+    answers = [read_answer(reply).extracted for reply in replies]
     pairs = [(answer, example.answer) for answer, example in zip(answers, examples, strict=True)]
     em, overlap = fmean(exact_match(*pair) for pair in pairs), fmean(f1(*pair) for pair in pairs)
     tokens = fmean(reply.tokens_in for reply in replies)

@@ -169,14 +169,20 @@ class Score:
 @_quickly_pickled
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The frozen LM's answer: as it wrote it, and as the answer was read out of that."""
+    """A reply of the frozen LM, and the answer that was read out of it (see `read_answer`)."""
 
     text: str
+    """The reply; empty if it is nothing but hidden thinking."""
     extracted: str
+    """The answer; empty if the reply holds none."""
     tokens_in: int
     tokens_out: int
     missing: Missing = ""
-    """Why there is none."""
+    """Why the reply holds no answer; empty if it does."""
+    estimated: bool = False
+    """Whether a count of tokens is an estimate, since the endpoint gave none."""
+    silent: str = ""
+    """Why the reply is nothing but hidden thinking, and what to do; empty if it says something."""
 
 
 @dataclass(frozen=True, slots=True)

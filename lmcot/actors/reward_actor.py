@@ -10,7 +10,7 @@ import ray
 
 from lmcot.actors.base import ActorBase, NotSetUp
 from lmcot.actors.frozen_actor import RemoteFrozenLM
-from lmcot.actors.units import Judged, JudgeUnit, Packed
+from lmcot.actors.units import Judged, JudgeUnit, Packed, Scored, ScoreUnit
 from lmcot.config import Config
 from lmcot.data.prompts import load_templates
 from lmcot.records import Example, Judgement, Rollout
@@ -20,7 +20,8 @@ from lmcot.rewards.scoring import columns, score, unmeasured
 from lmcot.rollout_log import encode_rollouts
 
 _SHARE_OF_UNIT = 0.9
-"""Of a unit's time for its calls: what is late is told, before the actor is taken to hang."""
+"""Share of the unit timeout for the frozen LM's calls: a late call is reported before the actor
+counts as hung."""
 
 
 class RewardActor(ActorBase):
@@ -57,21 +58,31 @@ class RewardActor(ActorBase):
         )
 
     def judge(self, unit: JudgeUnit) -> Judged:
+        """Judges each text of the unit."""
+        model = self._begin_unit()
+        judgements = model.judge(unit.questions.open(), unit.rationales)
+        return Judged(tuple(judgements), self._frozen.usage)
+
+    def score(self, unit: ScoreUnit) -> Scored:
         """Judges each rollout of the unit, and scores it."""
         config, rollouts, questions = self._config, unit.rollouts.open(), unit.questions.open()
         if config.rewards.kind == "increasing":
             judgements = judge_increasing(rollouts, config.rewards)
             return outcome(questions, rollouts, judgements, config)
-        if not hasattr(self, "_model"):
-            raise NotSetUp("it was started anew")
-        self._frozen.begin_unit()
+        model = self._begin_unit()
         examples = {example.id: example for example in questions}
-        judgements = self._model.judge([examples[r.example_id] for r in rollouts], rollouts)
+        asked = [examples[rollout.example_id] for rollout in rollouts]
         return replace(
-            outcome(questions, rollouts, judgements, config),
+            outcome(questions, rollouts, model.judge_rollouts(asked, rollouts), config),
             usage=self._frozen.usage,
             frozen_seconds=self._frozen.seconds,
         )
+
+    def _begin_unit(self) -> RewardModel:
+        if not hasattr(self, "_model"):
+            raise NotSetUp("it was started anew")
+        self._frozen.begin_unit()
+        return self._model
 
 
 def outcome(
@@ -79,10 +90,10 @@ def outcome(
     rollouts: Sequence[Rollout],
     judgements: Sequence[Judgement],
     config: Config,
-) -> Judged:
-    """What a unit's judgements come to."""
+) -> Scored:
+    """The scores that a unit's judgements come to."""
     scored = score(rollouts, judgements, config.rewards, config.policy.max_new_tokens)
-    return Judged(
+    return Scored(
         Packed.of([one for one in scored if one is not None]),
         columns(rollouts, judgements, scored),
         encode_rollouts(rollouts, judgements, scored, {one.id: one for one in questions}),

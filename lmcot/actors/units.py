@@ -1,4 +1,4 @@
-"""Work units: fixed micro-batches that come out the same whoever does them."""
+"""Work units: fixed micro-batches whose results do not depend on which actor runs them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from lmcot.data.sampler import sample_seed
-from lmcot.records import Columns, Example, Failure, Prompt, Rollout, Sampling, ScoredRollout, Usage
+from lmcot.records import (
+    Columns,
+    Example,
+    Failure,
+    Judgement,
+    Prompt,
+    Rollout,
+    Sampling,
+    ScoredRollout,
+    Usage,
+)
 
 _Record = TypeVar("_Record")
 
@@ -56,7 +66,25 @@ class RolloutUnit:
 
 @dataclass(frozen=True, slots=True)
 class JudgeUnit:
-    """A unit's questions, and what was sampled for them, to be judged."""
+    """Texts to be judged as rationales, one for each question."""
+
+    unit_id: str
+    questions: Packed[tuple[Example, ...]]
+    rationales: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The judgements of a `JudgeUnit`, in the order of its rationales."""
+
+    judgements: tuple[Judgement, ...]
+    usage: Usage
+    """Requests to the frozen LM."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreUnit:
+    """Rollouts to be judged and scored, with the questions that they were sampled for."""
 
     unit_id: str
     questions: Packed[tuple[Example, ...]]
@@ -64,23 +92,23 @@ class JudgeUnit:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """What a reward actor gives back for a unit."""
+class Scored:
+    """The scores of a `ScoreUnit`."""
 
     scored: Packed[list[ScoredRollout]]
-    """What can be learnt from: what could not be judged is left out, never given a reward."""
+    """The rollouts that could be judged: the others are left out, never given a reward."""
     columns: Columns
-    """What the driver sees of each rationale."""
+    """The numbers that the driver sees of each rollout."""
     records: bytes
-    """A line of JSON for each rationale."""
+    """A line of JSON for each rollout."""
     failures: tuple[Failure, ...] = ()
-    """In place of a judgement, each."""
+    """Why rollouts could not be judged, one for each of them."""
     unmeasured: tuple[tuple[str, str], ...] = ()
     """Components of weight 0 that could not be measured, each with the first reason."""
     usage: Usage = field(default_factory=Usage)
-    """What the frozen LM was asked for it."""
+    """Requests to the frozen LM."""
     frozen_seconds: float = 0.0
-    """That the frozen LM's actors worked on it."""
+    """Seconds that the frozen LM's actors worked on the unit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ from lmcot.evaluation.leakage import check_overlap
 from lmcot.evaluation.predictions import (
     Attempt,
     Prediction,
-    Rationales,
     alike_votes,
     lacking_answers,
     predict,
@@ -33,7 +32,8 @@ from lmcot.evaluation.store import AspectScores, EvaluationFiles, policy_sources
 from lmcot.frozen.cached import Replies
 from lmcot.models.sources import parameters_of
 from lmcot.monitor.progress import Progress, progress, say
-from lmcot.records import Example, Failure, Rollout, Usage
+from lmcot.records import Answer, Failure, Rollout, Usage
+from lmcot.rewards.scoring import unmeasured
 from lmcot.run.budgets import Losses, usage_metrics
 from lmcot.run.context import Run, in_units
 from lmcot.run.fit import VALIDATION
@@ -222,7 +222,7 @@ class _Evaluation:
             for text, reason in zip(shown, reasons, strict=True)
         ]
         return [
-            Attempt(text, None, one.answer, one.missing)
+            Attempt(text, Answer("", one.answer, 0, 0, one.missing))
             for text, one in zip(shown, found, strict=True)
         ]
 
@@ -256,6 +256,7 @@ class _Evaluation:
                 tried,
                 self._files.rationales_for(row, self._examples[at].id),
                 own=own,
+                asked=row != "small_alone",
                 cached=cached,
                 seconds=seconds,
             )
@@ -278,44 +279,35 @@ class _Evaluation:
                 self._judge(fleet, policy, rows)
 
     def _judge(self, fleet: Fleet, policy: str, rows: Sequence[int]) -> None:
-        """One policy's rationales; what cannot be judged is asked again another time."""
+        """One policy's rationales; the next evaluation tries those again that failed."""
         run, kept = self._run, self._files.aspects[policy]
         losses = Losses(run.config.failures, len(rows), f"judgements of the {policy} policy")
+        groups = in_units(rows, run.config.actors.prompts_per_unit)
 
-        def keep(_: int, judged: Judged) -> None:
+        def keep(index: int, judged: Judged) -> None:
             self._usage += judged.usage
             run.spending.add("evaluate", judged.usage)
-            kept.add(AspectScores.of(one) for one in judged.scored.open())
-            self._bar.update(len(judged.columns["judged"]))
-            run.tell_unmeasured(judged.unmeasured)
-            losses.add(judged.failures)
+            kept.add(
+                AspectScores.of(self._examples[at].id, one)
+                for at, one in zip(groups[index], judged.judgements, strict=True)
+                if one.failure is None
+            )
+            self._bar.update(len(judged.judgements))
+            run.tell_unmeasured(unmeasured(judged.judgements).items())
+            losses.add(one.failure for one in judged.judgements if one.failure is not None)
 
-        fleet.map("judge", self._judge_units(policy, rows), on_result=keep)
+        fleet.map("judge", [self._judge_unit(policy, one) for one in groups], on_result=keep)
         kept.finish([one.id for one in self._examples])
 
-    def _judge_units(self, policy: str, rows: Sequence[int]) -> list[JudgeUnit]:
-        units = []
-        for group in in_units(rows, self._run.config.actors.prompts_per_unit):
-            examples = [self._examples[at] for at in group]
-            rollouts = [self._rollout(policy, example) for example in examples]
-            name = f"evaluate/{policy}/{group[0]}"
-            units.append(JudgeUnit(name, Packed.of(tuple(examples)), Packed.of(rollouts)))
-        return units
-
-    def _rollout(self, policy: str, example: Example) -> Rollout:
-        """A kept rationale as the judge takes it: its token ids are not needed any more."""
-        one: Rationales = self._files.rationale(policy, example.id)
-        count = one.tokens_out[0]
-        cut = one.finish_reasons[0] == "length"
-        return Rollout(
-            f"evaluate/{policy}", example.id, 0, (), (0,) * count, (0.0,) * count,
-            "length" if cut else "eos", one.texts[0], 0,
-        )  # fmt: skip
+    def _judge_unit(self, policy: str, rows: Sequence[int]) -> JudgeUnit:
+        examples = tuple(self._examples[at] for at in rows)
+        texts = tuple(self._files.rationale(policy, one.id).texts[0] for one in examples)
+        return JudgeUnit(f"evaluate/{policy}/{rows[0]}", Packed.of(examples), texts)
 
 
 def _first_failure(attempts: Sequence[Attempt]) -> Failure | None:
     """Of a question all of whose attempts failed."""
-    failures = [one.reply for one in attempts if isinstance(one.reply, Failure)]
+    failures = [one.answer for one in attempts if isinstance(one.answer, Failure)]
     return failures[0] if len(failures) == len(attempts) else None
 
 

@@ -12,10 +12,10 @@ from lmcot.config.rows import plain
 from lmcot.evaluation.report import RowResult
 from lmcot.files import open_private, write_atomically
 from lmcot.monitor.progress import say
-from lmcot.records import Completion, Example, Failure, Missing
+from lmcot.records import Answer, Example, Failure, Missing
 from lmcot.text.answers import best, contains_gold, exact_match, f1, inclusion
 from lmcot.text.copying import copied_share
-from lmcot.text.reading import read_text, why_missing
+from lmcot.text.reading import read_text
 from lmcot.text.vote import vote
 
 _NEARLY_ALL = 0.95
@@ -83,14 +83,12 @@ class Rationales:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One way from a question to an answer: what was shown to the frozen LM, what it replied."""
+    """One way from a question to an answer."""
 
     rationale: str
-    reply: Completion | Failure | None
-    """None where it was not asked."""
-    answer: str
-    missing: Missing = ""
-    """Why there is no answer."""
+    """The rationale that was shown to the frozen LM; empty if none was."""
+    answer: Answer | Failure
+    """What the frozen LM replied; where the small LM answers alone, its answer without a reply."""
 
 
 def predict(
@@ -101,31 +99,33 @@ def predict(
     own: bool,
     cached: float,
     seconds: float,
+    asked: bool = True,
 ) -> Prediction:
     """Scores what one question's attempts came to: the only one, or the vote of several.
 
-    Attempts that failed have no vote; a question fails if all of them did. Those that were cut
-    before their answer was said, or whose rationale was, count where nobody else has a vote.
+    An attempt that failed has no vote; a question fails if all of its attempts did. An attempt
+    whose rationale or reply was cut before its answer was said counts only if no other has a vote.
 
     Args:
         rationales: of the policy whose cost the row bears; None in rows without one.
         own: whether the rationales shown are that policy's own, unchanged.
-        cached: requests that the cache answered.
-        seconds: of the frozen LM, to which those of the rationales are added.
+        cached: how many requests the frozen LM's cache answered.
+        seconds: of the frozen LM; those of the rationales are added.
+        asked: whether the frozen LM was asked at all, once for each attempt.
     """
-    replies = [one.reply for one in attempts]
-    there = [one for one in attempts if not isinstance(one.reply, Failure)]
-    failures = [one for one in replies if isinstance(one, Failure)]
-    cut = [
-        _is_cut(at, one, rationales if own else None)
-        for at, one in enumerate(attempts)
-        if not isinstance(one.reply, Failure)
-    ]
-    found = vote([one.answer for one in there], cut)
-    picked = (there or attempts)[found.winner or 0]
+    there = [(at, one, one.answer) for at, one in enumerate(attempts)
+             if isinstance(one.answer, Answer)]  # fmt: skip
+    failures = [one.answer.reason for one in attempts if isinstance(one.answer, Failure)]
+    found = vote(
+        [said.extracted for _, _, said in there],
+        [_is_cut(at, said, rationales if own else None) for at, _, said in there],
+    )
+    shown, said = attempts[0].rationale, Answer("", "", 0, 0)
+    if there:
+        _, picked, said = there[found.winner or 0]
+        shown = picked.rationale
     golds = example.answers
-    em = best(exact_match, picked.answer, golds)
-    completions = [one for one in replies if isinstance(one, Completion)]
+    em = best(exact_match, said.extracted, golds)
     several = len(attempts) > 1
     context = [" ".join(one.sentences) for one in example.context]
     return Prediction(
@@ -134,39 +134,40 @@ def predict(
         gold=example.answer,
         type=example.type,
         level=example.level,
-        rationale=picked.rationale,
-        reply=picked.reply.text if isinstance(picked.reply, Completion) else "",
-        answer=found.answer if several else picked.answer,
+        rationale=shown,
+        reply=said.text,
+        answer=found.answer if several else said.extracted,
         em=em,
-        f1=best(f1, picked.answer, golds),
-        inclusion=best(inclusion, picked.answer, golds),
-        contains_gold=contains_gold(picked.rationale, golds) if own else None,
-        copied=copied_share(picked.rationale, context) if own else None,
+        f1=best(f1, said.extracted, golds),
+        inclusion=best(inclusion, said.extracted, golds),
+        contains_gold=contains_gold(shown, golds) if own else None,
+        copied=copied_share(shown, context) if own else None,
         votes=[_vote(one) for one in attempts] if several else [],
         share=found.share if several else 1.0,
-        large_lm_tokens_in=sum(one.tokens_in for one in completions),
-        large_lm_tokens_out=sum(one.tokens_out for one in completions),
+        large_lm_tokens_in=sum(said.tokens_in for _, _, said in there),
+        large_lm_tokens_out=sum(said.tokens_out for _, _, said in there),
         small_lm_tokens_in=rationales.tokens_in if rationales else 0,
         small_lm_tokens_out=sum(rationales.tokens_out) if rationales else 0,
-        requests=sum(one is not None for one in replies),
+        requests=len(attempts) if asked else 0,
         cached_requests=cached,
         seconds=seconds + (rationales.seconds if rationales else 0.0),
-        failure=failures[0].reason if failures and not there else None,
-        estimated=any(one.estimated for one in completions),
+        failure=failures[0] if failures and not there else None,
+        estimated=any(said.estimated for _, _, said in there),
         golds=list(golds),
         # What is right was said, wherever the reply was cut.
-        missing="" if em == 1 else picked.missing,
-        thought=isinstance(picked.reply, Completion) and bool(why_missing(picked.reply)),
+        missing="" if em == 1 else said.missing,
+        thought=bool(said.silent),
     )
 
 
-def _is_cut(number: int, attempt: Attempt, rationales: Rationales | None) -> bool:
+def _is_cut(number: int, said: Answer, rationales: Rationales | None) -> bool:
     """Whether an attempt's answer may be half of one.
 
     Args:
-        rationales: that the attempts rest on, in their order; None if these are others.
+        number: of the attempt.
+        rationales: that the attempts rest on, in their order; None if they rest on others.
     """
-    if attempt.missing == "cut":
+    if said.missing == "cut":
         return True
     if rationales is None or rationales.finish_reasons[number] != "length":
         return False
@@ -174,9 +175,10 @@ def _is_cut(number: int, attempt: Attempt, rationales: Rationales | None) -> boo
 
 
 def _vote(one: Attempt) -> dict[str, str]:
-    reply = one.reply
-    said = reply.text if isinstance(reply, Completion) else reply.reason if reply else ""
-    return {"rationale": one.rationale, "reply": said, "answer": one.answer}
+    said = one.answer
+    if isinstance(said, Failure):
+        return {"rationale": one.rationale, "reply": said.reason, "answer": ""}
+    return {"rationale": one.rationale, "reply": said.text, "answer": said.extracted}
 
 
 def row_result(

@@ -85,14 +85,13 @@ def prompt_units(
 
 def answers_of(texts: Sequence[str], replies: Sequence[Completion | Failure]) -> list[Attempt]:
     """A question's attempts, the answers read out of the replies."""
-    return [_attempt(texts[at] if texts else "", reply) for at, reply in enumerate(replies)]
-
-
-def _attempt(shown: str, reply: Completion | Failure) -> Attempt:
-    if isinstance(reply, Failure):
-        return Attempt(shown, reply, "")
-    found = read_answer(reply)
-    return Attempt(shown, reply, found.answer, found.missing)
+    return [
+        Attempt(
+            texts[at] if texts else "",
+            reply if isinstance(reply, Failure) else read_answer(reply),
+        )
+        for at, reply in enumerate(replies)
+    ]
 
 
 def _prompt(run: Run, row: str, example: Example, rationale: str) -> Prompt:

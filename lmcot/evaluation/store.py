@@ -12,7 +12,7 @@ from lmcot.config import Config, Row, depends, flat_settings
 from lmcot.config.rows import policy_of, votes
 from lmcot.evaluation.predictions import Kept, Prediction, Rationales
 from lmcot.monitor.progress import say
-from lmcot.records import Example, ScoredRollout
+from lmcot.records import Example, Judgement
 from lmcot.run.context import Run
 from lmcot.run.inputs import example_digest, examples_digest
 from lmcot.run.stages import TRAINING_STAGES
@@ -29,11 +29,11 @@ class AspectScores:
     scores: dict[str, float]
 
     @classmethod
-    def of(cls, scored: ScoredRollout) -> AspectScores:
+    def of(cls, question: str, judgement: Judgement) -> AspectScores:
         """The aspects among a judgement's components."""
-        components = scored.judgement.components
+        components = judgement.components
         return cls(
-            scored.rollout.example_id,
+            question,
             {k.removeprefix(_ASPECT): v for k, v in components.items() if k.startswith(_ASPECT)},
         )
 

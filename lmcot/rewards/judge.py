@@ -24,7 +24,7 @@ from lmcot.rewards.combine import component_weights
 from lmcot.rewards.custom import load_custom, with_custom
 from lmcot.rewards.likelihood import likelihood_gains
 from lmcot.text.answers import best, contains_gold, exact_match, f1, inclusion
-from lmcot.text.reading import cut_in_thinking, read_answer, why_missing
+from lmcot.text.reading import read_answer
 
 
 class RewardModel:
@@ -57,15 +57,37 @@ class RewardModel:
         self._weights = component_weights(rewards)
         self._custom = None if rewards.custom is None else load_custom(rewards.custom)
 
-    def judge(self, examples: Sequence[Example], rollouts: Sequence[Rollout]) -> list[Judgement]:
-        """One judgement for each rollout and the example it belongs to, in order.
+    def judge(self, examples: Sequence[Example], rationales: Sequence[str]) -> list[Judgement]:
+        """One judgement for each rationale and the example it belongs to, in order.
 
-        If a call that a judgement needs fails, the frozen LM was cut within its thinking, or a
-        component is no finite number, the judgement is that failure and holds no components. A
-        component of weight 0 is not needed, unless a custom reward may look at it: the judgement
-        goes without it.
+        It holds all components but ``custom``, which is given to rollouts alone. If a call that a
+        judgement needs fails, the frozen LM was cut within its thinking, or a component is not a
+        finite number, the judgement is that failure and holds no components. A component of weight
+        0 is not needed: the judgement goes without it.
         """
-        rationales = [rollout.text for rollout in rollouts]
+        return self._judge(examples, rationales, lambda name: self._weights[name] > 0)
+
+    def judge_rollouts(
+        self, examples: Sequence[Example], rollouts: Sequence[Rollout]
+    ) -> list[Judgement]:
+        """The judgements of the rollouts' texts, with ``custom`` where the settings name one.
+
+        A custom reward may look at any other component, so that it needs all of them.
+        """
+        if self._rewards.custom is None or self._custom is None:
+            return self.judge(examples, [one.text for one in rollouts])
+        judgements = self._judge(examples, [one.text for one in rollouts], lambda name: True)
+        return [
+            with_custom(judgement, example, rollout, name=self._rewards.custom, reward=self._custom)
+            for judgement, example, rollout in zip(judgements, examples, rollouts, strict=True)
+        ]
+
+    def _judge(
+        self,
+        examples: Sequence[Example],
+        rationales: Sequence[str],
+        needed: Callable[[str], bool],
+    ) -> list[Judgement]:
         prompts = [
             self._templates.guided(example, rationale, self._demonstrations)
             for example, rationale in zip(examples, rationales, strict=True)
@@ -76,16 +98,12 @@ class RewardModel:
             examples, rationales, frozen=self._frozen, templates=self._templates
         )
         measured = self._with_likelihood_gains(aspects, examples, rationales)
-        judgements = [
-            _judgement(answer, example.answers, rationale, values, self._needed)
+        return [
+            _judgement(answer, example.answers, rationale, values, needed)
             for answer, example, rationale, values in zip(
                 answers, examples, rationales, measured, strict=True
             )
         ]
-        return self._with_custom(judgements, examples, rollouts)
-
-    def _needed(self, component: str) -> bool:
-        return self._weights[component] > 0 or self._custom is not None
 
     def _with_likelihood_gains(
         self,
@@ -107,20 +125,6 @@ class RewardModel:
             for values, gain in zip(measured, gains, strict=True)
         ]
 
-    def _with_custom(
-        self,
-        judgements: list[Judgement],
-        examples: Sequence[Example],
-        rollouts: Sequence[Rollout],
-    ) -> list[Judgement]:
-        name, reward = self._rewards.custom, self._custom
-        if name is None or reward is None:
-            return judgements
-        return [
-            with_custom(judgement, example, rollout, name=name, reward=reward)
-            for judgement, example, rollout in zip(judgements, examples, rollouts, strict=True)
-        ]
-
 
 def answer_prompts(
     frozen: FrozenLM, prompts: Sequence[Prompt], sampling: Sampling
@@ -136,11 +140,11 @@ def answer_prompts(
 
 
 def _answer(reply: Completion) -> Answer | Failure:
-    """What a reply says; a failure if it was cut within its hidden thinking."""
-    if cut_in_thinking(reply):
-        return Failure(FailureKind.PERMANENT, why_missing(reply))
-    found = read_answer(reply)
-    return Answer(reply.text, found.answer, reply.tokens_in, reply.tokens_out, found.missing)
+    """The answer in a reply; a failure if the reply was cut within its hidden thinking."""
+    said = read_answer(reply)
+    if said.silent and said.missing == "cut":
+        return Failure(FailureKind.PERMANENT, said.silent)
+    return said
 
 
 def _judgement(

@@ -20,7 +20,7 @@ from lmcot.config import Config
 from lmcot.records import Completion, Example, Failure, Paragraph
 from lmcot.serve.asking import Asking
 from lmcot.serve.presence import Presence, without_address
-from lmcot.text.reading import read_answer, why_missing
+from lmcot.text.reading import read_answer
 
 Passages = Sequence[tuple[str, str]]
 _log = logging.getLogger("lmcot.serve")
@@ -319,11 +319,11 @@ class FrozenLM:
 
 def read_reply(found: Completion, version: str) -> Reply:
     """A completion with the answer that is read out of it."""
-    if reason := why_missing(found):
-        return Reply(failure=reason, version=version)
     said = read_answer(found)
+    if said.silent:
+        return Reply(failure=said.silent, version=version)
     return Reply(
-        found.text, said.answer, said.missing == "cut", found.tokens_in, found.tokens_out,
+        said.text, said.extracted, said.missing == "cut", said.tokens_in, said.tokens_out,
         version=version,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from itertools import chain
 
-from lmcot.records import Completion, Missing
+from lmcot.records import Answer, Completion, Missing
 from lmcot.text.passage_sentences import STOPS
 from lmcot.text.sentences import split_sentences
 from lmcot.text.visible import NOT_SHOWN, visible_reply
@@ -147,24 +147,37 @@ _WRAPPING = (
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was read out of a reply."""
+    """The answer that a text holds."""
 
     answer: str
     missing: Missing
-    """Why the reply holds no answer; empty where it holds one."""
+    """Why the text holds no answer; empty if it does."""
 
 
-def read_answer(reply: Completion) -> Reading:
-    """The answer in a reply, and whether one was given at all.
+def read_answer(reply: Completion) -> Answer:
+    """The answer in a reply of the frozen LM.
 
-    ``empty``: the reply ended, and no answer is in it. ``cut``: it was stopped at its limit before
-    it said its answer, or within it.
+    A reply lacks its answer because it ended without one (``empty``), or because its limit of
+    tokens cut it before the answer was said, or within the answer (``cut``).
     """
-    return read_text(reply.text, cut=reply.finish_reason == "length")
+    found = read_text(reply.text, cut=reply.finish_reason == "length")
+    return Answer(
+        reply.text,
+        found.answer,
+        reply.tokens_in,
+        reply.tokens_out,
+        found.missing,
+        reply.estimated,
+        _why_silent(reply),
+    )
 
 
 def read_text(text: str, *, cut: bool) -> Reading:
-    """The same of any text, which was stopped at its limit if it is ``cut``."""
+    """The answer in any text.
+
+    Args:
+        cut: whether a limit of tokens ended the text.
+    """
     plain = _plain(text)
     concluded = _concluded(plain)
     answer = concluded or _unstated(plain)
@@ -178,8 +191,8 @@ def read_text(text: str, *, cut: bool) -> Reading:
     return Reading(answer, "" if before or not plain.rstrip().endswith(answer) else "cut")
 
 
-def why_missing(reply: Completion) -> str:
-    """What to say of a reply that is nothing but hidden thinking; empty for all others."""
+def _why_silent(reply: Completion) -> str:
+    """Why a reply is nothing but hidden thinking, and what to do; empty for all other replies."""
     if reply.text.strip() or not reply.thinking:
         return ""
     remedy = (
@@ -192,17 +205,12 @@ def why_missing(reply: Completion) -> str:
             f"endpoint shows no thinking: if the model thinks, {remedy}; else it writes nothing "
             "but special tokens, so that frozen.model, frozen.api or prompts.templates do not fit"
         )
-    if cut_in_thinking(reply):
+    if reply.finish_reason == "length":
         return (
             "the frozen LM's reply was cut at its limit of tokens before it said a word, within "
             f"its hidden thinking: {remedy}"
         )
     return f"the frozen LM's reply is nothing but hidden thinking: {remedy}"
-
-
-def cut_in_thinking(reply: Completion) -> bool:
-    """Whether the limit of tokens ended a reply before it had come to its first word."""
-    return bool(reply.finish_reason == "length" and reply.thinking and not reply.text.strip())
 
 
 def extract_answer(text: str) -> str:

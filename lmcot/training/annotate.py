@@ -23,7 +23,7 @@ from lmcot.run.directory import read_annotations
 from lmcot.run.inputs import annotation_digest
 from lmcot.run.roles import annotate_roles
 from lmcot.text.answers import best, concluded_answer, f1
-from lmcot.text.reading import read_answer, why_missing
+from lmcot.text.reading import read_answer
 
 _FAILED = "failed: "
 
@@ -201,12 +201,12 @@ def _judge(
     example = question.example
     if isinstance(result, Failure):
         return Annotation(example.id, "frozen", "", "", False, _FAILED + result.reason)
-    rationale = result.text.strip()
+    said, rationale = read_answer(result), result.text.strip()
     answer = concluded_answer(rationale)
-    cut = result.finish_reason == "length" and (not answer or read_answer(result).missing == "cut")
+    cut = result.finish_reason == "length" and (not answer or said.missing == "cut")
     right = bool(answer) and best(f1, answer, example.answers) >= teacher.min_f1
-    if silent := why_missing(result):
-        reason = silent
+    if said.silent:
+        reason = said.silent
     elif cut and not right:
         reason = (
             "the teacher was cut before it came to its answer: raise frozen.max_rationale_tokens"

@@ -18,7 +18,7 @@ from lmcot.actors.fleet import Fleet
 from lmcot.actors.learner_group import PendingCall
 from lmcot.actors.ledger import UnitLost
 from lmcot.actors.news import wait_for_news
-from lmcot.actors.units import Judged, JudgeUnit, Packed, RolloutUnit
+from lmcot.actors.units import Packed, RolloutUnit, Scored, ScoreUnit
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import UserError
 from lmcot.frozen.cached import Replies
@@ -82,7 +82,7 @@ class Batch:
     questions: dict[str, Packed[tuple[Example, ...]]] = field(default_factory=dict)
     """Of the units that are not judged yet."""
     sampled_units: int = 0
-    judged_by_unit: dict[str, Judged] = field(default_factory=dict)
+    judged_by_unit: dict[str, Scored] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -90,7 +90,7 @@ class Batch:
         return len(self.judged_by_unit) == len(self.keys)
 
     @property
-    def in_order(self) -> list[Judged]:
+    def in_order(self) -> list[Scored]:
         """What came of its units: unit by unit, in each question by question, K each."""
         return [self.judged_by_unit[key] for key in self.keys]
 
@@ -309,10 +309,10 @@ class Pipeline:
         batch.sampled_units += 1
         if batch.sampled_units == len(batch.keys):
             batch.sampled = time.monotonic()
-        unit = JudgeUnit(key, batch.questions.pop(key), rollouts)
-        self._fleets.reward.submit("judge", key, unit)
+        unit = ScoreUnit(key, batch.questions.pop(key), rollouts)
+        self._fleets.reward.submit("score", key, unit)
 
-    def _judged(self, key: str, judged: Judged) -> None:
+    def _judged(self, key: str, judged: Scored) -> None:
         batch = self._of_unit[key]
         batch.judged_by_unit[key] = judged
         if batch.complete:

@@ -18,7 +18,7 @@ from transformers import BloomConfig, BloomForCausalLM
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.frozen_actor import FrozenActor, RemoteFrozenLM
 from lmcot.actors.reward_actor import RewardActor
-from lmcot.actors.units import Judged, JudgeUnit, Packed
+from lmcot.actors.units import Packed, Scored, ScoreUnit
 from lmcot.config import (
     ActorsSettings,
     Aspect,
@@ -198,7 +198,7 @@ def test_a_reward_actor_holds_learned_aspects_to_their_frozen_lm(
         _judge_with(shared, tmp_path, fitted_to="another")
 
 
-def _judge_with(fleet: Fleet, folder: Path, fitted_to: str) -> Judged:
+def _judge_with(fleet: Fleet, folder: Path, fitted_to: str) -> Scored:
     one = LearnedAspect(
         mean=(0.5, 0.0), scale=(1.0, 1.0), coef=(2.0, 0.0), intercept=1.0,
         auc=0.7, auc_interval=(0.6, 0.8), labels=20, questions=10,
@@ -232,4 +232,4 @@ def _judge_with(fleet: Fleet, folder: Path, fitted_to: str) -> Judged:
     example = Example("q", "Which river does Elko straddle?", "Humboldt River", (passage,))
     text = "Elko straddles the Humboldt River."
     rollout = Rollout("u", "q", 0, (1,), (2,), (-0.1,), "eos", text, 0)
-    return actor.judge(JudgeUnit("u", Packed.of((example,)), Packed.of([rollout])))
+    return actor.score(ScoreUnit("u", Packed.of((example,)), Packed.of([rollout])))

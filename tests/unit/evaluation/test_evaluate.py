@@ -28,7 +28,15 @@ from lmcot.evaluation.predictions import (
 from lmcot.evaluation.requests import answers_of
 from lmcot.evaluation.rows import check_rows, chosen_rows, masked, shown_rationale
 from lmcot.evaluation.store import fingerprint
-from lmcot.records import Completion, Example, Failure, FailureKind, Paragraph, SupportingFact
+from lmcot.records import (
+    Answer,
+    Completion,
+    Example,
+    Failure,
+    FailureKind,
+    Paragraph,
+    SupportingFact,
+)
 from lmcot.text.copying import copied_share
 
 SETTINGS: dict[str, Any] = {
@@ -161,18 +169,20 @@ def completion(text: str) -> Completion:
     return Completion(text, 100, 3, "stop")
 
 
+def said(text: str, answer: str | None = None) -> Answer:
+    return Answer(text, text if answer is None else answer, 100, 3)
+
+
 RATIONALES = Rationales("q1", ["a", "b", "c"], 50, [7, 8, 9], ["eos"] * 3, 0.5)
 
 
 def test_a_vote_is_scored_by_its_winner() -> None:
     """What failed has no vote; the tokens of all attempts are paid for."""
     attempts = [
-        Attempt("It is Reno.", completion("Reno"), "Reno"),
-        Attempt(
-            "Elko lies on the Humboldt River.", completion("Humboldt River."), "Humboldt River."
-        ),
-        Attempt("So is it.", completion("the humboldt river"), "the humboldt river"),
-        Attempt("x", DOWN, ""),
+        Attempt("It is Reno.", said("Reno")),
+        Attempt("Elko lies on the Humboldt River.", said("Humboldt River.")),
+        Attempt("So is it.", said("the humboldt river")),
+        Attempt("x", DOWN),
     ]
     found = predict(EXAMPLE, attempts, RATIONALES, own=True, cached=1.0, seconds=2.0)
     assert (found.answer, found.em, found.share) == ("Humboldt River.", 1.0, 2 / 3)
@@ -181,21 +191,21 @@ def test_a_vote_is_scored_by_its_winner() -> None:
     assert (found.large_lm_tokens_in, found.large_lm_tokens_out) == (300, 9)
     assert (found.small_lm_tokens_in, found.small_lm_tokens_out) == (50, 24)
     assert (found.requests, found.cached_requests, found.seconds) == (4, 1.0, 2.5)
-    assert [one["answer"] for one in found.votes] == ["Reno", *[a.answer for a in attempts[1:]]]
+    answers = ["Reno", "Humboldt River.", "the humboldt river", ""]
+    assert [one["answer"] for one in found.votes] == answers
     assert found.votes[3]["reply"] == "the endpoint is down"
     assert (found.failure, found.type) == (None, "bridge")
 
 
 def test_a_question_fails_if_all_its_attempts_do() -> None:
-    found = predict(EXAMPLE, [Attempt("", DOWN, "")], None, own=False, cached=0, seconds=1.0)
+    found = predict(EXAMPLE, [Attempt("", DOWN)], None, own=False, cached=0, seconds=1.0)
     assert (found.failure, found.em, found.requests) == ("the endpoint is down", 0.0, 1)
     assert (found.contains_gold, found.copied, found.votes) == (None, None, [])
 
 
 def test_the_best_right_answer_counts_and_all_are_kept() -> None:
     example = replace(EXAMPLE, answer="Velm", aliases=("State of Velm", "Velmland"))
-    said = "the State of Velm"
-    attempt = Attempt("It lies in Velmland.", completion(said), said)
+    attempt = Attempt("It lies in Velmland.", said("the State of Velm"))
     found = predict(example, [attempt], RATIONALES, own=True, cached=0, seconds=0.0)
     assert (found.em, found.f1, found.inclusion, found.contains_gold) == (1, 1, 1, True)
     assert (found.gold, found.golds) == ("Velm", ["Velm", "State of Velm", "Velmland"])
@@ -268,23 +278,22 @@ def test_a_reply_that_is_the_answer_counts_and_reasoning_without_one_has_none(
     text: str, answer: str
 ) -> None:
     """One rule for all rows: the reading does not know which row it is of."""
-    assert answers_of([], [Completion(text, 1, 1, "stop")])[0].answer == answer
+    [attempt] = answers_of([], [Completion(text, 1, 1, "stop")])
+    assert isinstance(attempt.answer, Answer)
+    assert attempt.answer.extracted == answer
 
 
 def test_half_an_answer_wins_no_vote() -> None:
     cut = Rationales("q1", ["So the answer is 195"] * 3 + ["So the answer is 1950."], 5, [9] * 4,
                      ["length"] * 3 + ["eos"], 0.5)  # fmt: skip
-    attempts = [
-        Attempt(text, completion(text.split()[-1].rstrip(".")), text.split()[-1].rstrip("."))
-        for text in cut.texts
-    ]
+    attempts = [Attempt(text, said(text.split()[-1].rstrip("."))) for text in cut.texts]
     found = predict(EXAMPLE, attempts, cut, own=True, cached=0, seconds=0.0)
     assert (found.answer, found.share) == ("1950", 0.25)
 
 
 def test_the_small_lm_alone_asks_nobody() -> None:
-    attempt = Attempt("So the answer is Reno.", None, "Reno")
-    found = predict(EXAMPLE, [attempt], RATIONALES, own=True, cached=0, seconds=0.0)
+    attempt = Attempt("So the answer is Reno.", Answer("", "Reno", 0, 0))
+    found = predict(EXAMPLE, [attempt], RATIONALES, own=True, asked=False, cached=0, seconds=0.0)
     assert (found.answer, found.requests, found.large_lm_tokens_in) == ("Reno", 0, 0)
     assert found.reply == ""
 
@@ -300,7 +309,7 @@ def test_copied_is_what_stands_in_eight_words_in_a_row() -> None:
 
 def prediction(key: str, answer: str = "x") -> Prediction:
     example = Example(key, "?", "x", ())
-    attempt = Attempt("", completion(answer), answer)
+    attempt = Attempt("", said(answer))
     return predict(example, [attempt], None, own=False, cached=0, seconds=0.0)
 
 
@@ -327,10 +336,10 @@ def test_what_is_kept_survives_a_kill_and_is_never_mixed(tmp_path: Path) -> None
 
 
 def test_tokens_that_were_estimated_are_known_as_such() -> None:
-    counted = completion("x")
+    counted = said("x")
     guessed = replace(counted, estimated=True)
     for replies, expected in ([counted], False), ([counted, guessed], True):
-        attempts = [Attempt("", one, "x") for one in replies]
+        attempts = [Attempt("", one) for one in replies]
         found = predict(EXAMPLE, attempts, None, own=False, cached=0, seconds=0.0)
         assert found.estimated is expected
 

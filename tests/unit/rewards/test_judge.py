@@ -115,7 +115,7 @@ def _model(frozen: KnownLM, rewards: GuidanceRewards | None = None) -> RewardMod
 
 def _judge(frozen: KnownLM, *texts: str, rewards: GuidanceRewards | None = None) -> list[Judgement]:
     rollouts = [_rollout(text) for text in texts]
-    return _model(frozen, rewards).judge([EXAMPLE] * len(texts), rollouts)
+    return _model(frozen, rewards).judge_rollouts([EXAMPLE] * len(texts), rollouts)
 
 
 def test_components_of_a_right_and_a_wrong_rationale() -> None:
@@ -215,6 +215,19 @@ def test_a_custom_reward_may_look_at_components_of_weight_0(
     assert judgement.failure is not None
 
 
+def test_texts_are_judged_as_rollouts_are_but_for_the_custom_reward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rewards = _own(monkeypatch, lambda example, rollout, judgement: 1.0)
+    [text] = _model(KnownLM(), rewards).judge([EXAMPLE], [RIGHT])
+    [rollout] = _judge(KnownLM(), RIGHT, rewards=rewards)
+    assert text == replace(
+        rollout,
+        components={k: v for k, v in rollout.components.items() if k != "custom"},
+    )
+    assert "custom" in rollout.components
+
+
 def test_a_failure_is_that_of_its_own_rationale_alone() -> None:
     """[16] The others of the call are judged as they would be without it."""
 
@@ -284,7 +297,7 @@ def test_a_reply_cut_in_thinking_is_no_reward_of_zero(
 
 def test_the_best_right_answer_is_rewarded() -> None:
     known = replace(EXAMPLE, answer="The Humboldt", aliases=("Humboldt River",))
-    (found,) = _model(KnownLM()).judge([known], [_rollout(RIGHT)])
+    (found,) = _model(KnownLM()).judge([known], [RIGHT])
     assert [found.components[name] for name in ("em", "f1", "inclusion")] == [1, 1, 1]
     assert found.contains_gold is True
 

@@ -15,7 +15,7 @@ from lmcot.errors import UserError
 from lmcot.evaluation.predictions import Attempt, Kept, predict, row_result
 from lmcot.evaluation.report import write_report
 from lmcot.monitor.metrics import Monitor
-from lmcot.records import Answer, Completion, Example, Failure, FailureKind, Judgement, Rollout
+from lmcot.records import Answer, Example, Failure, FailureKind, Judgement, Rollout
 from lmcot.tools.compare import compare
 from lmcot.tools.show import parse_steps
 
@@ -30,9 +30,7 @@ def evaluated(folder: Path, rows: dict[str, str], *overrides: str, first: int = 
         predictions = []
         for example, mark in zip(QUESTIONS[first:], right[first:], strict=True):
             answer = "red" if mark == "1" else "blue"
-            attempt = Attempt(
-                f"It is {answer}, by {row}.", Completion(answer, 90, 2, "stop"), answer
-            )
+            attempt = Attempt(f"It is {answer}, by {row}.", Answer(answer, answer, 90, 2))
             predictions.append(predict(example, [attempt], None, own=True, cached=0, seconds=0.1))
         Kept(folder / "predictions" / f"{row}.jsonl", "mark").add(predictions)
         results[row] = row_result(row, row, predictions, large=7, small=1)

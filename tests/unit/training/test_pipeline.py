@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lmcot.actors.reward_actor import outcome
-from lmcot.actors.units import Judged, Packed
+from lmcot.actors.units import Packed, Scored
 from lmcot.config import BudgetSettings, load_config
 from lmcot.errors import Interrupted, UserError
 from lmcot.records import Example, Failure, FailureKind, Judgement, Paragraph, Rollout, Usage
@@ -95,7 +95,7 @@ def sampled(unit: Any) -> Packed[list[Rollout]]:
     ])  # fmt: skip
 
 
-def judged(unit: Any, judgement: Judgement = RIGHT) -> Judged:
+def judged(unit: Any, judgement: Judgement = RIGHT) -> Scored:
     assert {one.id for one in unit.questions.open()} == {
         one.example_id for one in unit.rollouts.open()
     }

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lmcot.actors.reward_actor import outcome
-from lmcot.actors.units import Judged
+from lmcot.actors.units import Scored
 from lmcot.config import Config, parse_config
 from lmcot.errors import UserError
 from lmcot.records import (
@@ -54,15 +54,15 @@ def settings(penalties: Mapping[str, float] | None = None, **refine: float) -> C
     )
 
 
-def judge(sampled: list[Rollout], judgements: list[Judgement], config: Config) -> Judged:
+def judge(sampled: list[Rollout], judgements: list[Judgement], config: Config) -> Scored:
     return outcome([Example("q", "Who?", "Zwingli", ())], sampled, judgements, config)
 
 
-def rewards(judged: Judged) -> list[float]:
+def rewards(judged: Scored) -> list[float]:
     return [one.reward for one in judged.scored.open()]
 
 
-def records(judged: Judged) -> list[dict[str, object]]:
+def records(judged: Scored) -> list[dict[str, object]]:
     return [json.loads(line) for line in judged.records.splitlines()]
 
 
