@@ -21,7 +21,7 @@ from ray.rllib.utils import actor_manager
 
 from lmcot.actors import fleet, learner_group, news
 from lmcot.run import context
-from lmcot.training import refine
+from lmcot.training import start
 
 
 class StandIn:
@@ -35,7 +35,7 @@ class StandIn:
         """Health probe."""
         return "pong"
 
-    def setup(self, **_: Any) -> str:
+    def setup(self, *_: Any, **__: Any) -> str:
         """Is ready at once, and has nothing to say."""
         return ""
 
@@ -168,5 +168,5 @@ def faked(stand_ins: Mapping[str, type[StandIn]]) -> Iterator[FakeRay]:
         for module in (fleet, learner_group):
             stack.enter_context(mock.patch.object(module, "Placement", mock.MagicMock()))
         stack.enter_context(mock.patch.object(context, "ray_cluster", mock.MagicMock()))
-        stack.enter_context(mock.patch.object(refine, "check_plan"))
+        stack.enter_context(mock.patch.object(start, "check_plan"))
         yield fake

@@ -158,8 +158,8 @@ def measure_learn(run: Run, batches: list[Batch]) -> float:
                 for rollout in rollouts.open()
             ]
             started = time.monotonic()
-            learners.learn("ppo_step", scored=[Packed.of(scored)], step=step)
-            learners.call("publish", version=step + 1)
+            learners.ppo_step([Packed.of(scored)], step).result()
+            learners.publish(step + 1).result()
             taken.append(time.monotonic() - started)
     return statistics.median(taken[1:])
 

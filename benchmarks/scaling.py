@@ -35,8 +35,9 @@ from benchmarks import stand_ins
 from benchmarks.cases import SMOLLM2
 from benchmarks.fake_ray import FakeRay, StandIn, faked
 from lmcot.actors.fleet import Fleet
+from lmcot.actors.learner_actor import StepMetrics
 from lmcot.actors.resources.cluster import ray_cluster
-from lmcot.actors.units import Packed, RolloutUnit, Scored, ScoreUnit
+from lmcot.actors.units import Packed, RolloutUnit, Scored, ScoreUnit, WeightsRef
 from lmcot.config import ActorsSettings, Config, RoleSettings, SampleData, parse_config
 from lmcot.data.loaders import load_examples
 from lmcot.records import Rollout, to_json
@@ -88,20 +89,18 @@ class _Learner(StandIn):
     def shares_prompts(self) -> bool:
         return True
 
-    def ppo_step(self, **_: Any) -> dict[str, float]:
+    def ppo_step(self, *_: Any) -> StepMetrics:
         self.took = _Rollout.longer * stand_ins.LEARN_S
-        return stand_ins.training_metrics()
+        values = stand_ins.training_metrics()
+        return StepMetrics(values["kl"], values["batch/tokens"], values, {}, {})
 
-    def publish(self, **_: Any) -> list[Any]:
-        return [self.ray.put(b"")]
+    def publish(self, *_: Any) -> WeightsRef:
+        return (self.ray.put(b""),)
 
-    def controllers(self) -> tuple[dict[str, float], dict[str, float]]:
-        return {}, {}
+    def save_engine(self, *_: Any) -> dict[str, str]:
+        return {}
 
-    def save_engine(self, **_: Any) -> None:
-        return
-
-    def export(self, **_: Any) -> None:
+    def export(self, *_: Any) -> None:
         return
 
 

@@ -296,19 +296,15 @@ class Columns:
 
 @dataclass(slots=True)
 class RunState:
-    """All that a resume needs beside the engine's own state; owned by the checkpoints."""
+    """What a resume needs besides the engine's own state: ``state.json`` of a checkpoint."""
 
     stage: Literal["distill", "refine"]
     step: int = 0
-    """Optimiser batches done."""
+    """Steps done; also the version of the policy that they made."""
     sampler: dict[str, int] = field(default_factory=dict)
-    units_in_flight: list[str] = field(default_factory=list)
-    """Of batches that are not learnt yet: a resumed run asks them again."""
+    """State of the prompt sampler after the questions of the last step that was learnt."""
     kl_controller: dict[str, float] = field(default_factory=dict)
     reward_statistics: dict[str, float] = field(default_factory=dict)
-    seeds: dict[str, int] = field(default_factory=dict)
-    policy_version: int = 0
-    versions: dict[str, str] = field(default_factory=dict)
 
 
 def to_json(record: Any) -> dict[str, Any]:

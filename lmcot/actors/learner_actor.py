@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from lmcot.actors.base import ActorBase, prepare_process
-from lmcot.actors.units import Packed
+from lmcot.actors.units import Packed, WeightsRef
 from lmcot.actors.weights import Weights, pack_weights
 from lmcot.config import Config
 from lmcot.records import RunState, ScoredRollout
@@ -27,6 +27,33 @@ class LearnerPlan:
     """Steps of the stage, for the learning rate's schedule."""
 
 
+@dataclass(frozen=True, slots=True)
+class DistillMetrics:
+    """What the learners measured in one step of distillation; the same on every rank."""
+
+    loss: float
+    tokens: float
+    """Tokens of the batch that went through the model."""
+    values: dict[str, float]
+    """All metrics by the names under which they are logged."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """What the learners measured in one PPO step, and what it left; the same on every rank."""
+
+    kl: float
+    """KL divergence from the reference model."""
+    tokens: float
+    """Tokens of the batch that went through the model."""
+    values: dict[str, float]
+    """All metrics by the names under which they are logged."""
+    kl_controller: dict[str, float]
+    """State of the KL controller after the step, for the checkpoint."""
+    reward_statistics: dict[str, float]
+    """State of the reward scale after the step, for the checkpoint."""
+
+
 class LearnerActor(ActorBase):
     """Owns its rank's share of the DeepSpeed engine; each call is made on all ranks together."""
 
@@ -37,7 +64,7 @@ class LearnerActor(ActorBase):
         self._rank = rank
 
     def meeting(self) -> tuple[str, int]:
-        """Opens the place where the ranks meet, on rank 0's node."""
+        """Opens the address where the ranks meet, on rank 0's node."""
         from lmcot.learner.ranks import host_meeting
 
         return host_meeting()
@@ -52,27 +79,36 @@ class LearnerActor(ActorBase):
         self._session = LearnerSession(self._config, plan.stage, plan.source, plan.total_steps)
 
     def shares_prompts(self) -> bool:
-        """Whether a question's rationales go through the model behind one prompt."""
+        """Whether a question's rationales share one copy of its prompt in the model."""
         return self._session.shares_prompts
 
-    def distill_step(self, pairs: list[TokenPair]) -> dict[str, float]:
-        """One optimiser step of distillation."""
-        return self._session.distiller.step(pairs)
+    def distill_step(self, pairs: list[TokenPair]) -> DistillMetrics:
+        """Takes one optimiser step of distillation."""
+        values = self._session.distiller.step(pairs)
+        return DistillMetrics(values["loss"], values["batch/tokens"], values)
 
-    def ppo_step(self, scored: list[Packed[list[ScoredRollout]]], step: int) -> dict[str, float]:
-        """One PPO step on all of some units' rationales."""
-        return self._session.ppo.step([one for unit in scored for one in unit.open()], step)
+    def ppo_step(self, scored: list[Packed[list[ScoredRollout]]], step: int) -> StepMetrics:
+        """Takes one PPO step on all rationales of the given units.
 
-    def publish(self, version: int) -> list[Any]:
-        """Puts what was trained into the object store; rank 0 does.
-
-        Returns:
-            One object reference, in a list so that Ray does not resolve it on the way.
+        Args:
+            step: how many steps come before it.
         """
+        ppo = self._session.ppo
+        values = ppo.step([one for unit in scored for one in unit.open()], step)
+        return StepMetrics(
+            kl=values["kl"],
+            tokens=values["batch/tokens"],
+            values=values,
+            kl_controller=ppo.kl_controller.state(),
+            reward_statistics=ppo.reward_scale.state(),
+        )
+
+    def publish(self, version: int) -> WeightsRef:
+        """Puts the trained weights into the object store; only rank 0 does, others return ()."""
         import ray
 
         weights = self._weights(version)
-        return [ray.put(weights)] if weights is not None else []
+        return (ray.put(weights),) if weights is not None else ()
 
     def checksum(self) -> int | None:
         """Checksum of the policy's trained tensors, on rank 0."""
@@ -84,33 +120,28 @@ class LearnerActor(ActorBase):
         if self._rank == 0:
             return pack_weights(tensors, self._session.trained_bytes(), version)
         for _ in tensors:
-            pass  # only takes part in the gathering
+            pass  # this rank only takes part in the gathering
         return None
 
     def updates(self) -> int:
-        """Updates that were applied since the stage began: those that were not skipped."""
+        """Number of updates since the stage began that were applied, not skipped."""
         return self._session.updates()
 
     def save_engine(self, folder: str) -> dict[str, str]:
-        """Writes the engine's part of a checkpoint, each rank its share; digests by name."""
+        """Writes this rank's share of a checkpoint; returns the digests of its files by name."""
         with added_to(place(folder)) as local:
             return self._session.save_engine(local)
 
     def restore(self, folder: str, state: RunState) -> None:
-        """Takes up a checkpoint; the ranks of one node fetch it once, and `forget` it later."""
+        """Loads a checkpoint; the ranks of one node fetch it once, and `forget` it later."""
         where = place(folder)
         self._session.restore(fetched(where) if is_remote(where) else where, state)
 
     def forget(self, folder: str) -> None:
-        """Removes this node's copy of a checkpoint that every rank has taken up."""
+        """Removes this node's copy of a checkpoint that every rank has loaded."""
         where = place(folder)
         if is_remote(where):
             forget(where)
-
-    def controllers(self) -> tuple[dict[str, float], dict[str, float]]:
-        """States of the KL controller and of the reward scale."""
-        ppo = self._session.ppo
-        return ppo.kl_controller.state(), ppo.reward_scale.state()
 
     def export(self, folder: str, critic: str | None = None) -> None:
         """Writes the policy as a Hugging Face folder, or its adapters; rank 0 does."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar
 
 import ray
 
@@ -13,10 +14,12 @@ from lmcot.actors.resources.placement import Placement
 from lmcot.config import Config
 from lmcot.errors import first_line
 
-_STARTING = ("meeting", "setup")
-"""Calls that have ``actors.start_timeout_s``."""
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+_Limit = Literal["start_timeout_s", "unit_timeout_s"]
+"""The setting below ``actors`` that limits a call."""
 _GRACE_S = 30.0
-"""How long the others may take once one rank's call has failed: they may be waiting for it."""
+"""Seconds that the other ranks have once one rank's call failed: they may be waiting for it."""
 _PROBE_EVERY_S = 2.0
 
 
@@ -24,21 +27,22 @@ class LearnerLost(RuntimeError):
     """A learner died or hung: the group is gone, and can be started again."""
 
 
-class PendingCall:
-    """A call that was made on all ranks."""
+class PendingCall(Generic[_Result]):
+    """A call that was made on all ranks; ``_Result`` is what one rank returns."""
 
-    def __init__(self, group: LearnerGroup, method: str, refs: list[Any], limit_s: float) -> None:
+    def __init__(self, group: LearnerGroup, method: str, refs: list[Any], limit: _Limit) -> None:
         self._group = group
         self._method = method
         self._refs = refs
-        self._limit_s = limit_s
-        self._deadline = time.monotonic() + limit_s
+        self._limit = limit
+        self._limit_s: float = getattr(group.settings, limit)
+        self._deadline = time.monotonic() + self._limit_s
         self._left = list(refs)
         self._results: dict[int, Any] = {}
         self._failed: RemoteError | None = None
 
     def refs(self) -> list[Any]:
-        """Of the ranks that have not answered."""
+        """Object references of the ranks that have not answered."""
         return list(self._left)
 
     def done(self) -> bool:
@@ -46,8 +50,8 @@ class PendingCall:
         self._look(wait=False)
         return not self._left
 
-    def result(self) -> list[Any]:
-        """Waits; results by rank.
+    def result(self) -> list[_Result]:
+        """Waits for all ranks and returns their results by rank.
 
         Raises:
             UserError, RuntimeError: what a rank refused or failed at.
@@ -61,7 +65,7 @@ class PendingCall:
         return [self._results[number] for number in range(len(self._refs))]
 
     def _look(self, *, wait: bool) -> None:
-        """Takes note of the ranks that have answered; waits for one if told to."""
+        """Collects the answers that have arrived; with ``wait``, waits for at least one."""
         if not self._left:
             return
         seconds = max(self._deadline - time.monotonic(), 0.0)
@@ -91,30 +95,30 @@ class PendingCall:
         self._group.stop()
         if self._failed is not None:
             raise self._failed.to_exception("learner")
-        starting = self._method in _STARTING
-        setting = "start_timeout_s" if starting else "unit_timeout_s"
-        raise (TimeoutError if starting else LearnerLost)(
+        error = TimeoutError if self._limit == "start_timeout_s" else LearnerLost
+        raise error(
             f"waited {self._limit_s:.0f} s for '{self._method}' on {len(self._left)} of "
-            f"{len(self._refs)} learner(s), and ended them: raise actors.{setting} if they need "
-            "longer"
+            f"{len(self._refs)} learner(s), and ended them: raise actors.{self._limit} if they "
+            "need longer"
         )
 
 
 class LearnerGroup:
     """Learner actors, placed together. Use as a context manager.
 
-    A call goes to all ranks at once, for they compute together. When one of them dies the
-    others would wait for it, so they are ended too, and `LearnerLost` is raised; `start` makes
-    the group anew, and the caller restores the last checkpoint.
+    A call goes to all ranks at once, because they compute together. It names a method of
+    `LearnerActor` by the function itself, so that the type checker sees its arguments and result.
+    When a rank dies the others would wait for it, so they are ended too and `LearnerLost` is
+    raised; `start` starts the group again, and the caller restores the last checkpoint.
     """
 
     def __init__(self, config: Config, plan: LearnerPlan) -> None:
         self._config = config
         self._plan = plan
-        self._settings = config.actors
+        self.settings = config.actors
         self.handles: list[Any] = []
         self._placement: Placement | None = None
-        self._setup: PendingCall | None = None
+        self._setup: PendingCall[None] | None = None
         self._probes: list[Any] = []
         self._probed = time.monotonic()
 
@@ -139,7 +143,7 @@ class LearnerGroup:
             raise
 
     def _start(self) -> None:
-        role, limit = self._settings.learner, self._settings.start_timeout_s
+        role, limit = self.settings.learner, self.settings.start_timeout_s
         self._placement = Placement("learner", role)
         self._placement.wait(limit)
         self.handles = [
@@ -151,14 +155,16 @@ class LearnerGroup:
         meeting = None
         if role.count > 1:
             ref = self.handles[0].apply.remote(LearnerActor.meeting)
-            meeting = PendingCall(self, "meeting", [ref], limit).result()[0]
-        self._setup = self.begin("setup", timeout_s=limit, meeting=meeting)
+            pending: PendingCall[tuple[str, int]]
+            pending = PendingCall(self, "meeting", [ref], "start_timeout_s")
+            meeting = pending.result()[0]
+        self._setup = self.begin(LearnerActor.setup, meeting)
 
     def wait_ready(self) -> None:
         """Waits until each rank has set itself up.
 
         Raises:
-            UserError: if one cannot start for a reason that is the user's to mend.
+            UserError: if one cannot start for a reason that the user can fix.
             TimeoutError: after ``actors.start_timeout_s``.
         """
         if self._setup is not None:
@@ -166,7 +172,7 @@ class LearnerGroup:
             self._setup = None
 
     def stop(self) -> None:
-        """Ends all ranks, those that hang in a collective too."""
+        """Ends all ranks, including those that hang in a collective."""
         for handle in self.handles:
             ray.kill(handle)
         self.handles, self._probes = [], []
@@ -174,36 +180,48 @@ class LearnerGroup:
             self._placement.remove()
             self._placement = None
 
-    def call(self, method: str, *, timeout_s: float | None = None, **kwargs: Any) -> list[Any]:
-        """Calls a method on every rank; results by rank.
+    def call(
+        self,
+        method: Callable[Concatenate[LearnerActor, _Arguments], _Result],
+        *args: _Arguments.args,
+        **kwargs: _Arguments.kwargs,
+    ) -> list[_Result]:
+        """Calls a method on every rank and waits; results by rank.
 
         Raises:
             UserError, RuntimeError: what a rank refused or failed at.
             LearnerLost: if a rank died, or overran ``actors.unit_timeout_s``; the group is gone
                 then.
         """
-        return self.begin(method, timeout_s=timeout_s, **kwargs).result()
+        return self.begin(method, *args, **kwargs).result()
 
-    def begin(self, method: str, *, timeout_s: float | None = None, **kwargs: Any) -> PendingCall:
+    def begin(
+        self,
+        method: Callable[Concatenate[LearnerActor, _Arguments], _Result],
+        *args: _Arguments.args,
+        **kwargs: _Arguments.kwargs,
+    ) -> PendingCall[_Result]:
         """Makes a call without waiting for it; a rank does its calls in their order.
 
         Raises:
             LearnerLost: if the group was ended.
         """
+        name = method.__name__
         if not self.handles:
-            raise LearnerLost(f"there are no learners to call '{method}' on")
-        function = getattr(LearnerActor, method)
+            raise LearnerLost(f"there are no learners to call '{name}' on")
         # Large arguments travel once, not once a rank.
-        shared = {name: ray.put(value) for name, value in kwargs.items()}
-        refs = [handle.apply.remote(function, **shared) for handle in self.handles]
-        return PendingCall(self, method, refs, timeout_s or self._settings.unit_timeout_s)
+        shared = [ray.put(value) for value in args]
+        named = {key: ray.put(value) for key, value in kwargs.items()}
+        refs = [handle.apply.remote(method, *shared, **named) for handle in self.handles]
+        starts = method is LearnerActor.setup
+        return PendingCall(self, name, refs, "start_timeout_s" if starts else "unit_timeout_s")
 
     def refs(self) -> list[Any]:
-        """Health probes underway: what a wait for news of the learners waits for."""
+        """Health probes in flight: what a wait for news of the learners waits for."""
         return list(self._probes)
 
     def check(self) -> None:
-        """Asks the ranks now and then whether they are alive. Never waits.
+        """Probes from time to time whether the ranks are alive; never waits.
 
         Raises:
             LearnerLost: if one is not; the group is gone then.
@@ -216,7 +234,7 @@ class LearnerGroup:
         self._read_probes(ready)
 
     def probe(self, limit_s: float) -> None:
-        """Asks all ranks whether they are alive, and waits so long; raises as `check` does."""
+        """Probes all ranks, and waits ``limit_s`` for their answers; raises as `check` does."""
         self._probes = [handle.ping.remote() for handle in self.handles]
         self._probed = time.monotonic()
         if limit_s and self._probes:

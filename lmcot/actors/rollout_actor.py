@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmcot.actors.base import ActorBase, NotSetUp, prepare_process
-from lmcot.actors.units import Packed, RolloutUnit
+from lmcot.actors.units import Packed, RolloutUnit, WeightsRef
 from lmcot.actors.weights import Weights, checksum, load_weights
 from lmcot.config import PolicySettings, PromptSettings
 from lmcot.data.prompts import load_templates
@@ -68,7 +68,7 @@ class RolloutActor(ActorBase):
         self._engine = GenerationEngine(self._model, pad_id=self._tokenizer.pad_token_id)
         self._version, self._held = 0, ""
 
-    def use_weights(self, weights: tuple[Any, ...]) -> None:
+    def use_weights(self, weights: WeightsRef) -> None:
         """Takes up a version that the learner published, or its own source's if there is none.
 
         Which it holds goes by the object, not by the version's number: learners that were

@@ -20,6 +20,9 @@ from lmcot.records import (
 )
 
 _Record = TypeVar("_Record")
+WeightsRef = tuple[Any, ...]
+"""Ray's reference to a published version's weights, in a tuple so that Ray does not resolve it on
+the way; empty: the weights of the actor's own source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +58,8 @@ class RolloutUnit:
     seed: int
     step: int
     policy_version: int
-    weights: tuple[Any, ...] = ()
-    """The object reference of that version's weights, in a tuple so that Ray does not resolve it
-    on the way; none: the weights of the actor's own source."""
+    weights: WeightsRef = ()
+    """That version's weights."""
 
     def sample_seed(self, example_id: str, sample: int) -> int:
         """Seed of one sample: a function of (run seed, step, question, k) alone."""

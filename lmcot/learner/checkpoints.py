@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from lmcot.errors import UserError
 from lmcot.records import RunState
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 MARKER = "COMPLETE"
 STATE = "state.json"
+FORMAT = 2
+"""Version of ``state.json``. Files of version 1 do not say theirs."""
+_ONLY_IN_1 = {"units_in_flight", "seeds", "policy_version", "versions"}
+"""Fields that version 1 wrote and nothing reads."""
 
 
 class Listed(TypedDict):
@@ -53,7 +57,7 @@ class CheckpointStore:
             digests: of the files that the ranks wrote, by name; taken where they were written,
                 since the folder may be at a URL.
         """
-        text = json.dumps(asdict(state), indent=1)
+        text = json.dumps({"format": FORMAT, **asdict(state)}, indent=1)
         write_whole(folder / STATE, text)
         known = {**digests, STATE: hashlib.sha256(text.encode()).hexdigest()}
         files = {
@@ -73,7 +77,7 @@ class CheckpointStore:
         return int(complete[-1].name.removeprefix(self._prefix)) if complete else 0
 
     def latest(self, before: int | None = None) -> tuple[RunState, Place] | None:
-        """The newest complete checkpoint; those without a marker are passed over.
+        """The newest complete checkpoint; those without a marker are skipped.
 
         Args:
             before: only one of fewer steps.
@@ -92,10 +96,16 @@ class CheckpointStore:
         _check_sizes(folder)
         check_content(folder, STATE)
         try:
-            state = RunState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+            fields = json.loads((folder / STATE).read_text(encoding="utf-8"))
+            version = int(fields.pop("format", 1))
+            if version <= FORMAT:
+                return _state(fields, version), folder
+        except (ValueError, TypeError, AttributeError) as error:
             raise UserError(_damaged(folder, f"{STATE}: {error}")) from None
-        return state, folder
+        raise UserError(
+            f"the checkpoint '{folder}' has format {version}, and this lmcot reads up to {FORMAT}: "
+            "resume with the version of lmcot that wrote it, or a later one"
+        )
 
     def _complete(self, before: int | None = None) -> list[Place]:
         return [folder for folder in self._folders(before) if (folder / MARKER).is_file()]
@@ -111,6 +121,16 @@ class CheckpointStore:
             if (match := name.fullmatch(folder.name))
         }
         return [steps[step] for step in sorted(steps) if before is None or step < before]
+
+
+def _state(fields: dict[str, Any], version: int) -> RunState:
+    """The state that a file of some version holds.
+
+    Raises:
+        TypeError: if a field is missing, or is none of that version's.
+    """
+    dropped = _ONLY_IN_1 if version == 1 else set()
+    return RunState(**{name: value for name, value in fields.items() if name not in dropped})
 
 
 def _remove(folder: Place) -> None:

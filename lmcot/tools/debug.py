@@ -25,8 +25,9 @@ from lmcot.run.context import Run
 from lmcot.run.roles import distill_roles, refine_roles
 from lmcot.training.learners import Learners
 from lmcot.training.pipeline import Pipeline
-from lmcot.training.refine import STAGE, check_judged, fresh_state, open_fleets, start_source
-from lmcot.training.step_metrics import step_metrics
+from lmcot.training.refine import STAGE
+from lmcot.training.start import fresh_state, open_fleets, start_source
+from lmcot.training.step_metrics import mean_reward, step_metrics
 
 
 class _NoLearners:
@@ -59,18 +60,16 @@ def rollout_only(run: Run, *, steps: int, policy: str | None = None) -> list[dic
     with ExitStack() as stack:
         fleets = open_fleets(run, policy or start_source(run), stack)
         fleets.wait_ready()
-        pipeline = Pipeline(run, fleets, _NoLearners(), fresh_state(run))
+        pipeline = stack.enter_context(Pipeline(run, fleets, _NoLearners(), fresh_state(run)))
         monitor = stack.enter_context(Monitor(_fresh(run, "rollout"), run.config.monitor))
         bar = stack.enter_context(progress("debug rollout", total=steps))
-        pipeline.open(0, ())
+        pipeline.sample(0, ())
         for step in range(steps):
             batch = pipeline.take(step)
-            columns = batch.columns
-            check_judged(columns, batch.failures)
-            metrics = step_metrics(columns)
+            metrics = step_metrics(batch.columns)
             monitor.log(step + 1, STAGE, metrics)
             monitor.rollouts(step + 1, batch.records)
-            bar.update(1, reward=metrics["reward/mean"])
+            bar.update(1, reward=mean_reward(batch.columns))
             found.append(metrics)
     say(f"debug rollout: the rationales are in {run.directory.home / 'debug' / 'rollout'}")
     return found
@@ -94,9 +93,9 @@ def learn_only(run: Run, *, rollouts: Path | None = None, last: int | None = Non
         monitor = stack.enter_context(Monitor(_fresh(run, "learn"), run.config.monitor))
         bar = stack.enter_context(progress("debug learn", total=steps))
         for step, batch in enumerate(batches):
-            metrics = learners.learn("ppo_step", scored=[Packed.of(batch)], step=step)
-            monitor.log(step + 1, STAGE, metrics)
-            bar.update(1, reward=metrics["reward/score"], kl=metrics["kl"])
+            learned = learners.ppo_step([Packed.of(batch)], step).result()
+            monitor.log(step + 1, STAGE, learned.values)
+            bar.update(1, reward=learned.values["reward/score"], kl=learned.kl)
     say(f"debug learn: the metrics are in {run.directory.home / 'debug' / 'learn'}")
 
 
@@ -124,7 +123,7 @@ def replay(run: Run, *, step: int) -> dict[str, tuple[float, float]]:
         folder = run.directory.path / run_files.ROLLOUTS
         batches = [read_scored(folder, number) for number in range(state.step + 1, step + 1)]
         for number, batch in enumerate(batches, start=state.step):
-            metrics = learners.learn("ppo_step", scored=[Packed.of(batch)], step=number)
+            metrics = learners.ppo_step([Packed.of(batch)], number).result().values
     differing = {
         name: (then, metrics[name])
         for name, then in lines[step].items()

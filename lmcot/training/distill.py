@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from lmcot.actors.learner_actor import LearnerPlan
-from lmcot.actors.learner_group import LearnerLost
 from lmcot.actors.resources.cluster import check_plan
 from lmcot.data.render import encode_continuation
 from lmcot.data.sampler import PromptSampler
-from lmcot.errors import Interrupted, UserError
+from lmcot.errors import UserError
 from lmcot.models.limits import read_limits
-from lmcot.monitor.progress import Progress, progress, say
+from lmcot.monitor.progress import Progress, say
 from lmcot.records import Annotation, RunState
 from lmcot.run.context import Run
 from lmcot.run.inputs import contents
 from lmcot.run.roles import distill_roles
-from lmcot.run.versions import versions
 from lmcot.training.annotate import annotate
 from lmcot.training.learners import Learners
 
+if TYPE_CHECKING:
+    from lmcot.learner.batching import TokenPair
+
 STAGE: Final = "distill"
-
-
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
 
 
 def distill(run: Run) -> None:
@@ -51,60 +45,46 @@ def distill(run: Run) -> None:
     with Learners(run, plan) as learners:
         learners.wait_ready()
         run.directory.begin(STAGE, contents(run, STAGE))
-        state = _state(run, learners.resume())
-        try:
-            with progress(STAGE, total=steps, done=state.step) as bar:
-                while True:
-                    try:
-                        _finish(run, learners, state, pairs, bar)
-                        break
-                    except LearnerLost as lost:
-                        state = _state(run, learners.recover(lost))
-                        bar.move_to(state.step)
-        except Interrupted:
-            learners.save(state)
-            raise
+        learners.run_until_done(
+            fresh=lambda: RunState(STAGE),
+            train=lambda state, bar: _train(run, learners, pairs, state, bar),
+        )
     run.directory.finish(STAGE, steps=steps, rationales=len(pairs))
 
 
-def _finish(
-    run: Run, learners: Learners, state: RunState, pairs: list[_Pair], bar: Progress
+def _train(
+    run: Run, learners: Learners, pairs: list[TokenPair], state: RunState, bar: Progress
 ) -> None:
-    """All steps that are left, then the export."""
-    while state.step < bar.total:
+    """Takes all steps after ``state``, then exports the model."""
+    settings = run.config.distill
+    sampler = PromptSampler(len(pairs), run.config.seed)
+    sampler.restore(state.sampler or sampler.state())
+    for step in range(state.step, bar.total):
         run.interruption.check()
-        metrics = _step(run, learners, state, pairs)
-        bar.update(1, loss=metrics["loss"])
+        left = len(pairs) * settings.epochs - step * settings.batch_size
+        rows = sampler.next(min(settings.batch_size, left))
+
+        started = time.monotonic()
+        learned = learners.distill_step([pairs[row] for row in rows]).result()
+        seconds = time.monotonic() - started
+        state.step, state.sampler = step + 1, sampler.state()
+
+        speed = {"seconds/learn": seconds, "speed/learner": learned.tokens / seconds}
+        run.monitor.log(state.step, STAGE, {**learned.values, **speed})
+        bar.update(1, loss=learned.loss)
+        if state.step % run.config.checkpoints.every == 0 and state.step < bar.total:
+            learners.checkpoint(state, wait=True)
     learners.check_learned()
     learners.export(run.directory.distilled)
 
 
-def _step(run: Run, learners: Learners, state: RunState, pairs: list[_Pair]) -> dict[str, float]:
-    """One optimiser step; advances ``state``, and saves it when that is due."""
-    settings = run.config.distill
-    sampler = PromptSampler(len(pairs), run.config.seed)
-    sampler.restore(state.sampler or sampler.state())
-    left = len(pairs) * settings.epochs - state.step * settings.batch_size
-    rows = sampler.next(min(settings.batch_size, left))
-    batch = [(pairs[row].prompt_ids, pairs[row].response_ids) for row in rows]
-    started = time.monotonic()
-    metrics = learners.learn("distill_step", pairs=batch)
-    seconds = time.monotonic() - started
-    metrics |= {"seconds/learn": seconds, "speed/learner": metrics["batch/tokens"] / seconds}
-    state.step += 1
-    state.sampler = sampler.state()
-    run.monitor.log(state.step, STAGE, metrics)
-    if state.step % run.config.checkpoints.every == 0 and left > len(rows):
-        learners.save(state)
-    return metrics
-
-
-def _pairs(run: Run, annotations: list[Annotation]) -> list[_Pair]:
-    """Prompts and kept rationales as token ids, EOS at the end."""
+def _pairs(run: Run, annotations: list[Annotation]) -> list[TokenPair]:
+    """Prompts and kept rationales as token ids, with EOS at the end."""
     limits = read_limits(run.config.policy.source, run.tokenizer)
     rationales = {a.example_id: a.rationale for a in annotations if a.kept}
     eos = run.tokenizer.eos_token_id
-    pairs, too_long = [], 0
+    pairs: list[TokenPair] = []
+    too_long = 0
     for question in run.train:
         rationale = rationales.get(question.example.id)
         if rationale is not None:
@@ -113,7 +93,7 @@ def _pairs(run: Run, annotations: list[Annotation]) -> list[_Pair]:
                 prompt, rationale, run.tokenizer, encoder_decoder=limits.encoder_decoder
             )
             if limits.fit(len(prompt), len(ids) + 1):
-                pairs.append(_Pair(prompt, (*ids, eos)))
+                pairs.append((prompt, (*ids, eos)))
             else:
                 too_long += 1
     if too_long:
@@ -122,12 +102,3 @@ def _pairs(run: Run, annotations: list[Annotation]) -> list[_Pair]:
             f"the {limits.window} positions of '{limits.source}'"
         )
     return pairs
-
-
-def _state(run: Run, found: RunState | None) -> RunState:
-    """The state to go on from: a checkpoint's, or a fresh one."""
-    state = found or RunState(STAGE, seeds={"run": run.config.seed}, versions=versions())
-    if found is not None:
-        say(f"distill: goes on after step {state.step}")
-    run.monitor.truncate(STAGE, state.step)
-    return state

@@ -1,11 +1,10 @@
-"""Evaluation in the middle of refinement, by the actors that refine, while they would wait.
+"""Evaluation during refinement, by the same actors, while they would otherwise be idle.
 
-Its units wait in the same fleets as those of the batches, and are given out only where none of
-those waits: sampling is idle while the learners learn, at the latest. Each unit names the version
-of the policy that it is of, with that version's weights, as those of a batch do; so all of an
-evaluation is of one policy, however far the learners have come by then, and the weights stay in the
-object store until it is done. No batch is any different for it: rollout actors draw by seeds that
-the unit names. The loop waits for an evaluation only after the last step.
+Its units have low priority in the fleets of the batches: they run only when no unit of a batch
+waits, for example while the learners learn. As in a batch, each unit names a version of the policy
+and carries its weights, so one policy is evaluated however far the learners have come by then. The
+batches stay the same, because rollout actors sample by the seeds that a unit names. The loop waits
+for an evaluation only after the last step.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from lmcot.actors.learner_group import PendingCall
-from lmcot.actors.units import Packed
+from lmcot.actors.units import Packed, WeightsRef
 from lmcot.errors import UserError
 from lmcot.evaluation.predictions import Prediction, predict
 from lmcot.evaluation.report_text import no_answers
@@ -29,31 +27,37 @@ from lmcot.records import Example, Rollout
 from lmcot.run.context import Run
 from lmcot.run_files import adapters_folder
 from lmcot.storage import on_disk, reaching, remove, replacing
-from lmcot.training.learners import Learners
+from lmcot.training.learners import Learners, Pending
 from lmcot.training.pipeline import Fleets, Pipeline
 
 STAGE: Final = EVALUATION
 _ROW: Final = "guided_refined"
 RECORD: Final = "lmcot-best.json"
-"""In the best policy's folder: of which step it is, and how well it did."""
+"""File in the best policy's folder that holds its step and score."""
 
 
 @dataclass(slots=True)
 class _Evaluation:
-    """One version's, as it grows."""
+    """The evaluation of one version of the policy."""
 
     step: int
     units: dict[str, Sequence[Example]]
-    """The questions of each unit that is not done."""
+    """The questions of each unit that is not finished."""
     rationales: dict[str, list[Any]] = field(default_factory=dict)
     predictions: list[Prediction] = field(default_factory=list)
-    export: PendingCall | None = None
+    export: Pending[None] | None = None
 
 
-class DuringTraining:
-    """Evaluates the policy every so many steps, one version at a time, and keeps the best."""
+class InterimEvaluation:
+    """Evaluates the policy every few steps, one version at a time, and keeps the best."""
 
-    def __init__(self, run: Run, fleets: Fleets, learners: Learners) -> None:
+    def __init__(self, run: Run, fleets: Fleets, learners: Learners, *, after: int) -> None:
+        """Drops what was logged of evaluations after a step, so that a resumed run logs it once.
+
+        Args:
+            after: the step at which training begins or resumes.
+        """
+        run.monitor.truncate(STAGE, after)
         self._run = run
         self._settings = run.config.evaluate.during
         self._fleets = fleets
@@ -65,7 +69,7 @@ class DuringTraining:
             self._examples = [question.example for question in questions]
 
     def due(self, step: int) -> bool:
-        """Whether the policy after so many steps is to be evaluated, and was not."""
+        """Whether the policy after ``step`` steps is to be evaluated, and was not yet."""
         every = self._settings.every
         if not every or step % every:
             return False
@@ -74,21 +78,17 @@ class DuringTraining:
             return False
         if self._underway is not None:
             say(
-                f"evaluation after step {step} is left out: that after step {self._underway.step} "
-                "is not done yet; raise evaluate.during.every, or ask fewer questions"
+                f"skipping the evaluation at step {step}: the one from step {self._underway.step} "
+                "is still running; raise evaluate.during.every, or ask fewer questions"
             )
             return False
         return True
 
-    def start(self, step: int, version: int, weights: Sequence[Any]) -> None:
-        """Has a version evaluated while the caller goes on.
-
-        Args:
-            weights: the object reference of its weights, if it is not the actors' own source.
-        """
+    def start(self, step: int, weights: WeightsRef) -> None:
+        """Has the policy after ``step`` steps evaluated in the background."""
         name = f"{STAGE}-{step}"
         units = rationale_units(
-            self._run.config, self._examples, False, version=version, weights=weights, name=name
+            self._run.config, self._examples, False, version=step, weights=weights, name=name
         )
         underway = _Evaluation(step, {one.unit_id: one.questions.open() for one in units})
         if self._settings.keep_best:
@@ -98,7 +98,7 @@ class DuringTraining:
         self._underway = underway
 
     def sampled(self, key: str, rollouts: Packed[list[Rollout]]) -> None:
-        """Hands a unit's rationales on to the frozen LM."""
+        """Has the frozen LM answer with a unit's rationales."""
         underway, frozen = self._underway, self._fleets.frozen
         if underway is None or frozen is None:
             raise RuntimeError(f"nobody asked for the rationales of {key}")
@@ -109,7 +109,7 @@ class DuringTraining:
             frozen.submit("complete", key, unit, has_time=True)
 
     def answered(self, key: str, replies: Replies) -> None:
-        """Scores a unit's answers; closes the evaluation with the last one."""
+        """Scores a unit's answers; the last unit ends the evaluation."""
         underway = self._underway
         if underway is None:
             raise RuntimeError(f"nobody asked for the answers of {key}")
@@ -124,15 +124,15 @@ class DuringTraining:
             self._close(underway)
 
     def abandon(self) -> None:
-        """Forgets what is underway: the weights are gone with the learners that held them."""
+        """Forgets the evaluation that is under way."""
         if self._underway is not None:
-            say(f"evaluation after step {self._underway.step} is lost with the learners")
+            say(f"the evaluation at step {self._underway.step} was not finished")
         self._underway = None
 
     def finish(self, pipeline: Pipeline) -> None:
-        """Waits for what is underway."""
+        """Waits for the evaluation that is under way."""
         if self._underway is not None:
-            say(f"refine: waits for the evaluation after step {self._underway.step}")
+            say(f"refine: waiting for the evaluation at step {self._underway.step}")
             pipeline.work_off(lambda: self._underway is None)
 
     def _close(self, underway: _Evaluation) -> None:
@@ -141,7 +141,7 @@ class DuringTraining:
         failed = len(underway.predictions) - len(there)
         if failed:
             reason = next(one.failure for one in underway.predictions if one.failure is not None)
-            say(f"evaluation after step {underway.step}: {failed} questions failed ({reason})")
+            say(f"evaluation at step {underway.step}: {failed} questions failed ({reason})")
         if not there:
             return
         scores = {
@@ -155,14 +155,14 @@ class DuringTraining:
         self._run.monitor.evaluation(underway.step, {"guided": row})
         told = ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
         told += f" ({len(there)} questions{no_answers(**lacking)})"
-        say(f"evaluation after step {underway.step}: {told}")
+        say(f"evaluation at step {underway.step}: {told}")
 
     @property
     def _candidate(self) -> Any:
         return self._run.directory.home / ".candidate"
 
     def _keep_if_best(self, underway: _Evaluation, value: float) -> None:
-        """Puts a version's export in the best one's place, or drops it."""
+        """Keeps a version's export as the best one, or drops it."""
         if underway.export is not None:
             underway.export.result()
         before = best_so_far(self._run)
@@ -177,7 +177,7 @@ class DuringTraining:
             shutil.copytree(candidate, folder, dirs_exist_ok=True)
             (folder / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
         self._drop_candidate()
-        say(f"evaluation after step {underway.step}: the best so far, kept as best/")
+        say(f"evaluation at step {underway.step}: the best so far, kept as best/")
 
     def _drop_candidate(self) -> None:
         for folder in (self._candidate, adapters_folder(self._candidate)):
@@ -185,7 +185,7 @@ class DuringTraining:
 
 
 def best_so_far(run: Run) -> dict[str, Any] | None:
-    """What is recorded of the best policy; None if there is none."""
+    """The record of the best policy; None if there is none."""
     path = run.directory.best / RECORD
     if not path.exists():
         return None
@@ -199,8 +199,3 @@ def best_so_far(run: Run) -> dict[str, Any] | None:
             "evaluation while refining makes it again"
         ) from None
     return found
-
-
-def truncate(run: Run, step: int) -> None:
-    """Drops what was logged after a step, so that a resumed run logs it once."""
-    run.monitor.truncate(STAGE, step)

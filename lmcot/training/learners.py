@@ -1,4 +1,4 @@
-"""A stage's learners and their checkpoints: resume, save, and start again when one dies."""
+"""A stage's learners: their calls, their checkpoints, and their restart when one of them dies."""
 
 from __future__ import annotations
 
@@ -6,30 +6,56 @@ import copy
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from lmcot.actors.learner_actor import LearnerPlan
+from lmcot.actors.learner_actor import DistillMetrics, LearnerActor, LearnerPlan, StepMetrics
 from lmcot.actors.learner_group import LearnerGroup, LearnerLost, PendingCall
-from lmcot.errors import UserError
+from lmcot.actors.units import Packed, WeightsRef
+from lmcot.errors import Interrupted, UserError
 from lmcot.learner.checkpoints import CheckpointStore
 from lmcot.learner.layout import check_settings
-from lmcot.monitor.progress import say
-from lmcot.records import RunState
+from lmcot.monitor.progress import Progress, progress, say
+from lmcot.records import RunState, ScoredRollout
 from lmcot.run.context import Run
 from lmcot.run.stages import training_stage
 from lmcot.run_files import adapters_folder
 
 if TYPE_CHECKING:
+    from lmcot.learner.batching import TokenPair
     from lmcot.storage import Place
 
+_Result = TypeVar("_Result")
 _PROBE_LIMIT_S = 10.0
 
 
+class Pending(Generic[_Result]):
+    """A call to all learners that is under way, and the one result that it will have."""
+
+    def __init__(self, call: PendingCall[Any], read: Callable[[], _Result]) -> None:
+        """Args: ``read`` waits for the call and returns the result."""
+        self._call = call
+        self._read = read
+
+    def refs(self) -> list[Any]:
+        """Object references of the ranks that have not answered."""
+        return self._call.refs()
+
+    def done(self) -> bool:
+        """Whether all ranks have answered. Never waits; raises as `result` does."""
+        return self._call.done()
+
+    def result(self) -> _Result:
+        """Waits for the result; raises as `PendingCall.result` does."""
+        return self._read()
+
+
 class Learners:
-    """The learner group of one stage. Use as a context manager."""
+    """The learners of one stage. Use as a context manager."""
 
     def __init__(self, run: Run, plan: LearnerPlan) -> None:
-        """Looks at the newest checkpoint, before any actor starts.
+        """Checks the newest checkpoint, before any actor starts.
 
         Raises:
             UserError: if it is damaged, does not fit the settings, or is beyond their last step.
@@ -42,11 +68,11 @@ class Learners:
             keep=run.config.checkpoints.keep,
         )
         self._group = LearnerGroup(run.config, plan)
-        self._saving: tuple[RunState, Place, PendingCall] | None = None
+        self._saving: tuple[RunState, Place, PendingCall[dict[str, str]]] | None = None
         self._saved_step = -1
         self.restarts = 0
         self.recoveries: list[float] = []
-        """Seconds from each loss of a rank until all stood at the last checkpoint again."""
+        """Seconds from each loss of a rank until all ranks had the last checkpoint again."""
         found = self._store.latest()
         if found is not None:
             state, folder = found
@@ -55,7 +81,7 @@ class Learners:
                 raise UserError(
                     f"{plan.stage} has come to step {state.step} in this run directory, but the "
                     f"settings ask for {plan.total_steps} steps only: ask for {state.step} or "
-                    "more, or begin anew with another --run-dir"
+                    "more, or use a new --run-dir"
                 )
 
     def __enter__(self) -> Learners:
@@ -68,44 +94,51 @@ class Learners:
     def wait_ready(self) -> None:
         """Waits until all ranks are set up."""
         self._group.wait_ready()
-        if self._run.config.learner.share_prompts and not self.call("shares_prompts")[0]:
+        if self._run.config.learner.share_prompts and not self.shares_prompts():
             say(
                 f"{self._plan.stage}: this model's architecture does not let rationales share "
                 "their prompt: each goes through the learner with a prompt of its own"
             )
 
-    def call(self, method: str, **kwargs: Any) -> list[Any]:
-        """Calls a method on every rank; results by rank. Raises as `LearnerGroup.call` does."""
-        return self._group.call(method, **kwargs)
+    def shares_prompts(self) -> bool:
+        """Whether a question's rationales share one copy of its prompt in the model."""
+        return self._group.call(LearnerActor.shares_prompts)[0]
 
-    def begin(self, method: str, **kwargs: Any) -> PendingCall:
-        """Calls a method on every rank without waiting for it."""
-        return self._group.begin(method, **kwargs)
+    def updates(self) -> int:
+        """Number of updates since the stage began that were applied, not skipped."""
+        return self._group.call(LearnerActor.updates)[0]
 
-    def learn(self, method: str, **kwargs: Any) -> dict[str, float]:
-        """One step of training; its metrics."""
-        return self.learned(self.begin(method, **kwargs))
+    def distill_step(self, pairs: list[TokenPair]) -> Pending[DistillMetrics]:
+        """Begins one optimiser step of distillation."""
+        self.finish_checkpoint()
+        return self._training(self._group.begin(LearnerActor.distill_step, pairs))
 
-    def learned(self, pending: PendingCall) -> dict[str, float]:
-        """Waits for a step of training that was begun; its metrics.
+    def ppo_step(
+        self, scored: list[Packed[list[ScoredRollout]]], step: int
+    ) -> Pending[StepMetrics]:
+        """Begins one PPO step.
 
-        A step that is refused ends the ranks: what it left is half a step ahead of the state, and
-        must not become a checkpoint.
+        Args:
+            step: how many steps come before it.
         """
-        try:
-            metrics: dict[str, float] = pending.result()[0]
-        except UserError:
-            self._group.stop()
-            raise
-        return metrics
+        self.finish_checkpoint()  # begun after the last step, and usually done by now
+        return self._training(self._group.begin(LearnerActor.ppo_step, scored, step))
+
+    def publish(self, version: int) -> Pending[WeightsRef]:
+        """Begins to put the present weights into the object store, for the rollout actors.
+
+        It is these weights that are published, whatever is begun afterwards.
+        """
+        call = self._group.begin(LearnerActor.publish, version)
+        return Pending(call, lambda: call.result()[0])
 
     def check_learned(self) -> None:
-        """Looks whether the model is another than the stage began with.
+        """Checks that the model changed at all.
 
         Raises:
             UserError: if every update was skipped.
         """
-        if self.call("updates")[0] == 0:
+        if self.updates() == 0:
             raise UserError(
                 f"{self._plan.stage} has learned nothing: the loss or a gradient was not finite in "
                 f"every update; check the weights of '{self._plan.source}', or set policy.dtype to "
@@ -121,26 +154,52 @@ class Learners:
         self._group.check()
 
     def probe(self) -> None:
-        """Raises `LearnerLost` if a rank turns out to be dead."""
+        """Raises `LearnerLost` if a rank does not answer; waits some seconds at most."""
         self._group.probe(_PROBE_LIMIT_S)
 
-    def resume(self, before: int | None = None) -> RunState | None:
-        """Takes up the newest checkpoint; None if there is none.
+    def run_until_done(
+        self, fresh: Callable[[], RunState], train: Callable[[RunState, Progress], None]
+    ) -> None:
+        """Trains a stage to its end: resumes it, and recovers from lost learners.
+
+        An interruption or a `UserError` leaves a checkpoint of the last complete step.
 
         Args:
-            before: only one of fewer steps.
+            fresh: makes the state before the first step.
+            train: trains from a state to the end of the stage. It advances the state in place
+                together with the learners, so that both are always at the same step.
+        """
+        stage, total = self._plan.stage, self._plan.total_steps
+        state = self._begin_at(self.resume(), fresh)
+        with progress(stage, total=total, done=state.step) as bar:
+            while True:
+                try:
+                    train(state, bar)
+                    return
+                except LearnerLost as lost:
+                    state = self._begin_at(self.recover(lost), fresh)
+                    bar.move_to(state.step)
+                except (Interrupted, UserError):
+                    self.checkpoint(state, wait=True)
+                    raise
+
+    def resume(self, before: int | None = None) -> RunState | None:
+        """Loads the newest checkpoint; None if there is none.
+
+        Args:
+            before: considers only checkpoints of fewer steps than this.
         """
         found = self._store.latest(before)
         if found is None:
             return None
         state, folder = found
-        self.call("restore", folder=str(folder), state=state)
-        self.call("forget", folder=str(folder))
+        self._group.call(LearnerActor.restore, str(folder), state)
+        self._group.call(LearnerActor.forget, str(folder))
         self._saved_step = state.step
         return state
 
     def recover(self, lost: LearnerLost) -> RunState | None:
-        """Starts all ranks again after one was lost, at the newest checkpoint.
+        """Starts all ranks again after one was lost, and loads the newest checkpoint.
 
         Raises:
             RuntimeError: after ``actors.max_learner_restarts``.
@@ -165,20 +224,24 @@ class Learners:
             except LearnerLost as again:
                 lost = again
 
-    def begin_save(self, state: RunState) -> None:
-        """Has the ranks write a checkpoint while the caller does other work.
+    def checkpoint(self, state: RunState, *, wait: bool = False) -> None:
+        """Has the ranks write a checkpoint; the next step of training completes it.
 
-        Does nothing if the state has one already, or the ranks are gone.
+        Does nothing if this step has a checkpoint already, or the ranks are gone.
+
+        Args:
+            wait: completes it at once.
         """
-        self.finish_save()
-        if self._saved_step == state.step or not self._group.handles:
-            return
-        frozen = copy.deepcopy(state)
-        folder = self._store.begin(frozen)
-        pending = self._group.begin("save_engine", folder=str(folder))
-        self._saving = (frozen, folder, pending)
+        self.finish_checkpoint()
+        if self._saved_step != state.step and self._group.handles:
+            written = copy.deepcopy(state)
+            folder = self._store.begin(written)
+            pending = self._group.begin(LearnerActor.save_engine, str(folder))
+            self._saving = (written, folder, pending)
+        if wait:
+            self.finish_checkpoint()
 
-    def finish_save(self) -> None:
+    def finish_checkpoint(self) -> None:
         """Waits for a checkpoint that is being written, and completes it."""
         if self._saving is None:
             return
@@ -189,31 +252,28 @@ class Learners:
         self._store.finish(state, folder, digests)
         self._saved_step = state.step
 
-    def save(self, state: RunState) -> None:
-        """Writes a checkpoint, if the state has none yet."""
-        self.begin_save(state)
-        self.finish_save()
-
     def export(self, folder: Place, critic: Place | None = None) -> None:
         """Writes the trained model as a plain Hugging Face folder.
 
-        Adapters are kept beside it, and merged in a process of their own: never on tensors that
+        Adapters are kept beside it, and merged in a process of their own, never on tensors that
         an engine holds.
         """
-        self.finish_save()
+        self.finish_checkpoint()
         self.begin_export(folder, critic).result()
         self.finish_export(folder)
 
-    def begin_export(self, folder: Place, critic: Place | None = None) -> PendingCall:
+    def begin_export(self, folder: Place, critic: Place | None = None) -> Pending[None]:
         """Has the ranks write the model, or its adapters, while the caller does other work.
 
-        It is of the weights as they are now, whatever is begun afterwards. See `finish_export`.
+        The present weights are written, whatever is begun afterwards. See `finish_export`.
         """
         target = folder if self._run.config.policy.lora is None else adapters_folder(folder)
-        return self.begin("export", folder=str(target), critic=str(critic) if critic else None)
+        where = str(critic) if critic else None
+        call = self._group.begin(LearnerActor.export, str(target), where)
+        return Pending(call, lambda: call.result()[0])
 
     def finish_export(self, folder: Place) -> None:
-        """Makes a model of what the ranks wrote, where that was adapters."""
+        """Merges the adapters that the ranks wrote into a model; does nothing without adapters."""
         if self._run.config.policy.lora is None:
             return
         adapters = adapters_folder(folder)
@@ -228,3 +288,26 @@ class Learners:
             raise RuntimeError(
                 f"merging the adapters in '{adapters}' failed:\n{merged.stderr.strip()}"
             )
+
+    def _training(self, call: PendingCall[_Result]) -> Pending[_Result]:
+        return Pending(call, partial(self._trained, call))
+
+    def _trained(self, call: PendingCall[_Result]) -> _Result:
+        """The result of a step of training.
+
+        A step that is refused ends the ranks: they are half a step ahead of the state, which must
+        not become a checkpoint.
+        """
+        try:
+            return call.result()[0]
+        except UserError:
+            self._group.stop()
+            raise
+
+    def _begin_at(self, found: RunState | None, fresh: Callable[[], RunState]) -> RunState:
+        """The state of a checkpoint, or a fresh one; what was logged after it is dropped."""
+        state = fresh() if found is None else found
+        if found is not None:
+            say(f"{self._plan.stage}: resuming after step {state.step}")
+        self._run.monitor.truncate(self._plan.stage, state.step)
+        return state

@@ -1,37 +1,40 @@
-"""Batches on their way from questions to judged rationales, while the learners learn.
+"""Samples and judges batches in the background, while the learners learn.
 
-The policy of version v may sample the batches up to step v + ``max_staleness``: a batch is opened
-as soon as that version is there, all of it is sampled by that version, and it is learnt in its
-turn. Hence what a batch holds depends neither on how many actors there are nor on how fast they
-work, at no staleness; and there are never more than ``max_staleness`` + 1 batches to keep.
+The policy of version v samples the batches up to step v + ``max_staleness``. A batch is opened as
+soon as its version is published, one version samples all of it, and batches are learnt in order. So
+the content of a batch depends neither on the number of actors nor on their speed, and at most
+``max_staleness`` + 1 batches are open.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from lmcot.actors.base import Unanswered
 from lmcot.actors.fleet import Fleet
-from lmcot.actors.learner_group import PendingCall
 from lmcot.actors.ledger import UnitLost
 from lmcot.actors.news import wait_for_news
-from lmcot.actors.units import Packed, RolloutUnit, Scored, ScoreUnit
+from lmcot.actors.units import Packed, RolloutUnit, Scored, ScoreUnit, WeightsRef
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import UserError
 from lmcot.frozen.cached import Replies
-from lmcot.records import Columns, Example, Failure, Rollout, RunState, ScoredRollout, Usage
+from lmcot.records import Rollout, RunState
 from lmcot.run.budgets import Losses
 from lmcot.run.context import Run, in_units
+from lmcot.training.batch import Batch, check_judged, check_staleness
+from lmcot.training.learners import Pending
+
+_Result = TypeVar("_Result")
 
 
-class Watched(Protocol):
-    """Learners, as far as their health goes."""
+class Monitored(Protocol):
+    """The learners, as far as the pipeline watches their health."""
 
     def refs(self) -> list[Any]:
-        """What a wait for news of it waits for."""
+        """Object references that become ready when there is news of a rank."""
 
     def check(self) -> None:
         """Raises `LearnerLost` if a rank is known to be dead; never waits."""
@@ -42,7 +45,7 @@ class Watched(Protocol):
 
 @dataclass(slots=True)
 class Fleets:
-    """The actors that batches go through."""
+    """The actors that sample and judge."""
 
     rollout: Fleet
     reward: Fleet
@@ -50,7 +53,7 @@ class Fleets:
 
     @property
     def all(self) -> list[Fleet]:
-        """In no order that matters."""
+        """All fleets."""
         return [self.rollout, self.reward, *([self.frozen] if self.frozen else [])]
 
     def wait_ready(self) -> None:
@@ -59,65 +62,6 @@ class Fleets:
             self.frozen.wait_ready()
         self.rollout.wait_ready()
         self.reward.wait_ready(frozen_handles=self.frozen.handles if self.frozen else [])
-
-
-@dataclass(slots=True)
-class Batch:
-    """What one step learns from, as it grows."""
-
-    step: int
-    """Counts from 0: how many steps come before."""
-    version: int
-    """Of the policy that samples it."""
-    sampler: dict[str, int]
-    """State of the prompt sampler after its questions were drawn."""
-    keys: list[str]
-    """Its units, in order."""
-    losses: Losses
-    opened: float
-    sampled: float = 0.0
-    """When its last rationale had been sampled."""
-    judged: float = 0.0
-    """When its last judgement had come."""
-    questions: dict[str, Packed[tuple[Example, ...]]] = field(default_factory=dict)
-    """Of the units that are not judged yet."""
-    sampled_units: int = 0
-    judged_by_unit: dict[str, Scored] = field(default_factory=dict)
-
-    @property
-    def complete(self) -> bool:
-        """Whether all its rationales are judged."""
-        return len(self.judged_by_unit) == len(self.keys)
-
-    @property
-    def in_order(self) -> list[Scored]:
-        """What came of its units: unit by unit, in each question by question, K each."""
-        return [self.judged_by_unit[key] for key in self.keys]
-
-    @property
-    def scored(self) -> list[Packed[list[ScoredRollout]]]:
-        """What can be learnt from, unit by unit."""
-        return [one.scored for one in self.in_order]
-
-    @property
-    def columns(self) -> Columns:
-        """The numbers of all its rationales, in their order."""
-        return Columns.joined([one.columns for one in self.in_order])
-
-    @property
-    def records(self) -> bytes:
-        """A line of JSON for each rationale."""
-        return b"".join(one.records for one in self.in_order)
-
-    @property
-    def failures(self) -> list[Failure]:
-        """What was got in place of judgements."""
-        return [failure for one in self.in_order for failure in one.failures]
-
-    @property
-    def usage(self) -> Usage:
-        """What the frozen LM was asked for it."""
-        return sum((one.usage for one in self.judged_by_unit.values()), Usage())
 
 
 class Guest(Protocol):
@@ -134,17 +78,20 @@ class Guest(Protocol):
 
 
 class Pipeline:
-    """The batches that are open, and what is done with each piece of news."""
+    """The open batches, and the units of work that fill them.
+
+    Use as a context manager: what is still open at the end is abandoned.
+    """
 
     def __init__(
         self,
         run: Run,
         fleets: Fleets,
-        learners: Watched,
+        learners: Monitored,
         state: RunState,
         guest: Guest | None = None,
     ) -> None:
-        """Begins after ``state``'s last step, with no batch open.
+        """Begins after the last step of ``state``, with no batch open.
 
         Args:
             guest: whose units the fleets do beside those of the batches.
@@ -163,42 +110,39 @@ class Pipeline:
         self.frozen_seconds = 0.0
         """That the frozen LM's actors have worked so far."""
 
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fleet in self._fleets.all:
+            fleet.abandon()
+        if self._guest is not None:
+            self._guest.abandon()
+
     def wants(self, version: int) -> bool:
-        """Whether the policy of this version may sample batches that are not open yet."""
+        """Whether there are batches that the policy of this version is to sample."""
         return self._next < self._end(version)
 
-    def open(self, version: int, weights: Sequence[Any]) -> None:
-        """Opens all batches that the policy of this version may sample.
-
-        Args:
-            weights: the object reference of its weights, if it is not the actors' own source.
-        """
+    def sample(self, version: int, weights: WeightsRef) -> None:
+        """Opens all batches that the policy of this version is to sample; does not wait."""
         while self._next < self._end(version):
-            self._open(version, tuple(weights))
+            self._open(version, weights)
             self._next += 1
 
     def _end(self, version: int) -> int:
         refine = self._run.config.refine
         return min(version + refine.max_staleness + 1, refine.steps)
 
-    def units_in_flight(self) -> list[str]:
-        """Units of all open batches that are not judged yet."""
-        return [
-            key
-            for batch in self._batches.values()
-            for key in batch.keys
-            if key not in batch.judged_by_unit
-        ]
-
     def ready(self) -> int:
-        """How many open batches only wait to be learnt."""
+        """Number of batches that are judged and wait to be learnt."""
         return sum(batch.complete for batch in self._batches.values())
 
     def take(self, step: int) -> Batch:
-        """The batch of a step; waits until all of it is judged.
+        """Waits until the batch of a step is sampled and judged, and returns it.
 
         Raises:
             UserError: if too much of a batch failed, or the frozen LM's budget is spent.
+            RuntimeError: if a rationale was sampled by a policy that is too old.
             LearnerLost: if a learner died meanwhile.
         """
         if self._trouble is not None:
@@ -212,13 +156,16 @@ class Pipeline:
         del self._batches[step]
         for key in batch.keys:
             del self._of_unit[key]
+        columns = batch.columns
+        check_staleness(columns, step, self._run.config.refine.max_staleness)
+        check_judged(columns, batch.failures)
         return batch
 
-    def work_until(self, pending: PendingCall) -> PendingCall:
-        """Keeps the others at work until the learners are done with a call.
+    def work_until(self, pending: Pending[_Result]) -> _Result:
+        """Keeps sampling and judging until the learners have done a call; returns its result.
 
-        What goes wrong for the user to mend is raised by the next `take`, so that the learners'
-        step is not lost with it.
+        A `UserError` of the other actors is raised by the next `take`, so that the learners' step
+        is not lost.
         """
         while not pending.done():
             if self._trouble is None:
@@ -227,17 +174,10 @@ class Pipeline:
                 except UserError as error:
                     self._trouble = error
             wait_for_news(*self._fleets.all, self._learners, pending)
-        return pending
-
-    def abandon(self) -> None:
-        """Forgets all open batches."""
-        for fleet in self._fleets.all:
-            fleet.abandon()
-        if self._guest is not None:
-            self._guest.abandon()
+        return pending.result()
 
     def _turn(self) -> None:
-        """Takes in what came, and hands on what follows from it."""
+        """Handles the results that have arrived, and submits what follows from them."""
         self._learners.check()
         try:
             if self._fleets.frozen is not None:
@@ -251,17 +191,17 @@ class Pipeline:
             for key, judged in self._fleets.reward.turn():
                 self._judged(key, judged)
         except (UnitLost, Unanswered):
-            self._learners.probe()  # weights are gone with the learner that held them
+            self._learners.probe()  # perhaps the weights are gone with the learner that held them
             raise
 
     @property
     def _guests(self) -> Guest:
         if self._guest is None:
-            raise RuntimeError("a fleet did a unit that nobody asked for")
+            raise RuntimeError("received a result for an unknown unit")
         return self._guest
 
     def work_off(self, until: Callable[[], bool]) -> None:
-        """Keeps the actors at work until something is the case.
+        """Keeps the actors at work until a condition holds.
 
         Raises: as `take` does.
         """
@@ -271,7 +211,7 @@ class Pipeline:
             if not until():
                 wait_for_news(*self._fleets.all, self._learners)
 
-    def _open(self, version: int, weights: tuple[Any, ...]) -> None:
+    def _open(self, version: int, weights: WeightsRef) -> None:
         config = self._run.config
         rows = self._sampler.next(config.refine.prompts_per_step)
         groups = in_units(rows, config.actors.prompts_per_unit)
@@ -304,7 +244,7 @@ class Pipeline:
             self._fleets.rollout.submit("sample", key, unit)
 
     def _sampled(self, key: str, rollouts: Packed[list[Rollout]]) -> None:
-        """A unit's rationales go on to be judged, while others are still being sampled."""
+        """Has a unit's rationales judged, while others are still being sampled."""
         batch = self._of_unit[key]
         batch.sampled_units += 1
         if batch.sampled_units == len(batch.keys):

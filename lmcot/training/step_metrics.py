@@ -1,4 +1,4 @@
-"""What a PPO step's rationales and judgements add up to."""
+"""The metrics of a PPO step's rationales and judgements."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from lmcot.records import Columns
 
 
 def step_metrics(columns: Columns) -> dict[str, float]:
-    """Metrics from the numbers of the rationales in their order, so that they do not depend on
-    who did the work.
+    """Metrics of a batch; they do not depend on which actor did what.
 
-    Rewards, components, penalties and ``response/contains_gold`` are of the judged rationales that
-    have them, lengths in tokens and the shares that were cut and judged of all.
+    Rewards, components, penalties and ``response/contains_gold`` are averages over the judged
+    rationales that have them. Lengths (in tokens) and shares are averages over all rationales.
     """
     judged = columns["judged"] == 1
     rewards = columns["reward"][judged]
@@ -24,7 +23,7 @@ def step_metrics(columns: Columns) -> dict[str, float]:
     }
     means = {name: float(values.mean()) for name, values in measured.items() if len(values)}
     return {
-        "reward/mean": float(rewards.mean()) if judged.any() else 0.0,
+        "reward/mean": mean_reward(columns),
         "reward/std": float(rewards.std()) if judged.any() else 0.0,
         **means,
         **({"response/contains_gold": float(gold.mean())} if len(gold) else {}),
@@ -39,8 +38,14 @@ def step_metrics(columns: Columns) -> dict[str, float]:
     }
 
 
+def mean_reward(columns: Columns) -> float:
+    """Mean reward of the judged rationales; 0 if there are none."""
+    judged = columns["judged"] == 1
+    return float(columns["reward"][judged].mean()) if judged.any() else 0.0
+
+
 def _answer_shares(columns: Columns) -> dict[str, float]:
-    """Shares of the frozen LM's answers that came out empty, or were cut."""
+    """Shares of the frozen LM's answers that are empty, or were cut."""
     asked = ~np.isnan(columns["answer_empty"])
     if not asked.any():
         return {}

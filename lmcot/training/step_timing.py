@@ -1,20 +1,20 @@
-"""How the actors spent a step's time: phases, idle shares, queues, losses."""
+"""How a step's time was spent: phases, idle shares, queues, lost work."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 
 from lmcot.monitor.memory import MemoryMeter
+from lmcot.training.batch import Batch
 from lmcot.training.learners import Learners
-from lmcot.training.pipeline import Batch, Fleets, Pipeline
+from lmcot.training.pipeline import Fleets, Pipeline
 
 
-class Meter:
+class StepTimer:
     """Measures one step after the other.
 
-    The phases that are marked add up to the step; what the batch itself went through may lie
-    before it, and overlap with them.
+    The phases of the loop add up to the step. A batch may have been sampled and judged before its
+    step, or while others were learnt.
     """
 
     def __init__(self, fleets: Fleets, learners: Learners, pipeline: Pipeline) -> None:
@@ -28,18 +28,22 @@ class Meter:
         self._memory = MemoryMeter()
 
     def mark(self, phase: str) -> None:
-        """What was done since the last mark is this phase."""
+        """Ends a phase, which began at the last mark."""
         now = time.monotonic()
         self._phases[phase] = now - self._marked
         self._marked = now
 
-    def metrics(self, batch: Batch, learned: Mapping[str, float]) -> dict[str, float]:
-        """Of the step that ends now, of whose rationales ``learned`` tells.
+    def metrics(self, batch: Batch, learned_tokens: float) -> dict[str, float]:
+        """Metrics of the step that ends now.
 
-        ``seconds/sample`` goes from the batch's opening to its last rationale, ``seconds/judge``
-        on to its last judgement; ``seconds/driver`` is the driver's own CPU time; ``idle/ROLE``
-        is the share of the step in which its actors had no work; losses and restarts count from
-        the start of the stage, ``seconds/recovery`` is the longest time that one took.
+        ``seconds/sample`` is the time from the batch's opening to its last rationale,
+        ``seconds/judge`` from there to its last judgement; ``seconds/driver`` is the driver's own
+        CPU time; ``idle/ROLE`` is the share of the step in which its actors had no work. Lost
+        units and restarts count from the start of the stage; ``seconds/recovery`` is the longest
+        recovery.
+
+        Args:
+            learned_tokens: that went through the learners.
         """
         fleets = self._fleets
         step = sum(self._phases.values())
@@ -64,23 +68,23 @@ class Meter:
             "health/lost_units": float(fleets.rollout.lost + fleets.reward.lost),
             "health/actor_restarts": float(sum(len(fleet.recoveries) for fleet in fleets.all)),
             "health/learner_restarts": float(self._learners.restarts),
-            **self._speeds(batch, learned, step),
+            **self._speeds(batch, learned_tokens, step),
             **self._memory.metrics(),
         }
 
-    def _speeds(self, batch: Batch, learned: Mapping[str, float], step: float) -> dict[str, float]:
+    def _speeds(self, batch: Batch, learned_tokens: float, step: float) -> dict[str, float]:
         """Tokens per second."""
-        sampled = learned["response/length"] * learned["batch/rationales"]
+        sampled = float(batch.columns["response_length"].sum())
         asked = sum(one.frozen_seconds for one in batch.judged_by_unit.values())
         return {
             "speed/run": sampled / step,
             "speed/rollout": sampled / (batch.sampled - batch.opened),
-            "speed/learner": learned["batch/tokens"] / self._phases["learn"],
+            "speed/learner": learned_tokens / self._phases["learn"],
             **({"speed/frozen": batch.usage.tokens / asked} if asked else {}),
         }
 
     def _frozen_idle(self, step: float) -> dict[str, float]:
-        """As far as the units tell that came back in this step; calls may overlap in an actor."""
+        """Idle share by the units that came back in this step; an actor's calls may overlap."""
         if self._fleets.frozen is None:
             return {}
         seconds = self._pipeline.frozen_seconds - self._frozen

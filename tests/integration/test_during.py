@@ -75,4 +75,4 @@ def test_evaluation_changes_nothing_and_keeps_the_best(
     assert same == (best["step"] == 4)
     assert not list(folder.glob(".candidate*"))
     said = capsys.readouterr().err
-    assert "evaluation after step 0: em " in said
+    assert "evaluation at step 0: em " in said

@@ -15,7 +15,7 @@ import ray
 from ray.util import placement_group_table
 
 from lmcot.actors import learner_group
-from lmcot.actors.learner_actor import LearnerActor, LearnerPlan
+from lmcot.actors.learner_actor import LearnerActor, LearnerPlan, StepMetrics
 from lmcot.actors.learner_group import LearnerGroup, LearnerLost
 from lmcot.actors.units import Packed
 from lmcot.actors.weights import checksum, load_weights
@@ -36,6 +36,11 @@ SOON_S = 20.0
 def packed(step: int) -> list[Packed[list[ScoredRollout]]]:
     """A step's rollouts as they come from the reward actors."""
     return [Packed.of(made_up(step))]
+
+
+def ppo_step(group: LearnerGroup, step: int) -> list[StepMetrics]:
+    """A PPO step on made-up rollouts; what each rank measured."""
+    return group.call(LearnerActor.ppo_step, packed(step), step)
 
 
 def settings(**actors: Any) -> Config:
@@ -88,32 +93,33 @@ def room(standing: LearnerGroup) -> None:
     assert_nothing_is_left(standing)
 
 
-@pytest.fixture(autouse=True)
-def methods(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives learners more methods: they travel with each call, by value, since they are local."""
+def local_methods() -> tuple[Any, ...]:
+    """More methods for learners: they travel with each call, by value, since they are local."""
 
-    def pid(self: Any) -> int:
+    def pid(self: LearnerActor) -> int:
         return os.getpid()
 
-    def refuse(self: Any, rank: int) -> str:
+    def refuse(self: LearnerActor, rank: int) -> str:
         from lmcot.errors import UserError
 
         if self._rank == rank:
             raise UserError("the folder is full: empty it")
         return "done"
 
-    def sleep_on(self: Any, rank: int = 0) -> None:
+    def sleep_on(self: LearnerActor, rank: int = 0) -> None:
         import time
 
         time.sleep(600 if self._rank == rank else 0)
 
-    def join_only(self: Any, meeting: Any) -> None:
+    def join_only(self: LearnerActor, meeting: Any) -> None:
         from lmcot.learner.ranks import join_group
 
         join_group(self._rank, 2, meeting, 60)
 
-    for method in (pid, refuse, sleep_on, join_only):
-        monkeypatch.setattr(LearnerActor, method.__name__, method, raising=False)
+    return pid, refuse, sleep_on, join_only
+
+
+pid, refuse, sleep_on, join_only = local_methods()
 
 
 def learners() -> list[psutil.Process]:
@@ -145,17 +151,17 @@ def assert_nothing_is_left(group: LearnerGroup) -> None:
 
 def test_a_group_works_as_one(group: LearnerGroup, tmp_path: Path) -> None:
     """[27] results by rank; what is published is what was trained, on the learners' side."""
-    assert len(set(group.call("pid"))) == 2 == len(learners())
-    before = group.call("checksum")
-    metrics = group.call("ppo_step", scored=packed(0), step=0)
+    assert len(set(group.call(pid))) == 2 == len(learners())
+    before = group.call(LearnerActor.checksum)
+    metrics = ppo_step(group, 0)
     assert metrics[0] == metrics[1]
-    assert metrics[0]["optimiser/updates"] == 4
-    assert metrics[0]["optimiser/skipped_updates"] == 0
+    assert metrics[0].values["optimiser/updates"] == 4
+    assert metrics[0].values["optimiser/skipped_updates"] == 0
 
-    after = group.call("checksum")
+    after = group.call(LearnerActor.checksum)
     assert after[0] != before[0]
     assert [before[1], after[1]] == [None, None]
-    published = group.call("publish", version=7)
+    published = group.call(LearnerActor.publish, version=7)
     assert [len(references) for references in published] == [1, 0]
     weights = ray.get(published[0][0])
     assert (weights.version, weights.checksum) == (7, after[0])
@@ -164,33 +170,29 @@ def test_a_group_works_as_one(group: LearnerGroup, tmp_path: Path) -> None:
     load_weights(model, weights)
     assert checksum(model) == after[0]
 
-    group.call("export", folder=str(tmp_path / "exported"))
+    group.call(LearnerActor.export, folder=str(tmp_path / "exported"))
     exported, _ = load_model(str(tmp_path / "exported"), "float32")
     assert checksum(exported) == after[0]
 
 
 def test_calls_are_done_in_their_order_without_waiting(group: LearnerGroup) -> None:
     """What the stage relies on: a checkpoint is of the state before the step begun after it."""
-    pending = [
-        group.begin("ppo_step", scored=packed(1), step=1),
-        group.begin("checksum"),
-    ]
-    pending += [
-        group.begin("ppo_step", scored=packed(2), step=2),
-        group.begin("checksum"),
-    ]
-    results = [one.result() for one in reversed(pending)][::-1]
-    assert results[1][0] != results[3][0] == group.call("checksum")[0]
+    pending = []
+    for step in (1, 2):
+        group.begin(LearnerActor.ppo_step, scored=packed(step), step=step)
+        pending.append(group.begin(LearnerActor.checksum))
+    last, first = [one.result()[0] for one in reversed(pending)]
+    assert first != last == group.call(LearnerActor.checksum)[0]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_refusal_leaves_the_group_usable(group: LearnerGroup, rank: int) -> None:
     """By one rank while the other succeeds: nobody waits for anybody."""
-    before = group.call("pid")
+    before = group.call(pid)
     with pytest.raises(UserError, match=r"^the folder is full: empty it$"):
-        group.call("refuse", rank=rank)
-    assert group.call("refuse", rank=2) == ["done", "done"]
-    assert group.call("pid") == before
+        group.call(refuse, rank=rank)
+    assert group.call(refuse, rank=2) == ["done", "done"]
+    assert group.call(pid) == before
 
 
 def test_an_export_that_cannot_be_written_leaves_the_group_usable(
@@ -198,25 +200,24 @@ def test_an_export_that_cannot_be_written_leaves_the_group_usable(
 ) -> None:
     """Rank 0 alone writes, when the others have done their part."""
     (tmp_path / "file").touch()
-    before = group.call("pid"), group.call("checksum")
+    before = group.call(pid), group.call(LearnerActor.checksum)
     with pytest.raises(RuntimeError, match=r"^the learner failed: .*File exists"):
-        group.call("export", folder=str(tmp_path / "file" / "below"))
-    assert (group.call("pid"), group.call("checksum")) == before
-    assert group.call("ppo_step", scored=packed(3), step=3)[0]["optimiser/updates"] == 4
+        group.call(LearnerActor.export, folder=str(tmp_path / "file" / "below"))
+    assert (group.call(pid), group.call(LearnerActor.checksum)) == before
+    assert ppo_step(group, 3)[0].values["optimiser/updates"] == 4
 
 
 def test_when_one_is_killed_all_are_started_again_where_they_were(
     group: LearnerGroup, tmp_path: Path
 ) -> None:
     """[29] kill -9 in the middle of a step; what follows the restart is the same to the bit."""
-    group.call("ppo_step", scored=packed(4), step=4)
-    controllers = group.call("controllers")[0]
-    group.call("save_engine", folder=str(tmp_path))
-    undisturbed = [group.call("ppo_step", scored=packed(step), step=step) for step in (5, 6)]
+    before = ppo_step(group, 4)[0]
+    group.call(LearnerActor.save_engine, folder=str(tmp_path))
+    undisturbed = [ppo_step(group, step) for step in (5, 6)]
 
-    ranks = [psutil.Process(number) for number in group.call("pid")]
+    ranks = [psutil.Process(number) for number in group.call(pid)]
     ranks[1].suspend()  # so that the other one surely waits for it
-    pending = group.begin("ppo_step", scored=packed(7), step=7)
+    pending = group.begin(LearnerActor.ppo_step, scored=packed(7), step=7)
     ranks[1].send_signal(signal.SIGKILL)
     started = time.monotonic()
     with pytest.raises(LearnerLost, match=r"^learner 1 was lost during 'ppo_step': "):
@@ -224,13 +225,13 @@ def test_when_one_is_killed_all_are_started_again_where_they_were(
     assert_nothing_is_left(group)
     assert time.monotonic() - started < SOON_S
     with pytest.raises(LearnerLost, match="there are no learners to call 'ppo_step' on"):
-        group.call("ppo_step", scored=packed(7), step=7)
+        ppo_step(group, 7)
 
     group.start()
     group.wait_ready()
-    state = RunState("refine", 5, kl_controller=controllers[0], reward_statistics=controllers[1])
-    group.call("restore", folder=str(tmp_path), state=state)
-    again = [group.call("ppo_step", scored=packed(step), step=step) for step in (5, 6)]
+    state = RunState("refine", 5, {}, before.kl_controller, before.reward_statistics)
+    group.call(LearnerActor.restore, folder=str(tmp_path), state=state)
+    again = [ppo_step(group, step) for step in (5, 6)]
     assert again == undisturbed
 
 
@@ -242,7 +243,7 @@ def test_one_that_fails_while_the_others_wait_ends_the_group(
     (tmp_path / "file").touch()
     started = time.monotonic()
     with pytest.raises(RuntimeError, match=r"^the learner failed: .*Not a directory"):
-        group.call("save_engine", folder=str(tmp_path / "file" / "below"))
+        group.call(LearnerActor.save_engine, folder=str(tmp_path / "file" / "below"))
     assert 1.0 <= time.monotonic() - started < SOON_S
     assert_nothing_is_left(group)
 
@@ -251,12 +252,12 @@ def test_one_that_fails_while_the_others_wait_ends_the_group(
 def test_a_call_over_its_time_limit_ends_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the call's name, and the setting that gives it longer."""
     # Without models, for they take seconds to load.
-    monkeypatch.setattr(LearnerActor, "setup", LearnerActor.join_only)  # type: ignore[attr-defined]
+    monkeypatch.setattr(LearnerActor, "setup", join_only)
     with new_group(settings(start_timeout_s=120, unit_timeout_s=1.5)) as group:
         group.wait_ready()
         started = time.monotonic()
         with pytest.raises(LearnerLost) as told:
-            group.call("sleep_on", rank=1)
+            group.call(sleep_on, rank=1)
         assert time.monotonic() - started < SOON_S
         assert str(told.value) == (
             "waited 2 s for 'sleep_on' on 1 of 2 learner(s), and ended them: raise "
@@ -268,7 +269,7 @@ def test_a_call_over_its_time_limit_ends_the_group(monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("room")
 def test_learners_that_are_too_slow_to_start_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the setting that gives them longer: another one than a call's."""
-    monkeypatch.setattr(LearnerActor, "meeting", LearnerActor.sleep_on)  # type: ignore[attr-defined]
+    monkeypatch.setattr(LearnerActor, "meeting", sleep_on)
     group = new_group(settings(start_timeout_s=3))
     with pytest.raises(TimeoutError, match=r"'meeting' on 1 of 1 .* raise actors\.start_timeout_s"):
         group.start()

@@ -27,8 +27,8 @@ from lmcot.monitor.catalogue import VARYING
 from lmcot.monitor.metrics import Monitor, read_metrics
 from lmcot.records import ScoredRollout
 from lmcot.run.context import open_run
+from lmcot.training.batch import Batch
 from lmcot.training.distill import distill
-from lmcot.training.pipeline import Batch
 from lmcot.training.refine import refine
 
 pytestmark = pytest.mark.e2e
@@ -95,16 +95,17 @@ def kill_during(monkeypatch: pytest.MonkeyPatch, *calls: tuple[str, int]) -> lis
     begun: list[str] = []
     killed: list[int] = []
 
-    def spied(group: LearnerGroup, method: str, **kwargs: Any) -> PendingCall:
-        begun.append(method)
-        if (method, begun.count(method)) not in calls:
-            return begin(group, method, **kwargs)
+    def spied(group: LearnerGroup, method: Any, *args: Any, **kwargs: Any) -> PendingCall[Any]:
+        name = method.__name__
+        begun.append(name)
+        if (name, begun.count(name)) not in calls:
+            return begin(group, method, *args, **kwargs)
         deadline = time.monotonic() + SOON_S
         while not (alive := learners()):  # just started, it may have no process yet
             assert time.monotonic() < deadline
             time.sleep(0.05)
         alive[-1].suspend()  # it cannot be done before it is killed
-        pending = begin(group, method, **kwargs)
+        pending = begin(group, method, *args, **kwargs)
         alive[-1].kill()
         killed.append(alive[-1].pid)
         return pending
@@ -157,7 +158,7 @@ def test_a_killed_learner_does_not_show_in_the_results(
     told = capsys.readouterr().err
     assert "was lost during 'ppo_step'" in told
     assert "starting the learners again" in told
-    assert "refine: goes on after step 3" in told
+    assert "refine: resuming after step 3" in told
     assert comparable(tmp_path) == comparable(undisturbed)
     assert restarts(tmp_path) == [0, 0, 0, 1, 1, 1, 1, 1]
     for step in range(1, STEPS + 1):
@@ -213,7 +214,7 @@ def test_without_restarts_the_same_command_goes_on(
     run(tmp_path, "learner.tokens_per_micro_batch=48")
     said = capsys.readouterr().err
     assert "resumed with another learner.tokens_per_micro_batch: 48 now, 64 before" in said
-    assert "refine: goes on after step 3" in said
+    assert "refine: resuming after step 3" in said
     assert checkpoints(tmp_path) == checkpoints(undisturbed)
     mine, theirs = comparable(tmp_path), comparable(undisturbed)
     assert mine[:3] == theirs[:3]
@@ -282,7 +283,7 @@ def test_distillation_goes_on_too(
     assert len(killed) == 1
     told = capsys.readouterr().err
     assert "distill: learner 0 was lost during 'distill_step'" in told
-    assert "distill: goes on after step 2" in told
+    assert "distill: resuming after step 2" in told
     assert [step for step, _ in logged] == [1, 2, 3, 3, 4]
     assert logged[2] == logged[3]
     lines = read_metrics(tmp_path / "metrics.jsonl")

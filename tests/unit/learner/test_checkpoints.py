@@ -74,12 +74,8 @@ def test_state_survives_a_round_trip(tmp_path: Path) -> None:
         stage="refine",
         step=12,
         sampler={"epoch": 1, "position": 7},
-        units_in_flight=["12/0", "12/1"],
         kl_controller={"coefficient": 0.1 + 0.2},
         reward_statistics={"mean": 1 / 3, "count": 9.0},
-        seeds={"run": 2**62},
-        policy_version=13,
-        versions={"torch": "2.13.0"},
     )
     store = CheckpointStore(tmp_path / "checkpoints")
     folder = _begin(store, state)
@@ -89,6 +85,51 @@ def test_state_survives_a_round_trip(tmp_path: Path) -> None:
     assert found == (state, folder)
     assert folder.name == "step-000012"
     assert (folder / ENGINE / "weights").read_text(encoding="utf-8") == "step-000012"
+
+
+def _rewritten(tmp_path: Path, fields: dict[str, object]) -> CheckpointStore:
+    """A store whose newest checkpoint has such a state file, with a marker that fits it."""
+    store = CheckpointStore(tmp_path)
+    folder = _save(store, 3)
+    text = json.dumps(fields)
+    (folder / STATE).write_text(text, encoding="utf-8")
+    listed = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    listed[STATE] = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    (folder / MARKER).write_text(json.dumps(listed), encoding="utf-8")
+    return store
+
+
+_VERSION_1 = {
+    "stage": "refine",
+    "step": 3,
+    "sampler": {"epoch": 0, "position": 12},
+    "units_in_flight": ["step-4/0"],
+    "kl_controller": {"coefficient": 0.1},
+    "reward_statistics": {"mean": 0.5},
+    "seeds": {"run": 0},
+    "policy_version": 3,
+    "versions": {"torch": "2.13.0"},
+}
+
+
+def test_a_checkpoint_of_an_earlier_lmcot_is_read(tmp_path: Path) -> None:
+    """Its state says no format, and holds fields that are gone; nothing of use is lost."""
+    found = _rewritten(tmp_path, _VERSION_1).latest()
+    assert found is not None
+    assert found[0] == RunState(
+        "refine", 3, {"epoch": 0, "position": 12}, {"coefficient": 0.1}, {"mean": 0.5}
+    )
+
+
+def test_fields_that_no_version_had_are_damage(tmp_path: Path) -> None:
+    """Also fields of version 1 in a file of version 2."""
+    for fields in ({**_VERSION_1, "other": 1}, {**_VERSION_1, "format": 2}, [1]):
+        assert "is damaged (state.json: " in _refusal(_rewritten(tmp_path, fields))  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_of_a_later_lmcot_is_refused_by_its_version(tmp_path: Path) -> None:
+    told = _refusal(_rewritten(tmp_path, {"format": 3, "stage": "refine", "new": 1}))
+    assert "has format 3, and this lmcot reads up to 2: resume with the version" in told
 
 
 def test_there_is_none_at_first(tmp_path: Path) -> None:

@@ -180,10 +180,10 @@ def test_the_first_may_be_one_too_many() -> None:
 def test_a_stage_whose_every_update_was_skipped_has_learned_nothing(stage: Any) -> None:
     learners = Learners.__new__(Learners)
     learners._plan = LearnerPlan(stage, "a/model", 3)
-    with mock.patch.object(Learners, "call", return_value=[1, 1]):
+    with mock.patch.object(Learners, "updates", return_value=1):
         learners.check_learned()
     with (
-        mock.patch.object(Learners, "call", return_value=[0, 0]),
+        mock.patch.object(Learners, "updates", return_value=0),
         pytest.raises(UserError, match=f"{stage} has learned nothing: .* weights of 'a/model'"),
     ):
         learners.check_learned()

@@ -156,6 +156,6 @@ def test_a_rationale_that_does_not_fit_is_not_distilled(
         Annotation("q0", "frozen", "river " * 500, "a", True, "right answer"),
         Annotation("q1", "frozen", "river", "a", True, "right answer"),
     ]
-    [pair] = _pairs(run, annotations)
-    assert pair.prompt_ids == run.rationale_prompt(run.train[1].example)
+    [(prompt, _)] = _pairs(run, annotations)
+    assert prompt == run.rationale_prompt(run.train[1].example)
     assert "1 rationales are left out" in capsys.readouterr().err

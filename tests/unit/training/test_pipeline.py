@@ -17,8 +17,9 @@ from lmcot.errors import Interrupted, UserError
 from lmcot.records import Example, Failure, FailureKind, Judgement, Paragraph, Rollout, Usage
 from lmcot.run.budgets import Spending
 from lmcot.training import pipeline as module
-from lmcot.training.pipeline import Batch, Fleets, Pipeline
-from lmcot.training.refine import fresh_state
+from lmcot.training.batch import Batch
+from lmcot.training.pipeline import Fleets, Pipeline
+from lmcot.training.start import fresh_state
 
 TOY = Path(__file__).parents[3] / "configs" / "toy.yaml"
 CONFIG = load_config(TOY)
@@ -70,7 +71,7 @@ class FakeLearners:
 
 
 class Call:
-    """A call to the learners that takes so many looks."""
+    """A call to the learners that takes so many looks and has no result."""
 
     def __init__(self, looks: int) -> None:
         self.left = looks
@@ -79,12 +80,15 @@ class Call:
         self.left -= 1
         return self.left < 0
 
+    def result(self) -> None:
+        assert self.left < 0
+
     def refs(self) -> list[Any]:
         return []
 
 
 def pending(looks: int) -> Any:
-    """A `Call`, where a `PendingCall` is asked for."""
+    """A `Call` in the place of a `Pending`."""
     return Call(looks)
 
 
@@ -162,7 +166,7 @@ def test_at_no_staleness_one_batch_is_open_at_a_time(
 ) -> None:
     stand = Stand(tmp_path, monkeypatch)
     assert stand.pipeline.wants(0)
-    stand.pipeline.open(0, ())
+    stand.pipeline.sample(0, ())
     assert not stand.pipeline.wants(0)
     assert list(stand.rollout.units) == ["step-1/0", "step-1/1"]
     batch = stand.pipeline.take(0)
@@ -173,7 +177,7 @@ def test_at_no_staleness_one_batch_is_open_at_a_time(
     assert batch.failures == []
     assert batch.usage == Usage(2, 2, 10)
     assert stand.pipeline.wants(1)
-    stand.pipeline.open(1, ("weights",))
+    stand.pipeline.sample(1, ("weights",))
     assert {unit.policy_version for unit in stand.rollout.units.values()} == {1}
     assert {unit.weights for unit in stand.rollout.units.values()} == {("weights",)}
 
@@ -182,7 +186,7 @@ def test_a_unit_is_judged_while_others_are_sampled_and_order_does_not_matter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand = Stand(tmp_path, monkeypatch)
-    stand.pipeline.open(0, ())
+    stand.pipeline.sample(0, ())
     last_first = ["step-1/1", "step-1/0"]
 
     def second() -> None:
@@ -207,7 +211,7 @@ def test_no_more_batches_are_open_than_staleness_admits(
     stand = Stand(tmp_path, monkeypatch, f"refine.max_staleness={staleness}")
     versions = []
     for step in range(10):
-        stand.pipeline.open(step, ())
+        stand.pipeline.sample(step, ())
         stand.pipeline.work_until(pending(looks=20))
         assert stand.pipeline.ready() == min(staleness + 1, 10 - step)
         batch = stand.pipeline.take(step)
@@ -217,7 +221,7 @@ def test_no_more_batches_are_open_than_staleness_admits(
     assert stand.rollout.most <= 2 * (staleness + 1)
     assert stand.reward.most <= 2 * (staleness + 1)
     assert not stand.pipeline.wants(10), "there are no steps beyond the last"
-    assert stand.pipeline.units_in_flight() == []
+    assert stand.rollout.units == stand.reward.units == {}
 
 
 def test_every_question_of_an_epoch_comes_once_whatever_is_open(
@@ -228,7 +232,7 @@ def test_every_question_of_an_epoch_comes_once_whatever_is_open(
         stand = Stand(tmp_path, monkeypatch, f"refine.max_staleness={staleness}")
         asked[staleness] = []
         for step in range(6):
-            stand.pipeline.open(step, ())
+            stand.pipeline.sample(step, ())
             asked[staleness] += questions(stand.pipeline.take(step))
         assert all(len(set(asked[staleness][at : at + 12])) == 12 for at in (0, 12))
     assert asked[0] == asked[2]
@@ -239,18 +243,18 @@ def test_a_batchs_sampler_state_is_where_a_resume_goes_on(
 ) -> None:
     """Not where the batches that are open ahead of it have come to."""
     stand = Stand(tmp_path, monkeypatch, "refine.max_staleness=2")
-    stand.pipeline.open(0, ())
+    stand.pipeline.sample(0, ())
     batch = stand.pipeline.take(0)
-    flying = stand.pipeline.units_in_flight()
+    flying = {*stand.rollout.units, *stand.reward.units}
     assert {key.partition("/")[0] for key in flying} <= {"step-2", "step-3"}
     state = fresh_state(stand.run)
     state.step, state.sampler = 1, batch.sampler
     again = Stand(tmp_path, monkeypatch, "refine.max_staleness=2")
     fleets: Any = Fleets(again.rollout, again.reward)  # type: ignore[arg-type]
     resumed = Pipeline(stand.run, fleets, again.learners, state)
-    resumed.open(1, ())
+    resumed.sample(1, ())
     assert list(again.rollout.units) == [f"step-{n}/{unit}" for n in (2, 3, 4) for unit in (0, 1)]
-    assert set(flying) <= set(again.rollout.units)
+    assert flying <= set(again.rollout.units)
 
 
 def test_what_goes_wrong_while_the_learners_learn_waits_until_they_have(
@@ -258,7 +262,7 @@ def test_what_goes_wrong_while_the_learners_learn_waits_until_they_have(
 ) -> None:
     """Else their step would be lost with it."""
     stand = Stand(tmp_path, monkeypatch, "refine.max_staleness=1")
-    stand.pipeline.open(0, ())
+    stand.pipeline.sample(0, ())
     stand.waits = [lambda: stand.rollout.finish(2), lambda: stand.reward.finish(2)]
     stand.pipeline.take(0)
     failed = Judgement(failure=Failure(FailureKind.TRANSIENT, "the endpoint is down"))
@@ -274,7 +278,7 @@ def test_an_interruption_is_seen_while_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand = Stand(tmp_path, monkeypatch)
-    stand.pipeline.open(0, ())
+    stand.pipeline.sample(0, ())
 
     def interrupt() -> None:
         raise Interrupted

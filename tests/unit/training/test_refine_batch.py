@@ -25,7 +25,7 @@ from lmcot.records import (
     Rollout,
     SupportingFact,
 )
-from lmcot.training.refine import check_judged, check_staleness
+from lmcot.training.batch import check_judged, check_staleness
 from lmcot.training.step_metrics import step_metrics
 
 GOOD = Judgement({"em": 1.0, "f1": 1.0, **{f"aspect/{name}": 0.5 for name in (

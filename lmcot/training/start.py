@@ -1,0 +1,78 @@
+"""What refinement starts from: its model, its first state and its actors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Final
+
+from lmcot.actors.learner_actor import LearnerPlan
+from lmcot.actors.resources.cluster import check_plan
+from lmcot.data.sampler import PromptSampler
+from lmcot.errors import UserError
+from lmcot.evaluation.evaluate import check_evaluation
+from lmcot.records import RunState
+from lmcot.run.context import Run
+from lmcot.run.roles import published_weights, refine_roles
+from lmcot.training.learners import Learners
+from lmcot.training.pipeline import Fleets
+
+REFINE: Final = "refine"
+
+
+@contextmanager
+def started_actors(run: Run) -> Iterator[tuple[Fleets, Learners]]:
+    """Starts the actors of refinement, and ends them in the end.
+
+    All of them ask for resources before one waits, and load at the same time: where nodes have to
+    join the cluster, they join together.
+
+    Raises:
+        UserError: before any actor starts, if something is missing or does not fit.
+    """
+    config = run.config
+    source = start_source(run)
+    if config.evaluate.during.every:
+        check_evaluation(run)
+    check_plan(REFINE, refine_roles(config), config.actors, published_weights(config))
+    learners = Learners(run, LearnerPlan(REFINE, source, config.refine.steps))
+    with ExitStack() as stack:
+        fleets = open_fleets(run, source, stack)
+        stack.enter_context(learners)
+        fleets.wait_ready()
+        learners.wait_ready()
+        yield fleets, learners
+
+
+def open_fleets(run: Run, source: str, stack: ExitStack) -> Fleets:
+    """Starts the fleets that sample and judge, without waiting; the stack ends them.
+
+    Args:
+        source: model source that the rollout actors start from.
+    """
+    needs_frozen = run.config.rewards.kind == "guidance"
+    frozen = stack.enter_context(run.frozen_fleet()) if needs_frozen else None
+    rollout = stack.enter_context(run.rollout_fleet(source, trains=True))
+    reward = stack.enter_context(run.reward_fleet())
+    return Fleets(rollout, reward, frozen)
+
+
+def start_source(run: Run) -> str:
+    """Model source that refinement starts from.
+
+    Raises:
+        UserError: if there is no distilled model, and there should be one.
+    """
+    if run.config.refine.start_from == "base":
+        return run.config.policy.source
+    if not run.directory.finished("distill"):
+        raise UserError(
+            f"there is no distilled model in '{run.directory.home}' to refine: run 'lmcot distill' "
+            "on this run directory first, or set refine.start_from to 'base'"
+        )
+    return str(run.directory.distilled)
+
+
+def fresh_state(run: Run) -> RunState:
+    """The state before the first step of refinement."""
+    return RunState(REFINE, sampler=PromptSampler(len(run.train), run.config.seed).state())
