@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 from collections.abc import Callable
 from functools import cached_property, partial
+from itertools import islice
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -25,7 +26,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from benchmarks.cases import MODELS, SMOLLM2, questions, t5_small
 from benchmarks.timing import medians, own_peak, peak_memory
 from lmcot.actors.base import prepare_process
-from lmcot.config import Aspect, Dtype
+from lmcot.config import ASPECTS, Dtype
 from lmcot.data.loaders import load_examples
 from lmcot.data.prompts import load_templates
 from lmcot.data.render import encode
@@ -166,7 +167,7 @@ class Bench:
         options = [self.tokenizer.encode(word)[:1] for word in (" yes", " no")]
         asked = [
             encode(self.templates.judge(example, rationale, aspect), self.tokenizer)
-            for aspect in get_args(Aspect)[:questions]
+            for aspect in islice(ASPECTS, questions)
         ]
         self.engine.score([ScoreRequest(self._ids(ids), options) for ids in asked])
 

@@ -9,12 +9,11 @@ eight aspects. The goal is 4 times the speed.
 from __future__ import annotations
 
 import argparse
-from typing import get_args
 
 from benchmarks.cases import SMOLLM2, questions
 from benchmarks.timing import medians
 from lmcot.config import (
-    Aspect,
+    ASPECTS,
     AspectSettings,
     ContextSettings,
     GuidanceRewards,
@@ -40,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     lm = frozen_lm()
     examples, rollouts = batch(options.rationales)
-    judged = {aspect: AspectSettings(source="judge") for aspect in get_args(Aspect)}
+    judged = {aspect: AspectSettings(source="judge") for aspect in ASPECTS}
     templates = load_templates("default")
     model = RewardModel(GuidanceRewards(aspects=judged), lm, templates, 2, ANSWER_TOKENS)
     sampling = reply_sampling(templates.file.guided, ANSWER_TOKENS)
@@ -53,7 +52,7 @@ def main() -> None:
         for example, rollout in zip(examples, rollouts, strict=True):
             guided = templates.guided(example, rollout.text, 2)
             assert not isinstance(lm.generate([guided], sampling)[0], Failure)
-            for aspect in get_args(Aspect):
+            for aspect in ASPECTS:
                 question = templates.judge(example, rollout.text, aspect)
                 assert not isinstance(lm.choose([question], ("yes", "no"))[0], Failure)
 

@@ -24,14 +24,14 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from benchmarks.cases import SMOLLM2
 from benchmarks.endpoint import serving
 from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.actors.resources.cluster import ray_cluster
 from lmcot.actors.units import Packed, RolloutUnit, ScoreUnit
-from lmcot.config import Aspect, Config, parse_config
+from lmcot.config import ASPECTS, Config, parse_config
 from lmcot.data.sampler import PromptSampler
 from lmcot.monitor.metrics import read_metrics
 from lmcot.records import Judgement, Rollout, ScoredRollout
@@ -44,7 +44,7 @@ WARM_UP = 2
 """First steps of a run, which are not counted; nor is the last one, with nothing to sample."""
 PHASES = 3
 """Batches that each phase is measured on; the first one warms up."""
-REQUESTS = 1 + len(get_args(Aspect))
+REQUESTS = 1 + len(ASPECTS)
 """That the judging of one rationale takes."""
 GOAL = 0.8
 
@@ -84,7 +84,7 @@ class Case:
                 },
                 "rewards": {
                     "kind": "guidance",
-                    "aspects": {name: {"source": "judge"} for name in get_args(Aspect)},
+                    "aspects": {name: {"source": "judge"} for name in ASPECTS},
                 },
                 "refine": {
                     "start_from": "base",

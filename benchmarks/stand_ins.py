@@ -9,12 +9,12 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 from lmcot.actors.base import ActorBase
 from lmcot.actors.reward_actor import outcome
 from lmcot.actors.units import Packed, RolloutUnit, Scored, ScoreUnit
-from lmcot.config import Aspect, Config
+from lmcot.config import ASPECTS, Config
 from lmcot.records import Answer, Judgement, Rollout, Usage
 
 SAMPLE_S, JUDGE_S, LEARN_S = 1.0, 0.5, 2.0
@@ -26,7 +26,7 @@ _IDS = [tuple(_chance.choices(range(49152), k=RESPONSE)) for _ in range(64)]
 _PROMPT = tuple(_chance.choices(range(49152), k=PROMPT))
 _LOGPROBS = [tuple(-_chance.expovariate(1.0) for _ in range(RESPONSE)) for _ in range(64)]
 _TEXTS = [" ".join(_chance.choices(_WORDS, k=48)) for _ in range(64)]
-COMPONENTS = ("em", "f1", "inclusion", *(f"aspect/{name}" for name in get_args(Aspect)))
+COMPONENTS = ("em", "f1", "inclusion", *(f"aspect/{name}" for name in ASPECTS))
 
 
 def sampled(unit: RolloutUnit) -> Packed[list[Rollout]]:

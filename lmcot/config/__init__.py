@@ -4,7 +4,8 @@ Variants (frozen backend, teacher, rewards, KL controller, data source) are disc
 a wrong combination cannot be written. Every error is one sentence that names the key.
 """
 
-from lmcot.config.base import Aspect, Dtype, Row
+from lmcot.config.aspects import ASPECTS, Aspect, AspectSpec
+from lmcot.config.base import Dtype, Row
 from lmcot.config.data import (
     ContextSettings,
     CountingData,
@@ -39,6 +40,7 @@ from lmcot.config.models import FrozenTeacher, LoraSettings, PolicySettings, Sup
 from lmcot.config.monitor import AlarmSettings, MonitorSettings
 from lmcot.config.rewards import (
     AspectSettings,
+    CustomReward,
     FailureBudgets,
     GuidanceRewards,
     IncreasingRewards,
@@ -68,12 +70,14 @@ from lmcot.config.training import (
 )
 
 __all__ = [
+    "ASPECTS",
     "NO_STAGE_DEPENDS_ON",
     "ActorsSettings",
     "AdaptiveKl",
     "AlarmSettings",
     "Aspect",
     "AspectSettings",
+    "AspectSpec",
     "BudgetSettings",
     "CacheSettings",
     "CheckpointSettings",
@@ -81,6 +85,7 @@ __all__ = [
     "Config",
     "ContextSettings",
     "CountingData",
+    "CustomReward",
     "DataSettings",
     "DataSource",
     "DistillSettings",

@@ -25,16 +25,6 @@ Row = Literal[
     "control_masked",
     "control_oracle",
 ]
-Aspect = Literal[
-    "factuality",
-    "relevance",
-    "logicality",
-    "consistency",
-    "coherence",
-    "fluency",
-    "naturalness",
-    "readability",
-]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -119,7 +119,10 @@ def check_files(config: Config) -> None:
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Keys (dotted, sorted) whose values differ between two configs, with both values."""
+    """Keys (dotted, sorted) whose values differ between two configs, with both values.
+
+    A source ``auto`` does not differ from the source that it stands for.
+    """
     before, after = flat_settings(old), flat_settings(new)
     return {
         key: (before.get(key), after.get(key))
@@ -129,8 +132,8 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def flat_settings(config: Config) -> dict[str, Any]:
-    """All settings as plain values by their dotted keys."""
-    return _flatten(config.model_dump(mode="json"))
+    """All settings, as `Config.resolved` has them, as plain values by their dotted keys."""
+    return _flatten(config.resolved().model_dump(mode="json"))
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

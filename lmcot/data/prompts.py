@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from lmcot.config import Aspect, read_yaml_mapping
+from lmcot.config import ASPECTS, Aspect, read_yaml_mapping
 from lmcot.config.base import Settings
 from lmcot.data.context import render_context
 from lmcot.errors import UserError
@@ -55,8 +55,15 @@ class DemonstratedTemplate(Template):
 class JudgeTemplate(Template):
     """The yes/no questions about a rationale."""
 
-    aspects: dict[Aspect, str]
-    """For each aspect, the text of ``{criterion}``."""
+    aspects: dict[Aspect, str] = Field(default_factory=dict, validate_default=True)
+    """The text of ``{criterion}`` for each aspect; an aspect that is left out keeps its own
+    question."""
+
+    @field_validator("aspects")
+    @classmethod
+    def _every_aspect_has_a_question(cls, given: dict[Aspect, str]) -> dict[Aspect, str]:
+        # The file's own come first: one that names all aspects is dumped as it is written.
+        return given | {name: one.question for name, one in ASPECTS.items() if name not in given}
 
 
 class DemonstrationParagraph(Settings):
@@ -116,9 +123,6 @@ class TemplateFile(Settings):
             if isinstance(template, DemonstratedTemplate):
                 allowed = {"answer", "rationale"}
                 _check_fields(f"{kind}.assistant", template.assistant, set(), allowed)
-        missing = [aspect for aspect in get_args(Aspect) if aspect not in self.judge.aspects]
-        if missing:
-            raise ValueError(f"the key 'judge.aspects.{missing[0]}' is missing: add it")
         return self
 
 

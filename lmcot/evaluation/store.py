@@ -109,7 +109,7 @@ class EvaluationFiles:
         }
         judged = config.rewards.kind == "guidance" and config.evaluate.aspect_questions
         # No aspect depends on the penalties, which runs of before had elsewhere.
-        settings = config.rewards.model_dump(mode="json", exclude={"penalties"})
+        settings = config.resolved().rewards.model_dump(mode="json", exclude={"penalties"})
         self.aspects = {
             policy: kept(f"aspects/{policy}", policy, settings)
             for policy, sampled in self.rationales

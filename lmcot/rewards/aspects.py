@@ -1,4 +1,4 @@
-"""The eight aspects of a rationale's quality (Lee et al. 2024), from their sources.
+"""The aspects of a rationale's quality (after Lee et al. 2024), each from its source.
 
 ``metrics`` is a measure without a reference (`lmcot.rewards.metrics`, and fluency below);
 ``judge`` is the frozen LM's probability of "yes" to one question about the aspect; ``learned`` is
@@ -9,38 +9,93 @@ has 0 of everything.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import get_args
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from lmcot.config import Aspect, GuidanceRewards
+from lmcot.config import ASPECTS, Aspect, AspectSettings, GuidanceRewards
 from lmcot.data.prompts import PromptTemplates
 from lmcot.errors import UserError
+from lmcot.frozen.needs import Measure
 from lmcot.frozen.protocol import FrozenLM
 from lmcot.records import Example, Failure, Message
-from lmcot.rewards import metrics
+from lmcot.rewards.component import Component, Context, Measured
 from lmcot.rewards.embeddings import ROSCOE_SCORES, SentenceEmbedder, roscoe_scores
 from lmcot.rewards.learned import load_learned
+from lmcot.rewards.metrics import TEXT_METRICS
 
-Measured = float | Failure
 Columns = dict[str, list[Measured]]
 """By a measure's name, its value for each rationale."""
 
-_TEXT_METRICS: Mapping[str, Callable[[Example, str], float]] = {
-    "metrics/factuality": metrics.factuality,
-    "metrics/relevance": metrics.relevance,
-    "metrics/coherence": metrics.coherence,
-    "metrics/naturalness": metrics.naturalness,
-    "metrics/readability": metrics.readability,
-}
-# Logicality and consistency have none; the settings see to it.
-_FLUENCY = "metrics/fluency"
-TEXT_MEASURES = tuple(_TEXT_METRICS)
+TEXT_MEASURES = tuple(f"metrics/{aspect}" for aspect in TEXT_METRICS)
 """Metrics of the text alone."""
+LIKELIHOOD_MEASURES = tuple(
+    f"metrics/{name}" for name, spec in ASPECTS.items() if spec.metric == "likelihood"
+)
+"""Metrics that take the frozen LM's log-likelihoods."""
 ROSCOE_MEASURES = tuple(f"roscoe/{name}" for name in ROSCOE_SCORES)
 """Scores that take sentence embeddings."""
-JUDGE_MEASURES = tuple(f"judge/{aspect}" for aspect in get_args(Aspect))
+JUDGE_MEASURES = tuple(f"judge/{aspect}" for aspect in ASPECTS)
 """The frozen LM's judgements."""
-MEASURES = (*TEXT_MEASURES, _FLUENCY, *ROSCOE_MEASURES, *JUDGE_MEASURES)
+MEASURES = (*TEXT_MEASURES, *LIKELIHOOD_MEASURES, *ROSCOE_MEASURES, *JUDGE_MEASURES)
+
+
+@dataclass(frozen=True, slots=True)
+class AspectComponent(Component):
+    """The component of an aspect: its weight and its calls depend on the aspect's own settings."""
+
+    @classmethod
+    def of(cls, aspect: Aspect) -> AspectComponent:
+        """The component of an aspect."""
+        name = aspect_component(aspect)
+
+        def measure(
+            examples: Sequence[Example], rationales: Sequence[str], context: Context
+        ) -> list[Measured]:
+            return context.aspect(name, examples, rationales)
+
+        question = ASPECTS[aspect].question
+        return cls(name, f"aspects.{aspect}", "0 to 1", question, measure)
+
+    @property
+    def aspect(self) -> Aspect:
+        """Which aspect it is."""
+        return self.setting.removeprefix("aspects.")
+
+    def settings(self, rewards: GuidanceRewards) -> AspectSettings:
+        """The aspect's settings, its source named."""
+        off = AspectSettings(source="off")
+        return rewards.aspects.get(self.aspect, off).resolved(ASPECTS[self.aspect])
+
+    def weight(self, rewards: GuidanceRewards) -> float | None:
+        """The aspect's weight; None where it is off."""
+        settings = self.settings(rewards)
+        return None if settings.source == "off" else settings.weight
+
+    def calls(self, rewards: GuidanceRewards) -> frozenset[Measure]:
+        """Calls to the frozen LM that the aspect's source takes.
+
+        Raises:
+            UserError: if the model of learned aspects cannot be read.
+        """
+        source = self.settings(rewards).source
+        names: Sequence[str] = [f"{source}/{self.aspect}"]
+        if source == "learned" and rewards.learned_model is not None:
+            names = load_learned(rewards.learned_model).features
+        takes: dict[Measure, tuple[str, ...]] = {
+            "choose": JUDGE_MEASURES,
+            "score": LIKELIHOOD_MEASURES,
+        }
+        return frozenset(call for call, measures in takes.items() if set(names) & set(measures))
+
+    def remedy(self, rewards: GuidanceRewards) -> str:
+        """What to do where the frozen LM does not offer those calls."""
+        judged = "" if "choose" in self.calls(rewards) else "its source to 'judge', "
+        return f"set {judged}its weight to 0 or its source to 'off'"
+
+    def without(self, rewards: GuidanceRewards) -> GuidanceRewards:
+        """The settings with the aspect off."""
+        aspects = {**rewards.aspects, self.aspect: AspectSettings(source="off")}
+        return rewards.model_copy(update={"aspects": aspects})
 
 
 def aspect_component(aspect: Aspect) -> str:
@@ -60,7 +115,8 @@ class AspectMeter:
         Raises:
             UserError: if it cannot be read, lacks such an aspect, or asks for unknown features.
         """
-        self._sources = {a: one.source for a, one in rewards.aspects.items() if one.source != "off"}
+        aspects = rewards.resolved().aspects
+        self._sources = {a: one.source for a, one in aspects.items() if one.source != "off"}
         self._embeddings = rewards.embeddings
         self._embedder: SentenceEmbedder | None = None
         learned = [aspect for aspect, source in self._sources.items() if source == "learned"]
@@ -77,7 +133,7 @@ class AspectMeter:
         unknown = [name for name in self._learned.features if name not in MEASURES]
         if unknown:
             raise UserError(
-                f"'{path}' asks for the unknown feature '{unknown[0]}': fit the aspects anew"
+                f"'{path}' asks for the unknown feature '{unknown[0]}': fit the aspects again"
             )
 
     def measure(
@@ -121,16 +177,18 @@ class AspectMeter:
         ``frozen`` and ``templates`` are needed for judgements, ``frozen`` for ``metrics/fluency``.
         """
         columns: Columns = {}
-        judged: list[Aspect] = [a for a in get_args(Aspect) if f"judge/{a}" in names]
+        judged = [aspect for aspect in ASPECTS if f"judge/{aspect}" in names]
         if judged and frozen is not None and templates is not None:
             columns.update(_judged(examples, rationales, judged, frozen, templates))
-        if _FLUENCY in names and frozen is not None:
-            columns[_FLUENCY] = _fluency(examples, rationales, frozen)
+        if "metrics/fluency" in names and frozen is not None:
+            columns["metrics/fluency"] = _fluency(examples, rationales, frozen)
         if set(names) & set(ROSCOE_MEASURES):
             columns.update(self._roscoe(examples, rationales))
-        for name in set(names) & set(TEXT_MEASURES):
-            metric = _TEXT_METRICS[name]
-            columns[name] = [metric(e, r) for e, r in zip(examples, rationales, strict=True)]
+        for aspect, metric in TEXT_METRICS.items():
+            if f"metrics/{aspect}" in names:
+                columns[f"metrics/{aspect}"] = [
+                    metric(e, r) for e, r in zip(examples, rationales, strict=True)
+                ]
         return {name: columns[name] for name in names}
 
     def _roscoe(self, examples: Sequence[Example], rationales: Sequence[str]) -> Columns:

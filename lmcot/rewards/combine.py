@@ -8,45 +8,28 @@ from collections.abc import Sequence
 from decimal import Decimal
 from itertools import pairwise
 
-from lmcot.config import GuidanceRewards, IncreasingRewards, Penalties
+from lmcot.config import IncreasingRewards, Penalties
+from lmcot.config.rewards import Rewards
 from lmcot.records import Judgement, Rollout
-from lmcot.rewards.aspects import aspect_component
+from lmcot.rewards.components import component_weights
 
 _INTEGER = re.compile(r"(?:(?<!\w)-)?\d+", re.ASCII)
 
 
-def scalar_reward(judgement: Judgement, rewards: GuidanceRewards | IncreasingRewards) -> float:
+def scalar_reward(judgement: Judgement, rewards: Rewards) -> float:
     """The weighted sum of a judgement's components (the toy task has one, of weight 1).
 
     Raises:
-        ValueError: for a failed judgement, which is never a reward of zero; for a sum that is no
-            finite number.
+        ValueError: for a failed judgement, which is never a reward of zero; for a sum that is
+            infinite or not a number.
     """
     if judgement.failure is not None:
         raise ValueError(f"a failed judgement has no reward: {judgement.failure.reason}")
-    weights = component_weights(rewards)
+    weights = {"increasing": 1.0} if rewards.kind == "increasing" else component_weights(rewards)
     total = sum(weight * judgement.components[name] for name, weight in weights.items() if weight)
     if not math.isfinite(total):
         raise ValueError(f"the reward is {total}, not a finite number: {judgement.components}")
     return total
-
-
-def component_weights(rewards: GuidanceRewards | IncreasingRewards) -> dict[str, float]:
-    """What each component of a judgement weighs, by its name."""
-    if rewards.kind == "increasing":
-        return {"increasing": 1.0}
-    aspects = {aspect_component(name): one.weight for name, one in rewards.aspects.items()}
-    weights = {
-        "em": rewards.em_weight,
-        "f1": rewards.f1_weight,
-        "inclusion": rewards.inclusion_weight,
-        **aspects,
-    }
-    if rewards.likelihood_gain_weight is not None:
-        weights["likelihood_gain"] = rewards.likelihood_gain_weight
-    if rewards.custom is not None:
-        weights["custom"] = rewards.custom_weight
-    return weights
 
 
 def taken_off(rollout: Rollout, penalties: Penalties, max_new_tokens: int) -> dict[str, float]:

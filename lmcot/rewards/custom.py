@@ -5,16 +5,15 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Protocol, cast
 
+from lmcot.config import GuidanceRewards
 from lmcot.errors import UserError
 from lmcot.records import Example, Failure, FailureKind, Judgement, Rollout
-
-COMPONENT = "custom"
-"""The name of its component in a judgement."""
+from lmcot.rewards.component import Measured
 
 
 class CustomReward(Protocol):
@@ -40,7 +39,7 @@ def load_custom(name: str) -> CustomReward:
         module = importlib.import_module(module_name)
     except Exception as error:  # importing runs the user's code, which may raise anything
         missing = isinstance(error, ModuleNotFoundError)
-        remedy = "install it or put its folder on PYTHONPATH" if missing else "mend it"
+        remedy = "install it or put its folder on PYTHONPATH" if missing else "fix it"
         raise UserError(
             f"rewards.custom is '{name}', but the module '{module_name}' cannot be imported "
             f"({type(error).__name__}: {error}): {remedy}"
@@ -59,32 +58,67 @@ def load_custom(name: str) -> CustomReward:
     return cast(CustomReward, reward)
 
 
-def with_custom(
-    judgement: Judgement, example: Example, rollout: Rollout, *, name: str, reward: CustomReward
-) -> Judgement:
-    """The judgement with the component ``custom``; a failed judgement as it is.
+@dataclass(frozen=True, slots=True)
+class Custom:
+    """A reward of the user's own, ready to be asked."""
 
-    A value that is no finite real number makes it a permanent failure.
+    component: str
+    """The name of its component in a judgement."""
+    function: str
+    """The function's name, as ``module:function``."""
+    reward: CustomReward
+    """The function."""
+
+    def of(self, judgement: Judgement, example: Example, rollout: Rollout) -> Measured:
+        """The reward of one rationale; a value that is not a finite real number is a failure.
+
+        Raises:
+            UserError: if the user's function raises an exception, which is theirs to fix.
+        """
+        # A copy: what the function does to it must not reach the other components.
+        shown = replace(judgement, components=dict(judgement.components))
+        try:
+            value = self.reward(example, rollout, shown)
+        except Exception as error:
+            raise UserError(
+                f"the custom reward '{self.function}' raised {type(error).__name__}: {error} for "
+                f"the question '{example.id}': fix the function"
+            ) from error
+        number = _finite(value)
+        if number is not None:
+            return number
+        reason = f"the custom reward '{self.function}' is {value!r:.100}, not a finite number"
+        return Failure(FailureKind.PERMANENT, reason)
+
+
+def load_customs(rewards: GuidanceRewards) -> list[Custom]:
+    """All rewards of the user's own that the settings name. Raises as `load_custom` does."""
+    return [
+        Custom(component, one.function, load_custom(one.function))
+        for component, one in rewards.custom_rewards.items()
+    ]
+
+
+def with_custom(
+    judgement: Judgement, example: Example, rollout: Rollout, customs: Sequence[Custom]
+) -> Judgement:
+    """The judgement with a component for each custom reward; a failed judgement as it is.
+
+    Each function sees the judgement without the others' components. One that does not return a
+    finite number makes the judgement a failure.
 
     Raises:
-        UserError: if the user's function raises, which is theirs to mend.
+        UserError: if a function raises an exception.
     """
     if judgement.failure is not None:
         return judgement
-    # A copy: what the function does to it must not reach the other components.
-    shown = replace(judgement, components=dict(judgement.components))
-    try:
-        value = reward(example, rollout, shown)
-    except Exception as error:
-        raise UserError(
-            f"the custom reward '{name}' raised {type(error).__name__}: {error} for the question "
-            f"'{example.id}': mend the function"
-        ) from error
-    number = _finite(value)
-    if number is None:
-        reason = f"the custom reward '{name}' is {value!r:.100}, not a finite number"
-        return Judgement(failure=Failure(FailureKind.PERMANENT, reason))
-    return replace(judgement, components={**judgement.components, COMPONENT: number})
+    added: dict[str, float] = {}
+    for custom in customs:
+        value = custom.of(judgement, example, rollout)
+        if isinstance(value, Failure):
+            return Judgement(failure=value)
+        added[custom.component] = value
+    return replace(judgement, components={**judgement.components, **added})
 
 
 def _takes_three(reward: Callable[..., object]) -> bool:

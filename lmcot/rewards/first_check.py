@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from itertools import islice
+from typing import Literal
 
-from lmcot.config import Aspect, Config, GuidanceRewards
+from lmcot.config import ASPECTS, Config, GuidanceRewards
 from lmcot.config.rows import DEFAULT_ROWS, plain, votes
 from lmcot.data.prompts import PromptTemplates, reply_sampling
 from lmcot.data.sampler import sample_seed
@@ -14,7 +15,8 @@ from lmcot.errors import UserError
 from lmcot.frozen.needs import Measure, Needs
 from lmcot.frozen.open import check_frozen_lm
 from lmcot.records import Example, Paragraph, Prompt, Sampling, Usage
-from lmcot.rewards.needs import Component, components, without
+from lmcot.rewards.component import Component
+from lmcot.rewards.components import measured_components
 
 Asker = Literal["run", "serve", "fit"]
 """Who asks: a run with all its stages, a service, or ``lmcot aspects``, which only judges."""
@@ -46,6 +48,37 @@ class Checked:
     """What the check itself asked of an endpoint."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A component that takes calls to the frozen LM beside its answers."""
+
+    component: Component
+    setting: str
+    weight: float
+    calls: frozenset[Measure]
+    remedy: str
+
+
+def _asked(rewards: GuidanceRewards) -> list[_Asked]:
+    return [
+        _Asked(
+            one,
+            setting=f"rewards.{one.setting}",
+            weight=one.weight(rewards) or 0.0,
+            calls=calls,
+            remedy=one.remedy(rewards),
+        )
+        for one in measured_components(rewards)
+        if (calls := one.calls(rewards))
+    ]
+
+
+def _without(rewards: GuidanceRewards, unmeasured: Sequence[_Asked]) -> GuidanceRewards:
+    for one in unmeasured:
+        rewards = one.component.without(rewards)
+    return rewards
+
+
 def check_frozen(
     config: Config,
     templates: PromptTemplates,
@@ -60,20 +93,21 @@ def check_frozen(
     Raises:
         UserError: if it does not answer, or cannot measure a component that has a weight.
     """
+    config = config.resolved()
     if config.frozen is None:
         return Checked(config, [], Usage())
     rewards = config.rewards
     judged = rewards if asker != "serve" and isinstance(rewards, GuidanceRewards) else None
-    asked = [] if judged is None else list(components(judged))
-    measures = {measure for one in asked for measure in one.measures}
+    asked = [] if judged is None else _asked(judged)
+    calls = {call for one in asked for call in one.calls}
     needs = Needs(
         tuple(_completions(config, templates, _rows(config, asker))),
-        tuple(_judgements(templates)) if "choose" in measures else (),
-        "score" in measures,
+        tuple(_judgements(templates)) if "choose" in calls else (),
+        "score" in calls,
     )
     found = check_frozen_lm(config.frozen, needs, spend)
     notices = list(found.notices)
-    unmeasured = [one for one in asked if one.measures & found.lacks.keys()]
+    unmeasured = [one for one in asked if one.calls & found.lacks.keys()]
     left_out: dict[str, list[str]] = {}
     for one in unmeasured:
         reason = _reason(one, found.lacks)
@@ -85,7 +119,7 @@ def check_frozen(
             )
     for reason, settings in left_out.items():
         notices.append(f"not measured (weight 0): {', '.join(settings)}; {reason}")
-    measured = rewards if judged is None else without(judged, {one.setting for one in unmeasured})
+    measured = rewards if judged is None else _without(judged, unmeasured)
     learned = config.model_copy(update={"frozen": found.settings, "rewards": measured})
     return Checked(learned, notices, found.usage)
 
@@ -146,13 +180,12 @@ def _completions(
 
 
 def _judgements(templates: PromptTemplates) -> list[Prompt]:
-    aspects: tuple[Aspect, ...] = get_args(Aspect)
-    return [templates.judge(_EXAMPLE, _RATIONALE, one) for one in aspects[:_JUDGEMENTS]]
+    return [templates.judge(_EXAMPLE, _RATIONALE, one) for one in islice(ASPECTS, _JUDGEMENTS)]
 
 
-def _reason(one: Component, lacks: Mapping[Measure, str]) -> str:
-    return "; ".join(lacks[measure] for measure in sorted(one.measures & lacks.keys()))
+def _reason(one: _Asked, lacks: Mapping[Measure, str]) -> str:
+    return "; ".join(lacks[measure] for measure in sorted(one.calls & lacks.keys()))
 
 
-def _wanted(one: Component, lacks: Mapping[Measure, str]) -> str:
-    return " and ".join(_LACKS[measure] for measure in sorted(one.measures & lacks.keys()))
+def _wanted(one: _Asked, lacks: Mapping[Measure, str]) -> str:
+    return " and ".join(_LACKS[measure] for measure in sorted(one.calls & lacks.keys()))

@@ -81,7 +81,7 @@ class LearnedModel(Settings):
         if self.frozen is not None and identity != self.frozen:
             raise UserError(
                 f"the learned aspects were fitted to the judgements of '{self.frozen}', but the "
-                f"frozen LM is '{identity}': fit them anew with 'lmcot aspects fit', or use that LM"
+                f"frozen LM is '{identity}': fit them again ('lmcot aspects fit') or use that LM"
             )
 
 
@@ -104,7 +104,7 @@ def load_learned(path: str | Path) -> LearnedModel:
         where = ".".join(map(str, problem["loc"])) or "file"
         raise UserError(
             f"'{path}' is no file that 'lmcot aspects fit' wrote ({where}: {problem['msg']}): fit "
-            "the aspects anew"
+            "the aspects again"
         ) from None
 
 

@@ -5,19 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lmcot.data.prompts import PromptTemplates
-from lmcot.frozen.protocol import FrozenLM
 from lmcot.records import Example, Failure, Score
-from lmcot.rewards.aspects import Measured
+from lmcot.rewards.component import Context, Measured
 
 
 def likelihood_gains(
-    examples: Sequence[Example],
-    rationales: Sequence[str],
-    *,
-    frozen: FrozenLM,
-    templates: PromptTemplates,
-    demonstrations: int,
+    examples: Sequence[Example], rationales: Sequence[str], context: Context
 ) -> list[Measured]:
     """``P(gold | question, context, rationale) - P(gold | question, context)``, or the failure.
 
@@ -25,11 +18,12 @@ def likelihood_gains(
     ``exp(log-likelihood / tokens)`` of the gold answer, in the form of the templates' replies,
     after the guided and the standard prompt: the geometric mean of its tokens' probabilities. The
     gain is that of Rainier (Liu et al. 2022), whose ``P`` is shared out among given choices;
-    questions about a text come without choices. The length is divided out, lest every long answer
-    have a probability, and a gain, near 0.
+    questions about a text come without choices. The length is divided out: without that, every
+    long answer would have a probability, and a gain, near 0.
 
     The standard prompt is asked once for all rationales of an example.
     """
+    templates, demonstrations = context.templates, context.demonstrations
     guided = [
         templates.guided(example, rationale, demonstrations)
         for example, rationale in zip(examples, rationales, strict=True)
@@ -37,7 +31,7 @@ def likelihood_gains(
     distinct = list(dict.fromkeys(examples))
     standard = [templates.standard(example, demonstrations) for example in distinct]
     file = templates.file
-    scores = frozen.score(
+    scores = context.frozen.score(
         [*standard, *guided],
         [
             *(templates.reply(file.standard, example) for example in distinct),

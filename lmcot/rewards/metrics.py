@@ -19,6 +19,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 from statistics import fmean
 
@@ -106,6 +107,16 @@ def readability(example: Example, rationale: str) -> float:
     syllables = sum(map(_syllables, words))
     ease = 206.835 - 1.015 * len(words) / sentences - 84.6 * syllables / len(words)
     return min(1.0, max(0.0, ease / 100))
+
+
+TEXT_METRICS: dict[str, Callable[[Example, str], float]] = {
+    "factuality": factuality,
+    "relevance": relevance,
+    "coherence": coherence,
+    "naturalness": naturalness,
+    "readability": readability,
+}
+"""The metric of each aspect that is measured from the text alone."""
 
 
 @lru_cache(maxsize=1024)  # the samples of a question share its passages

@@ -26,7 +26,7 @@ from lmcot.monitor.metrics import Monitor
 from lmcot.monitor.progress import say
 from lmcot.records import Example
 from lmcot.rewards.aspects import AspectMeter
-from lmcot.rewards.custom import load_custom
+from lmcot.rewards.custom import load_customs
 from lmcot.rewards.first_check import check_frozen
 from lmcot.run.budgets import Spending
 from lmcot.run.directory import RunDirectory
@@ -70,7 +70,7 @@ class Run:
     def __post_init__(self) -> None:
         budget = self.config.frozen.budget if self.config.frozen else BudgetSettings()
         self.spending = Spending(self.directory.path / run_files.SPENDING, budget)
-        self.effective = self.config
+        self.effective = self.config.resolved()
         self.templates = load_templates(self.config.prompts.templates)
 
     @cached_property
@@ -101,8 +101,7 @@ class Run:
         """
         if self.config.rewards.kind == "guidance":
             AspectMeter(self.config.rewards)  # reads the learned model, if there is one
-            if self.config.rewards.custom is not None:
-                load_custom(self.config.rewards.custom)
+            load_customs(self.config.rewards)
         self._check_frozen()
         for questions, key in ((self.train, TRAIN), (self.validation, VALIDATION)):
             say(f"{key}: {len(questions)} questions")

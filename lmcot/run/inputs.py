@@ -52,8 +52,9 @@ def contents(run: Run, stage: Stage) -> dict[str, str]:
         found["data.validation"] = _questions(run.validation)
     rewards = run.config.rewards
     if isinstance(rewards, GuidanceRewards):
-        if rewards.custom is not None:
-            found["rewards.custom"] = _digest(_source(rewards.custom))
+        sources = [_source(one.function) for one in rewards.custom_rewards.values()]
+        if sources:
+            found["rewards.custom"] = _digest("".join(sources))
         if rewards.learned_model is not None:
             found["rewards.learned_model"] = _digest(place(rewards.learned_model).read_text())
     return found

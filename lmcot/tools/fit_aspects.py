@@ -12,10 +12,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lmcot.actors.base import prepare_process
-from lmcot.config import Aspect, AspectSettings, Config, GuidanceRewards
+from lmcot.config import ASPECTS, Aspect, AspectSettings, Config, GuidanceRewards
 from lmcot.data.formats import parse_record
 from lmcot.data.layouts import read_records
 from lmcot.data.prompts import PromptTemplates, load_templates
@@ -32,8 +32,8 @@ from lmcot.rewards.aspects import (
     TEXT_MEASURES,
     AspectMeter,
     Columns,
-    Measured,
 )
+from lmcot.rewards.component import Measured
 from lmcot.rewards.first_check import check_frozen
 from lmcot.rewards.learned import LearnedAspect, LearnedModel, load_learned, save_learned
 
@@ -185,7 +185,7 @@ def _rationale(record: object, where: str) -> Rationale:
 
 
 def _label_columns(rationales: Sequence[Rationale], mapped: Mapping[str, str]) -> dict[Aspect, str]:
-    aspects: tuple[Aspect, ...] = get_args(Aspect)
+    aspects = tuple(ASPECTS)
     for name in mapped:
         if name not in aspects:
             raise UserError(f"'{name}' is no aspect: use one of {', '.join(aspects)}")
@@ -238,16 +238,16 @@ def _scoring(
     source: Source, model: Path | None, config: Config | None
 ) -> tuple[GuidanceRewards, bool]:
     """What to measure, and whether it takes a frozen LM."""
-    aspects: list[Aspect] = list(get_args(Aspect))
+    aspects = list(ASPECTS)
     if source == "learned":
         if model is None:
             raise UserError("--source learned needs --model, the file of 'lmcot aspects fit'")
         learned = load_learned(model)
         aspects, needs_judge = list(learned.aspects), learned.frozen is not None
     elif source == "metrics":
-        text = [a for a in aspects if f"metrics/{a}" in TEXT_MEASURES]
         needs_judge = config is not None
-        aspects = [*text, "fluency"] if needs_judge else text
+        sources = ("text", "likelihood") if needs_judge else ("text",)
+        aspects = [name for name, spec in ASPECTS.items() if spec.metric in sources]
     else:
         needs_judge = True
     update = {

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import pytest
 import ray
@@ -20,8 +20,8 @@ from lmcot.actors.frozen_actor import FrozenActor, RemoteFrozenLM
 from lmcot.actors.reward_actor import RewardActor
 from lmcot.actors.units import Packed, Scored, ScoreUnit
 from lmcot.config import (
+    ASPECTS,
     ActorsSettings,
-    Aspect,
     CacheSettings,
     PromptSettings,
     RoleSettings,
@@ -220,7 +220,7 @@ def _judge_with(fleet: Fleet, folder: Path, fitted_to: str) -> Scored:
                 "kind": "guidance",
                 "learned_model": str(folder / "aspects.json"),
                 "aspects": {
-                    **{name: {"source": "off"} for name in get_args(Aspect)},
+                    **{name: {"source": "off"} for name in ASPECTS},
                     "factuality": {"source": "learned", "weight": 1.0},
                 },
             },

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from lmcot.config import (
+    ASPECTS,
     NO_STAGE_DEPENDS_ON,
     AdaptiveKl,
-    Aspect,
     AspectSettings,
     Config,
     FixedKl,
@@ -371,7 +371,7 @@ def test_a_dump_holds_every_default() -> None:
     config = parse_config(LEAST)
     dumped = yaml.safe_load(dump_config(config))
     assert dumped["refine"]["optimiser"]["eps"] == 1e-5
-    assert set(dumped["rewards"]["aspects"]) == set(get_args(Aspect))
+    assert set(dumped["rewards"]["aspects"]) == set(ASPECTS)
     assert parse_config(dumped) == config
 
 
@@ -401,7 +401,7 @@ def test_to_name_any_key_with_its_value_changes_nothing(values: dict[str, Any]) 
         for part in above:
             node = node.setdefault(part, {})
         node[last] = value
-        assert parse_config(named) == config, key
+        assert parse_config(named).resolved() == config.resolved(), key
 
 
 @pytest.mark.parametrize(
@@ -456,7 +456,7 @@ def test_one_aspect_leaves_the_others_and_none_is_none() -> None:
     none = parse_config(changed("rewards.aspects", {})).rewards
     assert isinstance(one, GuidanceRewards)
     assert isinstance(none, GuidanceRewards)
-    assert set(one.aspects) == set(get_args(Aspect))
+    assert set(one.aspects) == set(ASPECTS)
     assert [name for name, aspect in one.aspects.items() if aspect.source == "off"] == ["fluency"]
     assert none.aspects == {}
 
@@ -563,7 +563,7 @@ def test_differences_tell_both_values() -> None:
         ("data.validation.examples", 9, []),
         ("distill.epochs", 9, []),
         ("serve.port", 9, []),
-        ("rewards", aspects(), [f"rewards.aspects.{a}." for a in sorted(get_args(Aspect))]),
+        ("rewards", aspects(), [f"rewards.aspects.{a}." for a in sorted(ASPECTS)]),
         ("refine.kl", {"kind": "adaptive"}, ["refine.kl.horizon", "kind", "refine.kl.target"]),
         ("refine.kl", {"kind": "fixed", "apply_to": "loss"}, ["refine.kl.apply_to"]),
         ("refine.advantage", {"kind": "gae", "lam": 1.0}, ["refine.advantage.lam"]),
@@ -668,21 +668,41 @@ def _has(values: Any, key: str) -> bool:
     return True
 
 
+def sources(config: Config) -> dict[str, str]:
+    rewards = config.resolved().rewards
+    assert isinstance(rewards, GuidanceRewards)
+    return {name: one.source for name, one in rewards.aspects.items()}
+
+
 def test_an_endpoint_measures_no_fluency_unless_asked_to() -> None:
+    config, local = parse_config({**LEAST, "frozen": ENDPOINT}), parse_config(LEAST)
+    assert sources(local)["fluency"] == "metrics"
+    assert sources(config) == {**sources(local), "fluency": "off"}
+    completions = {**ENDPOINT, "api": "completions"}
+    assert sources(parse_config({**LEAST, "frozen": completions})) == sources(local)
+
+
+def test_settings_as_dumped_behave_with_another_frozen_lm_as_the_file_does() -> None:
+    """What depends on the frozen LM is decided where it is used, not where settings are read."""
     config = parse_config({**LEAST, "frozen": ENDPOINT})
-    assert isinstance(config.rewards, GuidanceRewards)
-    local = parse_config(LEAST).rewards
-    assert isinstance(local, GuidanceRewards)
-    off = AspectSettings(source="off")
-    assert config.rewards.aspects == {**local.aspects, "fluency": off}
-    assert local.aspects["fluency"].source == "metrics"
-    assert parse_config(yaml.safe_load(dump_config(config))) == config
+    dumped = yaml.safe_load(dump_config(config))
+    assert parse_config(dumped) == config
+    assert parse_config({**dumped, "frozen": LEAST["frozen"]}) == parse_config(LEAST)
+
+
+@pytest.mark.parametrize("frozen", [LEAST["frozen"], ENDPOINT], ids=["local", "endpoint"])
+def test_a_named_source_does_not_differ_from_the_automatic_one(frozen: dict[str, Any]) -> None:
+    """Runs of before have the sources of their aspects by name."""
+    config = parse_config({**LEAST, "frozen": frozen})
+    named = parse_config(yaml.safe_load(dump_config(config.resolved())))
+    assert named != config
+    assert differences(named, config) == {}
 
 
 def test_an_endpoint_keeps_the_other_rewards() -> None:
     config = parse_config(
         {**LEAST, "frozen": ENDPOINT, "rewards": {"kind": "guidance", "em_weight": 2.0}}
-    )
+    ).resolved()
     assert isinstance(config.rewards, GuidanceRewards)
     assert config.rewards.em_weight == 2.0
     assert config.rewards.aspects["fluency"].source == "off"
@@ -698,7 +718,14 @@ def test_an_endpoint_cannot_measure_fluency() -> None:
         "rewards.aspects.fluency.source is 'metrics', but frozen.backend 'openai' with api 'chat' "
         "gives no log-likelihoods to measure it by: set it to 'judge' or 'off'"
     )
+    weighed = aspects(fluency={"weight": 0.5})
+    assert refusal({**LEAST, "frozen": ENDPOINT, "rewards": weighed}) == (
+        "rewards.aspects.fluency.weight is 0.5, but frozen.backend 'openai' with api 'chat' gives "
+        "no log-likelihoods to measure it by: set rewards.aspects.fluency.source to 'judge', or "
+        "the weight to 0"
+    )
     completions = {**ENDPOINT, "api": "completions"}
+    parse_config({**LEAST, "frozen": completions, "rewards": weighed})
     parse_config({**LEAST, "frozen": completions, "rewards": rewards})
     parse_config({**LEAST, "frozen": completions, "rewards": _guidance(likelihood_gain_weight=0.5)})
     assert refusal(
@@ -726,6 +753,38 @@ def test_a_custom_reward_can_be_the_only_one() -> None:
     rewards = _guidance(em_weight=0, f1_weight=0, custom="my.rewards:brevity")
     parse_config({**LEAST, "rewards": rewards})
     assert "all weights are 0" in refusal({**LEAST, "rewards": {**rewards, "custom_weight": 0}})
+
+
+def test_custom_rewards_have_names_and_weights(tmp_path: Path) -> None:
+    custom = {name: {"function": f"my.rewards:{name}"} for name in ("brevity", "style")}
+    several = _guidance(em_weight=0, f1_weight=0, custom=custom)
+    config = parse_config({**LEAST, "rewards": several})
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump({**LEAST, "rewards": several}))
+    rewards = load_config(file, ["rewards.custom.style.weight=0.25"]).rewards
+    assert isinstance(rewards, GuidanceRewards)
+    weights = {name: one.weight for name, one in rewards.custom_rewards.items()}
+    assert weights == {"custom/brevity": 1.0, "custom/style": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "sentence"),
+    [
+        ({"custom": {"a": {"function": "b"}}}, "custom is 'b', which is not of the form"),
+        ({"custom": {"a": {"functoin": "b:c"}}},
+         "unknown key 'rewards.custom.a.functoin': did you mean 'function'?"),
+        ({"custom": {"a": {"weight": 1}}}, "the key 'rewards.custom.a.function' is missing"),
+        ({"custom": {"a/b": {"function": "b:c"}}}, "'a/b'"),
+        ({"custom": 3}, "'rewards.custom' is 3: it should be"),
+        ({"custom": {"a": {"function": "b:c"}}, "custom_weight": 0.5},
+         "custom_weight is for a single custom reward, but custom names several"),
+        ({"custom": {"a": {"function": "b:c", "weight": 0}}, "em_weight": 0, "f1_weight": 0},
+         "all weights are 0"),
+    ],
+)  # fmt: skip
+def test_custom_rewards_that_are_wrong_are_named(rewards: dict[str, Any], sentence: str) -> None:
+    assert sentence in refusal({**LEAST, "rewards": _guidance(**rewards)})
 
 
 def test_learned_aspects_need_their_model() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 import pickle
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from lmcot.config import Aspect, SampleData
+from lmcot.config import ASPECTS, Aspect, SampleData
 from lmcot.data import encode, load_examples, load_templates, render, render_context
 from lmcot.data.render import parted, render_plain
 from lmcot.errors import UserError
@@ -26,7 +26,6 @@ EXAMPLE = Example(
     "x", "Who wrote {answer}?", "Ann", (Paragraph("Title {0}", ("Ann wrote {rationale}.",)),)
 )
 CONTEXT = "Title {0}: Ann wrote {rationale}."
-ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
 
 
 def test_rationale_prompt() -> None:
@@ -79,9 +78,21 @@ def test_more_demonstrations_than_there_are() -> None:
 def test_every_aspect_has_its_own_question(aspect: Aspect) -> None:
     system, user = DEFAULT.judge(EXAMPLE, "Because {criterion}.", aspect)
     assert "yes or no" in system.content
-    assert user.content.endswith(f"Because {{criterion}}.\n\n{DEFAULT.file.judge.aspects[aspect]}")
+    assert user.content.endswith(f"Because {{criterion}}.\n\n{ASPECTS[aspect].question}")
     assert user.content.endswith("?")
-    assert len(set(DEFAULT.file.judge.aspects.values())) == len(ASPECTS)
+    assert len({spec.question for spec in ASPECTS.values()}) == len(ASPECTS)
+
+
+def test_templates_may_ask_another_question_about_an_aspect(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    values["judge"]["aspects"] = {"fluency": "Is it German?"}
+    templates = load_templates(written(tmp_path, values))
+    assert templates.judge(EXAMPLE, "So.", "fluency")[-1].content.endswith("\n\nIs it German?")
+    assert (
+        templates.judge(EXAMPLE, "So.", "relevance")[-1]
+        == DEFAULT.judge(EXAMPLE, "So.", "relevance")[-1]
+    )
 
 
 def test_the_default_demonstrations() -> None:
@@ -105,7 +116,7 @@ def test_no_context_leaves_no_gap() -> None:
     assert DEFAULT.rationale(toy)[1].content.startswith("Question: Write")
 
 
-@given(st.text(), st.text(), st.sampled_from(ASPECTS))
+@given(st.text(), st.text(), st.sampled_from(list(ASPECTS)))
 def test_any_text_goes_in_as_it_is(question: str, rationale: str, aspect: Aspect) -> None:
     example = Example("x", question, "a", (Paragraph("T", ("s.",)),))
     criterion = DEFAULT.file.judge.aspects[aspect]
@@ -167,11 +178,14 @@ CHANGES: list[tuple[str, Any, str]] = [
         "{question}",
         "'cot.system' has the field {question}, but it may hold no fields",
     ),
-    ("judge.aspects.fluency", None, "the key 'judge.aspects.fluency' is missing: add it"),
     ("demonstrations.1.answer", None, "the key 'demonstrations.1.answer' is missing: add it"),
     ("demonstrations.0.context.0.sentences", [], "'demonstrations.0.context.0.sentences' is wrong"),
     ("standard.user", ["{question}"], "'standard.user' is wrong: input should be a valid string"),
-    ("judge.aspects.beauty", "x?", "'judge.aspects.beauty' is wrong: input should be 'factuality'"),
+    (
+        "judge.aspects",
+        {"beauty": "x?"},
+        "'judge.aspects.beauty' is wrong: input should be",
+    ),
 ]
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from lmcot.config import GuidanceRewards, Penalties
+from lmcot.config import CustomReward, GuidanceRewards, Penalties
 from lmcot.records import Judgement, Rollout
 from lmcot.rewards.combine import scalar_reward, taken_off
 
@@ -55,6 +55,16 @@ def test_every_component_weighs_what_the_settings_say() -> None:
         {"em": 1.0, "f1": 1.0, "inclusion": 1.0, "likelihood_gain": -0.25, "custom": 3.0}
     )
     assert scalar_reward(judgement, rewards) == 1 - 0.5 + 1.5
+
+
+def test_custom_rewards_have_a_weight_each() -> None:
+    custom = {
+        "short": CustomReward(function="mine:short", weight=0.5),
+        "logged": CustomReward(function="mine:logged", weight=0.0),
+    }
+    rewards = GuidanceRewards(em_weight=0.0, f1_weight=0.0, custom=custom, aspects={})
+    judgement = Judgement({"em": 1.0, "f1": 1.0, "custom/short": 3.0, "custom/logged": 7.0})
+    assert scalar_reward(judgement, rewards) == 1.5
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e308])

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from lmcot.config import CustomReward, GuidanceRewards
 from lmcot.errors import UserError
 from lmcot.records import Answer, Example, Failure, FailureKind, Judgement, Rollout
-from lmcot.rewards.custom import load_custom, with_custom
+from lmcot.rewards.custom import load_custom, load_customs, with_custom
 
 Module = Callable[[str], str]
 """Writes a module and gives its name."""
@@ -35,8 +36,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
     return write
 
 
-def judged(name: str) -> Judgement:
-    return with_custom(JUDGED, EXAMPLE, ROLLOUT, name=name, reward=load_custom(name))
+def judged(name: str, judgement: Judgement = JUDGED) -> Judgement:
+    return with_custom(judgement, EXAMPLE, ROLLOUT, load_customs(GuidanceRewards(custom=name)))
 
 
 def returning(module: Module, value: str) -> str:
@@ -89,10 +90,10 @@ def test_what_is_no_finite_number_fails_the_judgement(
 def test_a_failed_judgement_is_not_shown_to_it(module: Module) -> None:
     name = returning(module, "1 / 0")
     failed = Judgement(failure=Failure(FailureKind.TRANSIENT, "the endpoint hangs"))
-    assert with_custom(failed, EXAMPLE, ROLLOUT, name=name, reward=load_custom(name)) is failed
+    assert judged(name, failed) is failed
 
 
-def test_what_it_raises_is_the_users_to_mend(module: Module) -> None:
+def test_what_it_raises_is_the_users_to_fix(module: Module) -> None:
     name = returning(module, "judgement.components['bleu']")
     with pytest.raises(UserError, match=rf"'{name}' raised KeyError: 'bleu' .* 'q7'"):
         judged(name)
@@ -102,6 +103,22 @@ def test_it_cannot_alter_the_other_components(module: Module) -> None:
     found = judged(returning(module, "judgement.components.update(em=9.0) or 1"))
     assert found.components == {"em": 1.0, "f1": 0.5, "custom": 1.0}
     assert JUDGED.components == {"em": 1.0, "f1": 0.5}
+
+
+def test_several_rewards_are_a_component_each(module: Module) -> None:
+    """Each sees the judgement as it was before any of them."""
+    name = module(
+        "def length(example, rollout, judgement): return len(rollout.response_ids)\n"
+        "def count(example, rollout, judgement): return len(judgement.components)\n"
+        "def none(example, rollout, judgement): return None\n"
+    )
+    several = {one: CustomReward(function=f"{name}:{one}") for one in ("length", "count")}
+    found = with_custom(JUDGED, EXAMPLE, ROLLOUT, load_customs(GuidanceRewards(custom=several)))
+    assert found.components == {**JUDGED.components, "custom/length": 2.0, "custom/count": 2.0}
+    several["none"] = CustomReward(function=f"{name}:none")
+    lost = with_custom(JUDGED, EXAMPLE, ROLLOUT, load_customs(GuidanceRewards(custom=several)))
+    assert lost.failure is not None
+    assert f"'{name}:none' is None" in lost.failure.reason
 
 
 def test_anything_that_takes_three_arguments_will_do(module: Module) -> None:
@@ -128,8 +145,8 @@ def test_anything_that_takes_three_arguments_will_do(module: Module) -> None:
         ),
         ("def reward(a, b, c, *, d): ...", "reward", "three arguments"),
         ("import no_such_package", "reward", r"No module named 'no_such_package'\): install it"),
-        ("def reward(", "reward", r"SyntaxError: .*: mend it"),
-        ("raise RuntimeError('no GPU')", "reward", r"RuntimeError: no GPU\): mend it"),
+        ("def reward(", "reward", r"SyntaxError: .*: fix it"),
+        ("raise RuntimeError('no GPU')", "reward", r"RuntimeError: no GPU\): fix it"),
     ],
 )
 def test_what_cannot_be_used_is_refused(

@@ -9,13 +9,13 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 
 from lmcot.cli import main
-from lmcot.config import Aspect, GuidanceRewards
+from lmcot.config import ASPECTS, GuidanceRewards
 from lmcot.data import load_templates
 from lmcot.errors import UserError
 from lmcot.records import Choice, Example, Failure, FailureKind, Paragraph, Prompt
@@ -158,7 +158,7 @@ def _rewards(tmp_path: Path, **model: Any) -> GuidanceRewards:
         {
             "learned_model": str(tmp_path / "model.json"),
             "aspects": {
-                **{name: {"source": "off"} for name in get_args(Aspect)},
+                **{name: {"source": "off"} for name in ASPECTS},
                 "factuality": {"source": "learned"},
                 "logicality": {"source": "judge"},
                 "fluency": {"source": "judge"},

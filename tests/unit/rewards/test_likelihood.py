@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from lmcot.config import GuidanceRewards
 from lmcot.data import load_templates
 from lmcot.records import (
     Choice,
@@ -19,7 +20,8 @@ from lmcot.records import (
     Sampling,
     Score,
 )
-from lmcot.rewards.aspects import Measured
+from lmcot.rewards.aspects import AspectMeter
+from lmcot.rewards.component import Context, Measured
 from lmcot.rewards.likelihood import likelihood_gains
 
 HANGS = Failure(FailureKind.TRANSIENT, "the endpoint hangs")
@@ -62,11 +64,12 @@ def gains(
     scores: dict[str, Score | Failure], examples: list[Example], rationales: list[str]
 ) -> tuple[list[Measured], ScoringLM]:
     frozen = ScoringLM(scores)
-    templates = load_templates("default")
-    found = likelihood_gains(
-        examples, rationales, frozen=frozen, templates=templates, demonstrations=1
-    )
-    return found, frozen
+    return likelihood_gains(examples, rationales, context(frozen)), frozen
+
+
+def context(frozen: ScoringLM, templates: str = "default") -> Context:
+    meter = AspectMeter(GuidanceRewards(aspects={}))
+    return Context(frozen, load_templates(templates), demonstrations=1, answers=[], meter=meter)
 
 
 def score(logprob: float, tokens: int) -> Score:
@@ -118,9 +121,7 @@ def test_all_are_asked_in_one_call_and_an_example_without_a_rationale_once() -> 
 
 def test_a_base_models_reply_holds_the_answer_in_its_own_form() -> None:
     frozen = ScoringLM({"Question: Question 1?": score(-1, 5), "Reasoning: some": score(-1, 5)})
-    likelihood_gains(
-        [example(1)], ["some"], frozen=frozen, templates=load_templates("base"), demonstrations=1
-    )
+    likelihood_gains([example(1)], ["some"], context(frozen, "base"))
     [(_, continuations)] = frozen.calls
     assert continuations == ["Humboldt River", "the answer is Humboldt River."]
 

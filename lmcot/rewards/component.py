@@ -1,0 +1,87 @@
+"""A component of the reward: one number of a rationale, its weight and how it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lmcot.config import GuidanceRewards
+from lmcot.data.prompts import PromptTemplates
+from lmcot.frozen.needs import Measure
+from lmcot.frozen.protocol import FrozenLM
+from lmcot.records import Answer, Example, Failure
+
+if TYPE_CHECKING:
+    from lmcot.rewards.aspects import AspectMeter
+
+Measured = float | Failure
+"""A value, or why there is none."""
+
+
+@dataclass
+class Context:
+    """What a component may use to measure some rationales."""
+
+    frozen: FrozenLM
+    """For calls that the component names in its ``needs``."""
+    templates: PromptTemplates
+    """What the frozen LM is asked."""
+    demonstrations: int
+    """Worked examples in a prompt."""
+    answers: Sequence[Answer | Failure]
+    """What the frozen LM answered, given each rationale."""
+    meter: AspectMeter
+    """Measures the aspects."""
+    _aspects: list[dict[str, Measured]] = field(default_factory=list)
+
+    def aspect(
+        self, component: str, examples: Sequence[Example], rationales: Sequence[str]
+    ) -> list[Measured]:
+        """The values of one aspect. All aspects are measured at once: they share requests."""
+        if not self._aspects:
+            self._aspects = self.meter.measure(
+                examples, rationales, frozen=self.frozen, templates=self.templates
+            )
+        return [values[component] for values in self._aspects]
+
+
+Measurement = Callable[[Sequence[Example], Sequence[str], Context], list[Measured]]
+"""From rationales, and the example that each belongs to, to a value or failure for each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One number of a rationale, which the reward may weigh."""
+
+    name: str
+    """Its name in judgements and metrics."""
+    setting: str
+    """The field of `GuidanceRewards` that holds its weight; None there: it is not measured."""
+    values: str
+    """The range of its values, in words."""
+    meaning: str
+    """What it says of a rationale, in words."""
+    measure: Measurement
+    """Measures it."""
+    needs: frozenset[Measure] = frozenset()
+    """Calls to the frozen LM that it takes beside the answers."""
+
+    def weight(self, rewards: GuidanceRewards) -> float | None:
+        """Its weight in the reward; 0: it is measured and logged only; None: not measured."""
+        weight: float | None = getattr(rewards, self.setting)
+        return weight
+
+    def calls(self, rewards: GuidanceRewards) -> frozenset[Measure]:
+        """Calls to the frozen LM that it takes with these settings."""
+        del rewards
+        return self.needs
+
+    def remedy(self, rewards: GuidanceRewards) -> str:
+        """What to do with its setting where the frozen LM does not offer those calls."""
+        del rewards
+        return "leave it out"
+
+    def without(self, rewards: GuidanceRewards) -> GuidanceRewards:
+        """The settings without this component."""
+        return rewards.model_copy(update={self.setting: None})

@@ -1,0 +1,81 @@
+"""The table of the reward's components: judging, weighing, checks, metrics and docs ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from lmcot.config import ASPECTS, GuidanceRewards
+from lmcot.records import Example, Failure
+from lmcot.rewards.aspects import AspectComponent
+from lmcot.rewards.component import Component, Context, Measured, Measurement
+from lmcot.rewards.likelihood import likelihood_gains
+from lmcot.text.answers import best, exact_match, f1, inclusion
+
+
+def _of_the_answer(metric: Callable[[str, str], float]) -> Measurement:
+    """Compares the frozen LM's answer with the right one that it fits best."""
+
+    def measure(
+        examples: Sequence[Example], rationales: Sequence[str], context: Context
+    ) -> list[Measured]:
+        del rationales
+        return [
+            answer if isinstance(answer, Failure) else best(metric, answer.extracted, one.answers)
+            for one, answer in zip(examples, context.answers, strict=True)
+        ]
+
+    return measure
+
+
+COMPONENTS: tuple[Component, ...] = (
+    Component(
+        name="em",
+        setting="em_weight",
+        values="0 or 1",
+        meaning="the frozen LM's answer, given the rationale, is a right answer",
+        measure=_of_the_answer(exact_match),
+    ),
+    Component(
+        name="f1",
+        setting="f1_weight",
+        values="0 to 1",
+        meaning="the words that both have in common",
+        measure=_of_the_answer(f1),
+    ),
+    Component(
+        name="inclusion",
+        setting="inclusion_weight",
+        values="0 or 1",
+        meaning="the answer holds the gold answer",
+        measure=_of_the_answer(inclusion),
+    ),
+    Component(
+        name="likelihood_gain",
+        setting="likelihood_gain_weight",
+        values="-1 to 1",
+        meaning="how much likelier the rationale makes the gold answer",
+        measure=likelihood_gains,
+        needs=frozenset({"score"}),
+    ),
+)
+
+
+def components() -> list[Component]:
+    """All components in the order in which they are measured and added up.
+
+    Those of the table that take no further calls, one for each aspect, then the others.
+    """
+    free = [one for one in COMPONENTS if not one.needs]
+    return [*free, *map(AspectComponent.of, ASPECTS), *(one for one in COMPONENTS if one.needs)]
+
+
+def measured_components(rewards: GuidanceRewards) -> list[Component]:
+    """The components that the settings ask for."""
+    return [one for one in components() if one.weight(rewards) is not None]
+
+
+def component_weights(rewards: GuidanceRewards) -> dict[str, float]:
+    """The weight of each component that the settings ask for, custom rewards included."""
+    table = {one.name: one.weight(rewards) for one in components()}
+    custom = {name: one.weight for name, one in rewards.custom_rewards.items()}
+    return {name: weight for name, weight in table.items() if weight is not None} | custom
