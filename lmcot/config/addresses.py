@@ -1,4 +1,4 @@
-"""Checks of where an endpoint is and how it is paid for: no secret may stand in the settings.
+"""Checks of an endpoint's address, key and headers: settings must not hold secrets.
 
 Settings are written to a run's config.yaml, to TensorBoard and to messages. So what may be a
 secret is refused, and no sentence here repeats the value that it is about.
@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 _UPPER_NAME = re.compile(r"(?=.{1,64}\Z)(?=.{1,19}\Z|.*_)[A-Z_][A-Z0-9_]*", re.ASCII)
-"""Long names have underscores; keys of capitals and digits have none."""
+"""Long names have underscores; keys made of capitals and digits have none."""
 _LOWER_NAME = re.compile(r"(?=.{1,40}\Z)_?[a-z]+(_[a-z]+)*_?[0-9]{0,2}", re.ASCII)
 _SECRET_NAME = re.compile(
     r"authorization|cookie|passw(or)?d|secret|credential|api[-_]?key|(^|[-_])key$"
@@ -22,10 +22,10 @@ _SECRET_NAME = re.compile(
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _SECRET_HEADER = re.compile(r"token|auth|" + _SECRET_NAME.pattern, re.IGNORECASE)
 VARIABLE = re.compile(r"\$\{(\w+)\}")
-"""How a header names an environment variable."""
+"""Syntax by which a header names an environment variable."""
 _OWN_HEADERS = ("content-type", "content-length", "host", "transfer-encoding", "connection")
 MAY_HOLD_SECRETS = ("base_url", "api_key_env", "headers", "query", "extra_body")
-"""Keys of the settings whose values are not repeated, whatever is wrong with them."""
+"""Settings whose values no message repeats, whatever is wrong with them."""
 _CALLS = ("/chat/completions", "/completions")
 
 
@@ -54,7 +54,7 @@ def check_base_url(value: Any) -> str:
     wanted = "base_url is not an http(s) address: give one like http://localhost:8000/v1"
     try:
         address = urlsplit(value.strip()) if isinstance(value, str) else urlsplit("")
-        host, _ = address.hostname, address.port  # a port that is no number raises
+        host, _ = address.hostname, address.port  # raises if the port is not a number
     except ValueError:
         raise ValueError(wanted) from None
     if "@" in address.netloc or (not address.netloc and "@" in str(value)):
@@ -80,7 +80,7 @@ def check_base_url(value: Any) -> str:
 
 
 def check_no_secrets(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The values, if none has a name that is a secret's, on any level.
+    """The values, if no name at any level looks like a secret's.
 
     Raises:
         ValueError: naming the key, never the value.
@@ -98,14 +98,14 @@ def check_no_secrets(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check_headers(headers: dict[str, str]) -> dict[str, str]:
-    """The headers, if they can be sent, and secrets are named by their variables.
+    """The headers, if they can be sent and name secrets by their environment variables.
 
     Raises:
         ValueError: naming the header, never its value.
     """
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name) or not value.isprintable() or not value.isascii():
-            raise ValueError("headers holds a name or a value that HTTP does not admit")
+            raise ValueError("headers holds a name or a value that HTTP does not allow")
         if name.lower() in _OWN_HEADERS:
             raise ValueError(f"headers holds '{name}', which lmcot sets itself: leave it out")
         rest = VARIABLE.sub("", value)

@@ -56,8 +56,8 @@ class Settings(BaseModel):
 def _with_defaults(given: Any, default: Any, discriminator: Any) -> Any:
     """A section's keys with those of its default that are not given.
 
-    Another variant than the default's gets none of them, and what is no plain mapping stays as it
-    is: an empty mapping by name is empty, and a `Settings` object is complete.
+    Another variant than the default's gets none of them, and what is not a plain mapping stays as
+    it is: an empty mapping by name is empty, and a `Settings` object is complete.
     """
     if not isinstance(given, Mapping):
         return given

@@ -14,7 +14,7 @@ class SampleData(Settings):
 
     kind: Literal["sample"]
     split: Literal["train", "validation"]
-    """Which of the two sample files."""
+    """The sample file to read."""
 
 
 class FileData(Settings):
@@ -24,7 +24,7 @@ class FileData(Settings):
     path: str
     """Path or URL of a file, of a folder of files, or a pattern such as ``shards/train-*``."""
     format: Literal["auto", "jsonl", "hotpotqa", "2wikimultihopqa", "musique"] = "auto"
-    """``auto`` tells every layout by the file's content; the others insist on one."""
+    """``auto`` recognises every layout by the file's content; the others require one."""
 
 
 class HubData(Settings):
@@ -46,7 +46,7 @@ class CountingData(Settings):
 
     kind: Literal["counting"]
     examples: PositiveInt = 64
-    """How many prompts there are."""
+    """Number of prompts."""
 
 
 DataSource = Annotated[SampleData | FileData | HubData | CountingData, Field(discriminator="kind")]
@@ -58,33 +58,34 @@ class ContextSettings(Settings):
     distractors: NonNegativeInt | Literal["all"] = "all"
     """Paragraphs shown beside the gold ones: a number (0: gold only), or ``all``."""
     max_tokens: PositiveInt = 1024
-    """Bound of the context in tokens of the small LM, in any language: whole sentences are left
-    out from the ends of the paragraphs until it fits, and a sentence that alone is longer is cut.
-    The question is never cut."""
+    """Largest length of the context in tokens of the small LM, in any language: whole sentences are
+    dropped from the ends of the paragraphs until it fits, and a single sentence that is longer is
+    cut. The question is never cut."""
 
 
 class DataSettings(Settings):
-    """Questions to learn from and to measure on."""
+    """Questions to train on and to evaluate on."""
 
     train: DataSource
     """Questions for annotation, distillation and refinement."""
     validation: DataSource
     """Questions for evaluation."""
     max_train: PositiveInt | None = None
-    """Use only the first so many training questions."""
+    """Use only this many training questions, the first ones."""
     max_validation: PositiveInt | None = None
-    """Use only the first so many validation questions."""
+    """Use only this many validation questions, the first ones."""
     on_bad_record: Literal["refuse", "skip"] = "refuse"
-    """A malformed record ends the run with its file and line, or is skipped and counted."""
+    """Whether a malformed record ends the run, naming its file and line, or is skipped and
+    counted."""
     context: ContextSettings = ContextSettings()
     """Which paragraphs the models see."""
 
 
 class PromptSettings(Settings):
-    """What the models are asked."""
+    """How the models are prompted."""
 
     templates: str = "default"
-    """Name of a template file that comes with lmcot, or the path of one's own YAML file."""
+    """Name of a template file that comes with lmcot, or the path of your own YAML file."""
     demonstrations: NonNegativeInt = 2
     """Worked examples shown to the frozen LM before the question."""
     chat: Literal["auto", "never"] = "auto"

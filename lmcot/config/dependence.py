@@ -1,4 +1,4 @@
-"""Which settings the work of each stage depends on.
+"""Each stage's work depends on some settings.
 
 Once a stage has begun, what it depends on cannot change within its run directory; all else can.
 """
@@ -43,8 +43,8 @@ NO_STAGE_DEPENDS_ON = (
     "learner.offload_reference",
     "learner.max_skipped_updates",
 )
-"""Keys that say how the work is done, how much of it, or what it may cost, but not what comes of
-it."""
+"""Keys that say how the work is done, how much of it, or what it may cost, but do not change its
+results."""
 
 LEVERS = (
     "distill.optimiser.learning_rate",
@@ -53,26 +53,26 @@ LEVERS = (
     "refine.entropy_coefficient",
     "refine.target_kl",
 )
-"""Keys that steer a training that is under way: a resumed stage uses their new values from its next
-step on. Other keys of a stage define what it samples, or how its state is to be read: the
-temperature and the lengths define the policy whose log-probabilities are stored, the number of
-samples and the staleness define the batches that are in flight."""
+"""Keys that steer a training in progress: a resumed stage uses their new values from its next step
+on. Other keys of a stage define what it samples, or how its state is to be read: the temperature
+and the lengths define the policy whose log-probabilities are stored, the number of samples and the
+staleness define the batches in flight."""
 KL_COEFFICIENT = "refine.kl.coefficient"
-"""A lever where it is fixed."""
+"""The coefficient is a lever only if it is fixed."""
 
 _QUESTIONS = ("data.train", "data.max_train", "data.on_bad_record", "data.context")
 _RATIONALES = (*_QUESTIONS, "teacher", "policy.source", "policy.max_new_tokens")
 _MODEL = ("seed", "prompts", "policy.source", "policy.dtype", "policy.lora")
 
 _LAYOUT = ("learner",)
-"""A stage's checkpoints depend on it, but not the model that it has written at its end."""
+"""A stage's checkpoints depend on these, but the model that it writes at its end does not."""
 
 
 def depends(stage: Stage, key: str, config: Config, *, finished: bool = False) -> bool:
     """Whether what a stage does with these settings depends on a key (dotted).
 
     Args:
-        finished: the stage is done, and will not go on.
+        finished: the stage is done, and will not resume.
     """
     if below(key, NO_STAGE_DEPENDS_ON):
         return False
@@ -84,7 +84,7 @@ def depends(stage: Stage, key: str, config: Config, *, finished: bool = False) -
 
 
 def is_lever(key: str, config: Config) -> bool:
-    """Whether a training that is under way may be resumed with another value of a key (dotted).
+    """Whether a training in progress may resume with another value of a key (dotted).
 
     The KL coefficient is a lever where it is fixed: an adaptive one is part of the training's
     state, and its setting says only where it began.

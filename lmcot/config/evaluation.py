@@ -10,14 +10,14 @@ from lmcot.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Row, S
 
 
 class DuringSettings(Settings):
-    """Evaluation of the policy while it is refined, on actors that would wait otherwise."""
+    """Evaluation of the policy while it is refined, on actors that would otherwise wait."""
 
     every: NonNegativeInt = 0
     """Steps between two evaluations, the first one before the first step; 0: none."""
     questions: PositiveInt = 50
-    """Of ``data.validation``, from the first one on."""
+    """Number of questions, the first ones of ``data.validation``."""
     metric: Literal["em", "f1", "inclusion"] = "f1"
-    """What the best policy is chosen by, guided answers to those questions."""
+    """Metric of the guided answers to those questions by which the best policy is chosen."""
     keep_best: bool = True
     """Whether the best policy is kept, as ``best/`` in the run directory."""
 
@@ -27,7 +27,7 @@ class EvaluateSettings(Settings):
 
     rows: tuple[Row, ...] | None = None
     """Rows of the report; unset: ``standard``, ``cot``, ``small_alone`` and ``guided_POLICY`` of
-    each policy that there is. One that is asked for here must be possible."""
+    each existing policy. Rows that are named here must be possible."""
     distilled: str | None = None
     """Model source of the distilled policy; unset: the run's own, if it has one."""
     refined: str | None = None
@@ -37,16 +37,12 @@ class EvaluateSettings(Settings):
     temperature: PositiveFloat = 0.7
     """Sampling temperature of the ``+sc`` rows; other rows are greedy."""
     aspect_questions: NonNegativeInt = 100
-    """Questions whose rationales are judged by aspect, policy by policy; 0: none. It takes what a
-    reward takes, and ``rewards.kind`` 'guidance'."""
+    """Questions whose rationales are judged by aspect, for each policy; 0: none. It costs as much
+    as a reward, and needs ``rewards.kind`` 'guidance'."""
     during: DuringSettings = DuringSettings()
-    """Evaluation in the middle of refinement."""
+    """Evaluation during refinement."""
     allow_overlap: bool = False
-    """Whether questions that are also in the training set may be evaluated on."""
-    bootstrap_samples: PositiveInt = 2000
-    """Resamples behind the confidence intervals."""
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Level of the confidence intervals."""
+    """Whether validation questions may also be in the training set."""
 
     def given_source(self, policy: str) -> str | None:
         """The model source that the settings name for a trained policy; None if they name none."""

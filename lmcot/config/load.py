@@ -1,4 +1,4 @@
-"""Reading settings: YAML files, ``key.sub=value`` overrides, and errors of one sentence."""
+"""Settings are read from YAML files and ``key.sub=value`` overrides; errors are one sentence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _Kind = TypeVar("_Kind", bound=BaseModel)
 _NOT_A_MAPPING = ("model_type", "model_attributes_type", "dict_type")
 """Types of pydantic's errors."""
 _NOT_KEYS = ("[", "constrained-", "literal[", "tuple[")
-"""How pydantic's names for the arms of a union and for dictionary keys begin."""
+"""Prefixes of pydantic's names for the arms of a union and for dictionary keys."""
 
 
 def load_config(path: str | Place, overrides: list[str] | None = None) -> Config:
@@ -73,7 +73,7 @@ def parse_settings(kind: type[_Kind], values: dict[str, Any]) -> _Kind:
 
 
 def read_yaml_mapping(path: str | Place, *, as_text: bool = False) -> dict[str, Any]:
-    """The mapping that a YAML file holds; ``as_text`` leaves plain values as they are written.
+    """The mapping that a YAML file holds; ``as_text`` keeps plain values as they are written.
 
     Raises:
         UserError: if the file cannot be read, is not YAML, or holds something else.
@@ -101,7 +101,7 @@ def dump_config(config: Config) -> str:
 
 
 def check_files(config: Config) -> None:
-    """Checks that the files that the settings name are there; those at URLs show when opened.
+    """Checks that the files named by the settings exist; those at URLs are checked when opened.
 
     Raises:
         UserError: naming the key and the file.
@@ -109,7 +109,7 @@ def check_files(config: Config) -> None:
     for key, source in (("train", config.data.train), ("validation", config.data.validation)):
         if isinstance(source, FileData) and not is_url(source.path) and not matching(source.path):
             raise UserError(
-                f"data.{key}.path names '{source.path}', which is no file, no folder, and no "
+                f"data.{key}.path names '{source.path}', which is not a file, a folder, or a "
                 "pattern that matches one: check the path"
             )
     templates = config.prompts.templates

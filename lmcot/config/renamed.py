@@ -1,4 +1,4 @@
-"""Keys that had another place in earlier versions: old settings files and runs are still read."""
+"""Keys that were moved or removed since earlier versions: old settings and runs are still read."""
 
 from __future__ import annotations
 
@@ -14,9 +14,20 @@ RENAMED: Final[Mapping[str, tuple[str, Any]]] = {
 }
 """For each old key the new one, and the default that earlier versions wrote into each run."""
 
+REMOVED: Final[Mapping[str, Any]] = {
+    "monitor.alarms.window": 5,
+    "monitor.alarms.clears_after": 20,
+    "serve.limits.json_depth": 16,
+    "evaluate.bootstrap_samples": 2000,
+    "evaluate.confidence": 0.95,
+}
+"""Keys that have become constants, with their values: what settings say of them is ignored."""
+
 
 def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with each old key in its new place; where the new key is set, it holds.
+
+    Keys that have become constants are left out.
 
     Raises:
         ValueError: if both keys are set and the old one is not at its default.
@@ -31,13 +42,22 @@ def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
             renamed = _with(renamed, new, value)
         elif value != default:
             raise ValueError(f"{old} is now {new}, but both are set: remove {old}")
+    for old in REMOVED:
+        if _value(values, old) is not _ABSENT:
+            renamed = _without(renamed, old)
     return renamed
 
 
 def renamed_keys(values: Mapping[str, Any]) -> list[str]:
-    """A sentence for each old key that the settings use."""
+    """A sentence for each old key that the settings use, unless it has become a constant and they
+    give that value."""
     used = [(old, new) for old, (new, _) in RENAMED.items() if _value(values, old) is not _ABSENT]
-    return [f"{old} is now {new}: rename it in the settings" for old, new in used]
+    ignored = [
+        f"{old} is no longer a setting and is ignored (it is always {constant}): remove it"
+        for old, constant in REMOVED.items()
+        if _value(values, old) not in (_ABSENT, constant)
+    ]
+    return [*(f"{old} is now {new}: rename it in the settings" for old, new in used), *ignored]
 
 
 _ABSENT: Final = object()

@@ -20,7 +20,7 @@ _FINEST = 0.0001
 
 
 def check_amounts(gpus: float, resources: Mapping[str, float], takes: Mapping[str, float]) -> None:
-    """Checks what one actor is to take.
+    """Checks what one actor reserves.
 
     Raises:
         ValueError: if Ray would not grant it.
@@ -42,7 +42,7 @@ def check_amounts(gpus: float, resources: Mapping[str, float], takes: Mapping[st
 
 
 class RoleSettings(Settings):
-    """A fleet of actors of one role, and what one of them takes."""
+    """A fleet of actors of one role, and what each of them reserves."""
 
     count: PositiveInt = 1
     """Actors in the fleet."""
@@ -72,7 +72,7 @@ class ComputingRole(RoleSettings):
     """A fleet whose actors compute themselves."""
 
     threads: PositiveInt = 1
-    """Threads that one actor computes with; fixed, since results to the bit depend on it."""
+    """CPU threads that one actor computes with; fixed, since the exact results depend on it."""
 
 
 class ActorsSettings(Settings):
@@ -84,11 +84,11 @@ class ActorsSettings(Settings):
     address: str | None = None
     """A running Ray cluster (``auto`` or ``ray://...``); unset: RAY_ADDRESS, else a local one."""
     object_store_gib: PositiveFloat | None = None
-    """Memory of Ray's object store, where the weights of some versions lie, on a cluster that is
-    started on this machine; unset: what fits into its memory, at most 4. A cluster that is joined
-    has its own."""
+    """Memory of Ray's object store, which holds the weights of some versions, on a cluster that is
+    started on this machine; unset: what fits into its memory, at most 4. An existing cluster has
+    its own."""
     autoscaling: bool = False
-    """Whether nodes may join the cluster as actors need them: what does not fit yet is then no
+    """Whether nodes may join the cluster as actors need them: a lack of room is then not an
     error."""
     rollout: ComputingRole = ComputingRole(cpus=0.5)
     """Actors that sample rationales from the small policy."""
@@ -97,9 +97,9 @@ class ActorsSettings(Settings):
     frozen: ComputingRole = ComputingRole(cpus=0.5)
     """Actors that run, or call, the frozen LM."""
     learner: ComputingRole = ComputingRole(cpus=0.5)
-    """The actors that train: one a rank of the DeepSpeed group."""
+    """Actors that train: one for each rank of the DeepSpeed group."""
     prompts_per_unit: PositiveInt = 4
-    """Questions in one work unit: a fixed micro-batch, whoever runs it."""
+    """Questions in one work unit: a fixed micro-batch, whichever actor runs it."""
     max_attempts: PositiveInt = 3
     """How often a unit is tried before the run stops."""
     unit_timeout_s: PositiveFloat = 600.0
@@ -109,13 +109,14 @@ class ActorsSettings(Settings):
     start_timeout_s: PositiveFloat = 300.0
     """Time limit for actors to start and load their models."""
     verify_weights: bool = False
-    """Compare the checksum of what a rollout actor holds with the learner's, at each version."""
+    """Whether to compare, for each version, the checksum of a rollout actor's weights with the
+    learner's."""
 
 
 class CheckpointSettings(Settings):
-    """How often the state is saved, and how much is kept."""
+    """How often the state is saved, and how many checkpoints are kept."""
 
     every: PositiveInt = 10
     """Steps between two checkpoints."""
     keep: PositiveInt = 2
-    """Newest checkpoints that are kept, for each stage."""
+    """Number of checkpoints that are kept for each stage, the newest."""

@@ -1,4 +1,4 @@
-"""YAML as people mean it: of the plain words only true and false are booleans."""
+"""YAML as people mean it: only the plain words true and false are booleans."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NUMBER = re.compile(
 
 
 class _TextLoader(yaml.SafeLoader):
-    """Every plain scalar is text, save null. A key may stand in a mapping once only."""
+    """Every plain scalar is text, except null. A mapping may hold a key only once."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
@@ -30,7 +30,7 @@ class _TextLoader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
                 if key.value in seen:
                     raise ConstructorError(
-                        None, None, f"the key '{key.value}' stands there twice", key.start_mark
+                        None, None, f"the key '{key.value}' is given twice", key.start_mark
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -53,7 +53,7 @@ _add(_Loader, "float", _NUMBER, "-+.0123456789")
 
 
 def parse_yaml(text: str, *, as_text: bool = False) -> Any:
-    """The value of a YAML document; ``as_text`` leaves numbers and booleans as they are written.
+    """The value of a YAML document; ``as_text`` keeps numbers and booleans as they are written.
 
     Raises:
         yaml.YAMLError: if it is not valid YAML, or names a key twice.

@@ -40,6 +40,11 @@ from lmcot.run.fit import VALIDATION
 from lmcot.run.roles import aspect_roles, evaluate_roles
 from lmcot.text.reading import read_text
 
+_BOOTSTRAP_SAMPLES = 2000
+"""Resamples behind the confidence intervals."""
+_CONFIDENCE = 0.95
+"""Level of the confidence intervals."""
+
 
 def evaluate(run: Run) -> None:
     """Writes ``predictions/`` and the report, with its pictures; what is done stays.
@@ -377,8 +382,8 @@ def _report(
         run.directory.path,
         results,
         settings=settings,
-        bootstrap_samples=config.evaluate.bootstrap_samples,
-        confidence=config.evaluate.confidence,
+        bootstrap_samples=_BOOTSTRAP_SAMPLES,
+        confidence=_CONFIDENCE,
         seed=config.seed,
         notes=notes,
         aspects=files.aspect_means(),

@@ -15,6 +15,10 @@ Values = Mapping[str, float | None]
 
 _KEY = re.compile(r"\b(?:refine|policy|frozen|rewards|prompts)\.[a-z_.]*[a-z]")
 _WHILE_RUNNING = (KL_COEFFICIENT, *LEVERS, *NO_STAGE_DEPENDS_ON)
+WINDOW = 5
+"""Steps that noisy metrics are averaged over."""
+CLEARS_AFTER = 20
+"""Steps without its cause after which an alarm clears."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +48,23 @@ class Bound:
 class Alarms:
     """Looks at one step after the other of a stage.
 
-    An alarm is raised, and told once, when its cause is there, and clears after
-    ``clears_after`` steps without it. What depends on a mean waits until there are so many steps.
+    An alarm is raised, and printed once, when its cause appears.
+
+    Args:
+        window: steps that noisy metrics are averaged over; until there are so many, their alarms
+            wait.
+        clears_after: steps without its cause after which an alarm clears; it may be printed again
+            then.
     """
 
-    def __init__(self, settings: AlarmSettings) -> None:
-        self._window = settings.window
-        self._clears_after = settings.clears_after
+    def __init__(
+        self, settings: AlarmSettings, *, window: int = WINDOW, clears_after: int = CLEARS_AFTER
+    ) -> None:
+        self._window = window
+        self._clears_after = clears_after
         self._not_finite = settings.not_finite
         self._bounds = _bounds(settings)
-        self._history: deque[Values] = deque(maxlen=settings.window)
+        self._history: deque[Values] = deque(maxlen=window)
         self._quiet: dict[str, int] = {}
         """Steps without its cause since, for each alarm that is raised."""
 

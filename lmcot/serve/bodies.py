@@ -15,6 +15,8 @@ _GRACE_S = 1.0
 """No body that has been waited for less long gives way to another."""
 _OFF_LOOP_BYTES = 2**14
 """Longer bodies are looked through in a thread."""
+_JSON_DEPTH = 16
+"""Levels that a body's JSON may be nested."""
 
 
 class BadBody(Exception):
@@ -125,8 +127,8 @@ def fault_of(body: bytes, limits: Limits) -> str:
         if mark in b"[{":
             depth += 1
             deepest = max(deepest, depth)
-            if deepest > limits.json_depth:
-                return f"the JSON is nested more than {limits.json_depth} levels deep"
+            if deepest > _JSON_DEPTH:
+                return f"the JSON is nested more than {_JSON_DEPTH} levels deep"
         elif mark in b"]}":
             depth -= 1
         values += mark in b"[{,"

@@ -326,7 +326,7 @@ def test_a_guest_leaves_what_the_cluster_serves_as_it_was(
         ([*guest[:-1], "serve.name=other"], "serves an application 'other' already: set serve"),
         (guest, "application 'lmcot' takes the requests to /"),
         ([*guest, "--prefix", "/other"], "application 'other' takes the requests to /other"),
-        ([*guest, "--prefix", "other/"], "is no path to serve under"),
+        ([*guest, "--prefix", "other/"], "is not a path to serve under"),
         (
             [*guest, "--prefix", "/g", "serve.small.cpus=99"],
             "use serve.small.cpus 1.98 instead of 99",

@@ -200,7 +200,7 @@ def test_a_key_that_is_no_text_is_refused() -> None:
     [
         (b"a: [1", "the file '{}' is not valid YAML: "),
         (b"a: *b", "the file '{}' is not valid YAML: "),
-        (b"a: {b: 1, b: 2}", "the file '{}' is not valid YAML: the key 'b' stands there twice"),
+        (b"a: {b: 1, b: 2}", "the file '{}' is not valid YAML: the key 'b' is given twice"),
         (b"- 1", "the file '{}' must hold a mapping of keys to values"),
         (b"", "the file '{}' must hold a mapping of keys to values"),
         (b"a: \xff", "the file '{}' cannot be read ("),
@@ -266,9 +266,9 @@ def test_overrides_replace_nested_values_and_keep_their_types(file: Path) -> Non
          "is a plain value"),
         ("refine.stps=1", "unknown key 'refine.stps': did you mean 'steps'?"),
         ("data.train={kind: file, path: none.jsonl}", "data.train.path names 'none.jsonl', which "
-         "is no file, no folder, and no pattern that matches one: check the path"),
+         "is not a file, a folder, or a pattern that matches one: check the path"),
         ("data.validation={kind: file, path: 'none-*'}", "data.validation.path names 'none-*', "
-         "which is no file, no folder, and no pattern that matches one: check the path"),
+         "which is not a file, a folder, or a pattern that matches one: check the path"),
         ("refine={steps: 1, steps: 2}", "the override 'refine={steps: 1, steps: 2}' does not hold "
          "a valid YAML value"),
         ("prompts.templates=mine.yaml", "prompts.templates names 'mine.yaml', which is not a file"),
@@ -325,7 +325,7 @@ def test_a_tilde_is_the_home_folder(
     load_config(file, overrides)
     (home / "set" / "q.jsonl").unlink()
     (home / "set").rmdir()
-    with pytest.raises(UserError, match=r"data.train.path names '~/set/.*which is no file"):
+    with pytest.raises(UserError, match=r"data.train.path names '~/set/.*which is not a file"):
         load_config(file, overrides)
 
 
@@ -425,7 +425,7 @@ def test_to_name_any_key_with_its_value_changes_nothing(values: dict[str, Any]) 
           "rewards.aspects.fluency.source": "metrics"}),
         ("rewards.aspects.logicality.weight", 0.5,
          {"rewards.aspects.logicality.source": "judge"}),
-        ("monitor.alarms.window", 3, {"monitor.alarms.kl_above": 50.0}),
+        ("monitor.alarms.kl_above", 3.0, {"monitor.alarms.entropy_below": 0.02}),
     ],
 )  # fmt: skip
 def test_a_named_key_leaves_its_sections_other_defaults(
@@ -844,7 +844,7 @@ def test_names_of_variables(name: str) -> None:
         ({"headers": {"Authorization": "Bearer pw"}}, "the header 'Authorization' looks like a"),
         ({"headers": {"X-Auth-Token": "pw ${A}"}}, "the header 'X-Auth-Token' looks like a secret"),
         ({"headers": {"x": "${pw"}}, "the header 'x' holds '${' without"),
-        ({"headers": {"x": "pw\n"}}, "that HTTP does not admit"),
+        ({"headers": {"x": "pw\n"}}, "that HTTP does not allow"),
         ({"headers": {"Host": "pw"}}, "the header 'Host', which lmcot sets itself"),
         ({"headers": "pw"}, "frozen.headers"),
         ({"headers": {"x": ["pw"]}}, "frozen.headers.x"),

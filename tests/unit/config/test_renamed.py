@@ -19,6 +19,7 @@ from lmcot.config import (
     parse_config,
     renamed_settings,
 )
+from lmcot.config.renamed import REMOVED
 from lmcot.errors import UserError
 from lmcot.run.directory import RunDirectory
 
@@ -107,3 +108,15 @@ def test_the_new_key_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     shown = capsys.readouterr()
     assert shown.err == f"lmcot: {sentence}\n"
     assert yaml.safe_load(shown.out)["rewards"]["penalties"]["missing_end"] == 0.5
+
+
+@pytest.mark.parametrize(("key", "constant"), REMOVED.items())
+def test_a_key_that_became_a_constant_is_ignored(key: str, constant: Any, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump(LEAST))
+    same, other = f"{key}={constant}", f"{key}={constant / 2}"
+    assert load_config(file, [same]) == load_config(file, [other]) == load_config(file)
+    assert renamed_settings(file, [same]) == []
+    assert renamed_settings(file, [other]) == [
+        f"{key} is no longer a setting and is ignored (it is always {constant}): remove it"
+    ]

@@ -29,7 +29,7 @@ SOUND = {
 
 def looked(steps: list[dict[str, Any]], **settings: Any) -> list[tuple[set[str], list[str]]]:
     """Of each step, the alarms that are raised and the lines that are told."""
-    alarms = Alarms(AlarmSettings(**{"window": 3, "clears_after": 3, **settings}))
+    alarms = Alarms(AlarmSettings(**settings), window=3, clears_after=3)
     found = []
     for step in steps:
         states, told = alarms.look({**SOUND, **step})

@@ -160,5 +160,5 @@ def test_amounts_that_ray_does_not_grant(role: dict[str, Any], reason: str) -> N
 
 @pytest.mark.parametrize("prefix", ["", "lm", "/lm/", "//", "/a b", "/{x}"])
 def test_a_prefix_is_a_path(prefix: str) -> None:
-    with pytest.raises(UserError, match="is no path to serve under"):
+    with pytest.raises(UserError, match="is not a path to serve under"):
         settings(LOCAL, prefix=prefix)
