@@ -12,7 +12,7 @@ from lmcot.learner import maths
 from lmcot.learner.batching import BatchPlanner, MicroBatch
 from lmcot.learner.engine import TrainEngine
 from lmcot.learner.experience import Experience, ExperienceTokens
-from lmcot.learner.policy_losses import POLICY_LOSSES, LossInputs
+from lmcot.learner.policy_losses import LossInputs, policy_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,6 @@ class Objective:
         self._planner = planner
         self._settings = settings
         self._temperature = temperature
-        self._policy_loss = POLICY_LOSSES[settings.loss.kind]
 
     def loss(self, experience: Experience, micro: MicroBatch, update: Update) -> MicroLoss:
         """Forward pass and loss of one micro-batch."""
@@ -64,9 +63,8 @@ class Objective:
         current = maths.token_logprobs(logits, batch.targets.to(logits.device), self._temperature)
         old = experience.tokens(micro.indices, logits.device)
         proximal = self._proximal(experience, micro, current, old)
-        policy = self._policy_loss(
-            self._settings.loss, self._loss_inputs(current, proximal, old, update)
-        )
+        inputs = self._loss_inputs(current, proximal, old, update)
+        policy = policy_loss(self._settings.loss, inputs)
         entropy = self._entropy(logits)
         metrics = {"loss/policy": policy.loss, "policy/entropy": entropy, **policy.metrics}
         if update.critic_only:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmcot.config.training import PpoLoss
+from lmcot.config.training import PolicyLoss, PpoLoss
 from lmcot.learner import maths
 
 
@@ -85,3 +85,8 @@ def ppo(settings: PpoLoss, inputs: LossInputs) -> LossOutputs:
 
 POLICY_LOSSES: dict[str, PolicyLossFunction] = {"ppo": ppo}
 """The loss of each kind of settings."""
+
+
+def policy_loss(settings: PolicyLoss, inputs: LossInputs) -> LossOutputs:
+    """Each token's loss, by the function that the settings name."""
+    return POLICY_LOSSES[settings.kind](settings, inputs)
