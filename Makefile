@@ -13,7 +13,7 @@ RUN   := PATH="$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart toy test test-fast lint cloud-tools client-tools server-tools clean
+.PHONY: help setup quickstart toy test test-fast test-quick lint cloud-tools client-tools server-tools clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,15 @@ toy: $(STAMP) ## see PPO learn to count upwards (one to two minutes)
 test: $(STAMP) ## run all tests, the end-to-end ones too (about 25 minutes)
 	@echo "Running all tests, in two processes (about 25 minutes)."
 	@$(RUN) pytest $(WORKERS) --durations=20
+
+# What loads no model and starts no process: to be run on each save.
+QUICK := tests/unit/config tests/unit/text tests/unit/monitor tests/unit/run tests/unit/test_*.py \
+	tests/unit/learner/test_maths.py tests/unit/learner/test_kl_control.py \
+	tests/unit/learner/test_reward_scale.py tests/unit/actors/test_ledger.py \
+	tests/unit/evaluation/test_statistics.py
+
+test-quick: $(STAMP) ## run the tests that load no model (under a minute)
+	@$(RUN) pytest -q $(WORKERS) $(QUICK)
 
 test-fast: $(STAMP) ## run the tests without the end-to-end ones (about five minutes)
 	@echo "Running the fast tests, in two processes (about five minutes)."

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from lmcot import __version__
+from lmcot import __version__, run_files
 from lmcot.storage import local_path, place
 
 _STAGES = {
@@ -187,7 +187,9 @@ def _add_serve(commands: Any) -> None:
     command = commands.add_parser("serve", help=text, description=text)
     _add_run_dir(command)
     command.add_argument(
-        "--policy", choices=("refined", "distilled", "best", "base"), help="default: most trained"
+        "--policy",
+        choices=(*reversed(run_files.TRAINED_POLICIES), run_files.BEST, "base"),
+        help="default: most trained",
     )
     command.add_argument(
         "--update",
