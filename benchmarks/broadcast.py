@@ -35,9 +35,9 @@ ACTORS = 4
 GOAL = 1.3
 
 
-def _broadcast(fleet: Fleet, weights: Weights) -> None:
+def _broadcast(fleet: Fleet[RolloutActor], weights: Weights) -> None:
     """One version's way, as `lmcot refine` sends it."""
-    fleet.call("use_weights", restored=True, weights=[ray.put(weights)])
+    fleet.configure(RolloutActor.use_weights, (ray.put(weights),))
 
 
 def _least_work(tensors: list[Tensor], places: list[Tensor], weights: Weights) -> None:
@@ -84,7 +84,7 @@ def measure(rounds: int) -> dict[str, float]:
             },
             rounds,
         )
-        if fleet.call("checksum") != [weights.checksum] * ACTORS:
+        if fleet.call(RolloutActor.checksum) != [weights.checksum] * ACTORS:
             raise RuntimeError("an actor holds other weights than were sent")
     return taken
 

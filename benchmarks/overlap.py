@@ -30,6 +30,8 @@ from benchmarks.cases import SMOLLM2
 from benchmarks.endpoint import serving
 from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.actors.resources.cluster import ray_cluster
+from lmcot.actors.reward_actor import RewardActor
+from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.units import Packed, RolloutUnit, ScoreUnit
 from lmcot.config import ASPECTS, Config, parse_config
 from lmcot.data.sampler import PromptSampler
@@ -139,7 +141,7 @@ def measure_rollout(run: Run) -> tuple[float, list[Batch]]:
         for step in range(WARM_UP - 1, WARM_UP - 1 + PHASES):
             units = units_of(run, step)
             started = time.monotonic()
-            sampled = fleet.map("sample", units)
+            sampled = fleet.map(RolloutActor.sample, units)
             taken.append(time.monotonic() - started)
             batches.append(list(zip(units, sampled, strict=True)))
     return statistics.median(taken[1:]), batches
@@ -173,7 +175,7 @@ def measure_judge(run: Run, batches: list[Batch]) -> float:
         for batch in batches[1:]:
             units = [ScoreUnit(unit.unit_id, unit.questions, rollouts) for unit, rollouts in batch]
             started = time.monotonic()
-            judged = reward.map("score", units)
+            judged = reward.map(RewardActor.score, units)
             taken.append(time.monotonic() - started)
             failed = [failure for one in judged for failure in one.failures]
             if failed:

@@ -204,9 +204,9 @@ def real_point(actors: int) -> Point:
     settings = ActorsSettings(start_timeout_s=600)
     with Fleet("rollout", stand_ins.Sleeper, role, settings, arguments={}) as fleet:
         fleet.wait_ready()
-        fleet.map("sample", units[:actors])
+        fleet.map(stand_ins.Sleeper.sample, units[:actors])
         started, driver = time.monotonic(), time.process_time()
-        fleet.map("sample", units)
+        fleet.map(stand_ins.Sleeper.sample, units)
         seconds, driver = time.monotonic() - started, time.process_time() - driver
     rollouts = len(units) * PROMPTS * SAMPLES
     ideal = actors * PROMPTS * SAMPLES / stand_ins.SAMPLE_S

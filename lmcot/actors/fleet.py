@@ -2,16 +2,20 @@
 
 RLlib's `FaultTolerantActorManager` keeps the actors: calls, health probes, restarts. It never
 marks a slow actor unhealthy and drops requests above its bound, so work goes through a ledger of
-our own: the fleet sends one unit at a time to each actor, watches the deadline itself, and asks a
-lost unit again elsewhere.
+our own: the fleet sends one unit at a time to each actor, watches the deadline itself, and retries
+a lost unit on another actor.
+
+A method is named by the function itself (``fleet.submit(RolloutActor.sample, key, unit)``), so that
+the type checker sees its unit and result.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -26,16 +30,20 @@ from lmcot.config import ActorsSettings, RoleSettings
 from lmcot.errors import first_line
 from lmcot.monitor.progress import say
 
+_Actor = TypeVar("_Actor", bound=ActorBase)
+_Arguments = ParamSpec("_Arguments")
+_Unit = TypeVar("_Unit")
+_Result = TypeVar("_Result")
 _LOOK_EVERY_S = 0.25
 
 
-class Fleet:
-    """Actors of one role. Use as a context manager: they are gone at the end."""
+class Fleet(Generic[_Actor]):
+    """Actors of one role. Use as a context manager, which ends them."""
 
     def __init__(
         self,
         role: str,
-        actor_class: type[ActorBase],
+        actor_class: type[_Actor],
         resources: RoleSettings,
         settings: ActorsSettings,
         *,
@@ -67,16 +75,16 @@ class Fleet:
             self.handles, max_remote_requests_in_flight_per_actor=1
         )
         self._upkeep = Upkeep(role, self._manager, self._unwrap, settings.start_timeout_s)
-        self._ledger: Ledger[str] = Ledger(
+        self._ledger = Ledger(
             settings.max_attempts, settings.unit_timeout_s, actors=resources.count
         )
-        self._refs: dict[Any, Assignment[str]] = {}
+        self._refs: dict[Any, Assignment] = {}
         self._looked = -math.inf
         self._none_since: float | None = None
         self._busy_s = 0.0
         self._asked = time.monotonic()
 
-    def __enter__(self) -> Fleet:
+    def __enter__(self) -> Fleet[_Actor]:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,15 +107,11 @@ class Fleet:
 
     @property
     def lost(self) -> int:
-        """Attempts at units that came to nothing."""
+        """Attempts at units that failed."""
         return self._ledger.lost
 
-    def open(self) -> list[str]:
-        """Keys of the units that are not done."""
-        return self._ledger.open
-
     def refs(self) -> list[Any]:
-        """Units underway: what a wait for news of this fleet waits for."""
+        """Units in flight: what a wait for news of this fleet waits for."""
         return list(self._refs)
 
     def idle_share(self) -> float:
@@ -118,39 +122,58 @@ class Fleet:
         self._busy_s, self._asked = 0.0, now
         return max(0.0, 1 - busy / available) if available else 0.0
 
-    def _seconds(self, assignment: Assignment[str], now: float) -> float:
+    def _seconds(self, assignment: Assignment, now: float) -> float:
         return now - max(assignment.since, self._asked)
 
     def wait_ready(self, **setup: Any) -> None:
-        """Waits until each actor has set itself up, and says what their ``setup`` returned.
+        """Waits until each actor is set up, and prints what their ``setup`` returned.
 
         Args:
             setup: keyword arguments of the actor's ``setup``.
 
         Raises:
-            UserError: if an actor cannot start for a reason that is the user's to mend.
+            UserError: if an actor cannot start for a reason that the user can fix.
             TimeoutError: naming the role, after ``actors.start_timeout_s``.
         """
         limit = self._settings.start_timeout_s
-        for notice in dict.fromkeys(self.call("setup", timeout_s=limit, restored=True, **setup)):
+        for notice in dict.fromkeys(self._call_all("setup", setup, limit, repeated=True)):
             if notice:
                 say(f"{self.role} actors: {notice}")
 
     def call(
-        self, method: str, *, timeout_s: float | None = None, restored: bool = False, **kwargs: Any
-    ) -> list[Any]:
+        self,
+        method: Callable[Concatenate[_Actor, _Arguments], _Result],
+        *args: _Arguments.args,
+        **kwargs: _Arguments.kwargs,
+    ) -> list[_Result]:
         """Calls a method on every healthy actor; results in the order of the actors.
-
-        Args:
-            restored: whether an actor that was restarted gets this call again (the latest one of
-                each method), before it gets work. Then one that is lost meanwhile is no error,
-                as long as there are others.
 
         Raises:
             TimeoutError, RuntimeError: naming the role and the method.
         """
-        limit = timeout_s or self._settings.unit_timeout_s
-        if restored:
+        limit = self._settings.unit_timeout_s
+        return self._call_all(method.__name__, _named(method, args, kwargs), limit, repeated=False)
+
+    def configure(
+        self,
+        method: Callable[Concatenate[_Actor, _Arguments], _Result],
+        *args: _Arguments.args,
+        **kwargs: _Arguments.kwargs,
+    ) -> list[_Result]:
+        """Makes a call on every actor, and again on each that is restarted later, before its work.
+
+        A later call of the same method replaces this one. An actor that is lost meanwhile is no
+        error, as long as there are others.
+
+        Raises: as `call` does.
+        """
+        limit = self._settings.unit_timeout_s
+        return self._call_all(method.__name__, _named(method, args, kwargs), limit, repeated=True)
+
+    def _call_all(
+        self, method: str, kwargs: dict[str, Any], limit: float, *, repeated: bool
+    ) -> list[Any]:
+        if repeated:
             self._upkeep.remember(method, kwargs)
         sent = self._manager.foreach_actor_async(method, tag=method, kwargs=kwargs)
         results: dict[int, Any] = {}
@@ -173,26 +196,33 @@ class Fleet:
                     f"{self._manager.num_actors()} {self.role} actor(s): check that the cluster "
                     "has the resources that 'actors' asks for, or raise the time limit there"
                 )
-        if lost and not (restored and results):
+        if lost and not (repeated and results):
             raise RuntimeError(f"a {self.role} actor was lost during '{method}': {lost}")
         return [results[actor] for actor in sorted(results)]
 
-    def submit(self, method: str, key: str, unit: Any, *, has_time: bool = False) -> None:
-        """Takes a unit on: some actor's ``method`` will be called with it. See `turn`.
+    def submit(
+        self,
+        method: Callable[[_Actor, _Unit], Any],
+        key: str,
+        unit: _Unit,
+        *,
+        low_priority: bool = False,
+    ) -> None:
+        """Queues a unit, for ``method`` of whichever actor is free; `turn` returns the result.
 
         Args:
-            has_time: whether it is done only where no other unit waits for an actor.
+            low_priority: run it only when no other unit waits for an actor.
         """
-        self._ledger.add(key, (method, unit), has_time=has_time)
+        self._ledger.add(key, (method.__name__, unit), low_priority=low_priority)
 
     def abandon(self) -> None:
-        """Forgets all units; results that still come are dropped."""
+        """Forgets all units; results that arrive later are dropped."""
         self._ledger.abandon()
 
     def turn(self) -> list[tuple[str, Any]]:
-        """Results that came, by key; gives out more work. Never waits.
+        """Returns the results that have arrived, by key, and gives out more work; never waits.
 
-        A unit whose actor died or overran its time limit is done again, up to
+        A unit whose actor died or overran its time limit is retried, up to
         ``actors.max_attempts`` times.
 
         Raises:
@@ -217,22 +247,22 @@ class Fleet:
 
     def map(
         self,
-        method: str,
-        units: Sequence[Any],
+        method: Callable[[_Actor, _Unit], _Result],
+        units: Sequence[_Unit],
         *,
-        on_result: Callable[[int, Any], None] = lambda index, result: None,
-    ) -> list[Any]:
+        on_result: Callable[[int, _Result], None] = lambda index, result: None,
+    ) -> list[_Result]:
         """Does every unit once, on whichever actor is free; results in the order of the units.
 
         Args:
-            on_result: told each unit's index and result as they come.
+            on_result: called with each unit's index and result as they arrive.
 
         Raises: as `turn` does.
         """
-        numbers = {f"{method}/{index}": index for index in range(len(units))}
+        numbers = {f"{method.__name__}/{index}": index for index in range(len(units))}
         for key, index in numbers.items():
             self.submit(method, key, units[index])
-        results: dict[int, Any] = {}
+        results: dict[int, _Result] = {}
         try:
             while len(results) < len(units):
                 self._check()
@@ -265,7 +295,7 @@ class Fleet:
                 results.append((assignment.entry.key, self._unwrap(value)))
         return results
 
-    def _take(self, ref: Any) -> Assignment[str]:
+    def _take(self, ref: Any) -> Assignment:
         """Takes a call off the books."""
         assignment = self._refs.pop(ref)
         self._busy_s += self._seconds(assignment, time.monotonic())
@@ -279,7 +309,7 @@ class Fleet:
             self._take(next(ref for ref, one in self._refs.items() if one is assignment))
             self._lose(assignment, f"it took longer than actors.unit_timeout_s, {limit:g} s")
 
-    def _lose(self, assignment: Assignment[str], reason: str) -> None:
+    def _lose(self, assignment: Assignment, reason: str) -> None:
         self._upkeep.lost(assignment.actor, reason)
         try:
             self._ledger.lose(assignment, time.monotonic())
@@ -289,7 +319,7 @@ class Fleet:
                 "for why they die"
             ) from None
 
-    def _retry(self, assignment: Assignment[str], error: RemoteError) -> None:
+    def _retry(self, assignment: Assignment, error: RemoteError) -> None:
         """The actor is well, but what it needed of another one did not come."""
         say(f"{self.role} actor {assignment.actor}: {error.message}; the unit is tried again")
         try:
@@ -314,3 +344,11 @@ class Fleet:
         if isinstance(value, RemoteError):
             raise value.to_exception(f"{self.role} actor")
         return value
+
+
+def _named(
+    method: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """A call's arguments by name, for RLlib's manager sends only those."""
+    _, *names = inspect.signature(method).parameters  # without self
+    return {**dict(zip(names, args, strict=False)), **kwargs}

@@ -1,6 +1,6 @@
-"""The work ledger: which unit waits, which is with an actor, and which is done.
+"""The work ledger: which units wait, and which actor works on which unit.
 
-Pure bookkeeping, told the time and what happened; `Fleet` does what follows from it.
+It only keeps the books: `Fleet` tells it the time and what happened, and acts on what it answers.
 """
 
 from __future__ import annotations
@@ -8,113 +8,105 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
-
-Key = TypeVar("Key")
+from typing import Any
 
 _NEVER_BEGUN_S = 0.5
 """A unit that is lost this soon met an actor that was dead already."""
 
 
 class UnitLost(RuntimeError):
-    """A unit was tried as often as the settings admit."""
+    """A unit was lost as often as the settings allow."""
 
 
 @dataclass(slots=True)
-class Entry(Generic[Key]):
+class Entry:
     """One unit of work."""
 
-    key: Key
+    key: str
     unit: Any
     attempts: int = 0
-    """Attempts that came to nothing."""
+    """Attempts that failed."""
     misses: int = 0
     """How often it was given to an actor that was dead already."""
 
 
 @dataclass(slots=True, eq=False)
-class Assignment(Generic[Key]):
-    """A unit in the hands of an actor."""
+class Assignment:
+    """A unit that an actor works on."""
 
-    entry: Entry[Key]
+    entry: Entry
     actor: int
     since: float
     deadline: float
     wanted: bool = True
-    """Whether its result is still asked for."""
+    """Whether its result is still needed."""
 
 
-class Ledger(Generic[Key]):
+class Ledger:
     """Gives each unit to one actor at a time, and counts its result once.
 
-    Units are given out in the order in which they were added; one that was lost comes first, and
-    those that have time come when no other waits.
+    Units are given out in the order in which they were added. A unit that was lost comes first;
+    units of low priority come when no other waits.
     """
 
     def __init__(self, max_attempts: int, timeout_s: float, *, actors: int) -> None:
         self._max_attempts = max_attempts
         self._timeout_s = timeout_s
         self._actors = actors
-        self._waiting: deque[Entry[Key]] = deque()
-        self._have_time: deque[Entry[Key]] = deque()
-        self._underway: dict[int, Assignment[Key]] = {}
-        self._open: set[Key] = set()
+        self._waiting: deque[Entry] = deque()
+        self._low_priority: deque[Entry] = deque()
+        self._underway: dict[int, Assignment] = {}
+        self._open: set[str] = set()
         self.lost = 0
-        """Attempts that came to nothing so far."""
+        """Number of attempts that failed."""
 
     @property
     def waiting(self) -> int:
         """Units that no actor has yet."""
-        return len(self._waiting) + len(self._have_time)
+        return len(self._waiting) + len(self._low_priority)
 
-    @property
-    def open(self) -> list[Key]:
-        """Units that are not done: with an actor first, then those that wait."""
-        underway = [a.entry.key for a in self._underway.values() if a.wanted]
-        return underway + [entry.key for entry in (*self._waiting, *self._have_time)]
-
-    def add(self, key: Key, unit: Any, *, has_time: bool = False) -> None:
-        """Takes a unit on.
+    def add(self, key: str, unit: Any, *, low_priority: bool = False) -> None:
+        """Queues a unit.
 
         Args:
-            has_time: whether it comes after all that have none, also those that are added later.
+            low_priority: give it out only when no other unit waits, even one that is added later.
 
         Raises:
-            ValueError: if one of that key is not done yet.
+            ValueError: if there is an unfinished unit with this key.
         """
         if key in self._open:
             raise ValueError(f"unit {key} is in the ledger already")
         self._open.add(key)
-        (self._have_time if has_time else self._waiting).append(Entry(key, unit))
+        (self._low_priority if low_priority else self._waiting).append(Entry(key, unit))
 
     def idle(self, actors: Sequence[int]) -> list[int]:
-        """Those of some actors that have no unit."""
+        """Those of the given actors that have no unit."""
         return [actor for actor in actors if actor not in self._underway]
 
-    def assign(self, actor: int, now: float) -> Assignment[Key] | None:
+    def assign(self, actor: int, now: float) -> Assignment | None:
         """Gives an actor the next unit; None if it has one, or none waits."""
         if actor in self._underway or not self.waiting:
             return None
-        entry = (self._waiting or self._have_time).popleft()
+        entry = (self._waiting or self._low_priority).popleft()
         given = Assignment(entry, actor, now, now + self._timeout_s)
         self._underway[actor] = given
         return given
 
-    def settle(self, assignment: Assignment[Key]) -> bool:
-        """A result came; whether it counts: it is asked for, and the first of its unit."""
+    def settle(self, assignment: Assignment) -> bool:
+        """Notes a result, and returns whether it counts: the first of a unit that is wanted."""
         if not self._release(assignment) or not assignment.wanted:
             return False
         self._open.remove(assignment.entry.key)
         return True
 
-    def lose(self, assignment: Assignment[Key], now: float) -> None:
-        """An attempt came to nothing: the unit is given out again, before the others.
+    def lose(self, assignment: Assignment, now: float) -> None:
+        """Notes a failed attempt: the unit is given out again, before the others.
 
-        It counts as an attempt unless the actor was dead before it could begin, as those of a
-        node that went down all are.
+        It counts as an attempt unless the actor was dead before it began, like all actors of a
+        node that went down.
 
         Raises:
-            UnitLost: if that was its last attempt.
+            UnitLost: if that was the unit's last attempt.
         """
         if not self._release(assignment) or not assignment.wanted:
             return
@@ -128,20 +120,20 @@ class Ledger(Generic[Key]):
             raise UnitLost(f"unit {entry.key} was lost {entry.attempts} times")
         self._waiting.appendleft(entry)
 
-    def overdue(self, now: float) -> list[Assignment[Key]]:
-        """Units whose actors have had their time."""
+    def overdue(self, now: float) -> list[Assignment]:
+        """Units whose time limit has passed."""
         return [a for a in self._underway.values() if now > a.deadline]
 
     def abandon(self) -> None:
-        """Forgets all units; the actors that are at one stay busy until it ends."""
+        """Forgets all units; an actor that works on one stays busy until it ends."""
         self._waiting.clear()
-        self._have_time.clear()
+        self._low_priority.clear()
         self._open.clear()
         for assignment in self._underway.values():
             assignment.wanted = False
 
-    def _release(self, assignment: Assignment[Key]) -> bool:
-        """Frees the actor; False if the unit was taken from it before."""
+    def _release(self, assignment: Assignment) -> bool:
+        """Frees the actor; False if the unit had been taken from it."""
         if self._underway.get(assignment.actor) is not assignment:
             return False
         del self._underway[assignment.actor]

@@ -12,7 +12,10 @@ from contextlib import ExitStack
 from typing import Any
 
 from lmcot.actors.fleet import Fleet
+from lmcot.actors.frozen_actor import FrozenActor
 from lmcot.actors.resources.cluster import check_plan
+from lmcot.actors.reward_actor import RewardActor
+from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.units import Judged, JudgeUnit, Packed
 from lmcot.config import Row
 from lmcot.config.rows import label, plain, votes
@@ -110,7 +113,7 @@ class _Evaluation:
         self._examples = files.examples
         self._by_id = {one.id: one for one in files.examples}
         self._usage = Usage()
-        self._frozen: Fleet
+        self._frozen: Fleet[FrozenActor]
         self._bar: Progress
 
     def work(self) -> Usage:
@@ -149,11 +152,13 @@ class _Evaluation:
             for (policy, sampled), rows in missing.items():
                 if policy != loaded:
                     source = self._policies[policy]
-                    fleet.call("use_source", restored=True, source=source)
+                    fleet.configure(RolloutActor.use_source, source)
                     loaded = policy
                 self._write(fleet, policy, sampled, rows)
 
-    def _write(self, fleet: Fleet, policy: str, sampled: bool, rows: Sequence[int]) -> None:
+    def _write(
+        self, fleet: Fleet[RolloutActor], policy: str, sampled: bool, rows: Sequence[int]
+    ) -> None:
         """One policy's rationales."""
         config = self._run.config
         kept, laps = self._files.rationales[policy, sampled], _Laps()
@@ -165,7 +170,7 @@ class _Evaluation:
             self._bar.update(len(found))
 
         examples = [self._examples[row] for row in rows]
-        fleet.map("sample", rationale_units(config, examples, sampled), on_result=keep)
+        fleet.map(RolloutActor.sample, rationale_units(config, examples, sampled), on_result=keep)
         kept.finish([one.id for one in self._examples])
 
     def _answer(self, row: Row) -> None:
@@ -215,7 +220,7 @@ class _Evaluation:
                 [shown[at] for at in group],
             )
         ]
-        self._frozen.map("complete", units, on_result=keep)
+        self._frozen.map(FrozenActor.complete, units, on_result=keep)
         kept.finish([one.id for one in self._examples])
 
     def _own_answers(self, row: Row, at: int, shown: Sequence[str]) -> list[Attempt]:
@@ -283,7 +288,7 @@ class _Evaluation:
             for policy, rows in missing.items():
                 self._judge(fleet, policy, rows)
 
-    def _judge(self, fleet: Fleet, policy: str, rows: Sequence[int]) -> None:
+    def _judge(self, fleet: Fleet[RewardActor], policy: str, rows: Sequence[int]) -> None:
         """One policy's rationales; the next evaluation tries those again that failed."""
         run, kept = self._run, self._files.aspects[policy]
         losses = Losses(run.config.failures, len(rows), f"judgements of the {policy} policy")
@@ -301,7 +306,9 @@ class _Evaluation:
             run.tell_unmeasured(unmeasured(judged.judgements).items())
             losses.add(one.failure for one in judged.judgements if one.failure is not None)
 
-        fleet.map("judge", [self._judge_unit(policy, one) for one in groups], on_result=keep)
+        fleet.map(
+            RewardActor.judge, [self._judge_unit(policy, one) for one in groups], on_result=keep
+        )
         kept.finish([one.id for one in self._examples])
 
     def _judge_unit(self, policy: str, rows: Sequence[int]) -> JudgeUnit:

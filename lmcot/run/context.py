@@ -173,7 +173,7 @@ class Run:
             say(self.left_out[kind])
         return fitting
 
-    def frozen_fleet(self) -> Fleet:
+    def frozen_fleet(self) -> Fleet[FrozenActor]:
         """The frozen LM's actors."""
         config = self.effective
         if config.frozen is None:
@@ -189,7 +189,7 @@ class Run:
             check=self.interruption.check,
         )  # fmt: skip
 
-    def rollout_fleet(self, source: str, *, trains: bool = False) -> Fleet:
+    def rollout_fleet(self, source: str, *, trains: bool = False) -> Fleet[RolloutActor]:
         """Actors that sample from the small LM, which starts from ``source``.
 
         Args:
@@ -206,7 +206,7 @@ class Run:
             check=self.interruption.check,
         )  # fmt: skip
 
-    def reward_fleet(self) -> Fleet:
+    def reward_fleet(self) -> Fleet[RewardActor]:
         """Actors that judge rationales; they are set up with the frozen LM's handles."""
         return Fleet(
             "reward", RewardActor, self.config.actors.reward, self.config.actors,

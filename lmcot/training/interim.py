@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from lmcot.actors.frozen_actor import FrozenActor
+from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.units import Packed, WeightsRef
 from lmcot.errors import UserError
 from lmcot.evaluation.predictions import Prediction, predict
@@ -94,7 +96,7 @@ class InterimEvaluation:
         if self._settings.keep_best:
             underway.export = self._learners.begin_export(self._candidate)
         for one in units:
-            self._fleets.rollout.submit("sample", one.unit_id, one, has_time=True)
+            self._fleets.rollout.submit(RolloutActor.sample, one.unit_id, one, low_priority=True)
         self._underway = underway
 
     def sampled(self, key: str, rollouts: Packed[list[Rollout]]) -> None:
@@ -106,7 +108,7 @@ class InterimEvaluation:
         underway.rationales[key] = found
         texts = [one.texts for one in found]
         for unit in prompt_units(self._run, _ROW, underway.units[key], texts):
-            frozen.submit("complete", key, unit, has_time=True)
+            frozen.submit(FrozenActor.complete, key, unit, low_priority=True)
 
     def answered(self, key: str, replies: Replies) -> None:
         """Scores a unit's answers; the last unit ends the evaluation."""

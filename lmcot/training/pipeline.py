@@ -15,8 +15,11 @@ from typing import Any, Protocol, TypeVar
 
 from lmcot.actors.base import Unanswered
 from lmcot.actors.fleet import Fleet
+from lmcot.actors.frozen_actor import FrozenActor
 from lmcot.actors.ledger import UnitLost
 from lmcot.actors.news import wait_for_news
+from lmcot.actors.reward_actor import RewardActor
+from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.units import Packed, RolloutUnit, Scored, ScoreUnit, WeightsRef
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import UserError
@@ -47,12 +50,12 @@ class Monitored(Protocol):
 class Fleets:
     """The actors that sample and judge."""
 
-    rollout: Fleet
-    reward: Fleet
-    frozen: Fleet | None = None
+    rollout: Fleet[RolloutActor]
+    reward: Fleet[RewardActor]
+    frozen: Fleet[FrozenActor] | None = None
 
     @property
-    def all(self) -> list[Fleet]:
+    def all(self) -> list[Fleet[Any]]:
         """All fleets."""
         return [self.rollout, self.reward, *([self.frozen] if self.frozen else [])]
 
@@ -241,7 +244,7 @@ class Pipeline:
                 policy_version=version,
                 weights=weights,
             )
-            self._fleets.rollout.submit("sample", key, unit)
+            self._fleets.rollout.submit(RolloutActor.sample, key, unit)
 
     def _sampled(self, key: str, rollouts: Packed[list[Rollout]]) -> None:
         """Has a unit's rationales judged, while others are still being sampled."""
@@ -250,7 +253,7 @@ class Pipeline:
         if batch.sampled_units == len(batch.keys):
             batch.sampled = time.monotonic()
         unit = ScoreUnit(key, batch.questions.pop(key), rollouts)
-        self._fleets.reward.submit("score", key, unit)
+        self._fleets.reward.submit(RewardActor.score, key, unit)
 
     def _judged(self, key: str, judged: Scored) -> None:
         batch = self._of_unit[key]

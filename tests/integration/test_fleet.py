@@ -34,7 +34,7 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def worker_class() -> type[ActorBase]:
+def worker_class() -> Any:
     """Made in a function, so that Ray sends the class itself, not this module's name."""
 
     class Worker(ActorBase):
@@ -79,8 +79,11 @@ def worker_class() -> type[ActorBase]:
     return Worker
 
 
-def start(folder: Path, settings: ActorsSettings = SETTINGS) -> Fleet:
-    fleet = Fleet("test", worker_class(), SMALL, settings, arguments={"folder": str(folder)})
+Worker = worker_class()
+
+
+def start(folder: Path, settings: ActorsSettings = SETTINGS) -> Fleet[Any]:
+    fleet = Fleet("test", Worker, SMALL, settings, arguments={"folder": str(folder)})
     fleet.wait_ready()
     return fleet
 
@@ -89,7 +92,7 @@ def test_results_come_in_the_order_of_the_units(tmp_path: Path) -> None:
     with start(tmp_path) as fleet:
         seen: list[int] = []
         units = list(range(9))
-        results = fleet.map("hello", units, on_result=lambda index, _: seen.append(index))
+        results = fleet.map(Worker.hello, units, on_result=lambda index, _: seen.append(index))
         assert results == [f"ready {unit}" for unit in units]
         assert sorted(seen) == units
 
@@ -98,18 +101,18 @@ def test_a_killed_actors_unit_is_done_again_by_an_actor_set_up_as_the_others(
     tmp_path: Path,
 ) -> None:
     with start(tmp_path) as fleet:
-        fleet.call("greet", restored=True, word="version 7")
+        fleet.configure(Worker.greet, "version 7")
         units = [{"index": index, "die": index == 1} for index in range(6)]
-        results = fleet.map("once", units)
+        results = fleet.map(Worker.once, units)
         assert results == [(index, "version 7") for index in range(6)]
         # The restarted actor comes back only with what the fleet was told.
         deadline = time.monotonic() + 60
         while not fleet.recoveries and time.monotonic() < deadline:
-            fleet.map("hello", [0])
+            fleet.map(Worker.hello, [0])
             time.sleep(0.2)
         assert len(fleet.recoveries) == 1
         assert 0 < fleet.recoveries[0] < 60
-        assert set(fleet.map("hello", [1] * 8)) == {"version 7 1"}
+        assert set(fleet.map(Worker.hello, [1] * 8)) == {"version 7 1"}
 
 
 def test_an_actor_that_was_started_anew_unnoticed_is_set_up_first(tmp_path: Path) -> None:
@@ -123,7 +126,7 @@ def test_an_actor_that_was_started_anew_unnoticed_is_set_up_first(tmp_path: Path
                     break
             except ray.exceptions.RayError:
                 time.sleep(0.2)
-        assert set(fleet.map("ready_hello", [1] * 6)) == {"ready 1"}
+        assert set(fleet.map(Worker.ready_hello, [1] * 6)) == {"ready 1"}
 
 
 def test_an_actor_that_hangs_is_ended_and_its_unit_done_elsewhere(tmp_path: Path) -> None:
@@ -131,7 +134,7 @@ def test_an_actor_that_hangs_is_ended_and_its_unit_done_elsewhere(tmp_path: Path
     with start(tmp_path, settings) as fleet:
         started = time.monotonic()
         units = [{"index": index, "hang": index == 0} for index in range(4)]
-        assert [index for index, _ in fleet.map("once", units)] == [0, 1, 2, 3]
+        assert [index for index, _ in fleet.map(Worker.once, units)] == [0, 1, 2, 3]
         assert time.monotonic() - started < 30
 
 
@@ -139,16 +142,16 @@ def test_a_unit_that_kills_every_actor_ends_the_run_with_its_name(tmp_path: Path
     settings = SETTINGS.model_copy(update={"max_attempts": 1})
     lost = "unit once/0 was lost 1 times on test actors, the last time because .*: see Ray"
     with start(tmp_path, settings) as fleet, pytest.raises(RuntimeError, match=lost):
-        fleet.map("once", [{"index": 0, "die": True}])
+        fleet.map(Worker.once, [{"index": 0, "die": True}])
 
 
 def test_errors_inside_an_actor_reach_the_driver_and_leave_it_healthy(tmp_path: Path) -> None:
     with start(tmp_path) as fleet:
         with pytest.raises(UserError, match="the unit is wrong: mend it"):
-            fleet.map("refuse", ["user"])
+            fleet.map(Worker.refuse, ["user"])
         with pytest.raises(RuntimeError, match=r"the test actor failed: ValueError: a bug"):
-            fleet.map("refuse", ["bug"])
-        assert fleet.map("hello", [1]) == ["ready 1"]
+            fleet.map(Worker.refuse, ["bug"])
+        assert fleet.map(Worker.hello, [1]) == ["ready 1"]
         assert fleet.recoveries == []
 
 
@@ -157,7 +160,7 @@ def test_a_wait_can_be_abandoned(tmp_path: Path) -> None:
         raise Interrupted
 
     fleet = Fleet(
-        "test", worker_class(), SMALL, SETTINGS, arguments={"folder": str(tmp_path)},
+        "test", Worker, SMALL, SETTINGS, arguments={"folder": str(tmp_path)},
         check=interrupt,
     )  # fmt: skip
     with fleet, pytest.raises(Interrupted):
@@ -167,7 +170,7 @@ def test_a_wait_can_be_abandoned(tmp_path: Path) -> None:
 def test_actors_that_cannot_start_are_named_when_the_time_is_up(tmp_path: Path) -> None:
     impossible = RoleSettings(count=1, cpus=64)
     settings = SETTINGS.model_copy(update={"start_timeout_s": 1.0})
-    fleet = Fleet("test", worker_class(), impossible, settings, arguments={"folder": "."})
+    fleet = Fleet("test", Worker, impossible, settings, arguments={"folder": "."})
     with fleet, pytest.raises(TimeoutError, match="'setup' on 1 of 1 test actor"):
         fleet.wait_ready()
 
@@ -191,7 +194,7 @@ def test_rollout_actors_take_up_published_weights() -> None:
         arguments={"policy": policy, "source": policy.source, "prompts": prompts, "threads": 1},
     ) as fleet:  # fmt: skip
         fleet.wait_ready()
-        assert fleet.call("checksum") == [checksum(model)] * 2
+        assert fleet.call(RolloutActor.checksum) == [checksum(model)] * 2
         for parameter in model.parameters():
             parameter.data.mul_(1.5)
         nbytes = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -205,9 +208,9 @@ def test_rollout_actors_take_up_published_weights() -> None:
                 seed=0, step=0, policy_version=version, weights=weights,
             )  # fmt: skip
 
-        rollouts = [one.open() for one in fleet.map("sample", [unit(3), unit(3)])]
-        assert fleet.call("checksum") == [checksum(model)] * 2
+        rollouts = [one.open() for one in fleet.map(RolloutActor.sample, [unit(3), unit(3)])]
+        assert fleet.call(RolloutActor.checksum) == [checksum(model)] * 2
         assert [r.sample for r in rollouts[0]] == [0, 1]
         assert {r.policy_version for r in rollouts[0]} == {3}
         with pytest.raises(RuntimeError, match="wants policy version 2, but its weights are of"):
-            fleet.map("sample", [unit(2)])
+            fleet.map(RolloutActor.sample, [unit(2)])

@@ -64,7 +64,7 @@ def _settings(
     )
 
 
-def _fleet(settings: TransformersFrozen, count: int = 1) -> Fleet:
+def _fleet(settings: TransformersFrozen, count: int = 1) -> Fleet[FrozenActor]:
     return Fleet(
         "frozen-LM", FrozenActor, RoleSettings(count=count, cpus=0.5), SETTINGS,
         arguments={"settings": settings, "prompts": PromptSettings(), "threads": 1},
@@ -72,7 +72,7 @@ def _fleet(settings: TransformersFrozen, count: int = 1) -> Fleet:
     )  # fmt: skip
 
 
-def _client(fleet: Fleet, first: int = 0) -> RemoteFrozenLM:
+def _client(fleet: Fleet[FrozenActor], first: int = 0) -> RemoteFrozenLM:
     return RemoteFrozenLM(
         fleet.handles, identity="remote", parameters=None, timeout_s=60, first=first
     )
@@ -83,21 +83,21 @@ def _prompts(client: int) -> list[Prompt]:
 
 
 @pytest.fixture(scope="module")
-def shared(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def shared(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet[FrozenActor]]:
     """One actor with a cache, for tests that leave it as it is."""
     with _fleet(_settings(tmp_path_factory.mktemp("cache"))) as fleet:
         fleet.wait_ready()
         yield fleet
 
 
-def test_an_actor_imports_only_what_it_needs(shared: Fleet) -> None:
+def test_an_actor_imports_only_what_it_needs(shared: Fleet[FrozenActor]) -> None:
     """transformers and peft would bring all of them into every process, for seconds."""
     unneeded = {"datasets", "deepspeed", "matplotlib", "pandas", "peft", "scipy", "sklearn"}
     imported = shared.handles[0].apply.remote(lambda actor: sorted(unneeded & sys.modules.keys()))
     assert ray.get(imported, timeout=60) == []
 
 
-def test_clients_at_once_get_what_each_would_get_alone(shared: Fleet) -> None:
+def test_clients_at_once_get_what_each_would_get_alone(shared: Fleet[FrozenActor]) -> None:
     """Texts to the letter; probabilities up to the rounding of the arithmetic."""
     alone = open_frozen_lm(_settings(None), PromptSettings())
     assert _settings(None).calls_at_once == 32
@@ -183,7 +183,7 @@ def _bloom(folder: Path) -> Path:
 
 
 def test_a_reward_actor_holds_learned_aspects_to_their_frozen_lm(
-    shared: Fleet, tmp_path: Path
+    shared: Fleet[FrozenActor], tmp_path: Path
 ) -> None:
     identity, parameters = ray.get(shared.handles[0].describe.remote(), timeout=60)
     assert parameters > 0
@@ -198,7 +198,7 @@ def test_a_reward_actor_holds_learned_aspects_to_their_frozen_lm(
         _judge_with(shared, tmp_path, fitted_to="another")
 
 
-def _judge_with(fleet: Fleet, folder: Path, fitted_to: str) -> Scored:
+def _judge_with(fleet: Fleet[FrozenActor], folder: Path, fitted_to: str) -> Scored:
     one = LearnedAspect(
         mean=(0.5, 0.0), scale=(1.0, 1.0), coef=(2.0, 0.0), intercept=1.0,
         auc=0.7, auc_interval=(0.6, 0.8), labels=20, questions=10,

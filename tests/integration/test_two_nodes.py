@@ -78,8 +78,8 @@ def test_weights_travel_once_to_a_node_and_go_when_they_are_old(cluster: Cluster
             with torch.no_grad():
                 next(model.parameters()).add_(1.0)
             weights = ray.put(pack_weights(model.named_parameters(), nbytes, version))
-            fleet.call("use_weights", weights=(weights,))
-            assert fleet.call("checksum") == [checksum(model)] * 3
+            fleet.call(RolloutActor.use_weights, (weights,))
+            assert fleet.call(RolloutActor.checksum) == [checksum(model)] * 3
         assert stored(cluster, node)[0] - before[0] == 10, "one copy of each version"
         del weights
         deadline = time.monotonic() + 30

@@ -9,11 +9,11 @@ import pytest
 from lmcot.actors.ledger import Assignment, Ledger, UnitLost
 
 
-def ledger(attempts: int = 3, actors: int = 2) -> Ledger[str]:
+def ledger(attempts: int = 3, actors: int = 2) -> Ledger:
     return Ledger(attempts, 10.0, actors=actors)
 
 
-def given(book: Ledger[str], actor: int, now: float = 0.0) -> Assignment[str]:
+def given(book: Ledger, actor: int, now: float = 0.0) -> Assignment:
     assignment = book.assign(actor, now)
     assert assignment is not None
     return assignment
@@ -26,11 +26,10 @@ def test_units_are_given_out_in_order_one_to_an_actor() -> None:
     first, second = given(book, 0), given(book, 1)
     assert (first.entry.key, first.entry.unit, second.entry.key) == ("a", "A", "b")
     assert book.assign(0, 0.0) is None, "it has one"
-    assert (book.waiting, book.open) == (1, ["a", "b", "c"])
+    assert book.waiting == 1
     assert book.settle(first)
     assert given(book, 0).entry.key == "c"
     assert book.assign(2, 0.0) is None, "none waits"
-    assert book.open == ["b", "c"]
 
 
 def test_a_lost_unit_comes_first_and_its_late_result_does_not_count() -> None:
@@ -45,7 +44,8 @@ def test_a_lost_unit_comes_first_and_its_late_result_does_not_count() -> None:
     assert book.settle(again)
     assert not book.settle(again), "counted once"
     book.lose(again, now=6.0)
-    assert (book.open, book.lost) == (["b"], 1)
+    assert (book.waiting, book.lost) == (1, 1)
+    assert given(book, 0, 6.0).entry.key == "b"
 
 
 def test_a_unit_is_tried_so_often_and_no_more() -> None:
@@ -81,7 +81,7 @@ def test_what_is_abandoned_may_be_asked_anew_while_its_actor_is_still_busy() -> 
     book.add("a", "old")
     old = given(book, 0)
     book.abandon()
-    assert (book.open, book.waiting) == ([], 0)
+    assert book.waiting == 0
     book.add("a", "new")
     assert book.assign(0, 1.0) is None, "still at the old one"
     new = given(book, 1)
@@ -104,12 +104,13 @@ def test_an_open_unit_is_not_taken_on_twice() -> None:
 def test_whatever_happens_each_unit_counts_once(seed: int) -> None:
     """Results, deaths, late results and deadlines in any order."""
     chance = random.Random(seed)
-    book = Ledger[int](10_000, 5.0, actors=4)
-    for key in range(30):
-        book.add(key, key)
-    counted: list[int] = []
-    running: list[Assignment[int]] = []
-    late: list[Assignment[int]] = []
+    book = Ledger(10_000, 5.0, actors=4)
+    keys = [str(number) for number in range(30)]
+    for key in keys:
+        book.add(key, None)
+    counted: list[str] = []
+    running: list[Assignment] = []
+    late: list[Assignment] = []
     now = 0.0
     while len(counted) < 30:
         now += chance.random()
@@ -128,25 +129,25 @@ def test_whatever_happens_each_unit_counts_once(seed: int) -> None:
                 late.append(assignment)
         if late and chance.random() < 0.3:
             assert not book.settle(late.pop())
-        assert sorted(counted + book.open) == list(range(30))
-    assert book.open == []
+    assert sorted(counted) == sorted(keys)
+    assert book.waiting == 0
+    assert book.assign(4, now) is None, "none is given out once more"
 
 
-def test_what_has_time_comes_when_nothing_else_waits() -> None:
+def test_what_low_priority_comes_when_nothing_else_waits() -> None:
     """Also after what is added later; lost, it comes first like any other."""
     book = ledger(actors=1)
-    book.add("evaluation", "e", has_time=True)
+    book.add("evaluation", "e", low_priority=True)
     book.add("first", "a")
     assert book.waiting == 2
     first = given(book, 0)
     assert first.entry.key == "first"
     book.add("second", "b")
-    assert book.open == ["first", "second", "evaluation"]
     assert book.settle(first)
     for key in ("second", "evaluation"):
         next_one = given(book, 0, 1.0)
         assert next_one.entry.key == key
         assert book.settle(next_one)
-    book.add("evaluation", "e", has_time=True)
+    book.add("evaluation", "e", low_priority=True)
     book.abandon()
-    assert (book.waiting, book.open) == (0, [])
+    assert book.waiting == 0
