@@ -302,7 +302,7 @@ class Fleet(Generic[_Actor]):
         return assignment
 
     def _end_overdue(self) -> None:
-        """Only its end frees an actor that hangs; Ray starts it anew."""
+        """Kills actors that hang, since nothing else frees them; Ray restarts them."""
         limit = self._settings.unit_timeout_s
         for assignment in self._ledger.overdue(time.monotonic()):
             ray.kill(self.handles[assignment.actor], no_restart=False)

@@ -1,4 +1,4 @@
-"""Waiting for whatever comes first from several fleets and the learners."""
+"""One wait for the first result of several fleets and the learners."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, Protocol
 import ray
 
 LONGEST_WAIT_S = 0.25
-"""Of one wait, so that deadlines and Ctrl-C are seen in between."""
+"""Longest single wait, so that deadlines and Ctrl-C are noticed in between."""
 
 _GATHERING_S = 5e-5
-"""For each call underway: to look through them costs in proportion to their number, so where there
-are many the driver lets more news gather before it looks."""
+"""Pause for each call in flight. Looking through the calls takes time in proportion to their
+number, so with many calls the driver lets more results gather before it looks."""
 
 
 class Source(Protocol):
-    """Has calls underway."""
+    """Anything that has calls in flight."""
 
     def refs(self) -> list[Any]:
-        """Object references that become ready when there is news."""
+        """Object references that become ready when there is a result."""
 
 
 def wait_for_news(*sources: Source) -> None:

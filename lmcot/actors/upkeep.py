@@ -1,4 +1,4 @@
-"""Keeps a fleet's actors in service: notices the dead, takes back those that Ray started anew.
+"""Keeps a fleet's actors in service: notices dead ones, and sets up those that Ray restarted.
 
 RLlib's `FaultTolerantActorManager` knows who is healthy and makes the calls; nothing here waits.
 """
@@ -25,7 +25,7 @@ Call = tuple[str, dict[str, Any]]
 
 
 class Upkeep:
-    """Watches the actors that have no work, and sets up again those that were lost."""
+    """Watches the actors that have no work, and sets up those that were restarted."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class Upkeep:
         """Begins with all actors in service.
 
         Args:
-            unwrap: raises what a setup refused for good.
-            limit_s: how long one call that sets an actor up again may take.
+            unwrap: raises the error of a setup that cannot succeed.
+            limit_s: time limit of one call that sets up a restarted actor.
         """
         self._role = role
         self._manager = manager
@@ -53,7 +53,7 @@ class Upkeep:
         """Seconds from each loss of an actor to its return into service."""
 
     def remember(self, method: str, kwargs: dict[str, Any]) -> None:
-        """An actor that comes back gets this call before work: the latest of each method."""
+        """Repeats this call on each restarted actor before its work; the latest of each method."""
         self._setup = [call for call in self._setup if call[0] != method]
         self._setup.append((method, kwargs))
 
@@ -63,10 +63,10 @@ class Upkeep:
         self._reviving.pop(actor, None)
         if actor not in self._lost_at:
             self._lost_at[actor] = time.monotonic()
-            say(f"{self._role} actor {actor} was lost ({reason}); Ray starts it anew")
+            say(f"{self._role} actor {actor} was lost ({reason}); Ray restarts it")
 
     def look(self, idle: Iterable[int]) -> None:
-        """Follows up what was asked of the actors; asks again where it is time.
+        """Reads the answers to earlier probes and setups, and sends the next ones.
 
         Args:
             idle: healthy actors without work, whose death would go unnoticed.
@@ -77,7 +77,7 @@ class Upkeep:
             self._follow(actor)
             if actor in self._reviving and now - self._asked_at[actor] > self._limit_s:
                 ray.kill(self._manager.actors()[actor], no_restart=False)
-                self.lost(actor, "it hung while it was set up")
+                self.lost(actor, "it hung during its setup")
         for actor in self._lost_at:
             if actor not in self._reviving and now - self._asked_at.get(actor, 0) > _REVIVE_EVERY_S:
                 self._ask(actor, 0)
@@ -93,7 +93,7 @@ class Upkeep:
                 self._manager.foreach_actor_async("ping", tag=_WATCH, remote_actor_ids=alive)
 
     def _ask(self, actor: int, number: int) -> None:
-        """Makes a lost actor's next call: a ping, then all that sets it up."""
+        """Makes the next call to a lost actor: a ping, then the calls that set it up."""
         method, kwargs = [("ping", {}), *self._setup][number]
         self._reviving[actor] = number
         self._asked_at[actor] = time.monotonic()
@@ -109,7 +109,7 @@ class Upkeep:
         for result in self._manager.fetch_ready_async_reqs(tags=_tag(actor)):
             number = self._reviving.pop(actor)
             if not result.ok:
-                return  # not there yet, or lost again: asked again in a while
+                return  # not restarted yet, or lost again: asked again in a while
             value = result.get()
             if isinstance(value, RemoteError) and value.kind == "unanswered":
                 return

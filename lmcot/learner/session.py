@@ -1,4 +1,4 @@
-"""A learner set up for one stage: models, engine and what trains with them."""
+"""A learner that is set up for one stage: its models, its engine, and what trains them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class LearnerSession:
-    """Everything that one rank needs to distil or to run PPO."""
+    """What one rank needs to distil or to run PPO."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class LearnerSession:
         """Loads the models and starts the engine; all ranks together.
 
         Args:
-            source: where the policy starts; in ``refine`` the reference too.
+            source: model source that the policy starts from; in ``refine`` the reference too.
             total_steps: steps of the stage (PPO steps in ``refine``).
         """
         random.seed(config.seed)
@@ -165,7 +165,7 @@ class LearnerSession:
 
     @contextmanager
     def _reference_ready(self) -> Iterator[Forward]:
-        """The policy as the stage began: its adapters switched off, or a frozen copy."""
+        """The policy as it was when the stage began: without its adapters, or a frozen copy."""
         if self._reference is None:
             with adapters_off(self.policy.lm):
                 yield lambda batch: self._engine.forward(batch, values=False)[0]
@@ -189,18 +189,18 @@ class LearnerSession:
         return self._engine.whole_parameters(self.policy.lm)
 
     def trained_bytes(self) -> int:
-        """What the trained tensors take together."""
+        """Size of all trained tensors in bytes."""
         return sum(
             getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
             for parameter in _trainable(self.policy.lm)
         )
 
     def layout(self) -> Layout:
-        """What a checkpoint of this session fits."""
+        """Layout that a checkpoint must have to be restored in this session."""
         return layout_of(self._config, self.policy)
 
     def updates(self) -> int:
-        """Updates that were applied since the stage began: those that were not skipped."""
+        """Number of updates since the stage began that were applied, not skipped."""
         return self._engine.updates
 
     def save_engine(self, folder: Path) -> dict[str, str]:
@@ -216,7 +216,7 @@ class LearnerSession:
         return digests
 
     def restore(self, folder: Path, state: RunState) -> None:
-        """Takes up a checkpoint: the engine's part, and the controllers' states.
+        """Restores a checkpoint: the engine's part, and the states of the controllers.
 
         Raises:
             UserError: if it was written by a learner of another layout, or is damaged.
@@ -224,19 +224,19 @@ class LearnerSession:
         check_layout(folder, self.layout())
         self._engine.load(folder)
         if self._stage == "refine":
-            # Before its first step a run has neither: it may have stopped in the midst of that.
+            # A checkpoint from before the first step has neither.
             if state.kl_controller:
                 self.ppo.kl_controller.restore(state.kl_controller)
             if state.reward_statistics:
                 self.ppo.reward_scale.restore(state.reward_statistics)
 
     def export(self, folder: Place, critic: Place | None = None) -> None:
-        """Writes what was trained; all ranks together, rank 0 writes.
+        """Exports what was trained; all ranks take part, and rank 0 writes.
 
         Args:
             folder: a Hugging Face folder that plain transformers loads; with adapters, a folder
                 in peft's format.
-            critic: where the critic goes, in safetensors; it is none of the model's.
+            critic: file for the critic, in safetensors; it is not part of the model.
         """
         tensors = self._gathered(self.policy.lm)
         values = self._gathered(self.policy.critic) if self.policy.critic is not None else {}
@@ -250,7 +250,7 @@ class LearnerSession:
             save_tensors(values, critic)
 
     def _gathered(self, module: nn.Module) -> dict[str, Tensor]:
-        """A module's trained tensors on rank 0; the others only take part."""
+        """A module's trained tensors on rank 0; the other ranks only take part."""
         pairs = self._engine.whole_parameters(module)
         return {name: tensor.cpu().clone() for name, tensor in pairs if rank() == 0}
 

@@ -1,4 +1,4 @@
-"""What a step's rationales look like, for TensorBoard: how numbers are spread, and some texts."""
+"""A step's rationales in TensorBoard: histograms of their numbers, and some texts."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def show(
     columns: Columns,
     records: bytes,
 ) -> None:
-    """Shows a step where that is due: the first one, and then every so many.
+    """Shows a step if it is due: the first one, and then every few steps.
 
     Args:
-        columns: the numbers of its rationales.
-        records: a line of JSON for each of them; only those that are shown are read.
+        columns: the numbers of the step's rationales.
+        records: a line of JSON for each rationale; only those that are shown are parsed.
     """
     settings = monitor.settings
     if _due(step, settings.histograms_every):
@@ -40,7 +40,7 @@ def show(
 
 
 def spreads(columns: Columns) -> dict[str, list[float]]:
-    """What is drawn as histograms of the judged rationales, by name."""
+    """Numbers of the judged rationales that are shown as histograms, by name."""
     judged = columns["judged"] == 1
     components = [name for name in columns.names if name.startswith("component/")]
     return {
@@ -51,10 +51,10 @@ def spreads(columns: Columns) -> dict[str, list[float]]:
 
 
 def picked(rewards: npt.NDArray[np.float64], count: int) -> list[int]:
-    """Where the best, the worst, and what lies evenly between them are; best first.
+    """Rows of the best, the worst, and evenly spaced rationales between them; best first.
 
     Args:
-        rewards: [rationales]; NaN: not judged, and never picked.
+        rewards: [rationales]; NaN where a rationale was not judged, which is never picked.
     """
     ordered = [
         int(row) for row in np.argsort(-rewards, kind="stable") if not np.isnan(rewards[row])
@@ -68,10 +68,10 @@ def picked(rewards: npt.NDArray[np.float64], count: int) -> list[int]:
 
 
 def describe_sample(record: Mapping[str, Any]) -> str:
-    """A rationale with its question, what the frozen LM made of it, and its reward, as Markdown.
+    """A rationale with its question, the frozen LM's answer and its reward, as Markdown.
 
     Args:
-        record: as ``rollouts/`` has it.
+        record: a line of ``rollouts/``.
     """
     judgement = record["judgement"]
     cut = ", cut at the length limit" if record["finish_reason"] == "length" else ""
@@ -106,6 +106,6 @@ def _due(step: int, every: int) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown leaves as it is."""
+    """The text, escaped so that Markdown shows it literally."""
     shown = _CONTROL.sub("\ufffd", text).replace("&", "&amp;").replace("<", "&lt;")
     return _SPECIAL.sub(r"\\\1", shown).strip()

@@ -1,4 +1,4 @@
-"""All stages of a run, one after the other; each skips what is done."""
+"""All stages of a run, one after another; each skips what is done already."""
 
 from __future__ import annotations
 

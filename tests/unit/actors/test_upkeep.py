@@ -97,7 +97,7 @@ def test_an_actor_comes_back_once_it_is_set_up_as_the_others(
     assert stand.manager.healthy[0]
     assert stand.upkeep.recoveries == [8.0]
     said = capsys.readouterr().err
-    assert "test actor 0 was lost (it was killed); Ray starts it anew" in said
+    assert "test actor 0 was lost (it was killed); Ray restarts it" in said
     assert "test actor 0 is back 8.0 s after it was lost" in said
 
 
