@@ -71,10 +71,16 @@ class _Method:
         actor = self._actor
         function, args = (getattr(actor, self._name), args) if self._name else self._applied(*args)
         actor.took = 0.0
+        args = tuple(map(self._resolved, args))
+        kwargs = {name: self._resolved(value) for name, value in kwargs.items()}
         payload = cloudpickle.dumps(function(*args, **kwargs))
         actor.free_at = max(actor.free_at, time.monotonic()) + actor.took
         self._ray.spent += time.process_time() - started
         return _Ref(payload, actor.free_at)
+
+    def _resolved(self, value: Any) -> Any:
+        """An argument as the actor gets it: the object, where it is a reference."""
+        return self._ray.get(value) if isinstance(value, _Ref) else value
 
     def _applied(self, func: str | Callable[..., Any], *args: Any) -> Any:
         """What ``apply`` is to call: a method by its name, or one of the class stood in for."""
