@@ -8,6 +8,9 @@ from pydantic import Field
 
 from lmcot.config.base import NonNegativeInt, PositiveInt, Settings
 
+FileFormat = Literal["auto", "jsonl", "hotpotqa", "2wikimultihopqa", "musique"]
+"""The names of `lmcot.data.formats.FORMATS`."""
+
 
 class SampleData(Settings):
     """The small HotpotQA sample that comes with lmcot."""
@@ -23,7 +26,7 @@ class FileData(Settings):
     kind: Literal["file"]
     path: str
     """Path or URL of a file, of a folder of files, or a pattern such as ``shards/train-*``."""
-    format: Literal["auto", "jsonl", "hotpotqa", "2wikimultihopqa", "musique"] = "auto"
+    format: FileFormat = "auto"
     """``auto`` recognises every layout by the file's content; the others require one."""
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from lmcot.data.gold import right_answers
 from lmcot.data.passages import CONTEXTS, context_of
@@ -17,26 +18,59 @@ from lmcot.data.values import BadRecord, composed, decoded, is_text
 from lmcot.records import Example
 
 QUESTIONS = ("question", "query", "input")
-"""Fields that hold a question; the first one that a record has counts."""
+"""Fields that hold a question; of several in a record, the first in this order is read."""
 IDENTITIES = ("id", "_id", "qid", "question_id", "query_id", "uid", "guid")
-"""Fields that hold a record's id, likewise."""
+"""Fields that hold a record's id, in the same way."""
 DERIVED = "content-"
-"""How the ids of records that have none begin."""
+"""The prefix of ids that are made of a record's content."""
 
 
-def parse_record(record: object, dataset: str = "") -> Example:
+Layout = Literal["lines", "array"]
+"""JSON lines, or one JSON array."""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What is known of a file of questions beforehand."""
+
+    layout: Layout | None = None
+    """How the file must be laid out; None: in any way that is recognised."""
+    dataset: str = ""
+    """The data set's name, for records that do not give it."""
+    requires: tuple[str, ...] = ()
+    """Fields that every record must have."""
+    renamed: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    """Puts a record of JSON with fields of its own into the fields of docs/data.md; it may raise
+    `BadRecord`."""
+
+
+FORMATS: Mapping[str, Format] = {
+    "auto": Format(),
+    "jsonl": Format("lines"),
+    "hotpotqa": Format("array", "hotpotqa"),
+    "2wikimultihopqa": Format("array", "2wikimultihopqa"),
+    "musique": Format("lines", "musique", requires=("paragraphs",)),
+}
+"""By their names in the settings (`lmcot.config.data.FileFormat`)."""
+
+
+def parse_record(record: object, dataset: str = "", requires: Sequence[str] = ()) -> Example:
     """The `Example` that a record holds.
 
-    ``dataset`` names the set if the record does not; ``musique`` asks for MuSiQue's layout. A
-    record without an id gets one that is made of its content, and so is always the same.
+    A record without an id gets one that is made of its content, and so is always the same.
+
+    Args:
+        dataset: the data set's name, if the record does not give it.
+        requires: fields that the record must have.
 
     Raises:
         BadRecord: if a field is missing or malformed.
     """
     if not isinstance(record, Mapping):
         raise BadRecord("a record must be a JSON object")
-    if dataset == "musique" and "paragraphs" not in record:
-        raise BadRecord("the field 'paragraphs' is missing")
+    missing = next((name for name in requires if name not in record), None)
+    if missing is not None:
+        raise BadRecord(f"the field '{missing}' is missing")
     if record.get("answerable") is False or record.get("is_impossible") is True:
         raise BadRecord("the question is marked as not answerable")
     try:
@@ -61,7 +95,7 @@ def parse_record(record: object, dataset: str = "") -> Example:
 
 
 def holds_question(record: Mapping[str, Any]) -> bool:
-    """Whether an object looks like a record, rather than like something around records."""
+    """Whether an object looks like a record, rather than like an object around records."""
     return any(isinstance(record.get(name), str | Mapping) for name in QUESTIONS)
 
 

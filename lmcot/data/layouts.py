@@ -1,6 +1,6 @@
 """How a file lays out its records: lines, one JSON value, a delimited table, parquet or Arrow.
 
-Memory holds one record at a time, save where a file is one JSON value.
+Memory holds one record at a time, except where a file is one JSON value.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, TypeGuard
 
 from lmcot.data.files import as_utf8, opened
-from lmcot.data.formats import IDENTITIES, QUESTIONS, holds_question
+from lmcot.data.formats import FORMATS, IDENTITIES, QUESTIONS, Format, Layout, holds_question
 from lmcot.data.passages import CONTEXTS
 from lmcot.data.values import DECODER, BadRecord
 from lmcot.errors import UserError
 
-Layout = Literal["lines", "array"]
 Located = tuple[str, object]
-"""Where a record stands, and its value; a `BadRecord` in place of one that cannot be read."""
+"""The place of a record and its value; a `BadRecord` in place of one that cannot be read."""
 
 _SPACE = re.compile(r"\s*")
 _WRAPPERS = ("data", "questions", "examples", "records", "rows", "items", "instances")
@@ -31,12 +30,14 @@ _DELIMITERS = ",\t;|"
 _LONGEST_CELL = 2**31 - 1
 
 
-def read_records(path: Path, layout: Layout | None = None) -> Iterator[Located]:
-    """The records of a file, one at a time; ``layout`` refuses a file that is laid out otherwise.
+def read_records(path: Path, format: Format = FORMATS["auto"]) -> Iterator[Located]:
+    """The records of a file, one at a time.
 
     Raises:
-        UserError: if the file cannot be read, or is not laid out in a known way or as asked.
+        UserError: if the file cannot be read, or is not laid out in a known way or as the format
+            asks.
     """
+    layout = format.layout
     with opened(path) as stream:
         start = stream.peek(8)[:8]
         if start.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
@@ -51,10 +52,10 @@ def read_records(path: Path, layout: Layout | None = None) -> Iterator[Located]:
         begins = first.lstrip()[:1]
         if begins == b"[" or (begins == b"{" and _goes_on(first) and _has_more(stream)):
             _check_layout(path, layout, "array" if begins == b"[" else None)
-            yield from _values(b"\n" * (number - 1) + first + stream.read(), path)
+            yield from _values(b"\n" * (number - 1) + first + stream.read(), path, format)
         elif begins == b"{" or _is_json(first):
             _check_layout(path, layout, "lines")
-            yield from _lines(lines, path)
+            yield from _lines(lines, path, format)
         else:
             _check_layout(path, layout, None)
             yield from _delimited(lines, first, path)
@@ -108,10 +109,21 @@ def _is_json(line: bytes) -> bool:
 # JSON lines
 
 
-def _lines(lines: Iterator[tuple[int, bytes]], path: Path) -> Iterator[Located]:
+def _lines(lines: Iterator[tuple[int, bytes]], path: Path, format: Format) -> Iterator[Located]:
     for number, line in lines:
         if line.strip():
-            yield from _records_in(_decode(line), f"{path}:{number}", path)
+            value = _renamed(_decode(line), format)
+            yield from _records_in(value, f"{path}:{number}", path)
+
+
+def _renamed(value: object, format: Format) -> object:
+    """The value with known fields, or what is wrong with it."""
+    if format.renamed is None or not isinstance(value, Mapping):
+        return value
+    try:
+        return format.renamed(value)
+    except BadRecord as problem:
+        return problem
 
 
 def _decode(line: bytes) -> object:
@@ -133,7 +145,7 @@ def _decode(line: bytes) -> object:
 # One JSON value, or several over many lines
 
 
-def _values(content: bytes, path: Path) -> Iterator[Located]:
+def _values(content: bytes, path: Path, format: Format) -> Iterator[Located]:
     # Decoded record by record: the official files are large, and a limit may need only a few.
     try:
         text = content.decode("utf-8")
@@ -145,7 +157,7 @@ def _values(content: bytes, path: Path) -> Iterator[Located]:
     numbers = itertools.count(1)
     try:
         for value in _elements(text) if text.lstrip()[:1] == "[" else _concatenated(text):
-            for _, record in _records_in(value, "", path):
+            for _, record in _records_in(_renamed(value, format), "", path):
                 yield f"{path}: {describe_record(next(numbers), record)}", record
     except json.JSONDecodeError as error:
         raise UserError(

@@ -7,22 +7,15 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Literal
 
-from lmcot.config import CountingData, DataSource, FileData, HubData, SampleData
+from lmcot.config.data import CountingData, DataSource, FileData, HubData, SampleData
 from lmcot.data.files import question_files
-from lmcot.data.formats import DERIVED, parse_record
-from lmcot.data.layouts import Layout, Located, describe_record, read_records
+from lmcot.data.formats import DERIVED, FORMATS, parse_record
+from lmcot.data.layouts import Located, describe_record, read_records
 from lmcot.data.values import BadRecord
 from lmcot.errors import UserError
 from lmcot.records import Example
 from lmcot.storage import is_url, local_path
 
-_LAYOUTS: dict[str, Layout | None] = {
-    "auto": None,
-    "jsonl": "lines",
-    "musique": "lines",
-    "hotpotqa": "array",
-    "2wikimultihopqa": "array",
-}
 _PROBLEMS_KEPT = 5
 
 
@@ -55,32 +48,53 @@ def load_examples(
     """
     if isinstance(source, CountingData):
         return LoadedExamples(_counting(source.examples)[:limit])
-    if isinstance(source, HubData):
-        name, label, records = f"{source.name} ({source.split})", source.name, _hub(source)
-    elif isinstance(source, FileData):
-        name, label = source.path, "" if source.format in ("auto", "jsonl") else source.format
-        layout = _LAYOUTS[source.format]
-        records = (one for file in question_files(name) for one in read_records(file, layout))
-    else:
-        name, label, records = f"sample ({source.split})", "hotpotqa", _sample(source)
-    loaded = _collect(records, label, limit, on_bad)
+    opened = _opened(source)
+    loaded = _collect(opened, limit, on_bad)
     if not loaded.examples and loaded.skipped:
-        raise UserError(f"{name} holds bad records only; the first: {loaded.problems[0]}")
+        raise UserError(f"{opened.name} holds bad records only; the first: {loaded.problems[0]}")
     if not loaded.examples:
-        raise UserError(f"{name} holds no questions: check that it is the right file or split")
+        raise UserError(
+            f"{opened.name} holds no questions: check that it is the right file or split"
+        )
     return loaded
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A source whose records can be read."""
+
+    name: str
+    """What errors call it."""
+    records: Iterator[Located]
+    dataset: str
+    """The data set's name, for records that do not give it."""
+    requires: tuple[str, ...] = ()
+    """Fields that every record must have."""
+
+
+def _opened(source: SampleData | FileData | HubData) -> _Opened:
+    match source:
+        case SampleData():
+            return _Opened(f"sample ({source.split})", _sample(source), "hotpotqa")
+        case FileData():
+            format = FORMATS[source.format]
+            files = question_files(source.path)
+            records = (one for file in files for one in read_records(file, format))
+            return _Opened(source.path, records, format.dataset, format.requires)
+        case HubData():
+            return _Opened(f"{source.name} ({source.split})", _hub(source), source.name)
+
+
 def _collect(
-    records: Iterator[Located], label: str, limit: int | None, on_bad: Literal["refuse", "skip"]
+    opened: _Opened, limit: int | None, on_bad: Literal["refuse", "skip"]
 ) -> LoadedExamples:
     examples: dict[str, Example] = {}
     places: dict[str, str] = {}
     skipped = 0
     problems: list[str] = []
-    for where, record in records:
+    for where, record in opened.records:
         try:
-            example = _parse(record, label, places)
+            example = _parse(record, opened, places)
         except BadRecord as problem:
             if on_bad == "refuse":
                 raise UserError(
@@ -96,10 +110,10 @@ def _collect(
     return LoadedExamples(list(examples.values()), skipped, problems)
 
 
-def _parse(record: object, label: str, places: dict[str, str]) -> Example:
+def _parse(record: object, opened: _Opened, places: dict[str, str]) -> Example:
     if isinstance(record, BadRecord):
         raise record
-    example = parse_record(record, label)
+    example = parse_record(record, opened.dataset, opened.requires)
     if example.id in places:
         what = "the whole question" if example.id.startswith(DERIVED) else f"the id '{example.id}'"
         raise BadRecord(f"{what} occurs a second time, first at {places[example.id]}")
@@ -116,7 +130,7 @@ def _counting(count: int) -> list[Example]:
 def _sample(source: SampleData) -> Iterator[Located]:
     samples = resources.files("lmcot.data") / "samples"
     with resources.as_file(samples / f"hotpotqa-sample-{source.split}.jsonl.gz") as path:
-        yield from read_records(path, "lines")
+        yield from read_records(path, FORMATS["jsonl"])
 
 
 def _hub(source: HubData) -> Iterator[Located]:
