@@ -140,10 +140,10 @@ class GuidanceRewards(Settings):
 
     @model_validator(mode="after")
     def _something_to_maximise(self) -> GuidanceRewards:
-        weights = [self.em_weight, self.f1_weight, self.inclusion_weight]
-        weights += [self.likelihood_gain_weight or 0.0]
+        own = [one for one in type(self).model_fields if one.endswith("_weight")]
+        weights = [getattr(self, one) for one in own if one != "custom_weight"]
         weights += [one.weight for one in self.custom_rewards.values()]
-        if not any([*weights, *(a.weight for a in self.aspects.values())]):
+        if not any([*weights, *(one.weight for one in self.aspects.values())]):
             raise ValueError("all weights are 0: give em_weight, f1_weight or an aspect a weight")
         return self
 

@@ -44,7 +44,7 @@ class Format:
     `BadRecord`."""
 
 
-FORMATS: Mapping[str, Format] = {
+FORMATS: dict[str, Format] = {
     "auto": Format(),
     "jsonl": Format("lines"),
     "hotpotqa": Format("array", "hotpotqa"),

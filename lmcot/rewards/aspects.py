@@ -81,11 +81,8 @@ class AspectComponent(Component):
         names: Sequence[str] = [f"{source}/{self.aspect}"]
         if source == "learned" and rewards.learned_model is not None:
             names = load_learned(rewards.learned_model).features
-        takes: dict[Measure, tuple[str, ...]] = {
-            "choose": JUDGE_MEASURES,
-            "score": LIKELIHOOD_MEASURES,
-        }
-        return frozenset(call for call, measures in takes.items() if set(names) & set(measures))
+        asked = map(_call, names)
+        return frozenset(call for call in asked if call is not None)
 
     def remedy(self, rewards: GuidanceRewards) -> str:
         """What to do where the frozen LM does not offer those calls."""
@@ -96,6 +93,15 @@ class AspectComponent(Component):
         """The settings with the aspect off."""
         aspects = {**rewards.aspects, self.aspect: AspectSettings(source="off")}
         return rewards.model_copy(update={"aspects": aspects})
+
+
+def _call(measure: str) -> Measure | None:
+    """The call to the frozen LM that a measure takes."""
+    source, _, name = measure.partition("/")
+    if source == "judge":
+        return "choose"
+    scored = source == "metrics" and name in ASPECTS and ASPECTS[name].metric == "likelihood"
+    return "score" if scored else None
 
 
 def aspect_component(aspect: Aspect) -> str:
