@@ -2,11 +2,11 @@
 
     python -m benchmarks.toy [--seeds 3] [--staleness 0]
 
-The task: write numbers that increase; its optimum is a reward of 1. One process holds sampler and
-learner, on one thread, so that the learner alone is seen. Prints for each combination, seed by
-seed, after how many steps the mean reward of five steps passed 0.95, and the CPU seconds that it
-took; the tests ask it of some of them. With --staleness 1 or more each batch was sampled by a
-policy that is so many steps old, as in asynchronous refinement.
+The task is that of examples/one_process.py: write numbers that increase; the best reward is 1. One
+process with one thread holds sampler and learner, so the times are the learner's. Prints for each
+combination, seed by seed, after how many steps the mean reward of five steps passed 0.95, and the
+CPU seconds that it took; tests run some of them. With --staleness N each batch was sampled by a
+policy that is N steps old, as in asynchronous refinement.
 """
 
 from __future__ import annotations
@@ -16,34 +16,22 @@ import statistics
 import time
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
+from examples.one_process import CONFIG, SOLVED, Sampler, is_solved
 from lmcot.actors.base import prepare_process
 from lmcot.config import Config, load_config
-from lmcot.data.loaders import load_examples
-from lmcot.data.prompts import load_templates
-from lmcot.data.render import encode
-from lmcot.data.sampler import sample_seed
 from lmcot.learner.session import LearnerSession
-from lmcot.models.generation.engine import GenerationEngine
-from lmcot.models.generation.requests import SampleRequest
-from lmcot.models.sources import eos_ids, load_tokenizer
-from lmcot.records import Failure, Rollout, ScoredRollout
-from lmcot.rewards.combine import increasing_reward, judge_increasing
+from lmcot.records import ScoredRollout
 
-CONFIG = Path(__file__).parents[1] / "configs" / "toy.yaml"
 MODELS = ("random:counting-llama", "random:counting-t5")
 _CRITIC_MODEL = "{kind: gae, lam: 1.0, value_coefficient: 1.0, critic: {kind: model}}"
 ESTIMATORS = {
     "gae, value head": ["refine.advantage={kind: gae, lam: 1.0, value_coefficient: 1.0}"],
     "gae, critic model": [f"refine.advantage={_CRITIC_MODEL}"],
-    # Its advantages are not brought to unit variance: the same bonus would outweigh them.
+    # Its advantages do not have unit variance: the same bonus would outweigh them.
     "rloo": ["refine.advantage={kind: rloo}", "refine.entropy_coefficient=0.01"],
     "grpo": ["refine.advantage={kind: grpo}"],
 }
-SOLVED = 0.95
 
 
 @dataclass(frozen=True)
@@ -75,73 +63,20 @@ def toy_config(model: str, estimator: str, seed: int = 0, staleness: int = 0) ->
 
 def learn(config: Config) -> Outcome:
     """Refines until the task is solved, or its steps are done."""
-    model = config.policy.source
-    tokenizer = load_tokenizer(model)
-    session = LearnerSession(config, "refine", model, config.refine.steps)
-    examples = load_examples(config.data.train).examples[: config.refine.prompts_per_step]
-    templates = load_templates(config.prompts.templates)
-    prompts = [encode(templates.rationale(example), tokenizer) for example in examples]
-    engine = GenerationEngine(session.policy.lm, pad_id=tokenizer.pad_token_id)
+    session = LearnerSession(config, "refine", config.policy.source, config.refine.steps)
+    sampler = Sampler(config, session.policy.lm)
     started = time.process_time()
     rewards: list[float] = []
     waiting: deque[list[ScoredRollout]] = deque()
     for step in range(config.refine.steps):
         while len(waiting) <= config.refine.max_staleness:
-            scored = _sample(engine, tokenizer, prompts, config, len(rewards))
-            rewards.append(statistics.fmean(one.reward for one in scored))
-            waiting.append(scored)
-        if len(rewards) > 5 and statistics.fmean(rewards[-5:]) > SOLVED:
+            waiting.append(sampler.judged(len(rewards)))
+            rewards.append(statistics.fmean(one.reward for one in waiting[-1]))
+        if is_solved(rewards):
             break
         session.ppo.step(waiting.popleft(), step)
-        engine.weights_changed()
+        sampler.engine.weights_changed()
     return Outcome(rewards, time.process_time() - started)
-
-
-def _sample(
-    engine: GenerationEngine,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[list[int]],
-    config: Config,
-    step: int,
-) -> list[ScoredRollout]:
-    """One step's rationales with the toy's rewards."""
-    samples = config.refine.samples_per_prompt
-    generated = engine.sample(
-        [
-            SampleRequest(
-                prompt_ids=prompt,
-                seeds=[sample_seed(config.seed, step, p, k) for k in range(samples)],
-                max_new_tokens=config.policy.max_new_tokens,
-                temperature=config.policy.temperature,
-                eos_ids=eos_ids(engine.model, tokenizer),
-            )
-            for p, prompt in enumerate(prompts)
-        ]
-    )
-    rollouts = [
-        Rollout(
-            unit_id=str(step),
-            example_id=str(p),
-            sample=k,
-            prompt_ids=tuple(prompts[p]),
-            response_ids=one.response_ids,
-            logprobs=one.logprobs,
-            finish_reason="eos" if one.finish_reason == "eos" else "length",
-            text=tokenizer.decode(one.response_ids, skip_special_tokens=True),
-            policy_version=step,
-        )
-        for p, found in enumerate(generated)
-        if not isinstance(found, Failure)
-        for k, one in enumerate(found)
-    ]
-    if config.rewards.kind != "increasing":
-        raise ValueError(f"the toy's rewards are not '{config.rewards.kind}'")
-    judgements = judge_increasing(rollouts, config.rewards)
-    length = config.rewards.length
-    return [
-        ScoredRollout(rollout, judgement, increasing_reward(rollout.text, length))
-        for rollout, judgement in zip(rollouts, judgements, strict=True)
-    ]
 
 
 def main() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.toy import MODELS, SOLVED, learn, toy_config
+from benchmarks.toy import MODELS, learn, toy_config
+from examples.one_process import SOLVED
 from lmcot.actors.base import prepare_process
 
 LLAMA, T5 = MODELS
