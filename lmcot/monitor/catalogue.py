@@ -7,6 +7,11 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
+from lmcot.rewards.aspects import aspect_component
+from lmcot.rewards.components import COMPONENTS
+
+_COMPONENTS = (*(one.name for one in COMPONENTS), aspect_component("NAME"), "custom", "custom/NAME")
+
 CATALOGUE = {
     # -- evaluation
     "evaluation/*/em": "Exact match of the frozen LM's answers to validation questions, percent: "
@@ -28,8 +33,8 @@ CATALOGUE = {
     "learns nothing from them.",
     "reward/score": "Mean reward as PPO takes it: scaled (`refine.scale_rewards`) and clipped "
     "(`refine.reward_clip`).",
-    "component/*": "Mean of one component of the reward, before its weight: `em`, `f1`, "
-    "`inclusion`, `aspect/NAME`, `custom`, whichever the settings ask for.",
+    "component/*": "Mean of one component of the reward, before its weight: "
+    f"{', '.join(f'`{name}`' for name in _COMPONENTS)}, whichever the settings ask for.",
     "penalty/*": "Mean of what was taken off: `length` and `missing_end` of `rewards.penalties`.",
     # -- kl
     "kl": "KL of the policy to the reference, nats per rationale: the mean over rationales of the "

@@ -39,14 +39,14 @@ COMPONENTS: tuple[Component, ...] = (
         name="f1",
         setting="f1_weight",
         values="0 to 1",
-        meaning="the words that both have in common",
+        meaning="the F1 of the words of that answer and of a right answer",
         measure=_of_the_answer(f1),
     ),
     Component(
         name="inclusion",
         setting="inclusion_weight",
         values="0 or 1",
-        meaning="the answer holds the gold answer",
+        meaning="that answer contains a right answer",
         measure=_of_the_answer(inclusion),
     ),
     Component(
