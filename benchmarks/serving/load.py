@@ -33,11 +33,11 @@ import psutil
 import ray
 from ray import serve as ray_serve
 
+from lmcot.answering.asking import Pair, open_pair
+from lmcot.answering.small_lm import Draw, Passages, Reply, Shown, Told, Wish, Written
 from lmcot.config import dump_config, load_config
 from lmcot.records import Paragraph
 from lmcot.serve import app
-from lmcot.serve.asking import Pair, open_pair
-from lmcot.serve.deployments import Draw, Passages, Reply, Shown, Told, Wish, Written
 from lmcot.serve.run import start
 
 ROOT = Path(__file__).parents[2]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lmcot.answering.guidance import Ask, Refused
+from lmcot.answering.schemas import AnswerRequest, Drawing, Question, RationaleRequest
+from lmcot.answering.small_lm import Draw, new_seed
+from lmcot.answering.structured import read_form
 from lmcot.config import Config
 from lmcot.serve.chat import Chat, read_chat
-from lmcot.serve.deployments import Draw, new_seed
 from lmcot.serve.guard import spent
-from lmcot.serve.guidance import Ask, Refused
 from lmcot.serve.openai_schemas import ChatRequest
-from lmcot.serve.schemas import AnswerRequest, Drawing, Question, RationaleRequest
-from lmcot.serve.structured import read_form
 
 _COLDEST = 1e-3
 """The lowest temperature that is not greedy."""

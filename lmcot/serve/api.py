@@ -20,16 +20,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from lmcot import __version__
-from lmcot.config import Config, SampleData, ServeSettings
-from lmcot.data.loaders import load_examples
-from lmcot.records import Failure
-from lmcot.serve.admission import Admission
-from lmcot.serve.chat import chat_chunks, chat_completion
-from lmcot.serve.deployments import Piece, Shown, Written
-from lmcot.serve.guard import Guard, Intake, Meters, error_body
-from lmcot.serve.guidance import Answerer, Ask, Refused, Writer, guide
-from lmcot.serve.openai_schemas import ChatCompletion, ChatRequest, Model, Models
-from lmcot.serve.schemas import (
+from lmcot.answering.guidance import Answerer, Ask, Refused, Writer, guide
+from lmcot.answering.schemas import (
     AnswerRequest,
     AnswerResponse,
     AnswersRequest,
@@ -40,6 +32,14 @@ from lmcot.serve.schemas import (
     RationaleResponse,
     Versions,
 )
+from lmcot.answering.small_lm import Piece, Shown, Written
+from lmcot.config import Config, SampleData, ServeSettings
+from lmcot.data.loaders import load_examples
+from lmcot.records import Failure
+from lmcot.serve.admission import Admission
+from lmcot.serve.chat import chat_chunks, chat_completion
+from lmcot.serve.guard import Guard, Intake, Meters, error_body
+from lmcot.serve.openai_schemas import ChatCompletion, ChatRequest, Model, Models
 from lmcot.text.answers import concluded_answer
 
 _log = logging.getLogger("lmcot.serve")

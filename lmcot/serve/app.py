@@ -22,14 +22,14 @@ from ray.serve.handle import DeploymentHandle
 from lmcot.actors.resources.cluster import nodes
 from lmcot.actors.resources.plan import Roles
 from lmcot.actors.resources.served import find_served_plan
+from lmcot.answering.asking import Pair, learned, open_pair
+from lmcot.answering.schemas import Versions
+from lmcot.answering.small_lm import Draw, FrozenLM, Passages, Reply, SmallLM, Told, Wish
 from lmcot.config import Config, RoleSettings, ServedRole, ServeSettings
 from lmcot.errors import UserError
 from lmcot.records import Paragraph
 from lmcot.serve.access import token_digests
 from lmcot.serve.api import NotReady, Service, make_app
-from lmcot.serve.asking import Pair, learned, open_pair
-from lmcot.serve.deployments import Draw, FrozenLM, Passages, Reply, SmallLM, Told, Wish
-from lmcot.serve.schemas import Versions
 from lmcot.storage import place
 
 

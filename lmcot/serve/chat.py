@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lmcot.answering.guidance import Refused
+from lmcot.answering.schemas import AnswerResponse
+from lmcot.answering.small_lm import Piece, Wish, Written
+from lmcot.answering.structured import Form, form_in, read_form
 from lmcot.serve.conversation import Asked, read_conversation
-from lmcot.serve.deployments import Piece, Wish, Written
 from lmcot.serve.dspy_form import FieldsWanted
-from lmcot.serve.guidance import Refused
 from lmcot.serve.openai_schemas import (
     AssistantMessage,
     CalledFunction,
@@ -23,8 +25,6 @@ from lmcot.serve.openai_schemas import (
     ToolCall,
     Usage,
 )
-from lmcot.serve.schemas import AnswerResponse
-from lmcot.serve.structured import Form, form_in, read_form
 
 _REFUSED: tuple[tuple[str, Callable[[ChatRequest], bool], str], ...] = (
     ("n", lambda one: one.n > 1, "there is one answer: leave n out, or set it to 1"),

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lmcot.answering.guidance import Refused
 from lmcot.serve.dspy_form import FieldsWanted, objective_of, read_fields, split_wish
-from lmcot.serve.guidance import Refused
 from lmcot.serve.openai_schemas import ChatMessage
 
 _LABEL = re.compile(

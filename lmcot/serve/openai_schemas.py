@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lmcot.serve.schemas import Text
+from lmcot.answering.schemas import Text
 
 
 class _NullIsAbsent(BaseModel):

@@ -21,11 +21,11 @@ from ray.serve.api import RunTarget
 from lmcot.actors.resources.cluster import nodes, ray_cluster
 from lmcot.actors.resources.plan import Plan
 from lmcot.actors.resources.served import find_served_plan
+from lmcot.answering.asking import Pair, learned, open_pair
 from lmcot.errors import UserError
 from lmcot.monitor.progress import say
 from lmcot.serve.access import is_loopback, token_digests
 from lmcot.serve.app import applications, names
-from lmcot.serve.asking import Pair, learned, open_pair
 from lmcot.serve.instance import (
     Instance,
     check_free,

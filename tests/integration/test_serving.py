@@ -30,12 +30,12 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 
 from lmcot import Guide
+from lmcot.answering.asking import open_pair
 from lmcot.cli import main
 from lmcot.config import dump_config, parse_config
 from lmcot.errors import UserError
 from lmcot.models.sources import load_model
 from lmcot.serve.app import frozen, ingress, small
-from lmcot.serve.asking import open_pair
 from lmcot.serve.client import Client, ServiceError
 from lmcot.serve.run import check_port, start
 

@@ -14,11 +14,11 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from lmcot.answering.schemas import Versions
+from lmcot.answering.small_lm import Draw, Passages, Piece, Reply, Shown, Told, Wish, Written
 from lmcot.config import parse_config
 from lmcot.records import Failure, FailureKind, Paragraph
 from lmcot.serve.api import Service, make_app
-from lmcot.serve.deployments import Draw, Passages, Piece, Reply, Shown, Told, Wish, Written
-from lmcot.serve.schemas import Versions
 
 
 class _Small:

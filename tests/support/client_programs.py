@@ -290,7 +290,7 @@ with AuthenticatedClient(base_url={url!r}, token="none", timeout=60) as client:
 
 
 NOTEBOOK = (
-    "from lmcot import Guide\nfrom lmcot.serve.local import Refused\nguide = Guide(RUN)",
+    "from lmcot import Guide\nfrom lmcot.guide import Refused\nguide = Guide(RUN)",
     "first = guide.answer(QUESTION, CONTEXT)\nprint(first.answer)",
     "found = await guide.aanswer(QUESTION, CONTEXT)\nprint(found.answer)",
     "for bad in (dict(samples=0), dict(temperature=-1), dict(max_tokens=-5), dict(seed=-1)):\n"

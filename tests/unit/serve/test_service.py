@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 import pytest
 
+from lmcot.answering.schemas import Versions
+from lmcot.answering.small_lm import Draw, Passages, Piece, Reply, Shown, Told, Wish, Written
 from lmcot.config import ServeSettings, parse_config
 from lmcot.errors import UserError
 from lmcot.records import Failure, FailureKind, Paragraph
 from lmcot.serve.access import digest, token_digests
 from lmcot.serve.api import NotReady, Service, make_app
-from lmcot.serve.deployments import Draw, Passages, Piece, Reply, Shown, Told, Wish, Written
-from lmcot.serve.schemas import Versions
 from tests.support.asgi import Answered, call
 
 _Any = TypeVar("_Any")

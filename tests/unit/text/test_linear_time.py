@@ -13,13 +13,13 @@ from functools import partial
 
 import pytest
 
+from lmcot.answering.asking import paragraphs
+from lmcot.answering.structured import form_in, objects_in
 from lmcot.evaluation.rows import masked
 from lmcot.records import Completion, Example, Paragraph
 from lmcot.rewards import metrics
 from lmcot.rewards.combine import increasing_reward
-from lmcot.serve.asking import paragraphs
 from lmcot.serve.conversation import read_question
-from lmcot.serve.structured import form_in, objects_in
 from lmcot.text.answers import contains_gold, exact_match, f1, inclusion, normalize_answer
 from lmcot.text.copying import copied_share
 from lmcot.text.reading import concluded_answer, extract_answer, read_answer, read_text

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lmcot.answering.asking import Pair, learned
 from lmcot.config import Config, GuidanceRewards, OpenAIFrozen, parse_config
 from lmcot.data import load_templates
 from lmcot.errors import UserError
@@ -21,7 +22,6 @@ from lmcot.frozen.openai.backend import OpenAILM
 from lmcot.frozen.openai.check import check_endpoint
 from lmcot.records import Choice, Completion, Failure, FailureKind, Sampling, Usage
 from lmcot.rewards.first_check import check_frozen
-from lmcot.serve.asking import Pair, learned
 from tests.support.endpoint import (
     Answer,
     Call,

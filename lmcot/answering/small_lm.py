@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lmcot.actors.base import prepare_process
+from lmcot.answering.asking import Asking
+from lmcot.answering.presence import Presence, without_address
 from lmcot.config import Config
 from lmcot.records import Completion, Example, Failure, Paragraph
-from lmcot.serve.asking import Asking
-from lmcot.serve.presence import Presence, without_address
 from lmcot.text.reading import read_answer
 
 Passages = Sequence[tuple[str, str]]

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from lmcot.answering.presence import Presence, without_address
 from lmcot.config import OpenAIFrozen, TransformersFrozen
-from lmcot.serve.presence import Presence, without_address
 
 
 def endpoint(url: str) -> OpenAIFrozen:
@@ -59,7 +59,7 @@ def test_any_answer_but_a_gateways_will_do(status: int, there: bool) -> None:
 
 
 def test_an_endpoint_that_went_away_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmcot.serve.presence._FRESH_S", {True: 0.0, False: 0.0})
+    monkeypatch.setattr("lmcot.answering.presence._FRESH_S", {True: 0.0, False: 0.0})
     with answering(200) as (url, _):
         presence = Presence(endpoint(url))
         assert asyncio.run(presence.there())
@@ -69,7 +69,7 @@ def test_an_endpoint_that_went_away_is_missed(monkeypatch: pytest.MonkeyPatch) -
 def test_one_that_does_not_answer_is_waited_for_no_longer_than_that(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lmcot.serve.presence._PROBE_S", 0.2)
+    monkeypatch.setattr("lmcot.answering.presence._PROBE_S", 0.2)
     with answering(200, pause=1.5) as (url, _):
         began = time.monotonic()
 

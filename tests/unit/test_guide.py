@@ -13,8 +13,8 @@ import pytest
 
 from lmcot import Guide
 from lmcot.config import dump_config, parse_config
+from lmcot.guide import Refused
 from lmcot.models.sources import load_model
-from lmcot.serve.local import Refused
 
 CONTEXT = [{"title": "Elko", "text": "Elko is in Nevada. It straddles the Humboldt River."}]
 

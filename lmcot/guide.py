@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from lmcot.actors.base import prepare_process
+from lmcot.answering.asking import Context, learned, open_pair, paragraphs
+from lmcot.answering.guidance import Ask, Refused, guide
+from lmcot.answering.schemas import AnswerRequest, AnswerResponse
+from lmcot.answering.small_lm import FrozenLM, SmallLM
 from lmcot.serve.admission import Admission
-from lmcot.serve.asking import Context, learned, open_pair, paragraphs
-from lmcot.serve.deployments import FrozenLM, SmallLM
-from lmcot.serve.guidance import Ask, Refused, guide
-from lmcot.serve.schemas import AnswerRequest, AnswerResponse
 from lmcot.storage import place
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from lmcot.answering.schemas import AnswerResponse, Timings, Tokens, Versions, Vote
+from lmcot.answering.small_lm import Draw, Passages, Piece, Reply, Shown, Told, Wish, Written
+from lmcot.answering.structured import Form
 from lmcot.records import Failure, Paragraph
-from lmcot.serve.deployments import Draw, Passages, Piece, Reply, Shown, Told, Wish, Written
-from lmcot.serve.schemas import AnswerResponse, Timings, Tokens, Versions, Vote
-from lmcot.serve.structured import Form
 from lmcot.text.reading import read_text
 from lmcot.text.vote import vote
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from lmcot.serve.structured import Form, form_in, objects_in, read_form
+from lmcot.answering.structured import Form, form_in, objects_in, read_form
 
 
 def form_of(**fields: Any) -> Form:
