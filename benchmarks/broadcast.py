@@ -23,13 +23,13 @@ from torch import Tensor
 
 from benchmarks.cases import SMOLLM2
 from benchmarks.timing import medians
-from lmcot.actors.base import prepare_process
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.resources.cluster import ray_cluster
 from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.weights import Weights, pack_weights
 from lmcot.config import ActorsSettings, PolicySettings, RoleSettings
 from lmcot.models.sources import load_model
+from lmcot.process import use_threads
 
 ACTORS = 4
 GOAL = 1.3
@@ -57,7 +57,7 @@ def _new_version() -> tuple[list[Tensor], Weights]:
 
 def measure(rounds: int) -> dict[str, float]:
     """Median seconds of ``put``, of ``load`` (the least work of one actor) and of ``broadcast``."""
-    prepare_process(threads=1)
+    use_threads(threads=1)
     tensors, weights = _new_version()
     places = [torch.empty_like(tensor) for tensor in tensors]
     versions = itertools.count(1)

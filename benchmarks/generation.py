@@ -25,7 +25,6 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from benchmarks.cases import MODELS, SMOLLM2, questions, t5_small
 from benchmarks.timing import medians, own_peak, peak_memory
-from lmcot.actors.base import prepare_process
 from lmcot.config import ASPECTS, Dtype
 from lmcot.data.loaders import load_examples
 from lmcot.data.prompts import load_templates
@@ -34,6 +33,7 @@ from lmcot.models.batches import pad_left, pad_right
 from lmcot.models.generation.engine import GenerationEngine
 from lmcot.models.generation.requests import SampleRequest, ScoreRequest
 from lmcot.models.sources import load_model, load_tokenizer
+from lmcot.process import use_threads
 from lmcot.records import Example
 
 QUESTIONS, SAMPLES, TOKENS = 16, 4, 64
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    prepare_process(threads=torch.get_num_threads())
+    use_threads(threads=torch.get_num_threads())
     if arguments.peak:
         bench = Bench(arguments.model[0], arguments.dtype)
         things(bench, arguments.model[0])[arguments.peak]()

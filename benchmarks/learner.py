@@ -32,7 +32,6 @@ from transformers import PreTrainedModel
 
 from benchmarks.cases import MODELS, Case, load_case
 from benchmarks.timing import medians, own_peak, peak_memory
-from lmcot.actors.base import prepare_process
 from lmcot.learner.batching import MicroBatch
 from lmcot.learner.engine import TrainEngine
 from lmcot.learner.session import LearnerSession
@@ -40,6 +39,7 @@ from lmcot.models.batches import pad_left, pad_right
 from lmcot.models.policy import Policy, disable_dropout, response_logits
 from lmcot.models.sequences import SequenceBatch
 from lmcot.models.sources import load_model
+from lmcot.process import use_threads
 
 ROWS = 4
 """Responses in one micro-batch of the plain loop."""
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peak", choices=TIMED, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    prepare_process(threads=torch.get_num_threads())
+    use_threads(threads=torch.get_num_threads())
     random.seed(0)
     if arguments.peak:
         bench = Bench(load_case(arguments.model[0]))

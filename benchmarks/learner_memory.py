@@ -27,7 +27,6 @@ import torch
 
 from benchmarks.cases import SMOLLM2
 from benchmarks.timing import own_peak
-from lmcot.actors.base import prepare_process
 from lmcot.config import Config, SampleData, parse_config
 from lmcot.data.context import apply_context
 from lmcot.data.loaders import load_examples
@@ -36,6 +35,7 @@ from lmcot.data.render import encode, encode_continuation
 from lmcot.learner.batching import BatchPlanner, TokenPair
 from lmcot.models.policy import Policy, disable_dropout
 from lmcot.models.sources import load_model, load_tokenizer, save_model
+from lmcot.process import use_threads
 
 WAYS = ("learner", "bare")
 BATCH = 8
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--source", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.way:
-        prepare_process(threads=torch.get_num_threads())
+        use_threads(threads=torch.get_num_threads())
         print(json.dumps(asdict(_run(given.way, given.source, given.steps, given.tokens))))
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -20,7 +20,7 @@ import psutil
 
 from benchmarks.cases import MODELS, load_case
 from benchmarks.timing import own_peak
-from lmcot.actors.base import prepare_process
+from lmcot.process import use_threads
 
 SETTINGS = (
     {"zero_stage": 0},
@@ -38,7 +38,7 @@ def _rank(
     from lmcot.learner.ranks import host_meeting, join_group
     from lmcot.learner.session import LearnerSession
 
-    prepare_process(threads=1)
+    use_threads(threads=1)
     if rank == 0:
         place = host_meeting()
         meeting.send(place)

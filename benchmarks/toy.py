@@ -18,9 +18,9 @@ from collections import deque
 from dataclasses import dataclass
 
 from examples.one_process import CONFIG, SOLVED, Sampler, is_solved
-from lmcot.actors.base import prepare_process
 from lmcot.config import Config, load_config
 from lmcot.learner.session import LearnerSession
+from lmcot.process import use_threads
 from lmcot.records import ScoredRollout
 
 MODELS = ("random:counting-llama", "random:counting-t5")
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--staleness", type=int, default=0)
     options = parser.parse_args()
-    prepare_process(threads=1)
+    use_threads(threads=1)
     print("| model | estimator | steps | CPU seconds | reward at the end |")
     print("|---|---|---|---|---|", flush=True)
     for model in MODELS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from lmcot.version import __version__
 
 if TYPE_CHECKING:
     from lmcot.guide import Guide
@@ -13,7 +13,7 @@ __all__ = ["Guide", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """`Guide` brings torch with it: it is imported when it is asked for."""
+    """`Guide` is imported when it is asked for: what it needs takes a second to import."""
     if name == "Guide":
         from lmcot.guide import Guide
 

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from lmcot import __version__, run_files
+from lmcot import run_files
 from lmcot.storage import local_path, place
+from lmcot.version import __version__
 
 _STAGES = {
     "train": "run all stages: annotate, distill, refine, evaluate",

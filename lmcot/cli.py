@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from lmcot import run_files
 from lmcot.arguments import parse_arguments
 from lmcot.errors import Interrupted, UserError
+from lmcot.process import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code (0 done, 2 for the user to mend, 130 interrupted)."""
     try:
         try:
-            return _run(parse_arguments(arguments))
+            options = parse_arguments(arguments)
+            prepare()
+            return _run(options)
         finally:
             sys.stdout.flush()  # here rather than at the interpreter's end, where nobody handles it
     except UserError as error:
@@ -217,10 +220,10 @@ def _run_inspect(options: argparse.Namespace) -> int:
 
 
 def _run_plan(config: Config) -> int:
-    from lmcot.actors.base import prepare_process
+    from lmcot.process import use_threads
     from lmcot.tools.plan import show_plan
 
-    prepare_process(threads=1)
+    use_threads(threads=1)
     show_plan(config)
     return 0
 
@@ -239,15 +242,15 @@ def _run_sweep(options: argparse.Namespace) -> int:
 
 
 def _run_stage(command: str, config: Config, run_dir: Place, **chosen: bool) -> int:
-    from lmcot.actors.base import prepare_process
     from lmcot.evaluation.evaluate import evaluate
+    from lmcot.process import use_threads
     from lmcot.run.context import open_run
     from lmcot.training.annotate import annotate
     from lmcot.training.distill import distill
     from lmcot.training.refine import refine
     from lmcot.training.train import train
 
-    prepare_process(threads=1)
+    use_threads(threads=1)
     stages: dict[str, Callable[..., object]] = {
         "train": train,
         "annotate": annotate,
@@ -261,7 +264,7 @@ def _run_stage(command: str, config: Config, run_dir: Place, **chosen: bool) -> 
 
 
 def _run_debug(options: argparse.Namespace, config: Config) -> int:
-    from lmcot.actors.base import prepare_process
+    from lmcot.process import use_threads
     from lmcot.run.context import open_run
     from lmcot.tools import debug
 
@@ -269,7 +272,7 @@ def _run_debug(options: argparse.Namespace, config: Config) -> int:
         number = getattr(options, name, None)
         if number is not None and number < 1:
             raise UserError(f"--{name} is {number}, but steps count from 1")
-    prepare_process(threads=1)
+    use_threads(threads=1)
     with open_run(config, options.run_dir) as run:
         if options.part == "rollout":
             debug.rollout_only(run, steps=options.steps, policy=options.policy)

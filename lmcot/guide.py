@@ -6,23 +6,26 @@ import asyncio
 import threading
 import uuid
 from concurrent.futures import Future
+from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from lmcot.actors.base import prepare_process
-from lmcot.answering.asking import Context, learned, open_pair, paragraphs
-from lmcot.answering.guidance import Ask, Refused, guide
+from lmcot.answering.admission import Admission
+from lmcot.answering.context import Context
+from lmcot.answering.frozen_lm import FrozenLM
+from lmcot.answering.guidance import Ask, guide
+from lmcot.answering.pair import learned, open_pair
+from lmcot.answering.refused import FrozenLMFailed, Refused, UnfitAnswer
 from lmcot.answering.schemas import AnswerRequest, AnswerResponse
-from lmcot.answering.small_lm import FrozenLM, SmallLM
-from lmcot.serve.admission import Admission
+from lmcot.answering.small_lm import SmallLM
 from lmcot.storage import place
 
 if TYPE_CHECKING:
     from lmcot.storage import Place
 
-__all__ = ["Guide", "Refused"]
+__all__ = ["FrozenLMFailed", "Guide", "Refused", "UnfitAnswer"]
 
 
 class Guide:
@@ -38,14 +41,16 @@ class Guide:
 
         Args:
             policy: ``refined``, ``distilled``, ``best`` or ``base``; unset: the most trained one.
-            threads: CPU threads; unset: as the process has them.
+            threads: CPU threads that torch computes with in this process; unset: as they are.
 
         Raises:
             UserError: if that is no run directory with a trained pair.
         """
         pair = learned(open_pair(place(run_dir), policy))
         if threads is not None:
-            prepare_process(threads)
+            import torch
+
+            torch.set_num_threads(threads)
         self._admission = Admission(pair.config)
         self._small = SmallLM(pair.config, pair.source, pair.version)
         self._frozen = FrozenLM(pair.config)
@@ -109,27 +114,21 @@ class Guide:
 
     def _ask(self, question: str, context: Context, options: dict[str, Any]) -> Ask:
         try:
-            passages = [
-                {"title": one.title, "text": " ".join(one.sentences)} for one in paragraphs(context)
-            ]
-            request = AnswerRequest.model_validate(
-                {"question": question, "context": passages, **options}
-            )
+            request = AnswerRequest.model_validate({"question": question, **options})
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0]) if first["loc"] else None
             reason = first["msg"].removeprefix("Value error, ")
-            raise Refused(422, f"{name or 'the request'}: {reason}", param=name) from None
-        except (ValueError, TypeError, AttributeError) as error:
-            raise Refused(422, f"context: {error}", param="context") from None
+            raise Refused(f"{name or 'the request'}: {reason}", param=name) from None
         if request.stream:
-            raise Refused(422, "stream: a program gets the whole answer", param="stream")
-        return self._admission.answer(request, uuid.uuid4().hex, tokens=False)
+            raise Refused("stream: a program gets the whole answer", param="stream")
+        return self._admission.answer(request, uuid.uuid4().hex, context=context)
 
     async def _answer(self, ask: Ask) -> AnswerResponse:
         found = None
-        async for one in guide(ask, self._small, self._frozen):
-            found = one
+        async with aclosing(guide(ask, self._small, self._frozen)) as told:
+            async for one in told:
+                found = one
         if not isinstance(found, AnswerResponse):
             raise RuntimeError("there was no answer")
         return found

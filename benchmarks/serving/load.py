@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +33,8 @@ import psutil
 import ray
 from ray import serve as ray_serve
 
-from lmcot.answering.asking import Pair, open_pair
-from lmcot.answering.small_lm import Draw, Passages, Reply, Shown, Told, Wish, Written
+from lmcot.answering.exchange import Draw, Reply, Shown, Told, Wish, Written
+from lmcot.answering.pair import Pair, open_pair
 from lmcot.config import dump_config, load_config
 from lmcot.records import Paragraph
 from lmcot.serve import app
@@ -59,9 +59,11 @@ class SmallLM:
         """Always."""
         return True
 
-    async def write(self, question: str, context: Passages, draw: Draw) -> AsyncIterator[Told]:
+    async def write(
+        self, question: str, context: Sequence[Paragraph], draw: Draw
+    ) -> AsyncGenerator[Told, None]:
         """Rationales at once."""
-        yield Shown(tuple(Paragraph(title, (text,)) for title, text in context), 9, "stand-in")
+        yield Shown(tuple(context), 9, "stand-in")
         for sample in range(draw.samples):
             yield Written(sample, "It is the Humboldt River.", 7, "eos")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,19 +10,11 @@ from typing import Any, Literal
 
 from ray.exceptions import RayError
 
-from lmcot.actors.resources.surroundings import do_without_home
 from lmcot.errors import UserError, first_line
 
 _USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 # torch and safetensors report a full disk as errors of their own, without a number.
 _FULL_DISK = ("No space left on device", "PytorchStreamWriter failed writing file")
-_COMPILED_KERNELS = 64
-"""How many compiled kernels oneDNN keeps, and torch's own cache in front of it.
-
-In bfloat16 on a CPU each shape has kernels of its own, of about 0.8 MB. By default 1024 are kept,
-which a process whose batches are all of other lengths fills with what it never uses again; the
-layers of a model share some forty in one pass.
-"""
 
 
 class Unanswered(UserError):
@@ -90,25 +81,3 @@ class ActorBase:
                 return RemoteError(message, traceback.format_exc(), "user")
             message = f"{type(error).__name__}: {error}"
             return RemoteError(message, traceback.format_exc(), "bug")
-
-
-def prepare_process(threads: int) -> None:
-    """Fixes the number of threads of this process and quietens the libraries.
-
-    Results to the bit depend on the number of threads. Ray sets OMP_NUM_THREADS to the actor's
-    CPUs, which torch would otherwise take up.
-    """
-    do_without_home()
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    # Read when the first kernel is made.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_COMPILED_KERNELS))
-    os.environ.setdefault("LRU_CACHE_CAPACITY", str(_COMPILED_KERNELS))
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    import torch
-    import transformers
-
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    torch.set_num_threads(threads)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()

@@ -11,11 +11,12 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from lmcot.actors.base import ActorBase, RemoteError, Unanswered, prepare_process
+from lmcot.actors.base import ActorBase, RemoteError, Unanswered
 from lmcot.actors.units import PromptUnit
 from lmcot.config import FrozenSettings, PromptSettings
 from lmcot.frozen.cached import CachedLM, Method, Replies
 from lmcot.frozen.open import open_frozen_lm
+from lmcot.process import use_threads
 from lmcot.records import Choice, Completion, Failure, Prompt, Sampling, Score, Usage
 
 _RETRY_PAUSE_S = 1.0
@@ -30,7 +31,7 @@ class FrozenActor(ActorBase):
         prompts: PromptSettings,
         threads: int,
     ) -> None:
-        prepare_process(threads)
+        use_threads(threads)
         self._settings = settings
         self._prompts = prompts
         self._opened: CachedLM | None = None

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from lmcot.actors.base import ActorBase, prepare_process
+from lmcot.actors.base import ActorBase
 from lmcot.actors.units import Packed, WeightsRef
 from lmcot.actors.weights import Weights, pack_weights
 from lmcot.config import Config
+from lmcot.process import use_threads
 from lmcot.records import RunState, ScoredRollout
 from lmcot.storage import added_to, fetched, forget, is_remote, place
 
@@ -58,7 +59,7 @@ class LearnerActor(ActorBase):
     """Owns its rank's share of the DeepSpeed engine; each call is made on all ranks together."""
 
     def __init__(self, config: Config, plan: LearnerPlan, rank: int) -> None:
-        prepare_process(config.actors.learner.threads)
+        use_threads(config.actors.learner.threads)
         self._config = config
         self._plan = plan
         self._rank = rank

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lmcot.actors.base import ActorBase, NotSetUp, prepare_process
+from lmcot.actors.base import ActorBase, NotSetUp
 from lmcot.actors.units import Packed, RolloutUnit, WeightsRef
 from lmcot.actors.weights import Weights, checksum, load_weights
 from lmcot.config import PolicySettings, PromptSettings
 from lmcot.data.prompts import load_templates
-from lmcot.data.render import encode
+from lmcot.data.render import rationale_ids
 from lmcot.errors import UserError
 from lmcot.models.adapters import add_adapters
 from lmcot.models.generation.engine import GenerationEngine
 from lmcot.models.generation.requests import Generated, SampleRequest
 from lmcot.models.sources import eos_ids, load_model
+from lmcot.process import use_threads
 from lmcot.records import Example, Failure, Rollout
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class RolloutActor(ActorBase):
             trains: whether the learner's versions will come, in adapters where it has them.
             verify: whether to compare checksums of what was loaded with the learner's.
         """
-        prepare_process(threads)
+        use_threads(threads)
         self._trains = trains
         self._verify = verify
         self._settings = policy
@@ -143,8 +144,7 @@ class RolloutActor(ActorBase):
         return Packed.of(rollouts)
 
     def _prompt_ids(self, example: Example) -> tuple[int, ...]:
-        prompt = self._templates.rationale(example)
-        return tuple(encode(prompt, self._tokenizer, self._prompts.chat))
+        return rationale_ids(example, self._templates, self._tokenizer, self._prompts.chat)
 
     def _rollout(
         self,

@@ -4,64 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
+from lmcot.answering.exchange import (
+    Answerer,
+    Draw,
+    Piece,
+    Reply,
+    Shown,
+    Wish,
+    Writer,
+    Written,
+)
+from lmcot.answering.refused import FrozenLMFailed, Refused, UnfitAnswer
 from lmcot.answering.schemas import AnswerResponse, Timings, Tokens, Versions, Vote
-from lmcot.answering.small_lm import Draw, Passages, Piece, Reply, Shown, Told, Wish, Written
 from lmcot.answering.structured import Form
 from lmcot.records import Failure, Paragraph
 from lmcot.text.reading import read_text
 from lmcot.text.vote import vote
-
-
-class Refused(Exception):
-    """A request that cannot be answered, with the HTTP status that says why."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        kind: str = "invalid_request_error",
-        param: str | None = None,
-    ) -> None:
-        """Args: param: the field of the request that is at fault."""
-        super().__init__(message)
-        self.status = status
-        self.kind = kind
-        self.param = param
-
-
-class Writer(Protocol):
-    """The small LM, wherever it is."""
-
-    def write(self, question: str, context: Passages, draw: Draw) -> AsyncIterator[Told]:
-        """See `SmallLM.write`."""
-
-
-class Answerer(Protocol):
-    """The frozen LM, wherever it is."""
-
-    async def answer(
-        self,
-        question: str,
-        paragraphs: Sequence[Paragraph],
-        rationale: str | None,
-        wish: Wish | None = None,
-    ) -> Reply:
-        """See `FrozenLM.answer`."""
-
-    async def write_object(
-        self,
-        question: str,
-        paragraphs: Sequence[Paragraph],
-        rationale: str,
-        answer: str,
-        schema: str,
-        wish: Wish,
-    ) -> Reply:
-        """See `FrozenLM.write_object`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +32,7 @@ class Ask:
 
     id: str
     question: str
-    context: Passages
+    context: tuple[Paragraph, ...]
     draw: Draw
     unguided: bool = False
     wish: Wish = field(default_factory=Wish)
@@ -80,15 +42,15 @@ class Ask:
 
 async def guide(
     ask: Ask, small: Writer, frozen: Answerer
-) -> AsyncIterator[Piece | Written | AnswerResponse]:
-    """Pieces of the rationales as they come, each that is done, and at last the answer.
+) -> AsyncGenerator[Piece | Written | AnswerResponse, None]:
+    """Pieces of the rationales as they come, each finished rationale, and at last the answer.
 
-    A rationale's answer is asked for as soon as it is written, while others still are. What is at
-    work is cancelled when the iteration is given up.
+    The frozen LM is asked about a rationale as soon as it is written, while others are still being
+    written. Closing the iteration cancels what is in flight.
 
     Raises:
-        Refused: if the small LM cannot go on from the question, nobody answered, or the answer
-            does not fit the form that it is to have.
+        Refused: if the small LM cannot read the question, the frozen LM fails, or the answer does
+            not fit the form that it is to have.
     """
     started = time.monotonic()
     times: dict[str, float] = {}
@@ -96,24 +58,26 @@ async def guide(
     written: dict[int, Written] = {}
     plain: asyncio.Task[Reply] | None = None
     shown = Shown((), 0, "")
-    told = small.write(ask.question, ask.context, ask.draw)
+
+    def answer(rationale: str | None) -> asyncio.Task[Reply]:
+        asked = frozen.answer(ask.question, shown.paragraphs, rationale, ask.wish)
+        return asyncio.ensure_future(asked)
+
     try:
-        async for one in told:
-            if isinstance(one, Shown):
-                shown = one
-                if ask.unguided:
-                    asked = frozen.answer(ask.question, shown.paragraphs, None, ask.wish)
-                    plain = asyncio.ensure_future(asked)
-            elif isinstance(one, Failure):
-                raise Refused(422, f"the small LM cannot go on from this: {one.reason}")
-            elif isinstance(one, Piece):
-                times.setdefault("first_token", time.monotonic() - started)
-                yield one
-            else:
-                written[one.sample] = one
-                asked = frozen.answer(ask.question, shown.paragraphs, one.text, ask.wish)
-                replies[one.sample] = asyncio.ensure_future(asked)
-                yield one
+        async with aclosing(small.write(ask.question, ask.context, ask.draw)) as told:
+            async for one in told:
+                if isinstance(one, Shown):
+                    shown = one
+                    plain = answer(None) if ask.unguided else None
+                elif isinstance(one, Failure):
+                    raise Refused(f"the small LM cannot read this: {one.reason}")
+                elif isinstance(one, Piece):
+                    times.setdefault("first_token", time.monotonic() - started)
+                    yield one
+                else:
+                    written[one.sample] = one
+                    replies[one.sample] = answer(one.text)
+                    yield one
         times["rationale"] = time.monotonic() - started
         order = sorted(replies)
         found = [await replies[number] for number in order]
@@ -121,9 +85,6 @@ async def guide(
     finally:
         for task in (*replies.values(), *([plain] if plain is not None else [])):
             task.cancel()
-        close: Any = getattr(told, "aclose", None)
-        if close is not None:
-            await close()
     response = _response(
         ask, [written[number] for number in order], found, unguided, shown,
         Timings(total=time.monotonic() - started, **times),
@@ -137,8 +98,11 @@ async def guide(
 async def _formed(
     ask: Ask, form: Form, response: AnswerResponse, shown: Shown, frozen: Answerer
 ) -> AnswerResponse:
-    """With the answer as a JSON object: the frozen LM's reply, if it is one; filled in, where the
-    answer has one place; else written by the frozen LM."""
+    """Adds the answer as a JSON object.
+
+    That is the frozen LM's reply if it is one, else the schema filled in where the answer has one
+    place in it, else what the frozen LM writes when it is asked for the object.
+    """
     said = next((one.reply for one in response.votes if one.answer == response.answer), "")
     found, _ = await asyncio.to_thread(form.read, said)
     if found is None:
@@ -149,16 +113,16 @@ async def _formed(
         ask.question, shown.paragraphs, response.rationale, response.answer, form.text, ask.wish
     )
     if reply.failure is not None:
-        raise Refused(502, f"the frozen LM did not answer: {reply.failure}", "upstream_error")
+        raise FrozenLMFailed(reply.failure)
     found, reason = await asyncio.to_thread(form.read, reply.text)
     if found is None and form.open and form.fault({"answer": response.answer}) is None:
         found = {"answer": response.answer}
     if found is None:
         end = "; it was cut at its longest" if reply.cut else ""
-        raise Refused(
-            422, f"the frozen LM wrote no JSON object that fits the schema ({reason}{end}): ask "
-            "for fewer fields, or for one that is the answer", "unfit_answer_error",
-        )  # fmt: skip
+        raise UnfitAnswer(
+            f"the frozen LM wrote no JSON object that fits the schema ({reason}{end}): ask for "
+            "fewer fields, or for one that is the answer"
+        )
     tokens = response.tokens.model_copy(
         update={
             "large_lm_in": response.tokens.large_lm_in + reply.tokens_in,
@@ -184,9 +148,9 @@ def _response(
 ) -> AnswerResponse:
     answered = [number for number, reply in enumerate(replies) if reply.failure is None]
     if not answered:
-        raise Refused(502, f"the frozen LM did not answer: {replies[0].failure}", "upstream_error")
+        raise FrozenLMFailed(replies[0].failure or "")
     if unguided is not None and unguided.failure is not None:
-        raise Refused(502, f"the frozen LM did not answer: {unguided.failure}", "upstream_error")
+        raise FrozenLMFailed(unguided.failure)
     found = vote(
         [replies[number].answer for number in answered],
         [_is_cut(written[number]) for number in answered],

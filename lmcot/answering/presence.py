@@ -12,7 +12,7 @@ import urllib.request
 from urllib.parse import urlsplit
 
 from lmcot.config import FrozenSettings
-from lmcot.serve.access import is_loopback
+from lmcot.network import is_loopback
 
 _PROBE_S = 3.0
 """Longest a probe may take."""

@@ -1,20 +1,12 @@
-"""What the HTTP API takes and gives."""
+"""What is asked, over HTTP or in a program, and the answer that comes back."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-_CONTROL = {chr(code) for code in (*range(9), 11, 12, *range(14, 32), 127)}
-
-
-def _printable(text: str) -> str:
-    if found := next((one for one in text if one in _CONTROL), None):
-        raise ValueError(f"holds the control character U+{ord(found):04X}")
-    if any("\ud800" <= one <= "\udfff" for one in text):
-        raise ValueError("holds half a surrogate pair")
-    return text
+from lmcot.text.characters import check_printable
 
 
 def _said(text: str) -> str:
@@ -23,7 +15,7 @@ def _said(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_printable)]
+Text = Annotated[str, AfterValidator(check_printable)]
 
 
 class Asked(BaseModel):
@@ -77,18 +69,6 @@ class AnswerRequest(Question, Drawing):
         default=None, description="JSON schema of an object that the answer is put into."
     )
     stream: bool = Field(default=False, description="Server-sent events, token by token.")
-
-
-class AnswersRequest(Asked):
-    """Asks for several."""
-
-    requests: list[AnswerRequest] = Field(min_length=1)
-
-
-class RationaleRequest(Question, Drawing):
-    """Asks for guidance alone; it is not streamed."""
-
-    stream: Literal[False] = False
 
 
 class Tokens(BaseModel):
@@ -148,45 +128,3 @@ class AnswerResponse(BaseModel):
     tokens: Tokens
     timings: Timings
     versions: Versions
-
-
-class AnswersResponse(BaseModel):
-    """Several, in the order of the requests; an error in the place of each that failed."""
-
-    answers: list[AnswerResponse | ErrorResponse]
-
-
-class Rationale(BaseModel):
-    """What the small LM wrote."""
-
-    text: str
-    concluded: str = Field(description="The answer that it states itself, if any.")
-    tokens: int
-    finish_reason: str
-
-
-class RationaleResponse(BaseModel):
-    """Guidance alone."""
-
-    id: str
-    rationales: list[Rationale]
-    prompt_tokens: int
-    version: str
-
-
-class ErrorBody(BaseModel):
-    """What went wrong."""
-
-    message: str
-    type: str
-    code: int
-    param: str | None = None
-
-
-class ErrorResponse(BaseModel):
-    """The shape of every error."""
-
-    error: ErrorBody
-
-
-AnswersResponse.model_rebuild()

@@ -39,6 +39,7 @@ _MARKS = ("is_supporting", "is_selected", "supporting")
 _INDICES = ("sent_id", "sentence_id", "sent_idx", "sentence_index")
 _NUMBERED = re.compile(r"^Passage \d+:[ \t]*\n", re.MULTILINE)
 """Between the passages of LongBench's contexts; their first lines are titles."""
+_BLANK_LINES = re.compile(r"\n\s*\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +101,7 @@ def _of_text(text: str, title: object, field: str) -> list[_Passage]:
         return [_text_passage(*_titled(part)) for part in numbered]
     if is_text(title) and title.strip():
         return [_text_passage(title, text)]
-    blocks = [block for block in re.split(r"\n[ \t]*\n", text) if block.strip()]
-    return [_text_passage("", block) for block in blocks]
+    return [_text_passage("", block) for block in text_blocks(text)]
 
 
 def _titled(text: str) -> tuple[str, str]:
@@ -110,9 +110,19 @@ def _titled(text: str) -> tuple[str, str]:
     return (title.strip().strip('"'), rest) if rest.strip() else ("", text)
 
 
+def text_blocks(text: str) -> list[str]:
+    """The passages of a text: its blocks between blank lines."""
+    return [block for block in _BLANK_LINES.split(text) if block.strip()]
+
+
+def text_paragraph(title: str, text: str) -> Paragraph:
+    """A passage that comes as one text, split into sentences; its line breaks become spaces."""
+    return Paragraph(composed(title), tuple(split_sentences(" ".join(composed(text).split()))))
+
+
 def _text_passage(title: str, text: str, *, supports: bool = False) -> _Passage:
-    sentences = tuple(split_sentences(composed(text)))
-    return _Passage(composed(title), sentences, whole=True, supports=supports)
+    found = text_paragraph(title, text)
+    return _Passage(found.title, found.sentences, whole=True, supports=supports)
 
 
 def _passage(entry: object, number: int) -> _Passage:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lmcot.errors import UserError
-from lmcot.records import Message, Prompt
+from lmcot.records import Example, Message, Prompt
+
+if TYPE_CHECKING:
+    from lmcot.data.prompts import PromptTemplates
 
 Chat = Literal["auto", "never"]
 # Starts a text from which tokenizers merge nothing into what follows; see `encode_continuation`.
@@ -110,6 +113,16 @@ def encode(prompt: Prompt, tokenizer: Tokenizer, chat: Chat = "auto") -> list[in
     # A chat template writes the special tokens itself: never twice.
     own_tokens = not uses_chat(tokenizer, chat)
     return tokenizer.encode(render(prompt, tokenizer, chat), add_special_tokens=own_tokens)
+
+
+def rationale_ids(
+    example: Example, templates: PromptTemplates, tokenizer: Tokenizer, chat: Chat
+) -> tuple[int, ...]:
+    """Token ids of the prompt that the small LM answers with a rationale.
+
+    Teaching, sampling and serving all read it from here: the policy sees what it was trained on.
+    """
+    return tuple(encode(templates.rationale(example), tokenizer, chat))
 
 
 def encode_continuation(

@@ -67,13 +67,10 @@ def _ops() -> list[Any]:
     """DeepSpeed's builders of the operators that this machine needs."""
     import torch
 
-    gpu = torch.cuda.is_available()
-    if not gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
-    from deepspeed.accelerator import get_accelerator
+    from lmcot.learner.accelerator import get_accelerator
 
     accelerator = get_accelerator()
-    names = GPU_BUILDERS if gpu else CPU_BUILDERS
+    names = GPU_BUILDERS if torch.cuda.is_available() else CPU_BUILDERS
     return [accelerator.create_op_builder(name) for name in names]
 
 

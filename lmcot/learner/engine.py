@@ -15,8 +15,6 @@ Facts of DeepSpeed 0.19.8 that this module is shaped by, each with a test:
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,24 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-if not torch.cuda.is_available():
-    # Before DeepSpeed is imported: it would otherwise guess, and say so.
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-import deepspeed
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lmcot.config import LearnerSettings, OptimiserSettings
 from lmcot.errors import UserError
+from lmcot.learner.accelerator import deepspeed
 from lmcot.learner.host_memory import release_free_memory
 from lmcot.learner.ranks import join_group, world_size
 from lmcot.learner.state_files import StateFiles
 from lmcot.models.sequences import SequenceBatch
-
-# DeepSpeed calls functions that torch 2.13 renamed, some hundred times a step.
-warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
 TAG = "engine"
 """Subfolder (and DeepSpeed tag) of the engine's part of a checkpoint."""

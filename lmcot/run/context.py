@@ -18,7 +18,7 @@ from lmcot.config import BudgetSettings, Config, DataSource, flat_settings
 from lmcot.data.context import apply_context
 from lmcot.data.loaders import load_examples
 from lmcot.data.prompts import PromptTemplates, load_templates
-from lmcot.data.render import encode
+from lmcot.data.render import rationale_ids
 from lmcot.errors import UserError
 from lmcot.frozen.needs import cost_in_words
 from lmcot.models.sources import load_tokenizer
@@ -125,8 +125,7 @@ class Run:
 
     def rationale_prompt(self, example: Example) -> tuple[int, ...]:
         """Token ids of the prompt that the small LM answers with a rationale."""
-        prompt = self.templates.rationale(example)
-        return tuple(encode(prompt, self.tokenizer, self.config.prompts.chat))
+        return rationale_ids(example, self.templates, self.tokenizer, self.config.prompts.chat)
 
     def tell_unmeasured(self, components: Iterable[tuple[str, str]]) -> None:
         """Says once of each component of weight 0 that it cannot always be measured, and why."""

@@ -7,14 +7,14 @@ import platform
 import subprocess
 from pathlib import Path
 
-import lmcot
+from lmcot.version import __version__
 
 _PACKAGES = ("torch", "transformers", "ray", "deepspeed", "datasets", "numpy")
 
 
 def versions() -> dict[str, str]:
     """Versions of the main packages, and the git commit that lmcot runs from, if any."""
-    found = {"lmcot": lmcot.__version__, "python": platform.python_version()}
+    found = {"lmcot": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 
 
 def _git_commit() -> str:
-    source = Path(lmcot.__file__).parent
+    source = Path(__file__).parent.parent
     try:
         done = subprocess.run(
             ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40"],

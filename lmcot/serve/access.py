@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from lmcot.config import ServeSettings
 from lmcot.errors import UserError
+from lmcot.network import is_loopback
 
 
 def token_digests(settings: ServeSettings) -> tuple[str, ...]:
@@ -70,14 +71,6 @@ def host_of(header: str) -> str:
     if text.startswith("["):
         return text[1:].partition("]")[0]
     return text.partition(":")[0] if text.count(":") == 1 else text
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens there."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def _is_name_of_this_machine(host: str) -> bool:

@@ -6,7 +6,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -19,28 +20,28 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from lmcot import __version__
-from lmcot.answering.guidance import Answerer, Ask, Refused, Writer, guide
-from lmcot.answering.schemas import (
-    AnswerRequest,
-    AnswerResponse,
+from lmcot.answering.admission import Admission
+from lmcot.answering.exchange import Answerer, Piece, Shown, Writer, Written
+from lmcot.answering.guidance import Ask, guide
+from lmcot.answering.refused import Refused
+from lmcot.answering.schemas import AnswerRequest, AnswerResponse, Versions
+from lmcot.config import Config, SampleData, ServeSettings
+from lmcot.data.loaders import load_examples
+from lmcot.records import Failure
+from lmcot.serve.chat import ChatAdmission, chat_chunks, chat_completion
+from lmcot.serve.errors import Rejected, body_of, error_body
+from lmcot.serve.guard import Guard, Intake, Meters, spent
+from lmcot.serve.openai_schemas import ChatCompletion, ChatRequest, Model, Models
+from lmcot.serve.schemas import (
     AnswersRequest,
     AnswersResponse,
     ErrorResponse,
     Rationale,
     RationaleRequest,
     RationaleResponse,
-    Versions,
 )
-from lmcot.answering.small_lm import Piece, Shown, Written
-from lmcot.config import Config, SampleData, ServeSettings
-from lmcot.data.loaders import load_examples
-from lmcot.records import Failure
-from lmcot.serve.admission import Admission
-from lmcot.serve.chat import chat_chunks, chat_completion
-from lmcot.serve.guard import Guard, Intake, Meters, error_body
-from lmcot.serve.openai_schemas import ChatCompletion, ChatRequest, Model, Models
 from lmcot.text.answers import concluded_answer
+from lmcot.version import __version__
 
 _log = logging.getLogger("lmcot.serve")
 _Item = TypeVar("_Item")
@@ -66,29 +67,36 @@ class Service:
         self.intake = Intake()
         self.ready = ready
         self.admission = Admission(config)
+        self.chats = ChatAdmission(config, self.admission)
         self._small = small
         self._frozen = frozen
 
-    async def events(self, ask: Ask) -> AsyncIterator[Piece | Written | AnswerResponse]:
+    async def events(self, ask: Ask) -> AsyncGenerator[Piece | Written | AnswerResponse, None]:
         """What comes of a request, within its time.
 
         Raises:
-            Refused: with 504 when the time is over; what was at work is cancelled.
+            Refused: if the models cannot answer it.
+            Rejected: with 504 when the time is over; what was in flight is cancelled.
         """
         told = guide(ask, self._small, self._frozen)
-        async for one in self._timed(told, ask.draw.deadline):
-            if isinstance(one, AnswerResponse):
-                for way, number in one.tokens.model_dump().items():
-                    model, _, direction = way.rpartition("_lm_")
-                    self.meters.tokens.labels(model, direction).inc(number)
-            yield one
+        async with aclosing(self._timed(told, ask.draw.deadline)) as timed:
+            async for one in timed:
+                if isinstance(one, AnswerResponse):
+                    self._count(one)
+                yield one
+
+    def _count(self, found: AnswerResponse) -> None:
+        for way, number in found.tokens.model_dump().items():
+            model, _, direction = way.rpartition("_lm_")
+            self.meters.tokens.labels(model, direction).inc(number)
 
     async def answer(self, ask: Ask) -> AnswerResponse:
-        """The end of it alone."""
+        """The answer to a request, once all of it is there."""
         found: AnswerResponse | None = None
-        async for one in self.events(ask):
-            if isinstance(one, AnswerResponse):
-                found = one
+        async with aclosing(self.events(ask)) as events:
+            async for one in events:
+                if isinstance(one, AnswerResponse):
+                    found = one
         if found is None:
             raise RuntimeError("a request ended without an answer")
         if self.settings.log_contents:
@@ -96,18 +104,31 @@ class Service:
                                   "answer": found.answer}))  # fmt: skip
         return found
 
+    async def admit(self, request: AnswerRequest, ident: str, *, tokens: bool = False) -> Ask:
+        """Checks a request for an answer, off the event loop: long contexts take their time."""
+        return await asyncio.to_thread(
+            self.admission.answer,
+            request,
+            ident,
+            context=request.context,
+            tokens=tokens,
+            spent=spent(),
+        )
+
     async def rationale(self, request: RationaleRequest, ident: str) -> RationaleResponse:
         """Guidance alone."""
-        context, draw = self.admission.rationale(request)
+        context = await asyncio.to_thread(self.admission.context, request.question, request.context)
+        draw = self.admission.draw(request, spent=spent())
         told = self._small.write(request.question, context, draw)
         shown, written = Shown((), 0, ""), []
-        async for one in self._timed(told, draw.deadline):
-            if isinstance(one, Failure):
-                raise Refused(422, f"the small LM cannot go on from this: {one.reason}")
-            if isinstance(one, Shown):
-                shown = one
-            elif isinstance(one, Written):
-                written.append(one)
+        async with aclosing(self._timed(told, draw.deadline)) as timed:
+            async for one in timed:
+                if isinstance(one, Failure):
+                    raise Refused(f"the small LM cannot read this: {one.reason}")
+                if isinstance(one, Shown):
+                    shown = one
+                elif isinstance(one, Written):
+                    written.append(one)
         rationales = [
             Rationale(
                 text=one.text, concluded=concluded_answer(one.text), tokens=one.tokens,
@@ -122,19 +143,17 @@ class Service:
             version=shown.version,
         )
 
-    async def _timed(self, told: AsyncIterator[_Item], seconds: float) -> AsyncIterator[_Item]:
+    async def _timed(
+        self, told: AsyncGenerator[_Item, None], seconds: float
+    ) -> AsyncGenerator[_Item, None]:
         end = time.monotonic() + seconds
-        try:
+        async with aclosing(told):
             while True:
                 try:
                     one = await self._within(anext(told), end - time.monotonic())
                 except StopAsyncIteration:
                     return
                 yield one
-        finally:
-            close: Any = getattr(told, "aclose", None)
-            if close is not None:
-                await close()
 
     async def _within(self, waited: Awaitable[_Item], seconds: float) -> _Item:
         try:
@@ -142,7 +161,7 @@ class Service:
                 return await waited
         except TimeoutError:
             limit = self.settings.deadline_s
-            raise Refused(
+            raise Rejected(
                 504, f"the request took longer than {limit:g} s", "timeout_error"
             ) from None
 
@@ -181,7 +200,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         """A guided answer; with `stream` as server-sent events: `token` and `rationale` for each
         rationale, then `answer`, or `error`."""
         ident = request.state.request_id
-        ask = await asyncio.to_thread(service.admission.answer, body, ident, tokens=body.stream)
+        ask = await service.admit(body, ident, tokens=body.stream)
         if body.stream:
             return _streamed(_answer_events(service, ask))
         return await service.answer(ask)
@@ -191,20 +210,18 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         """Several at once, in their order."""
         limit = service.settings.limits.batch
         if len(body.requests) > limit:
-            raise Refused(422, f"there are {len(body.requests)} requests, more than {limit}")
+            raise Refused(f"there are {len(body.requests)} requests, more than {limit}")
         ident = request.state.request_id
         asks = [
-            await asyncio.to_thread(
-                service.admission.answer, one, f"{ident}-{number}", tokens=False
-            )
+            await service.admit(one, f"{ident}-{number}")
             for number, one in enumerate(body.requests)
         ]
 
         async def one_of(ask: Ask) -> AnswerResponse | ErrorResponse:
             try:
                 return await service.answer(ask)
-            except Refused as error:
-                return ErrorResponse.model_validate(_body_of(error))
+            except (Refused, Rejected) as error:
+                return ErrorResponse.model_validate(body_of(error))
 
         return AnswersResponse(answers=list(await asyncio.gather(*map(one_of, asks))))
 
@@ -223,7 +240,7 @@ def _add_chat(app: FastAPI, service: Service) -> None:
         """As OpenAI's: the last user message is the question, system messages are instructions,
         what else was said is context."""
         ident = request.state.request_id
-        chat, ask = await asyncio.to_thread(service.admission.chat, body, ident)
+        chat, ask = await asyncio.to_thread(service.chats.chat, body, ident, spent=spent())
         if body.stream:
             return _streamed(chat_chunks(service.events(ask), ident, chat), errors=True)
         return JSONResponse(chat_completion(await service.answer(ask), chat))
@@ -239,7 +256,7 @@ def _add_chat(app: FastAPI, service: Service) -> None:
     async def model(model: str) -> Model:
         """It by its name."""
         if model != name:
-            raise Refused(404, f"there is no model '{model[:100]}', only '{name}'", param="model")
+            raise Rejected(404, f"there is no model '{model[:100]}', only '{name}'", param="model")
         return Model(id=name)
 
 
@@ -253,14 +270,14 @@ def _add_health(app: FastAPI, service: Service) -> None:
     async def readyz() -> dict[str, Any]:
         """Whether both models answer."""
         if service.intake.ending:
-            raise Refused(503, "not ready: the service is ending", "overloaded_error")
+            raise Rejected(503, "not ready: the service is ending", "overloaded_error")
         try:
             async with asyncio.timeout(5):
                 versions = await service.ready()
         except NotReady as error:
-            raise Refused(503, f"not ready: {error}", "overloaded_error") from None
+            raise Rejected(503, f"not ready: {error}", "overloaded_error") from None
         except Exception as error:
-            raise Refused(503, f"not ready: {type(error).__name__}", "overloaded_error") from None
+            raise Rejected(503, f"not ready: {type(error).__name__}", "overloaded_error") from None
         return {"status": "ready", "versions": versions.model_dump()}
 
     @app.get("/metrics")
@@ -302,10 +319,11 @@ _PAGE_POLICY = (
 
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> JSONResponse:
-        headers = {"retry-after": "1"} if error.status == 503 else None
-        body = _body_of(error, openai=_is_chat(request))
-        return JSONResponse(body, body["error"]["code"], headers)
+    @app.exception_handler(Rejected)
+    async def refused(request: Request, error: Refused | Rejected) -> JSONResponse:
+        body = body_of(error, openai=_is_chat(request))
+        status = body["error"]["code"]
+        return JSONResponse(body, status, {"retry-after": "1"} if status == 503 else None)
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
@@ -360,36 +378,28 @@ def _is_chat(request: Request) -> bool:
     return getattr(request.scope.get("route"), "path", None) == _CHAT
 
 
-def _body_of(error: Refused, *, openai: bool = False) -> dict[str, Any]:
-    """An error's body; OpenAI's clients know 400 for what makes no sense."""
-    status = 400 if openai and error.status == 422 else error.status
-    return error_body(status, str(error), error.kind, error.param)
+async def _answer_events(service: Service, ask: Ask) -> AsyncGenerator[str, None]:
+    async with aclosing(service.events(ask)) as events:
+        async for one in events:
+            if isinstance(one, Piece):
+                yield _event("token", {"sample": one.sample, "text": one.text})
+            elif isinstance(one, Written):
+                yield _event("rationale", {"sample": one.sample, "text": one.text})
+            else:
+                yield _event("answer", one.model_dump())
 
 
-async def _answer_events(service: Service, ask: Ask) -> AsyncIterator[str]:
-    async for one in service.events(ask):
-        if isinstance(one, Piece):
-            yield _event("token", {"sample": one.sample, "text": one.text})
-        elif isinstance(one, Written):
-            yield _event("rationale", {"sample": one.sample, "text": one.text})
-        else:
-            yield _event("answer", one.model_dump())
-
-
-def _streamed(events: AsyncIterator[str], *, errors: bool = False) -> StreamingResponse:
+def _streamed(events: AsyncGenerator[str, None], *, errors: bool = False) -> StreamingResponse:
     """Server-sent events; an error after the beginning is an event, too."""
 
-    async def all_of_it() -> AsyncIterator[str]:
-        try:
-            async for one in events:
-                yield one
-        except Refused as error:
-            body = _body_of(error, openai=errors)
-            yield f"data: {json.dumps(body)}\n\n" if errors else _event("error", body)
-        finally:
-            close: Any = getattr(events, "aclose", None)
-            if close is not None:
-                await close()
+    async def all_of_it() -> AsyncGenerator[str, None]:
+        async with aclosing(events):
+            try:
+                async for one in events:
+                    yield one
+            except (Refused, Rejected) as error:
+                body = body_of(error, openai=errors)
+                yield f"data: {json.dumps(body)}\n\n" if errors else _event("error", body)
 
     return StreamingResponse(
         all_of_it(), media_type="text/event-stream", headers={"cache-control": "no-store"}

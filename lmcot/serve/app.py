@@ -11,7 +11,7 @@ import; see deploy/serve.yaml.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,14 +22,15 @@ from ray.serve.handle import DeploymentHandle
 from lmcot.actors.resources.cluster import nodes
 from lmcot.actors.resources.plan import Roles
 from lmcot.actors.resources.served import find_served_plan
-from lmcot.answering.asking import Pair, learned, open_pair
+from lmcot.answering.exchange import Draw, Reply, Told, Wish
+from lmcot.answering.pair import Pair, learned, open_pair
 from lmcot.answering.schemas import Versions
-from lmcot.answering.small_lm import Draw, FrozenLM, Passages, Reply, SmallLM, Told, Wish
 from lmcot.config import Config, RoleSettings, ServedRole, ServeSettings
 from lmcot.errors import UserError
 from lmcot.records import Paragraph
 from lmcot.serve.access import token_digests
 from lmcot.serve.api import NotReady, Service, make_app
+from lmcot.serve.deployments import FrozenLM, SmallLM
 from lmcot.storage import place
 
 
@@ -199,7 +200,9 @@ class _RemoteSmall:
     async def version(self) -> str:
         return str(await self._handle.version.remote())
 
-    async def write(self, question: str, context: Passages, draw: Draw) -> AsyncIterator[Told]:
+    async def write(
+        self, question: str, context: Sequence[Paragraph], draw: Draw
+    ) -> AsyncGenerator[Told, None]:
         told = self._handle.options(stream=True).write.remote(question, context, draw)
         done = False
         try:

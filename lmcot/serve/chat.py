@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from lmcot.answering.guidance import Refused
-from lmcot.answering.schemas import AnswerResponse
-from lmcot.answering.small_lm import Piece, Wish, Written
+from lmcot.answering.admission import COLDEST, Admission
+from lmcot.answering.exchange import Piece, Wish, Written
+from lmcot.answering.guidance import Ask
+from lmcot.answering.refused import Refused
+from lmcot.answering.schemas import AnswerResponse, Drawing
 from lmcot.answering.structured import Form, form_in, read_form
+from lmcot.config import Config
+from lmcot.data.passages import text_blocks
 from lmcot.serve.conversation import Asked, read_conversation
 from lmcot.serve.dspy_form import FieldsWanted
 from lmcot.serve.openai_schemas import (
@@ -85,7 +90,7 @@ def read_chat(request: ChatRequest, model: str) -> Chat:
     """
     for name, refused, reason in _REFUSED:
         if refused(request):
-            raise Refused(400, f"{name} is not offered: {reason}", param=name)
+            raise Refused(f"{name} is not offered: {reason}", param=name)
     asked = read_conversation(request.messages)
     form, tool = _form(request, asked)
     fields = asked.fields if form is None else None
@@ -93,7 +98,7 @@ def read_chat(request: ChatRequest, model: str) -> Chat:
         form = _read(fields.schema, "messages")
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
     if form is not None and any(stop):
-        raise Refused(400, "stop cannot cut a JSON object: leave one of them out", param="stop")
+        raise Refused("stop cannot cut a JSON object: leave one of them out", param="stop")
     longest = [one for one in (request.max_completion_tokens, request.max_tokens) if one]
     instructions = [*asked.instructions]
     if instructions and form is not None:
@@ -110,6 +115,52 @@ def read_chat(request: ChatRequest, model: str) -> Chat:
     )
 
 
+class ChatAdmission:
+    """Admits chat completions within the limits of the settings."""
+
+    def __init__(self, config: Config, admission: Admission) -> None:
+        self._settings = config.serve
+        self._admission = admission
+
+    def chat(self, request: ChatRequest, ident: str, *, spent: float = 0.0) -> tuple[Chat, Ask]:
+        """What a request asks, and the form of its reply.
+
+        Args:
+            spent: seconds of the deadline that are over.
+
+        Raises:
+            Refused: naming the field that is beyond the limits, or not offered.
+        """
+        chat = read_chat(request, self._settings.name)
+        asked, most = chat.asked, self._settings.limits.instruction_chars
+        blocks = [(title, one) for title, text in asked.context for one in text_blocks(text)]
+        context = self._admission.context(asked.question, blocks)
+        instruction = len(chat.wish.instruction)
+        if instruction > most:
+            reason = f"the system messages have {instruction} characters, more than {most}"
+            raise Refused(reason, param="messages")
+        # The tokens of several rationales would come in a mixture.
+        draw = self._admission.draw(
+            _drawing(request),
+            tokens=request.stream and request.samples == 1,
+            spent=spent,
+            length_name="max_rationale_tokens",
+        )
+        return chat, Ask(ident, asked.question, context, draw, wish=chat.wish, form=chat.form)
+
+
+def _drawing(request: ChatRequest) -> Drawing:
+    temperature = request.temperature
+    if temperature is not None and temperature < COLDEST:
+        temperature = 0.0  # clients that want greedy answers send tiny temperatures
+    return Drawing(
+        samples=request.samples,
+        max_tokens=request.max_rationale_tokens,
+        temperature=temperature,
+        seed=abs(request.seed) % 2**63 if request.seed is not None else None,
+    )
+
+
 def _form(request: ChatRequest, asked: Asked) -> tuple[Form | None, str | None]:
     """The object that the answer is put into, and the tool that it is for."""
     tool = _forced_tool(request)
@@ -121,9 +172,9 @@ def _form(request: ChatRequest, asked: Asked) -> tuple[Form | None, str | None]:
     if wanted.type == "json_schema":
         if wanted.json_schema is None:
             raise Refused(
-                400, "response_format of type json_schema holds no json_schema",
+                "response_format of type json_schema holds no json_schema",
                 param="response_format.json_schema",
-            )  # fmt: skip
+            )
         return _read(wanted.json_schema.schema_, "response_format.json_schema.schema"), None
     if wanted.type == "json_object":
         shown = form_in("\n".join((*asked.instructions, asked.question)))
@@ -138,26 +189,27 @@ def _forced_tool(request: ChatRequest) -> str | None:
         return None
     if choice == "auto":
         raise Refused(
-            400, "tools: the models do not choose among tools: name one in tool_choice, or set "
-            "tool_choice to none", param="tools",
-        )  # fmt: skip
+            "tools: the models do not choose among tools: name one in tool_choice, or set "
+            "tool_choice to none",
+            param="tools",
+        )
     if isinstance(choice, ChosenTool):
         if choice.function.name in names:
             return choice.function.name
-        raise Refused(400, "tool_choice names a tool that is none of tools", param="tool_choice")
+        raise Refused("tool_choice names a tool that is not in tools", param="tool_choice")
     if len(names) == 1:
         return names[0]
     raise Refused(
-        400, f"tool_choice is required, but there are {len(names)} tools: name one",
+        f"tool_choice is required, but there are {len(names)} tools: name one",
         param="tool_choice" if not names else "tools",
-    )  # fmt: skip
+    )
 
 
 def _read(schema: dict[str, Any], param: str) -> Form:
     try:
         return read_form(schema)
     except ValueError as error:
-        raise Refused(400, str(error), param=param) from None
+        raise Refused(str(error), param=param) from None
 
 
 def chat_completion(found: AnswerResponse, chat: Chat) -> dict[str, Any]:
@@ -205,8 +257,8 @@ def _usage(found: AnswerResponse) -> Usage:
 
 
 async def chat_chunks(
-    events: AsyncIterator[Piece | Written | AnswerResponse], ident: str, chat: Chat
-) -> AsyncIterator[str]:
+    events: AsyncGenerator[Piece | Written | AnswerResponse, None], ident: str, chat: Chat
+) -> AsyncGenerator[str, None]:
     """The same as server-sent chunks: the rationale's tokens as reasoning, then the answer."""
     head = {
         "id": f"chatcmpl-{ident}",
@@ -221,21 +273,22 @@ async def chat_chunks(
 
     yield chunk({"role": "assistant", "content": ""})
     told = False
-    async for one in events:
-        if isinstance(one, Piece):
-            told = True
-            yield chunk({"reasoning_content": one.text})
-        elif isinstance(one, AnswerResponse):
-            if not told:
-                yield chunk({"reasoning_content": one.rationale})
-            content, calls, finish = _reply(one, chat)
-            if content is not None:
-                yield chunk({"content": content})
-            for number, call in enumerate(calls):
-                yield chunk({"tool_calls": [{"index": number, **call.model_dump()}]})
-            yield chunk({}, finish)
-            if chat.usage:
-                yield _event({**head, "choices": [], "usage": _usage(one).model_dump()})
+    async with aclosing(events):
+        async for one in events:
+            if isinstance(one, Piece):
+                told = True
+                yield chunk({"reasoning_content": one.text})
+            elif isinstance(one, AnswerResponse):
+                if not told:
+                    yield chunk({"reasoning_content": one.rationale})
+                content, calls, finish = _reply(one, chat)
+                if content is not None:
+                    yield chunk({"content": content})
+                for number, call in enumerate(calls):
+                    yield chunk({"tool_calls": [{"index": number, **call.model_dump()}]})
+                yield chunk({}, finish)
+                if chat.usage:
+                    yield _event({**head, "choices": [], "usage": _usage(one).model_dump()})
     yield "data: [DONE]\n\n"
 
 

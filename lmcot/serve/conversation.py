@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lmcot.answering.guidance import Refused
+from lmcot.answering.refused import Refused
 from lmcot.serve.dspy_form import FieldsWanted, objective_of, read_fields, split_wish
 from lmcot.serve.openai_schemas import ChatMessage
 
@@ -43,16 +43,15 @@ def read_conversation(messages: Sequence[ChatMessage]) -> Asked:
     last = max((at for at, (role, _) in enumerate(texts) if role == "user"), default=None)
     if last is None:
         raise Refused(
-            422, "messages holds no user message: the last one is the question", param="messages"
+            "messages holds no user message: the last one is the question", param="messages"
         )
     instructions = [objective_of(text) for role, text in texts if role in ("system", "developer")]
     said = [("", text) for role, text in texts[:last] if role not in ("system", "developer")]
     asked = read_question(texts[last][1])
     if not asked.question:
         raise Refused(
-            422, "the last user message is empty: it is the question",
-            param=f"messages.{last}.content",
-        )  # fmt: skip
+            "the last user message is empty: it is the question", param=f"messages.{last}.content"
+        )
     return Asked(
         asked.question,
         tuple(one for one in (*said, *asked.context) if one[1].strip()),
@@ -120,8 +119,8 @@ def _text(message: ChatMessage, number: int) -> str:
     for place, part in enumerate(message.content):
         param = f"messages.{number}.content.{place}"
         if part.get("type") != "text":
-            raise Refused(422, "a message holds a part that is no text", param=param)
+            raise Refused("a message holds a part that is not text", param=param)
         if not isinstance(part.get("text"), str):
-            raise Refused(422, "a text part of a message holds no text", param=param)
+            raise Refused("a text part of a message holds no text", param=param)
         texts.append(part["text"])
     return "\n".join(texts)

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from lmcot.config import ServeSettings
 from lmcot.serve.access import Access
 from lmcot.serve.bodies import BadBody, BodyReader, Receive, replay
+from lmcot.serve.errors import INVALID, error_body
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -117,7 +118,7 @@ class Guard:
             else:
                 await self._take(headers, scope, receive, request)
         except BadBody as error:
-            kind = "overloaded_error" if error.status == 503 else "invalid_request_error"
+            kind = "overloaded_error" if error.status == 503 else INVALID
             await request.refuse(error.status, str(error), kind)
         finally:
             request.log()
@@ -173,7 +174,7 @@ class _Request:
             message["headers"] = [*message.get("headers", []), *more]
         await self._send(message)
 
-    async def refuse(self, status: int, reason: str, kind: str = "invalid_request_error") -> None:
+    async def refuse(self, status: int, reason: str, kind: str = INVALID) -> None:
         """Answers with an error."""
         body = json.dumps(error_body(status, reason, kind)).encode()
         headers = [(b"content-type", b"application/json")]
@@ -201,10 +202,3 @@ class _Request:
             "status": self._status, "seconds": round(seconds, 4),
         }  # fmt: skip
         _log.info(json.dumps(line))
-
-
-def error_body(
-    status: int, message: str, kind: str = "invalid_request_error", param: str | None = None
-) -> dict[str, Any]:
-    """The shape of every error; OpenAI's clients read it too."""
-    return {"error": {"message": message, "type": kind, "code": status, "param": param}}

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from lmcot.config import ServeSettings
 from lmcot.errors import UserError, first_line
 from lmcot.monitor.progress import say
-from lmcot.serve.access import is_loopback
+from lmcot.network import is_loopback
 
 _TOLD_EVERY_S = 10.0
 _POLL_S = 0.2

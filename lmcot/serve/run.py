@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -21,10 +20,11 @@ from ray.serve.api import RunTarget
 from lmcot.actors.resources.cluster import nodes, ray_cluster
 from lmcot.actors.resources.plan import Plan
 from lmcot.actors.resources.served import find_served_plan
-from lmcot.answering.asking import Pair, learned, open_pair
+from lmcot.answering.pair import Pair, learned, open_pair
 from lmcot.errors import UserError
 from lmcot.monitor.progress import say
-from lmcot.serve.access import is_loopback, token_digests
+from lmcot.network import is_loopback, why_taken
+from lmcot.serve.access import token_digests
 from lmcot.serve.app import applications, names
 from lmcot.serve.instance import (
     Instance,
@@ -213,20 +213,16 @@ def _joined(pair: Pair) -> str | None:
 
 
 def check_port(host: str, port: int) -> None:
-    """Whether the service may listen there.
+    """Checks that the service can listen there.
 
     Raises:
-        UserError: if something else does.
+        UserError: if something else listens there.
     """
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            one.bind((host, port))
-        except OSError as error:
-            raise UserError(
-                f"the service cannot listen at {host}:{port} ({error.strerror}): set serve.port "
-                "to another, or end what listens there"
-            ) from None
+    if reason := why_taken(host, port):
+        raise UserError(
+            f"the service cannot listen at {host}:{port} ({reason}): set serve.port to another "
+            "port, or end what listens there"
+        )
 
 
 class _Signals:

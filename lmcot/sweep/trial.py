@@ -10,9 +10,9 @@ import ray
 from ray import tune
 
 from lmcot import run_files
-from lmcot.actors.base import prepare_process
 from lmcot.errors import UserError
 from lmcot.monitor.metrics import read_metrics
+from lmcot.process import use_threads
 from lmcot.run.context import open_run
 from lmcot.run.roles import refine_roles
 from lmcot.sweep.space import SweepSettings, Trial
@@ -30,7 +30,7 @@ def run_trial(
         config: holds the trial's number.
         folder: where the trials' run directories lie.
     """
-    prepare_process(threads=1)
+    use_threads(threads=1)
     trial = trials[config["trial"]]
     path = Path(folder) / trial.name
     told = 0

@@ -7,7 +7,6 @@ import os
 import re
 import resource
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lmcot.config import Config
 from lmcot.errors import UserError, first_line
+from lmcot.network import why_taken
 from lmcot.storage import is_remote, remove, write_whole
 
 if TYPE_CHECKING:
@@ -334,15 +334,9 @@ def _served(config: Config | None, gpus: int) -> Iterable[Finding]:
 
 def _port(config: Config) -> Finding:
     host, port = config.serve.host, config.serve.port
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            one.bind((host, port))
-        except OSError as error:
-            text = (
-                f"{host}:{port}, where `lmcot serve` would listen, is not free ({error.strerror})"
-            )
-            return Finding("note", f"{text}: set serve.port")
+    if reason := why_taken(host, port):
+        text = f"{host}:{port}, where `lmcot serve` would listen, is not free ({reason})"
+        return Finding("note", f"{text}: set serve.port")
     return Finding("ok", f"{host}:{port} is free for `lmcot serve`")
 
 

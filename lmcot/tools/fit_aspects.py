@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lmcot.actors.base import prepare_process
 from lmcot.config import ASPECTS, Aspect, AspectSettings, Config, GuidanceRewards
 from lmcot.data.formats import parse_record
 from lmcot.data.layouts import read_records
@@ -25,6 +24,7 @@ from lmcot.files import write_atomically
 from lmcot.frozen.open import open_frozen_lm
 from lmcot.frozen.protocol import FrozenLM
 from lmcot.monitor.progress import say
+from lmcot.process import use_threads
 from lmcot.records import Example, Failure
 from lmcot.rewards.aspects import (
     JUDGE_MEASURES,
@@ -269,7 +269,7 @@ def _open_judge(config: Config | None, asked_by: str) -> Judge:
             f"{asked_by} needs a frozen LM: give --config, a file with a 'frozen' section"
         )
     # Else a library's warning stands among the scores on the standard output.
-    prepare_process(config.actors.frozen.threads)
+    use_threads(config.actors.frozen.threads)
     templates = load_templates(config.prompts.templates)
     checked = check_frozen(config, templates, "fit")
     for notice in checked.notices:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from lmcot import run_files
 from lmcot.errors import UserError
 from lmcot.rollout_log import RECORD_KEYS, read_records
+from lmcot.text.characters import printable
 
 if TYPE_CHECKING:
     from lmcot.storage import Place
 
 Order = Literal["file", "best", "worst"]
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 _BEFORE, _AFTER = ("guided_base", "guided_distilled"), ("guided_refined", "guided_distilled")
 _OF_A_PREDICTION = ("id", "question", "gold", "rationale", "answer", "em", "f1")
 
@@ -230,7 +230,7 @@ def _changed(before: str | None, after: str) -> str:
 
 def _safe(text: str) -> str:
     """Without what a terminal would take for a command."""
-    return _CONTROL.sub("\ufffd", text.replace("\t", " ")).strip()
+    return printable(text.replace("\t", " ")).strip()
 
 
 def _heading(text: str) -> str:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from lmcot.monitor.metrics import Monitor
 from lmcot.records import Columns
 from lmcot.rollout_log import decode_rows
+from lmcot.text.characters import printable
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+.!|~-])")
 
 
@@ -107,5 +107,5 @@ def _due(step: int, every: int) -> bool:
 
 def _plain(text: str) -> str:
     """The text, escaped so that Markdown shows it literally."""
-    shown = _CONTROL.sub("\ufffd", text).replace("&", "&amp;").replace("<", "&lt;")
+    shown = printable(text).replace("&", "&amp;").replace("<", "&lt;")
     return _SPECIAL.sub(r"\\\1", shown).strip()

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.toy import MODELS, learn, toy_config
 from examples.one_process import SOLVED
-from lmcot.actors.base import prepare_process
+from lmcot.process import use_threads
 
 LLAMA, T5 = MODELS
 
@@ -29,7 +29,7 @@ def test_the_toy_is_learned(model: str, estimator: str, staleness: int) -> None:
     In one process, to test the learner alone; `make toy` does the same with all actors. Three
     seeds and the other estimators are in `benchmarks/toy.py`.
     """
-    prepare_process(threads=1)
+    use_threads(threads=1)
     outcome = learn(toy_config(model, estimator, staleness=staleness))
     first, steps = outcome.rewards[0], len(outcome.rewards)
     print(f"{model}: {first:.2f} -> {outcome.last:.2f}, {steps} steps, {outcome.seconds:.0f} s")

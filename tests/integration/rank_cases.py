@@ -432,9 +432,9 @@ def _wait_for(file: Path) -> None:
 
 def main(folder: Path, world: int, number: int) -> None:
     """Goes through all cases as one rank, and writes down what they found."""
-    from lmcot.actors.base import prepare_process
+    from lmcot.process import use_threads
 
-    prepare_process(threads=1)
+    use_threads(threads=1)
     import torch
 
     from lmcot.learner import engine

@@ -279,7 +279,7 @@ def test_refusals_and_stopping_are_told(debugger: str, url: str) -> None:
         await browser.value("document.getElementById('question').value = 'refuse this'")
         await browser.value("document.getElementById('ask').click()")
         await browser.until(
-            "document.getElementById('error').textContent.includes('cannot go on from this')"
+            "document.getElementById('error').textContent.includes('cannot read this')"
         )
         assert await browser.value(SHOWN_CARDS) == 0, "nothing came that they could show"
         await browser.value("document.getElementById('question').value = 'take your time'")

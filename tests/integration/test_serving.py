@@ -30,7 +30,7 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 
 from lmcot import Guide
-from lmcot.answering.asking import open_pair
+from lmcot.answering.pair import open_pair
 from lmcot.cli import main
 from lmcot.config import dump_config, parse_config
 from lmcot.errors import UserError

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,8 +14,8 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from lmcot.answering.exchange import Draw, Piece, Reply, Shown, Told, Wish, Written
 from lmcot.answering.schemas import Versions
-from lmcot.answering.small_lm import Draw, Passages, Piece, Reply, Shown, Told, Wish, Written
 from lmcot.config import parse_config
 from lmcot.records import Failure, FailureKind, Paragraph
 from lmcot.serve.api import Service, make_app
@@ -24,14 +24,14 @@ from lmcot.serve.api import Service, make_app
 class _Small:
     """Repeats the context's first sentence, word by word."""
 
-    async def write(self, question: str, context: Passages, draw: Draw) -> AsyncIterator[Told]:
-        yield Shown(tuple(Paragraph(title, (text,)) for title, text in context), 40, "a stand-in")
+    async def write(
+        self, question: str, context: Sequence[Paragraph], draw: Draw
+    ) -> AsyncGenerator[Told, None]:
+        yield Shown(tuple(context), 40, "a stand-in")
         if "refuse" in question:
             yield Failure(FailureKind.PERMANENT, "it was told to refuse")
             return
-        first = next(
-            (text.partition(". ")[0] + "." for _, text in context if text), "Nothing known."
-        )
+        first = next((one.sentences[0] for one in context if one.sentences), "Nothing known.")
         for sample in range(draw.samples):
             for word in first.split():
                 await asyncio.sleep(1.0 if "take your time" in question else 0.01)

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from lmcot import Guide
+from lmcot.answering.context import parse_context
 from lmcot.config import dump_config, parse_config
 from lmcot.guide import Refused
 from lmcot.models.sources import load_model
+from lmcot.records import Paragraph
 
 CONTEXT = [{"title": "Elko", "text": "Elko is in Nevada. It straddles the Humboldt River."}]
 
@@ -94,12 +96,14 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"seed": -1}, "seed", "greater than or equal to 0"),
     ({"seed": 2**63}, "seed", "less than"),
     ({"question": ""}, "question", "is empty"),
-    ({"question": "?" * 2001}, "", "more than 2000"),
+    ({"question": "?" * 2001}, "question", "more than 2000"),
     ({"question": 5}, "question", "valid string"),
-    ({"context": "x" * 200_001}, "", "more than 200000"),
+    ({"context": "x" * 200_001}, "context", "more than 200000"),
     ({"context": [{"title": "no text"}]}, "context", "needs a 'text'"),
-    ({"context": [5]}, "context", ""),
-    ({"context": None}, "context", ""),
+    ({"context": [5]}, "context", "passage 1 is neither"),
+    ({"context": None}, "context", "neither a text nor a list"),
+    ({"context": [("", " ")]}, "context", "passage 1 has neither title nor text"),
+    ({"context": [Paragraph("", ("nul \x00",))]}, "context", "U+0000"),
     ({"temprature": 1}, "temprature", "not permitted"),
     ({"stream": True}, "stream", "whole answer"),
     ({"answer_schema": {"type": "array"}}, "answer_schema", "one of an object"),
@@ -124,7 +128,7 @@ def test_what_makes_no_sense_is_refused_and_ends_nothing(
 def test_what_the_model_cannot_read_is_refused(run_dir: Path) -> None:
     """A prompt and a rationale beyond its window."""
     with Guide(run_dir) as guide:
-        with pytest.raises(Refused, match="cannot go on from this"):
+        with pytest.raises(Refused, match="cannot read this"):
             guide.answer("why? " * 390, "x. " * 400, max_tokens=1500)
         assert guide.answer("Which river?", CONTEXT).rationale
 
@@ -204,7 +208,7 @@ def test_instructions_stand_with_the_templates_own_and_objects_are_asked_for_las
     guide: Guide,
 ) -> None:
     asking = guide._frozen._asking
-    example = asking.example("Which river?", CONTEXT)
+    example = asking.example("Which river?", parse_context(CONTEXT))
     plain = asking.answer_prompt(example, "It is the Humboldt.")
     told = asking.answer_prompt(example, "It is the Humboldt.", "Be brief.<|im_end|>")
     assert [one.role for one in told] == [one.role for one in plain] == ["system", "user"]

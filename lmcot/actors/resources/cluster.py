@@ -19,7 +19,6 @@ from lmcot.actors.resources.placement import captured_in
 from lmcot.actors.resources.plan import Plan, Published, Roles, make_plan
 from lmcot.actors.resources.surroundings import (
     available_memory,
-    do_without_home,
     object_store_bytes,
     prepare_machine,
     provide_token,
@@ -28,6 +27,7 @@ from lmcot.actors.resources.surroundings import (
 from lmcot.config import ActorsSettings
 from lmcot.errors import UserError, first_line
 from lmcot.monitor.progress import say
+from lmcot.process import do_without_home
 
 
 @contextmanager

@@ -7,7 +7,6 @@ says so. `lmcot doctor` tells the same as findings.
 from __future__ import annotations
 
 import os
-import pwd
 import resource
 import secrets
 import tempfile
@@ -20,6 +19,7 @@ from ray._private import utils as ray_utils
 from lmcot.errors import UserError
 from lmcot.files import cache_folder, can_write
 from lmcot.monitor.progress import say
+from lmcot.process import do_without_home
 
 _SOCKET_PATH_LIMIT = 107
 """Bytes in the path of a Unix socket."""
@@ -29,13 +29,6 @@ LEAST_OPEN_FILES = 1024
 _LEAST_OBJECT_STORE, _MOST_OBJECT_STORE = 128 * 2**20, 2**32
 _SHARE_OF_MEMORY = 0.3
 """Ray's own share for its object store."""
-_CACHES = {
-    "HF_HOME": "huggingface",
-    "TORCH_EXTENSIONS_DIR": "torch_extensions",
-    "TRITON_CACHE_DIR": "triton",
-    "MPLCONFIGDIR": "matplotlib",
-}
-"""Variables of libraries that write below the home folder otherwise, and folders for them."""
 
 
 def ray_folder() -> tuple[str, str]:
@@ -110,22 +103,6 @@ def check_open_files() -> None:
             f"only {most} open files are allowed here, too few for Ray: raise the limit "
             "(ulimit -Hn 65536)"
         )
-
-
-def do_without_home() -> None:
-    """Has libraries write into lmcot's cache where the home folder cannot be written.
-
-    Does nothing where it can be. It is for containers and batch systems, whose users often have
-    neither a home nor a name.
-    """
-    try:
-        pwd.getpwuid(os.getuid())
-    except KeyError:
-        os.environ.setdefault("LOGNAME", f"uid-{os.getuid()}")  # torch asks for a name
-    if can_write(Path(os.path.expanduser("~"))) or "LMCOT_CACHE" not in os.environ:
-        return
-    for variable, folder in _CACHES.items():
-        os.environ.setdefault(variable, str(cache_folder() / folder))
 
 
 def provide_token(*, make: bool = True) -> None:

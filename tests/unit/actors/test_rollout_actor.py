@@ -51,7 +51,7 @@ UNIT = RolloutUnit(
 def _in_this_process(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     """Without Ray: what it would fetch is handed over, and this process stays as it is."""
     monkeypatch.setattr("ray.get", lambda given: given.weights)
-    monkeypatch.setattr(rollout_actor, "prepare_process", lambda threads: None)
+    monkeypatch.setattr(rollout_actor, "use_threads", lambda threads: None)
     monkeypatch.setattr(RolloutActor, "_prompt_ids", lambda self, example: PROMPT_IDS[example.id])
 
 

@@ -58,7 +58,7 @@ def test_the_last_user_message_is_the_question() -> None:
     assert got["usage"] == {"prompt_tokens": 140, "completion_tokens": 6, "total_tokens": 146}
     assert got["model"] == "gpt-x"
     ((question, context, draw),) = stand.small.asked
-    assert (question, [text for _, text in context]) == ("Which river?", ["Hello", "Hi"])
+    assert (question, [one.sentences[0] for one in context]) == ("Which river?", ["Hello", "Hi"])
     assert draw.max_tokens == 8, "as the settings have it"
     (wish,) = stand.frozen.wishes
     assert wish is not None
@@ -143,7 +143,7 @@ def test_reading_takes_time_in_proportion_to_the_length(piece: str) -> None:
         ([("system", "x")], "no user message", "messages"),
         ([("user", "  ")], "is empty", "messages.0.content"),
         ([("system", "x"), ("user", None)], "is empty", "messages.1.content"),
-        ([("user", [{"type": "image_url"}])], "a part that is no text", "messages.0.content.0"),
+        ([("user", [{"type": "image_url"}])], "a part that is not text", "messages.0.content.0"),
         ([("user", [{"type": "text", "text": 3}])], "holds no text", "messages.0.content.0"),
         ([("user", "nul \x00")], "U+0000", "messages.0.content"),
         ([("robot", "x")], "'user'", "messages.0.role"),

@@ -6,13 +6,13 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import pytest
 
+from lmcot.answering.exchange import Draw, Piece, Reply, Shown, Told, Wish, Written
 from lmcot.answering.schemas import Versions
-from lmcot.answering.small_lm import Draw, Passages, Piece, Reply, Shown, Told, Wish, Written
 from lmcot.config import ServeSettings, parse_config
 from lmcot.errors import UserError
 from lmcot.records import Failure, FailureKind, Paragraph
@@ -28,16 +28,18 @@ class Small:
     """Writes "The river is N." for its N-th sample, token by token."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, Passages, Draw]] = []
+        self.asked: list[tuple[str, Sequence[Paragraph], Draw]] = []
         self.pause = 0.0
         self.cut: set[int] = set()
         self.ended = 0
         self.failure: Failure | None = None
 
-    async def write(self, question: str, context: Passages, draw: Draw) -> AsyncIterator[Told]:
+    async def write(
+        self, question: str, context: Sequence[Paragraph], draw: Draw
+    ) -> AsyncGenerator[Told, None]:
         self.asked.append((question, context, draw))
         try:
-            yield Shown(tuple(Paragraph(title, (text,)) for title, text in context), 40, "mine")
+            yield Shown(tuple(context), 40, "mine")
             if self.failure is not None:
                 yield self.failure
                 return
@@ -140,7 +142,8 @@ def test_an_answer_with_its_votes() -> None:
     }  # fmt: skip
     assert got["versions"] == {"small": "mine", "frozen": "large"}
     ((question, context, draw),) = stand.small.asked
-    assert (question, list(context)) == ("Which river?", [("Elko", "On the Humboldt.")])
+    assert question == "Which river?"
+    assert context == (Paragraph("Elko", ("On the Humboldt.",)),)
     assert (draw.samples, draw.seed, draw.temperature, draw.max_tokens) == (3, 5, 0.7, 8)
     assert found.headers["x-request-id"] == got["id"]
 
@@ -150,7 +153,7 @@ def test_one_sample_is_greedy_and_a_text_is_a_context() -> None:
     got = stand.ask("/v1/answer", {"question": "Which?", "context": "Elko.\n\nReno."}).json
     assert (got["confidence"], len(got["votes"]), got["unguided"]) == (1.0, 1, None)
     ((_, context, draw),) = stand.small.asked
-    assert [text for _, text in context] == ["Elko.", "Reno."]
+    assert context == (Paragraph("", ("Elko.",)), Paragraph("", ("Reno.",)))
     assert (draw.temperature, draw.tokens) == (0.0, False)
 
 
@@ -322,7 +325,7 @@ def test_what_the_models_cannot_do_is_told() -> None:
     stand.small.failure = Failure(FailureKind.PERMANENT, "the prompt is too long")
     found = stand.ask("/v1/answer", ELKO)
     assert (found.status, found.json["error"]["message"]) == (
-        422, "the small LM cannot go on from this: the prompt is too long",
+        422, "the small LM cannot read this: the prompt is too long",
     )  # fmt: skip
     stand = Stand()
     stand.frozen.failure = "the endpoint is down"

@@ -13,7 +13,7 @@ from functools import partial
 
 import pytest
 
-from lmcot.answering.asking import paragraphs
+from lmcot.answering.context import parse_context
 from lmcot.answering.structured import form_in, objects_in
 from lmcot.evaluation.rows import masked
 from lmcot.records import Completion, Example, Paragraph
@@ -50,7 +50,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "naturalness": lambda text: metrics.naturalness(EXAMPLE, text),
     "readability": lambda text: metrics.readability(EXAMPLE, text),
     "read_question": read_question,
-    "paragraphs": paragraphs,
+    "parse_context": parse_context,
     "objects_in": lambda text: list(objects_in(text)),
     "form_in": form_in,
     "increasing_reward": lambda text: increasing_reward(text, 64),

@@ -15,6 +15,7 @@ import pytest
 import ray
 from ray._private import utils as ray_utils
 
+from lmcot import process
 from lmcot.actors.resources import cluster, joining, surroundings
 from lmcot.actors.resources.surroundings import object_store_bytes, provide_token, ray_folder
 from lmcot.config import ActorsSettings
@@ -90,7 +91,7 @@ def test_the_object_store_fits_into_memory(
 def test_a_home_that_cannot_be_written(
     refused: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for one in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE", *surroundings._CACHES):
+    for one in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE", *process._CACHES):
         monkeypatch.delenv(one, raising=False)
     monkeypatch.setenv("HOME", str(refused))
     monkeypatch.delenv("LMCOT_CACHE", raising=False)
@@ -101,7 +102,7 @@ def test_a_home_that_cannot_be_written(
     cache = tmp_path / "cache"
     monkeypatch.setenv("LMCOT_CACHE", str(cache))
     # So that what is set below is taken back.
-    for one in ("RAY_AUTH_TOKEN_PATH", *surroundings._CACHES):
+    for one in ("RAY_AUTH_TOKEN_PATH", *process._CACHES):
         monkeypatch.setenv(one, "")
         os.environ.pop(one)
     provide_token()
@@ -121,7 +122,7 @@ def test_a_home_that_cannot_be_written(
     provide_token(make=False)
     assert "RAY_AUTH_TOKEN_PATH" not in os.environ
     assert not token.exists()
-    surroundings.do_without_home()
+    process.do_without_home()
     assert os.environ["HF_HOME"] == str(cache / "huggingface")
 
 

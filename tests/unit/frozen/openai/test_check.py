@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lmcot.answering.asking import Pair, learned
+from lmcot.answering.pair import Pair, learned
 from lmcot.config import Config, GuidanceRewards, OpenAIFrozen, parse_config
 from lmcot.data import load_templates
 from lmcot.errors import UserError

@@ -1,0 +1,117 @@
+"""What the two models are asked, and what they tell: the records between them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lmcot.records import Failure, Paragraph
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How rationales are sampled from the small LM."""
+
+    samples: int
+    max_tokens: int
+    temperature: float
+    seed: int
+    tokens: bool
+    """Whether each piece of text is told as soon as it is written."""
+    deadline: float
+    """Seconds from now."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"{self.samples} samples are asked for")
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The part of the context that the models read. It is told first."""
+
+    paragraphs: tuple[Paragraph, ...]
+    prompt_tokens: int
+    version: str
+    """The policy that writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """More text of one rationale."""
+
+    sample: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A finished rationale."""
+
+    sample: int
+    text: str
+    tokens: int
+    finish_reason: str
+
+
+Told = Shown | Piece | Written | Failure
+"""What the small LM tells, one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a client wants of an answer, besides that it be right."""
+
+    instruction: str = ""
+    """Instruction to the frozen LM: a client's system message."""
+    max_tokens: int | None = None
+    """Longest answer; what is beyond is cut off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The frozen LM's reply, with the answer that is read out of it."""
+
+    text: str = ""
+    answer: str = ""
+    cut: bool = False
+    """Whether the answer may be longer: it ends where the reply, or the wished length, ended."""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    failure: str | None = None
+    version: str = ""
+    """The model that answered."""
+
+
+class Writer(Protocol):
+    """The small LM, in this process or in another one."""
+
+    def write(
+        self, question: str, context: Sequence[Paragraph], draw: Draw
+    ) -> AsyncGenerator[Told, None]:
+        """See `SmallLM.write`."""
+
+
+class Answerer(Protocol):
+    """The frozen LM, in this process or in another one."""
+
+    async def answer(
+        self,
+        question: str,
+        paragraphs: Sequence[Paragraph],
+        rationale: str | None,
+        wish: Wish | None = None,
+    ) -> Reply:
+        """See `FrozenLM.answer`."""
+
+    async def write_object(
+        self,
+        question: str,
+        paragraphs: Sequence[Paragraph],
+        rationale: str,
+        answer: str,
+        schema: str,
+        wish: Wish,
+    ) -> Reply:
+        """See `FrozenLM.write_object`."""

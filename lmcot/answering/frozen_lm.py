@@ -1,0 +1,129 @@
+"""The frozen LM: it answers, with a rationale or without one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from lmcot.answering.asking import Asking
+from lmcot.answering.exchange import Reply, Wish
+from lmcot.answering.presence import Presence, without_address
+from lmcot.config import Config
+from lmcot.records import Completion, Example, Failure, Paragraph
+from lmcot.text.reading import read_answer
+
+_log = logging.getLogger("lmcot.answering")
+
+
+class FrozenLM:
+    """Answers; a local model batches what comes at once, an endpoint's client paces itself."""
+
+    def __init__(self, config: Config) -> None:
+        """Loads the model, or makes the endpoint's client."""
+        from lmcot.frozen.open import open_frozen_lm
+        from lmcot.models.sources import load_tokenizer
+
+        if config.frozen is None:
+            raise ValueError("the settings have no frozen LM")
+        settings = config.frozen.for_service()
+        self._settings, self._name = settings, settings.public_name
+        self._presence = Presence(settings)
+        self._lm = open_frozen_lm(settings, config.prompts)
+        self._calls = ThreadPoolExecutor(settings.calls_at_once)
+        # What an endpoint's model takes for special is not known here.
+        reads = settings.local_source or config.policy.source
+        self._asking = Asking(config, load_tokenizer(reads))
+
+    def identity(self) -> str:
+        """Names the model for clients."""
+        return self._name
+
+    async def there(self) -> bool:
+        """Whether it would answer."""
+        return await self._presence.there()
+
+    async def answer(
+        self,
+        question: str,
+        paragraphs: Sequence[Paragraph],
+        rationale: str | None,
+        wish: Wish | None = None,
+    ) -> Reply:
+        """The answer to a question, guided by a rationale or without one."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._calls, self._answer, question, paragraphs, rationale, wish or Wish()
+        )
+
+    async def write_object(
+        self,
+        question: str,
+        paragraphs: Sequence[Paragraph],
+        rationale: str,
+        answer: str,
+        schema: str,
+        wish: Wish,
+    ) -> Reply:
+        """The answer once more, as the JSON object of a schema: as text, however sound it is."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._calls, self._write_object, question, paragraphs, rationale, answer, schema, wish
+        )
+
+    def close(self) -> None:
+        """Gives up what waits for the model; not to be asked again."""
+        self._calls.shutdown(wait=False, cancel_futures=True)
+        self._lm.close()
+
+    def _answer(
+        self, question: str, paragraphs: Sequence[Paragraph], rationale: str | None, wish: Wish
+    ) -> Reply:
+        example = Example("asked", question.strip(), "", tuple(paragraphs))
+        prompt = self._asking.answer_prompt(example, rationale, wish.instruction)
+        sampling = self._asking.answer_sampling(guided=rationale is not None)
+        (found,) = self._lm.generate([prompt], sampling)
+        if isinstance(found, Failure):
+            return self._failed(found)
+        reply = read_reply(found, self._name)
+        if wish.max_tokens is None:
+            return reply
+        short = self._asking.shortened(reply.answer, wish.max_tokens)
+        return replace(reply, answer=short, cut=reply.cut or short != reply.answer)
+
+    def _write_object(
+        self,
+        question: str,
+        paragraphs: Sequence[Paragraph],
+        rationale: str,
+        answer: str,
+        schema: str,
+        wish: Wish,
+    ) -> Reply:
+        example = Example("asked", question.strip(), "", tuple(paragraphs))
+        prompt = self._asking.object_prompt(example, rationale, answer, schema, wish.instruction)
+        (found,) = self._lm.generate([prompt], self._asking.object_sampling(wish.max_tokens))
+        if isinstance(found, Failure):
+            return self._failed(found)
+        cut = found.finish_reason == "length"
+        return Reply(
+            found.text, cut=cut, tokens_in=found.tokens_in, tokens_out=found.tokens_out,
+            version=self._name,
+        )  # fmt: skip
+
+    def _failed(self, failure: Failure) -> Reply:
+        _log.warning("the frozen LM failed: %s", failure.reason)
+        return Reply(failure=without_address(failure.reason, self._settings), version=self._name)
+
+
+def read_reply(found: Completion, version: str) -> Reply:
+    """A completion with the answer that is read out of it."""
+    said = read_answer(found)
+    if said.silent:
+        return Reply(failure=said.silent, version=version)
+    return Reply(
+        said.text, said.extracted, said.missing == "cut", said.tokens_in, said.tokens_out,
+        version=version,
+    )  # fmt: skip

@@ -1,0 +1,78 @@
+"""A trained pair, as a run directory holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lmcot import run_files
+from lmcot.config import Config, load_config
+from lmcot.data.prompts import load_templates
+from lmcot.errors import UserError
+from lmcot.frozen.needs import cost_in_words
+from lmcot.monitor.progress import say
+from lmcot.rewards.first_check import check_frozen
+from lmcot.storage import reaching
+
+if TYPE_CHECKING:
+    from lmcot.storage import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A trained pair, as a run directory holds it."""
+
+    config: Config
+    source: str
+    """Model source of the small LM."""
+    version: str
+    """Which policy of which run it is, for people."""
+
+
+def open_pair(run_dir: Place, policy: str | None = None, overrides: Sequence[str] = ()) -> Pair:
+    """The most trained policy of a run, with the run's settings.
+
+    Args:
+        policy: ``refined``, ``distilled``, ``best`` or ``base`` instead.
+        overrides: ``key.sub=value``, in place of the run's.
+
+    Raises:
+        UserError: if that is no run directory, or has no such policy, or no frozen LM.
+    """
+    file = run_dir / run_files.CONFIG
+    with reaching(run_dir):
+        there = file.is_file()
+        run_files.check_format(run_dir)
+        found = policy or run_files.most_trained(run_dir)
+        if found and not run_files.holds_model(run_dir / found):
+            found = None
+    if not there:
+        raise UserError(f"'{run_dir}' is no run directory: it has no config.yaml")
+    config = load_config(str(file), list(overrides))
+    if config.frozen is None:
+        raise UserError(f"the run in '{run_dir}' has no frozen LM: there is nobody to answer")
+    if policy == "base":
+        return Pair(config, config.policy.source, f"base of {run_dir.name}")
+    if found is None:
+        raise UserError(
+            f"'{run_dir}' holds no {policy or 'trained'} policy: train one with 'lmcot train', or "
+            "ask for the policy 'base'"
+        )
+    return Pair(config, str(run_dir / found), f"{found} of {run_dir.name}")
+
+
+def learned(pair: Pair) -> Pair:
+    """The pair with what its endpoint was found to take: parameters that it refuses are renamed
+    or left out. A local model is not asked, only looked for.
+
+    Raises:
+        UserError: if the endpoint does not answer, or there is no such model.
+    """
+    templates = load_templates(pair.config.prompts.templates)
+    checked = check_frozen(pair.config, templates, "serve")
+    for notice in checked.notices:
+        say(notice)
+    if checked.usage.sent:
+        say(f"the frozen LM's endpoint was asked first: {cost_in_words(checked.usage)}")
+    return replace(pair, config=checked.config)
