@@ -5,7 +5,7 @@ a wrong combination cannot be written. Every error is one sentence that names th
 """
 
 from lmcot.config.aspects import ASPECTS, Aspect, AspectSpec
-from lmcot.config.base import Dtype, Row
+from lmcot.config.base import Dtype
 from lmcot.config.data import (
     ContextSettings,
     CountingData,
@@ -47,6 +47,7 @@ from lmcot.config.rewards import (
     Penalties,
 )
 from lmcot.config.root import Config
+from lmcot.config.rows import Row
 from lmcot.config.runtime import (
     ActorsSettings,
     CheckpointSettings,

@@ -8,23 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["auto", "float32", "bfloat16"]
-Row = Literal[
-    "standard",
-    "standard+sc",
-    "cot",
-    "cot+sc",
-    "guided_base",
-    "guided_base+sc",
-    "guided_distilled",
-    "guided_distilled+sc",
-    "guided_refined",
-    "guided_refined+sc",
-    "small_alone",
-    "control_empty",
-    "control_shuffled",
-    "control_masked",
-    "control_oracle",
-]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]

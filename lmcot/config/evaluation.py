@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lmcot.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Row, Settings
+from lmcot.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Settings
+from lmcot.config.rows import Row
 
 
 class DuringSettings(Settings):

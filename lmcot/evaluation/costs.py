@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lmcot.config.rows import REASONING
+
 BILLION = 10**9
 SIZES = tuple(size * BILLION for size in (1, 7, 11, 70, 175))
 """Parameters of the large LMs that costs are told for, beside the one that was asked."""
@@ -73,10 +75,10 @@ def costs(
                 str(size): flops(size, _large(tokens), small, _small(tokens)) for size in sizes
             },
         }
-    if "cot" in found:
-        other = found["cot"]
+    if REASONING in found:
+        other = found[REASONING]
         for name, row in found.items():
-            if name == "cot":
+            if name == REASONING:
                 continue
             row["of_cot"] = {
                 size: row["flops"][size] / other["flops"][size] for size in row["flops"]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmcot.config.rows import plain
+from lmcot.config.rows import find_row
 from lmcot.evaluation.report import RowResult
 from lmcot.files import open_private, write_atomically
 from lmcot.monitor.progress import say
@@ -238,7 +238,7 @@ def lacking_answers(row: str, predictions: Sequence[Prediction]) -> str:
 
 def _remedy(row: str, one: Prediction) -> str:
     """What to do about a question without an answer."""
-    alone = plain(row) == "small_alone"
+    alone = find_row(row).prompt is None
     if one.thought:
         return (
             "raise frozen.max_thinking_tokens or switch the model's thinking off (some replies "
@@ -254,7 +254,7 @@ def _remedy(row: str, one: Prediction) -> str:
         return f"look at the replies in predictions/{row}.jsonl"
     if alone:
         return "raise policy.max_new_tokens"
-    limit = "max_rationale_tokens" if plain(row) == "cot" else "max_answer_tokens"
+    limit = "max_rationale_tokens" if find_row(row).prompt == "cot" else "max_answer_tokens"
     return f"raise frozen.{limit} (frozen.max_thinking_tokens if it thinks first)"
 
 
@@ -264,8 +264,9 @@ def alike_votes(row: str, predictions: Sequence[Prediction]) -> str:
     alike = sum(len({tuple(sorted(one.items())) for one in p.votes}) == 1 for p in voted)
     if not voted or alike < _NEARLY_ALL * len(voted):
         return ""
-    sampled = "frozen LM" if plain(row) in ("standard", "cot") else "small LM"
-    other = " (some servers ignore the temperature)" if sampled == "frozen LM" else ""
+    frozen = find_row(row).samples_replies
+    sampled = "frozen LM" if frozen else "small LM"
+    other = " (some servers ignore the temperature)" if frozen else ""
     return (
         f"{row}: for {alike} of {len(voted)} questions all votes are the same, word for word, so "
         f"the vote says no more than a single reply: either the {sampled} is that sure, or it is "

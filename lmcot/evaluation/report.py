@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lmcot.config.rows import find_row
 from lmcot.evaluation.costs import costs, flops
 from lmcot.evaluation.report_pictures import draw_pictures
 from lmcot.evaluation.report_text import markdown
@@ -15,11 +16,6 @@ from lmcot.evaluation.statistics import bootstrap_intervals, mcnemar, paired_dif
 from lmcot.files import write_atomically
 
 METRICS = ("em", "f1", "inclusion")
-_AGAINST = {
-    "guided_refined": ("guided_distilled", "guided_base"),
-    "guided_distilled": ("guided_base",),
-}
-"""What a row is compared with beside ``standard`` (and ``cot``, and itself without ``+sc``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,22 +151,9 @@ def _tests(
     return [
         compare_rows(rows[first], rows[second], samples, confidence, seed)
         for first in rows
-        for second in _opponents(first)
+        for second in find_row(first).against
         if second in rows and set(rows[first].ids) & set(rows[second].ids)
     ]
-
-
-def _opponents(row: str) -> list[str]:
-    if row == "standard":
-        return []
-    base, vote = row.removesuffix("+sc"), row.endswith("+sc")
-    found = ["standard"]
-    if base.startswith("guided_"):
-        found.append("cot+sc" if vote else "cot")
-    found += [f"{one}+sc" if vote else one for one in _AGAINST.get(base, ())]
-    if vote and base != "standard":
-        found.append(base)
-    return found
 
 
 def compare_rows(

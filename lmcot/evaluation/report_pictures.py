@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from lmcot.config.rows import Colour, Kind, find_row
 from lmcot.monitor.figures import (
     BLUE,
     GREEN,
@@ -55,7 +56,7 @@ def _accuracy(report: Mapping[str, Any], path: Path) -> None:
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.invert_yaxis()
-    counts = sorted({row["n"] for row in rows.values()})
+    counts = sorted({one["n"] for one in rows.values()})
     questions = " or ".join(map(str, counts))
     figure.suptitle(
         f"{questions} questions; lines: {100 * report['bootstrap']['confidence']:g}% intervals",
@@ -68,16 +69,16 @@ def _accuracy(report: Mapping[str, Any], path: Path) -> None:
 
 
 def _bars(axes: Axes, rows: Mapping[str, Mapping[str, Any]], metric: str) -> None:
-    for position, (name, row) in enumerate(rows.items()):
-        value, (low, high) = row[metric], row["ci"][metric]
-        axes.barh(position, value, height=0.62, color=_color(name))
+    for position, (name, scores) in enumerate(rows.items()):
+        value, (low, high) = scores[metric], scores["ci"][metric]
+        axes.barh(position, value, height=0.62, color=_BARS[find_row(name).kind])
         axes.plot([low, high], [position, position], color=INK, linewidth=1.3)
         axes.plot([low, high], [position, position], color=INK, linestyle="", marker="|", ms=6)
         axes.text(
             max(value, high) + 1.2, position, f"{value:.1f}", va="center", fontsize=8, color=INK
         )
     # The right edge keeps room for the numbers beside the bars.
-    top = max(max(row[metric], row["ci"][metric][1]) for row in rows.values())
+    top = max(max(one[metric], one["ci"][metric][1]) for one in rows.values())
     axes.set_xlim(0, max(10.0, 1.15 * top))
 
 
@@ -88,16 +89,15 @@ def _accuracy_by_cost(report: Mapping[str, Any], path: Path) -> None:
     for index, (metric, title) in enumerate((("em", "Exact match"), ("f1", "F1"))):
         axes = figure.add_subplot(1, 2, index + 1)
         style(axes, grid="y")
-        for name, row in rows.items():
+        for name, scores in rows.items():
             tokens = costs[name]["large_lm_tokens_in"] + costs[name]["large_lm_tokens_out"]
-            low, high = row["ci"][metric]
-            color, marker = _POINTS[name.removesuffix("+sc")]
-            marker = "s" if name.endswith("+sc") else marker
+            low, high = scores["ci"][metric]
+            marker, color = find_row(name).marker, _COLOURS[find_row(name).colour]
             axes.plot([tokens, tokens], [low, high], color=color, linewidth=1.2, alpha=0.6)
-            axes.plot([tokens], [row[metric]], marker, color=color, ms=7, label=name)
+            axes.plot([tokens], [scores[metric]], marker, color=color, ms=7, label=name)
         axes.set_title(f"{title}, percent", fontsize=11, loc="left")
         axes.set_xlabel("large-LM tokens a question, in and out", fontsize=8, color=MUTED)
-        top = max(max(row[metric], row["ci"][metric][1]) for row in rows.values())
+        top = max(max(one[metric], one["ci"][metric][1]) for one in rows.values())
         axes.set_ylim(0, max(10.0, 1.1 * top))
         axes.set_xlim(left=0)
     handles, names = figure.axes[0].get_legend_handles_labels()
@@ -108,19 +108,16 @@ def _accuracy_by_cost(report: Mapping[str, Any], path: Path) -> None:
     save_figure(figure, path)
 
 
-_POINTS = {
-    "standard": (GREY, "o"),
-    "cot": (ORANGE, "o"),
-    "guided_base": (INK, "o"),
-    "guided_distilled": (PURPLE, "o"),
-    "guided_refined": (BLUE, "o"),
-    "small_alone": (GREEN, "o"),
-    "control_empty": (RED, "x"),
-    "control_shuffled": (RED, "+"),
-    "control_masked": (RED, "v"),
-    "control_oracle": (RED, "^"),
+_COLOURS: dict[Colour, str] = {
+    "grey": GREY,
+    "orange": ORANGE,
+    "ink": INK,
+    "purple": PURPLE,
+    "blue": BLUE,
+    "green": GREEN,
+    "red": RED,
 }
-"""Colour and mark of each row; squares are votes."""
+_BARS: dict[Kind, str] = {"guided": BLUE, "alone": GREEN, "control": LIGHT, "unguided": GREY}
 
 
 def _aspects(aspects: Mapping[str, Mapping[str, float]], path: Path) -> None:
@@ -142,11 +139,3 @@ def _aspects(aspects: Mapping[str, Mapping[str, float]], path: Path) -> None:
     axes.set_title(f"Rationales by aspect, mean of {count:.0f}", fontsize=11, loc="left")
     figure.legend(loc="outside lower center", ncols=len(aspects), fontsize=8, frameon=False)
     save_figure(figure, path)
-
-
-def _color(name: str) -> str:
-    if name.startswith("guided"):
-        return BLUE
-    if name.startswith("small"):
-        return GREEN
-    return LIGHT if name.startswith("control") else GREY

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lmcot.config.rows import REASONING, find_row
 from lmcot.evaluation.costs import size_in_words
 
 _SCORES = (("em", "EM"), ("f1", "F1"), ("inclusion", "inclusion"))
@@ -87,8 +88,8 @@ def _comparisons(report: Mapping[str, Any]) -> str:
 
 
 def _matters(test: Mapping[str, Any]) -> bool:
-    pair = (test["first"].removesuffix("+sc"), test["second"].removesuffix("+sc"))
-    return pair[0].startswith("guided_") and pair[0] != pair[1]
+    first, second = find_row(test["first"]), find_row(test["second"])
+    return first.kind == "guided" and first.voteless != second.voteless
 
 
 def _sentence(test: Mapping[str, Any], report: Mapping[str, Any]) -> str:
@@ -174,12 +175,12 @@ def _costs(report: Mapping[str, Any]) -> str:
         f"one has {size_in_words(costs['small'])} parameters. Tokens of replies that came "
         "from the cache count as if they had been asked for; seconds are what this run took.",
     ]
-    if "cot" not in costs["rows"]:
+    if REASONING not in costs["rows"]:
         return "\n".join(lines)
-    others = {name: row for name, row in costs["rows"].items() if name != "cot"}
+    others = {name: row for name, row in costs["rows"].items() if name != REASONING}
     lines += [
         "",
-        "FLOPs of a question in percent of `cot`'s, for a large LM of:",
+        f"FLOPs of a question in percent of `{REASONING}`'s, for a large LM of:",
         "",
         f"| row | {' | '.join(size_in_words(float(size)) for size in sizes)} |",
         f"|---|{'---:|' * len(sizes)}",
@@ -195,10 +196,10 @@ def _of_cot(name: str, shares: Mapping[str, float]) -> str:
 
 
 def _break_evens(rows: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
-    for name, row in rows.items():
-        if not name.startswith("guided_"):
+    for name, costs in rows.items():
+        if find_row(name).kind != "guided":
             continue
-        if row["break_even"] is None:
+        if costs["break_even"] is None:
             yield (
                 f"- `{name}` is not cheaper than chain of thought by the large LM, whatever its "
                 "size: it spares the large LM no tokens."
@@ -206,7 +207,7 @@ def _break_evens(rows: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
         else:
             yield (
                 f"- `{name}` is cheaper than chain of thought by a large LM of more than "
-                f"{size_in_words(row['break_even'])} parameters."
+                f"{size_in_words(costs['break_even'])} parameters."
             )
 
 

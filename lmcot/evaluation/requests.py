@@ -1,4 +1,4 @@
-"""How rationales and answers are asked for, at the end of a run and in the middle of it."""
+"""Requests for rationales and answers, in an evaluation after training and during it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 
 from lmcot.actors.units import Packed, PromptUnit, RolloutUnit
 from lmcot.config import Config
-from lmcot.config.rows import plain, votes
+from lmcot.config.rows import RowSpec
+from lmcot.data.row_requests import row_prompt, row_sampling
 from lmcot.evaluation.predictions import Attempt, Rationales
-from lmcot.records import Completion, Example, Failure, Prompt, Rollout
-from lmcot.rewards.first_check import row_sampling
+from lmcot.frozen.cached import Replies
+from lmcot.records import Answer, Completion, Example, Failure, Rollout
 from lmcot.run.context import Run, in_units
-from lmcot.text.reading import read_answer
+from lmcot.text.reading import read_answer, read_text
 
 
 def rationale_units(
@@ -24,11 +25,11 @@ def rationale_units(
     weights: Sequence[Any] = (),
     name: str = "evaluate",
 ) -> list[RolloutUnit]:
-    """Units for the rollout actors: one greedy rationale a question, or as many as vote.
+    """Units for the rollout actors: one greedy rationale for each question, or as many as vote.
 
     Args:
-        version, weights: of the policy, if it is not the actors' own source.
-        name: what the units are called by.
+        version, weights: of the policy, if it is not that of the actors' own source.
+        name: prefix of the units' ids.
     """
     settings = config.evaluate
     return [
@@ -48,7 +49,7 @@ def rationale_units(
 
 
 def rationales_of(rollouts: Sequence[Rollout], samples: int) -> list[Rationales]:
-    """What a unit's rollouts, ``samples`` of each question, come to."""
+    """The rationales in a unit's rollouts, of which each question has ``samples``."""
     found = []
     for start in range(0, len(rollouts), samples):
         group = rollouts[start : start + samples]
@@ -66,21 +67,53 @@ def rationales_of(rollouts: Sequence[Rollout], samples: int) -> list[Rationales]
 
 
 def prompt_units(
-    run: Run, row: str, examples: Sequence[Example], texts: Sequence[Sequence[str]]
+    run: Run, row: RowSpec, examples: Sequence[Example], texts: Sequence[Sequence[str]]
 ) -> Iterator[PromptUnit]:
-    """Units for the frozen LM: one, or as many as vote; each asks all of the questions once.
+    """Units for the frozen LM: one for each attempt, each of which asks all questions once.
 
     Args:
         texts: the rationales that are shown with each question; none in rows without.
     """
     config = run.config
-    for number in range(config.evaluate.samples if votes(row) else 1):
+    for attempt in range(row.attempts(config.evaluate.samples)):
         prompts = tuple(
-            _prompt(run, row, example, shown[number] if shown else "")
+            row_prompt(
+                row,
+                run.templates,
+                example,
+                shown[attempt] if shown else "",
+                config.prompts.demonstrations,
+            )
             for example, shown in zip(examples, texts, strict=True)
         )
-        sampling = row_sampling(config, run.templates, row, number)
-        yield PromptUnit(f"{row}/{examples[0].id}/{number}", prompts, sampling)
+        sampling = row_sampling(row, config, run.templates, attempt)
+        yield PromptUnit(f"{row.name}/{examples[0].id}/{attempt}", prompts, sampling)
+
+
+class Votes:
+    """Gathers the replies to groups of questions that are asked ``attempts`` times each."""
+
+    def __init__(self, attempts: int) -> None:
+        self._attempts = attempts
+        self._came: dict[int, dict[int, Replies]] = {}
+
+    def add(self, index: int, replies: Replies) -> tuple[int, list[Replies]] | None:
+        """Takes the replies to a unit.
+
+        Args:
+            index: of the unit, where all attempts of a group come before those of the next group.
+
+        Returns:
+            the group's index and the replies of all of its attempts in order, with the last one;
+            None before.
+        """
+        group, attempt = divmod(index, self._attempts)
+        came = self._came.setdefault(group, {})
+        came[attempt] = replies
+        if len(came) < self._attempts:
+            return None
+        del self._came[group]
+        return group, [came[number] for number in range(self._attempts)]
 
 
 def answers_of(texts: Sequence[str], replies: Sequence[Completion | Failure]) -> list[Attempt]:
@@ -94,10 +127,10 @@ def answers_of(texts: Sequence[str], replies: Sequence[Completion | Failure]) ->
     ]
 
 
-def _prompt(run: Run, row: str, example: Example, rationale: str) -> Prompt:
-    templates, shown = run.templates, run.config.prompts.demonstrations
-    if plain(row) == "standard":
-        return templates.standard(example, shown)
-    if plain(row) == "cot":
-        return templates.cot(example, shown)
-    return templates.guided(example, rationale, shown)
+def own_answers(rationales: Rationales) -> list[Attempt]:
+    """A question's attempts, the answers read out of the small LM's own rationales."""
+    attempts = []
+    for text, reason in zip(rationales.texts, rationales.finish_reasons, strict=True):
+        said = read_text(text, cut=reason == "length")
+        attempts.append(Attempt(text, Answer("", said.answer, 0, 0, said.missing)))
+    return attempts

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmcot.config import Config, Row, depends, flat_settings
-from lmcot.config.rows import policy_of, votes
+from lmcot.config import Config, depends, flat_settings
+from lmcot.config.rows import RowSpec
 from lmcot.evaluation.predictions import Kept, Prediction, Rationales
 from lmcot.monitor.progress import say
 from lmcot.records import Example, Judgement
@@ -62,7 +62,7 @@ class EvaluationFiles:
         self,
         run: Run,
         policies: Mapping[str, str],
-        rows: Sequence[Row],
+        rows: Sequence[RowSpec],
         examples: Sequence[Example],
     ) -> None:
         """Reads what is there; what was made with other settings or weights is dropped."""
@@ -85,7 +85,7 @@ class EvaluationFiles:
                 )
             return found
 
-        needed = {(policy_of(row, self._policies), votes(row)) for row in rows}
+        needed = {(row.policy_among(self._policies), row.votes) for row in rows}
         order = [(name, sampled) for name in policies for sampled in (False, True)]
         self.rationales = {
             (policy, sampled): kept(
@@ -96,14 +96,15 @@ class EvaluationFiles:
             for policy, sampled in order
             if (policy, sampled) in needed
         }
-        self.predictions: dict[Row, Kept] = {
-            row: kept(
-                row,
-                policy_of(row, self._policies),
-                row,
-                *(draws if votes(row) else ()),
+        self.rows = rows
+        self._predictions = {
+            row.name: kept(
+                row.name,
+                row.policy_among(self._policies),
+                row.name,
+                *(draws if row.votes else ()),
                 # Which rationale it shows depends on all questions.
-                *([examples_digest(examples)] if row == "control_shuffled" else ()),
+                *([examples_digest(examples)] if "another question" in row.needs else ()),
             )
             for row in rows
         }
@@ -120,14 +121,14 @@ class EvaluationFiles:
     def total(self) -> int:
         """Questions of all files together."""
         judged = min(self._config.evaluate.aspect_questions, len(self.examples))
-        files = len(self.rationales) + len(self.predictions)
+        files = len(self.rationales) + len(self.rows)
         return files * len(self.examples) + len(self.aspects) * judged
 
     def missing(self) -> int:
         """How many of them are not there."""
         return (
             sum(len(self.unwritten(*key)) for key in self.rationales)
-            + sum(len(self.unanswered(row)) for row in self.predictions)
+            + sum(len(self.unanswered(row)) for row in self.rows)
             + sum(len(self.unjudged(policy)) for policy in self.aspects)
         )
 
@@ -135,9 +136,13 @@ class EvaluationFiles:
         """Questions without a rationale of a policy."""
         return self._absent(self.rationales[policy, sampled], len(self.examples))
 
-    def unanswered(self, row: Row) -> list[int]:
+    def predictions(self, row: RowSpec) -> Kept:
+        """The file of a row's predictions."""
+        return self._predictions[row.name]
+
+    def unanswered(self, row: RowSpec) -> list[int]:
         """Questions without a prediction in a row."""
-        return self._absent(self.predictions[row], len(self.examples))
+        return self._absent(self.predictions(row), len(self.examples))
 
     def unjudged(self, policy: str) -> list[int]:
         """Questions, of those whose rationales are judged, without scores."""
@@ -146,28 +151,28 @@ class EvaluationFiles:
     def _absent(self, kept: Kept, limit: int) -> list[int]:
         return [at for at, one in enumerate(self.examples[:limit]) if one.id not in kept.records]
 
-    def texts(self, row: str) -> dict[str, list[str]]:
-        """What the row's policy wrote, by question; nothing for rows that read none."""
-        policy = policy_of(row, self._policies)
+    def texts(self, row: RowSpec) -> dict[str, list[str]]:
+        """What the row's policy wrote, by question; empty for rows that read no rationales."""
+        policy = row.policy_among(self._policies)
         if not policy:
             return {}
-        records = self.rationales[policy, votes(row)].records
+        records = self.rationales[policy, row.votes].records
         return {key: record["texts"] for key, record in records.items()}
 
-    def rationales_for(self, row: str, question: str) -> Rationales | None:
-        """What a row's policy wrote for a question, at its cost."""
-        policy = policy_of(row, self._policies)
+    def rationales_for(self, row: RowSpec, question: str) -> Rationales | None:
+        """What a row's policy wrote for a question; None for rows that read no rationales."""
+        policy = row.policy_among(self._policies)
         if not policy:
             return None
-        return Rationales(**self.rationales[policy, votes(row)].records[question])
+        return Rationales(**self.rationales[policy, row.votes].records[question])
 
     def rationale(self, policy: str, question: str) -> Rationales:
         """A policy's greedy rationale."""
         return Rationales(**self.rationales[policy, False].records[question])
 
-    def predicted(self, row: Row) -> list[Prediction]:
+    def predicted(self, row: RowSpec) -> list[Prediction]:
         """A row's predictions, in the order of the questions."""
-        records = self.predictions[row].records
+        records = self.predictions(row).records
         return [Prediction(**records[one.id]) for one in self.examples]
 
     def aspect_means(self) -> dict[str, dict[str, float]]:

@@ -8,9 +8,9 @@ from itertools import islice
 from typing import Literal
 
 from lmcot.config import ASPECTS, Config, GuidanceRewards
-from lmcot.config.rows import DEFAULT_ROWS, plain, votes
-from lmcot.data.prompts import PromptTemplates, reply_sampling
-from lmcot.data.sampler import sample_seed
+from lmcot.config.rows import default_rows, find_row
+from lmcot.data.prompts import PromptTemplates
+from lmcot.data.row_requests import row_prompt, row_sampling
 from lmcot.errors import UserError
 from lmcot.frozen.needs import Measure, Needs
 from lmcot.frozen.open import check_frozen_lm
@@ -124,29 +124,6 @@ def check_frozen(
     return Checked(learned, notices, found.usage)
 
 
-def row_sampling(config: Config, templates: PromptTemplates, row: str, number: int) -> Sampling:
-    """How the frozen LM replies in a row of an evaluation.
-
-    Args:
-        number: of the attempt, where several vote.
-    """
-    frozen = config.frozen
-    if frozen is None:
-        raise UserError("evaluate asks the frozen LM, but there is no 'frozen' section")
-    length = frozen.rationale_limit if plain(row) == "cot" else frozen.answer_limit
-    file = templates.file
-    template = {"cot": file.cot, "standard": file.standard}.get(plain(row), file.guided)
-    sampling = reply_sampling(template, length)
-    if not votes(row) or plain(row) not in ("standard", "cot"):
-        return sampling
-    # Nothing else differs between the attempts: the replies are what is sampled.
-    return replace(
-        sampling,
-        temperature=config.evaluate.temperature,
-        seed=sample_seed(config.seed, 0, row, number) % 2**31,
-    )
-
-
 def _rows(config: Config, asker: Asker) -> list[str]:
     """The rows of an evaluation whose requests have the forms that will be sent."""
     if asker == "fit":
@@ -154,7 +131,7 @@ def _rows(config: Config, asker: Asker) -> list[str]:
     if asker == "serve":
         return ["guided_base", "standard"]
     taught = config.teacher is not None and config.teacher.kind == "frozen"
-    rows = config.evaluate.rows or DEFAULT_ROWS
+    rows = config.evaluate.rows or default_rows()
     return ["guided_base", *rows, *(["cot"] if taught else [])]
 
 
@@ -162,21 +139,16 @@ def _completions(
     config: Config, templates: PromptTemplates, rows: Sequence[str]
 ) -> Iterator[tuple[Prompt, Sampling]]:
     """A request of each form: the seeds alone differ among those of a form."""
-    shown, seen = config.prompts.demonstrations, set()
-    for row in rows:
-        if row == "small_alone":
+    seen = set()
+    for asked in map(find_row, rows):
+        if asked.prompt is None:
             continue
-        sampling = row_sampling(config, templates, row, 0)
+        sampling = row_sampling(asked, config, templates, 0)
         form = replace(sampling, seed=None if sampling.seed is None else 0)
-        if form in seen:
-            continue
-        seen.add(form)
-        if plain(row) == "standard":
-            yield templates.standard(_EXAMPLE, shown), sampling
-        elif plain(row) == "cot":
-            yield templates.cot(_EXAMPLE, shown), sampling
-        else:
-            yield templates.guided(_EXAMPLE, _RATIONALE, shown), sampling
+        if form not in seen:
+            seen.add(form)
+            shown = config.prompts.demonstrations
+            yield row_prompt(asked, templates, _EXAMPLE, _RATIONALE, shown), sampling
 
 
 def _judgements(templates: PromptTemplates) -> list[Prompt]:

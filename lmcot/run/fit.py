@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from lmcot.config import Config, FrozenTeacher
+from lmcot.config.rows import find_row
 from lmcot.data.prompts import PromptTemplates
 from lmcot.data.render import Chat, encode, render
 from lmcot.errors import UserError
@@ -150,6 +151,6 @@ def _readers(config: Config) -> list[str]:
 def _kinds_of_cot(config: Config) -> tuple[str, ...]:
     """The questions that the frozen LM reasons about by itself."""
     rows = config.evaluate.rows
-    asked = rows is None or any(row.removesuffix("+sc") == "cot" for row in rows)
+    asked = rows is None or any(find_row(name).prompt == "cot" for name in rows)
     taught = isinstance(config.teacher, FrozenTeacher)
     return (*([TRAIN] if taught else []), *([VALIDATION] if asked else []))

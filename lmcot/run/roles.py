@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lmcot.actors.resources.plan import Published, Roles
 from lmcot.config import Config, Row
-from lmcot.config.rows import WITHOUT_POLICY, plain
+from lmcot.config.rows import find_row
 from lmcot.models.sources import parameters_of, resolve_dtype
 
 
@@ -30,7 +30,7 @@ def refine_roles(config: Config) -> Roles:
 def evaluate_roles(config: Config, rows: Sequence[Row] | None) -> Roles:
     """The frozen LM, and the small one if a row needs its rationales (unset rows do)."""
     roles: Roles = {"frozen": config.actors.frozen}
-    guided = rows is None or any(plain(row) not in WITHOUT_POLICY for row in rows)
+    guided = rows is None or any(find_row(name).policy for name in rows)
     return {**roles, "rollout": config.actors.rollout} if guided else roles
 
 

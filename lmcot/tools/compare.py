@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from lmcot import run_files
-from lmcot.config import Config, Row, flat_settings, parse_config, read_yaml_mapping
+from lmcot.config import Config, flat_settings, parse_config, read_yaml_mapping
+from lmcot.config.rows import ROWS
 from lmcot.errors import UserError
 from lmcot.evaluation.predictions import Prediction, row_result
 from lmcot.evaluation.report import RowResult, compare_rows
@@ -64,7 +65,7 @@ def compare(
         "settings": _differing(runs),
         "rows": {
             row: [run.report["rows"].get(row) for run in runs]
-            for row in get_args(Row)
+            for row in ROWS
             if any(row in run.rows for run in runs)
         },
         "tests": [

@@ -14,6 +14,7 @@ from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, Literal
 
 from lmcot import run_files
+from lmcot.config.rows import ROWS
 from lmcot.errors import UserError
 from lmcot.rollout_log import RECORD_KEYS, read_records
 from lmcot.text.characters import printable
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from lmcot.storage import Place
 
 Order = Literal["file", "best", "worst"]
-_BEFORE, _AFTER = ("guided_base", "guided_distilled"), ("guided_refined", "guided_distilled")
+_GUIDED = [one.name for one in ROWS.values() if one.kind == "guided" and not one.votes]
+"""The rows of the policies, least trained first."""
 _OF_A_PREDICTION = ("id", "question", "gold", "rationale", "answer", "em", "f1")
 
 
@@ -91,10 +93,9 @@ def show_evaluation(run: Place, wanted: Wanted, *, as_json: bool = False) -> Non
     """
     run_files.check_format(run)
     folder = run / run_files.PREDICTIONS
-    rows = (*_BEFORE, *_AFTER)
-    there = [row for row in rows if (folder / run_files.predictions_name(row)).exists()]
-    after = next((row for row in _AFTER if row in there), None)
-    before = next((row for row in reversed(_BEFORE) if row != after and row in there), None)
+    there = [row for row in _GUIDED if (folder / run_files.predictions_name(row)).exists()]
+    after = next((row for row in reversed(_GUIDED[1:]) if row in there), None)
+    before = next((row for row in reversed(_GUIDED[:-1]) if row != after and row in there), None)
     if after is None or before is None:
         raise UserError(
             f"'{run}' holds no predictions of two policies to compare: run 'lmcot evaluate "

@@ -18,6 +18,7 @@ from typing import Any, Final
 from lmcot.actors.frozen_actor import FrozenActor
 from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.units import Packed, WeightsRef
+from lmcot.config.rows import find_row
 from lmcot.errors import UserError
 from lmcot.evaluation.predictions import Prediction, predict
 from lmcot.evaluation.report_text import no_answers
@@ -33,7 +34,7 @@ from lmcot.training.learners import Learners, Pending
 from lmcot.training.pipeline import Fleets, Pipeline
 
 STAGE: Final = EVALUATION
-_ROW: Final = "guided_refined"
+_ROW: Final = find_row("guided_refined")
 RECORD: Final = "lmcot-best.json"
 """File in the best policy's folder that holds its step and score."""
 

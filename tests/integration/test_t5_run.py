@@ -8,15 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from lmcot.config import Row
-from lmcot.config.rows import WITHOUT_POLICY, plain
+from lmcot.config.rows import ROWS, find_row
 from lmcot.monitor.catalogue import CATALOGUE, VARYING, describe
 from lmcot.monitor.metrics import read_metrics
 from tests.integration.command import Done, lmcot
@@ -60,9 +59,7 @@ def comparable(run_dir: Path) -> list[dict[str, Any]]:
 def finished(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path:
     """A run of all stages."""
     run_dir = tmp_path_factory.mktemp("runs") / "t5"
-    done = run(
-        "train", run_dir, f"evaluate.rows=[{', '.join(get_args(Row))}]", "evaluate.samples=2"
-    )
+    done = run("train", run_dir, f"evaluate.rows=[{', '.join(ROWS)}]", "evaluate.samples=2")
     assert done.returncode == 0, done.stderr
     return run_dir
 
@@ -109,16 +106,16 @@ def test_every_metric_of_a_run_is_described_and_there_is_no_other(finished: Path
 def test_the_report_has_every_row(finished: Path) -> None:
     report = json.loads((finished / "report.json").read_text(encoding="utf-8"))
     rows = report["rows"]
-    assert list(rows) == list(get_args(Row))
+    assert list(rows) == list(ROWS)
     for name, row in rows.items():
         assert row["n"] == 4
         each = 2 if name.endswith("+sc") else 1
         assert set(row["ci"]) == {"em", "f1", "inclusion"}
         assert all(0 <= row[metric] <= 100 for metric in ("em", "f1", "inclusion"))
-        asked = name != "small_alone"
+        asked = find_row(name).prompt is not None
         assert row["requests"] == (4 * each if asked else 0)
         assert (row["large_lm_tokens_in"] > 0) == asked
-        assert (row["small_lm_tokens_out"] > 0) == (plain(name) not in WITHOUT_POLICY)
+        assert (row["small_lm_tokens_out"] > 0) == (find_row(name).policy is not None)
         assert row["flops"] > 0
         assert row["seconds"] >= 0
         predictions = lines(finished / "predictions" / f"{name}.jsonl")

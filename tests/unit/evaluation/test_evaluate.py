@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lmcot.config import EvaluateSettings, parse_config
-from lmcot.config.rows import label, policy_of
+from lmcot.config.rows import ROWS, find_row, masked
 from lmcot.errors import UserError
 from lmcot.evaluation.costs import break_even, costs, flops, size_in_words
 from lmcot.evaluation.leakage import check_overlap
@@ -25,9 +25,10 @@ from lmcot.evaluation.predictions import (
     predict,
     row_result,
 )
-from lmcot.evaluation.requests import answers_of
-from lmcot.evaluation.rows import check_rows, chosen_rows, masked, shown_rationale
+from lmcot.evaluation.requests import Votes, answers_of
+from lmcot.evaluation.rows import check_rows, chosen_rows, shown_texts
 from lmcot.evaluation.store import fingerprint
+from lmcot.frozen.cached import Replies
 from lmcot.records import (
     Answer,
     Completion,
@@ -36,6 +37,7 @@ from lmcot.records import (
     FailureKind,
     Paragraph,
     SupportingFact,
+    Usage,
 )
 from lmcot.text.copying import copied_share
 
@@ -91,7 +93,8 @@ def test_what_answers_depend_on_does_not(tmp_path: Path) -> None:
 
 def rows(policies: list[str], *asked: str) -> list[str]:
     settings = {"rows": asked} if asked else {}
-    return list(chosen_rows(EvaluateSettings.model_validate(settings), policies))
+    chosen = chosen_rows(EvaluateSettings.model_validate(settings), policies)
+    return [row.name for row in chosen]
 
 
 def test_rows_that_nobody_named_are_those_there_are_policies_for() -> None:
@@ -110,11 +113,52 @@ def test_rows_that_were_named_must_be_possible() -> None:
 
 
 def test_controls_take_the_most_trained_policy_and_say_so() -> None:
-    assert policy_of("control_masked", ["base", "distilled"]) == "distilled"
-    assert policy_of("guided_base+sc", ["base", "distilled"]) == "base"
-    assert policy_of("control_oracle", ["base"]) == policy_of("cot+sc", ["base"]) == ""
-    assert "the distilled small LM" in label("control_shuffled", ["base", "distilled"], 5)
-    assert label("cot+sc", ["base"], 7) == "frozen LM reasons, then answers, vote of 7"
+    two = ["base", "distilled"]
+    assert find_row("control_masked").policy_among(two) == "distilled"
+    assert find_row("guided_base+sc").policy_among(two) == "base"
+    assert find_row("control_oracle").policy_among(two) == ""
+    assert find_row("cot+sc").policy_among(two) == ""
+    assert "the distilled small LM" in find_row("control_shuffled").label(two, 5)
+    assert find_row("cot+sc").label(two, 7) == "frozen LM reasons, then answers, vote of 7"
+
+
+def test_the_table_of_rows() -> None:
+    """Order, opponents in the report, and which rows ask for samples."""
+    assert {name: list(row.against) for name, row in ROWS.items()} == {
+        "standard": [],
+        "standard+sc": ["standard"],
+        "cot": ["standard"],
+        "cot+sc": ["standard", "cot"],
+        "guided_base": ["standard", "cot"],
+        "guided_base+sc": ["standard", "cot+sc", "guided_base"],
+        "guided_distilled": ["standard", "cot", "guided_base"],
+        "guided_distilled+sc": ["standard", "cot+sc", "guided_base+sc", "guided_distilled"],
+        "guided_refined": ["standard", "cot", "guided_distilled", "guided_base"],
+        "guided_refined+sc": [
+            "standard", "cot+sc", "guided_distilled+sc", "guided_base+sc", "guided_refined",
+        ],
+        "small_alone": ["standard"],
+        "control_empty": ["standard"],
+        "control_shuffled": ["standard"],
+        "control_masked": ["standard"],
+        "control_oracle": ["standard"],
+    }  # fmt: skip
+    assert [row.name for row in ROWS.values() if row.samples_replies] == ["standard+sc", "cot+sc"]
+    assert {row.attempts(5) for row in ROWS.values() if row.votes} == {5}
+    assert {row.attempts(5) for row in ROWS.values() if not row.votes} == {1}
+    points = [(row.colour, row.marker) for row in ROWS.values()]
+    assert len(set(points)) == len(points), "each has a point of its own"
+    with pytest.raises(LookupError, match="there is no row 'guided': the rows are standard, "):
+        find_row("guided")
+
+
+def test_votes_are_gathered_whatever_the_order() -> None:
+    votes = Votes(2)
+    unit = {number: Replies([], Usage(asked=number)) for number in range(4)}
+    assert votes.add(3, unit[3]) is None
+    assert votes.add(0, unit[0]) is None
+    assert votes.add(1, unit[1]) == (0, [unit[0], unit[1]])
+    assert votes.add(2, unit[2]) == (1, [unit[2], unit[3]])
 
 
 def test_what_each_control_shows() -> None:
@@ -122,10 +166,15 @@ def test_what_each_control_shows() -> None:
     greedy = {one.id: f"rationale of {one.id}" for one in examples}
     greedy["q1"] = "It lies on the humboldt  river, so: Humboldt River. Humboldt Riverside."
 
+    written = {key: [text] for key, text in greedy.items()}
+
     def shown(row: str) -> list[str]:
-        return [shown_rationale(row, at, examples, greedy, 0) for at in range(4)]
+        return [text for [text] in shown_texts(find_row(row), examples, written, 0)]
 
     assert shown("guided_base") == list(greedy.values())
+    assert shown_texts(find_row("cot"), examples, {}, 0) == [[]] * 4
+    several = {key: [text, "another"] for key, text in greedy.items()}
+    assert shown_texts(find_row("guided_base+sc"), examples, several, 0) == list(several.values())
     assert set(shown("control_empty")) == {""}
     assert shown("control_oracle") == ["Elko lies on the Humboldt River.", "", "", ""]
     assert shown("control_masked")[0] == "It lies on the ___, so: ___. Humboldt Riverside."
@@ -151,7 +200,7 @@ def test_questions_that_do_not_allow_a_row() -> None:
         (["standard"], [EXAMPLE, without, EXAMPLE], "several questions of the id 'q1'"),
     ):
         with pytest.raises(UserError, match=reason):
-            check_rows(named, examples)  # type: ignore[arg-type]
+            check_rows(named, examples)
 
 
 def test_what_was_learnt_from_is_no_measure() -> None:

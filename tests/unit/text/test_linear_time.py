@@ -15,7 +15,7 @@ import pytest
 
 from lmcot.answering.context import parse_context
 from lmcot.answering.structured import form_in, objects_in
-from lmcot.evaluation.rows import masked
+from lmcot.config.rows import masked
 from lmcot.records import Completion, Example, Paragraph
 from lmcot.rewards import metrics
 from lmcot.rewards.combine import increasing_reward

@@ -1,0 +1,61 @@
+"""What the frozen LM is asked in a row of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lmcot.config import Config
+from lmcot.config.rows import RowSpec
+from lmcot.data.prompts import PromptTemplates, reply_sampling
+from lmcot.data.sampler import sample_seed
+from lmcot.errors import UserError
+from lmcot.records import Example, Prompt, Sampling
+
+
+def row_prompt(
+    row: RowSpec, templates: PromptTemplates, example: Example, rationale: str, demonstrations: int
+) -> Prompt:
+    """A question's prompt in a row that asks the frozen LM; only guided prompts show a rationale.
+
+    Raises:
+        ValueError: if the row does not ask the frozen LM.
+    """
+    match row.prompt:
+        case "standard":
+            return templates.standard(example, demonstrations)
+        case "cot":
+            return templates.cot(example, demonstrations)
+        case "guided":
+            return templates.guided(example, rationale, demonstrations)
+    raise ValueError(f"the row {row.name} does not ask the frozen LM")
+
+
+def row_sampling(
+    row: RowSpec, config: Config, templates: PromptTemplates, attempt: int
+) -> Sampling:
+    """How the frozen LM replies in a row that asks it.
+
+    Args:
+        attempt: number of the attempt, where several vote.
+
+    Raises:
+        UserError: if the settings have no frozen LM.
+        ValueError: if the row does not ask the frozen LM.
+    """
+    if config.frozen is None:
+        raise UserError("evaluate asks the frozen LM, but there is no 'frozen' section")
+    if row.prompt is None:
+        raise ValueError(f"the row {row.name} does not ask the frozen LM")
+    reasons = row.prompt == "cot"
+    limit = config.frozen.rationale_limit if reasons else config.frozen.answer_limit
+    file = templates.file
+    template = {"standard": file.standard, "cot": file.cot, "guided": file.guided}[row.prompt]
+    sampling = reply_sampling(template, limit)
+    if not row.samples_replies:
+        return sampling
+    # Nothing else differs between the attempts: the replies are what is sampled.
+    return replace(
+        sampling,
+        temperature=config.evaluate.temperature,
+        seed=sample_seed(config.seed, 0, row.name, attempt) % 2**31,
+    )
