@@ -1,4 +1,4 @@
-"""Alarms: one line about what is wrong with the latest steps, and what to do."""
+"""Alarms say in one line what is wrong with the latest steps, and what to do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLEARS_AFTER = 20
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """Where one metric is too high or too low, and what is said then.
+    """A limit beyond which one metric raises an alarm, and the alarm's text.
 
     ``{value}`` and ``{limit}`` in the text are filled in.
     """
@@ -34,9 +34,10 @@ class Bound:
     text: str
     below: bool = False
     mean: bool = True
-    """Of the last steps, or else only of the last one."""
+    """Whether the mean of the last steps is compared, not only the last step."""
     overlapping: bool = False
-    """Only where sampling and learning overlap: when they take turns, each waits for the other."""
+    """Whether it holds only while sampling and learning overlap: when they take turns, each waits
+    for the other."""
 
     def passed(self, value: float) -> bool:
         """Whether the value lies beyond the limit."""
@@ -46,7 +47,7 @@ class Bound:
 
 
 class Alarms:
-    """Looks at one step after the other of a stage.
+    """Checks each step of a stage.
 
     An alarm is raised, and printed once, when its cause appears.
 
@@ -66,14 +67,14 @@ class Alarms:
         self._bounds = _bounds(settings)
         self._history: deque[Values] = deque(maxlen=window)
         self._quiet: dict[str, int] = {}
-        """Steps without its cause since, for each alarm that is raised."""
+        """Number of steps without its cause, for each raised alarm."""
 
     def look(self, metrics: Values) -> tuple[dict[str, float], list[str]]:
-        """Takes note of a step.
+        """Checks a step.
 
         Returns:
-            ``alarm/NAME`` (1 where it is raised, else 0) of all alarms that these metrics admit;
-            and a line for each that is raised by this step, with what to do.
+            ``alarm/NAME`` (1 if it is raised, else 0) for each alarm that these metrics can raise;
+            and a line for each that this step raises, with what to do.
         """
         self._history.append(metrics)
         states: dict[str, float] = {}
@@ -91,7 +92,7 @@ class Alarms:
         return states, told
 
     def _causes(self, metrics: Values) -> dict[str, str]:
-        """What there is to say on each alarm; nothing where its cause is not there."""
+        """The text of each alarm; empty if its cause is absent."""
         causes = {}
         for bound in self._bounds:
             if bound.limit is not None and bound.metric in metrics:
@@ -110,7 +111,7 @@ class Alarms:
         return text + how_to_change(bound.text)
 
     def _value(self, bound: Bound) -> float | None:
-        """The metric as it is compared; None where there are too few steps."""
+        """The value that is compared with the limit; None if there are too few steps."""
         if not bound.mean:
             return self._history[-1][bound.metric]
         values = [value for one in self._history if (value := one.get(bound.metric)) is not None]
@@ -136,7 +137,8 @@ def _not_finite(metrics: Values) -> str:
 
 
 def how_to_change(advice: str) -> str:
-    """Which of the settings that an advice names may change in this run, and which take a new one.
+    """Says which of the settings named by an advice may change in this run, and which need a new
+    run.
 
     Returns:
         the end of a sentence, with a space before it; empty if the advice names no settings.
@@ -173,7 +175,7 @@ def _bounds(settings: AlarmSettings) -> tuple[Bound, ...]:
         Bound(
             "entropy_collapse", "policy/entropy", settings.entropy_below,
             "the policy's entropy has been {value:.3g} nats per token on average, below {limit:g}: "
-            "it hardly explores any more; raise refine.entropy_coefficient or "
+            "it hardly explores; raise refine.entropy_coefficient or "
             "refine.kl.coefficient, or resume from an earlier checkpoint",
             below=True,
         ),
@@ -196,7 +198,7 @@ def _bounds(settings: AlarmSettings) -> tuple[Bound, ...]:
         ),
         Bound(
             "cut_answers", "answer/cut_share", settings.cut_answers_above,
-            "{value:.0%} of the frozen LM's replies were cut before their answer was said: raise "
+            "{value:.0%} of the frozen LM's replies were cut before their answer: raise "
             "frozen.max_answer_tokens, or frozen.max_thinking_tokens if it thinks first; where "
             "judgement.answer.text in rollouts/ is blank, the frozen LM writes special tokens "
             "alone and does not fit prompts.templates",

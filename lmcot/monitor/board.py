@@ -1,4 +1,4 @@
-"""The TensorBoard view of a run: a folder of event files for each stage, and one for the settings.
+"""The TensorBoard view of a run has a folder of event files for each stage, and one for settings.
 
 Stages are TensorBoard's "runs", so that its pages group metrics by what they measure.
 """
@@ -38,26 +38,26 @@ _COMPARED = (
     ("refine", "response/length"),
     ("refine", "response/contains_gold"),
 )
-"""Stage and metric of the columns by which trials are compared."""
+"""Stage and metric of each column by which trials are compared."""
 
 
 class Board:
-    """Writes the event files below a folder; `flush` has them on disk. One process writes."""
+    """Writes the event files below a folder; `flush` puts them on disk. Only one process writes."""
 
     def __init__(self, folder: Path) -> None:
-        private_folder(folder)  # it holds rationales, too
+        private_folder(folder)  # it also holds rationales
         self._folder = folder
         self._writers: dict[str, EventFileWriter] = {}
         self._described: set[tuple[str, str]] = set()
 
     def settings(self, settings: Mapping[str, Any], varied: Collection[str] = ()) -> None:
-        """Writes the settings as those of one trial, anew.
+        """Replaces the settings, written as those of one trial.
 
         Lists are shown as text, and what is unset is left out.
 
         Args:
-            varied: settings that the runs beside this one have other values of. Where none are
-                given, TensorBoard finds out, but does not know which metrics matter then.
+            varied: settings whose values differ in the runs beside this one. If none are given,
+                TensorBoard finds them, but does not know which metrics matter.
         """
         old = list(self._folder.glob(EVENT_FILES))
         shown = {key: _shown(value) for key, value in settings.items() if value is not None}
@@ -80,22 +80,22 @@ class Board:
         self._add(stage, line["step"], Summary(value=values), line["time"])
 
     def histogram(self, stage: str, step: int, name: str, values: Sequence[float]) -> None:
-        """A tag ``spread/NAME``, for one that a scalar has is no histogram's too.
+        """Writes a histogram of the finite numbers among some.
 
         How some numbers are spread; those that are not finite are left out."""
         finite = np.asarray(values, dtype=np.float64)
         finite = finite[np.isfinite(finite)]
         if len(finite):
-            text = f"How {name} is spread over the step's rationales that were judged."
+            text = f"Distribution of {name} over the step's judged rationales."
             self._add(stage, step, histogram_pb(f"spread/{name}", finite, description=text))
 
     def text(self, stage: str, step: int, name: str, markdown: str) -> None:
-        """Text for people, as Markdown."""
+        """Writes Markdown text for people to read."""
         self._add(stage, step, text_pb(name, markdown))
 
     def rewrite(self, stage: str, step: int, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Writes a stage's files anew: the scalars of ``lines``, and up to ``step`` the histograms
-        and texts that there were.
+        """Rewrites a stage's files: the scalars of ``lines``, and the existing histograms and texts
+        up to ``step``.
 
         TensorBoard cannot forget single events.
         """
@@ -114,7 +114,7 @@ class Board:
             path.unlink()
 
     def flush(self) -> None:
-        """Everything is on disk when it returns."""
+        """Puts everything on disk before it returns."""
         for writer in self._writers.values():
             writer.flush()
 
@@ -124,7 +124,7 @@ class Board:
             self._close(stage)
 
     def _worth(self, stage: str, name: str, value: float) -> bool:
-        """Whether it is shown: an alarm only from when it was first raised."""
+        """Whether a value is shown: an alarm is shown only from when it was first raised."""
         return not name.startswith("alarm/") or value > 0 or (stage, name) in self._described
 
     def _scalar(self, stage: str, name: str, value: float) -> Any:
@@ -159,7 +159,7 @@ def _experiment(settings: Mapping[str, Any], varied: Collection[str]) -> Any:
             MetricInfo(name=MetricName(group=stage, tag=name)) for stage, name in _COMPARED
         ],
     )
-    # By hand, for the plugin's own function for it imports TensorFlow.
+    # Built by hand, since the plugin's own function imports TensorFlow.
     data = metadata.create_summary_metadata(HParamsPluginData(experiment=experiment))
     tag, tensor = metadata.EXPERIMENT_TAG, metadata.NULL_TENSOR
     return Summary(value=[Summary.Value(tag=tag, metadata=data, tensor=tensor)])
@@ -170,7 +170,7 @@ def _shown(value: Any) -> Any:
 
 
 def _others(path: Path) -> Iterator[Any]:
-    """Events of a file that hold histograms and texts; what a kill has cut off is left out."""
+    """Events of a file that hold histograms and texts, without one that a kill cut off."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 
     for data in RawEventFileLoader(str(path)).Load():

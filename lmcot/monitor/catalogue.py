@@ -1,4 +1,4 @@
-"""What each metric is: the one place, for TensorBoard, for Prometheus and for docs/metrics.md.
+"""Describes each metric, for TensorBoard, Prometheus and docs/metrics.md alike.
 
 ``python -m lmcot.monitor.catalogue`` prints the tables of docs/metrics.md.
 """
@@ -16,17 +16,17 @@ CATALOGUE = {
     # -- evaluation
     "evaluation/*/em": "Exact match of the frozen LM's answers to validation questions, percent: "
     "`guided` by the policy after that many steps of refinement (`evaluate.during`), or a row of "
-    "the report, logged at the step that its run has come to.",
+    "the report, logged at its run's latest step.",
     "evaluation/*/f1": "F1 of those answers, percent.",
     "evaluation/*/inclusion": "Share of those answers that hold the gold answer, percent.",
     "evaluation/*/n": "Questions that were answered.",
-    "evaluation/*/empty": "Those among them whose answer came out empty.",
-    "evaluation/*/cut": "Those whose reply was cut before its answer was said.",
+    "evaluation/*/empty": "Those of them whose answer was empty.",
+    "evaluation/*/cut": "Those whose reply was cut before its answer.",
     # -- reward
-    "reward/mean": "Mean reward of the judged rationales, penalties taken off: what PPO maximises, "
+    "reward/mean": "Mean reward of the judged rationales, less penalties: what PPO maximises, "
     "before the KL penalty.",
     "reward/std": "Standard deviation of those rewards; 0: there is nothing to learn from.",
-    "reward/min": "Least reward of the rationales that are learnt from.",
+    "reward/min": "Smallest reward of the rationales that are learnt from.",
     "reward/max": "Greatest reward of the rationales that are learnt from.",
     "reward/equal_groups": "Share of the questions whose rationales all got one reward (of those "
     "with several; where none has, 1 if the whole step has one reward, else 0); a group baseline "
@@ -34,15 +34,15 @@ CATALOGUE = {
     "reward/score": "Mean reward as PPO takes it: scaled (`refine.scale_rewards`) and clipped "
     "(`refine.reward_clip`).",
     "component/*": "Mean of one component of the reward, before its weight: "
-    f"{', '.join(f'`{name}`' for name in _COMPONENTS)}, whichever the settings ask for.",
-    "penalty/*": "Mean of what was taken off: `length` and `missing_end` of `rewards.penalties`.",
+    f"{', '.join(f'`{name}`' for name in _COMPONENTS)}, whichever the settings include.",
+    "penalty/*": "Mean penalty: `length` and `missing_end` of `rewards.penalties`.",
     # -- kl
     "kl": "KL of the policy to the reference, nats per rationale: the mean over rationales of the "
     "summed log-ratio (k1).",
     "kl/k3": "The same per token by the estimate that is never negative (k3).",
     "kl/coefficient": "Weight of the KL penalty after the step; the adaptive controller moves it.",
-    "kl/negative": "1 where `kl` is below 0, else 0. Now and then that is noise; for long it means "
-    "that the policy samples from another distribution than it is scored under.",
+    "kl/negative": "1 where `kl` is below 0, else 0. Now and then that is noise; if it lasts, it "
+    "means that the policy samples from another distribution than it is scored under.",
     "kl/negative_count": "Rationales whose own summed log-ratio is below 0, by more than rounding.",
     # -- loss
     "loss": "Distillation: negative log-likelihood of the teacher's rationales, nats per token.",
@@ -53,8 +53,8 @@ CATALOGUE = {
     "policy/clip_fraction": "Share of the tokens whose ratio was clipped.",
     "policy/approx_kl": "KL of the policy to what it was at the start of the step, nats per token "
     "(k3); `refine.target_kl` bounds it.",
-    "policy/ratio_min": "Least ratio current / proximal probability of any token, on any learner.",
-    "policy/ratio_max": "Greatest ratio of any token, on any learner.",
+    "policy/ratio_min": "Smallest ratio current / proximal probability of a token, on any learner.",
+    "policy/ratio_max": "Greatest ratio of a token, on any learner.",
     # -- sampler
     "sampler/gap": "Greatest difference between the sampler's and the learner's log-probability of "
     "a token: arithmetic that differs, or staleness.",
@@ -63,7 +63,7 @@ CATALOGUE = {
     "it, truncated at `refine.importance_cap`; 1 where both agree.",
     # -- value
     "value/mean": "Mean of the critic's values.",
-    "value/return": "Mean of the returns that it learns.",
+    "value/return": "Mean of the returns that the critic learns.",
     "value/explained_variance": "1 - Var(return - value) / Var(return): 1 is perfect, 0 as good as "
     "a constant.",
     # -- optimiser
@@ -71,51 +71,52 @@ CATALOGUE = {
     "that were applied.",
     "optimiser/learning_rate": "Highest learning rate of the step's last update.",
     "optimiser/updates": "Optimiser updates applied.",
-    "optimiser/skipped_updates": "Updates left out, for a loss or gradient was no finite number.",
+    "optimiser/skipped_updates": "Updates skipped because a loss or gradient was not finite.",
     "optimiser/stopped_early": "1 where `refine.target_kl` ended the step's updates, else 0.",
     # -- response
     "response/length": "Mean length of the rationales, in tokens.",
-    "response/length_max": "Length of the longest.",
-    "response/cut_share": "Share that was cut at `policy.max_new_tokens`.",
+    "response/length_max": "Length of the longest rationale, in tokens.",
+    "response/cut_share": "Share of the rationales that were cut at `policy.max_new_tokens`.",
     "response/contains_gold": "Share of the judged rationales that hold the gold answer: expected "
-    "of a good rationale; `copied` in the evaluation tells where it is no more than a hint.",
+    "of a good rationale; `copied` in the evaluation tells whether the rationale is more "
+    "than a hint.",
     # -- answer
-    "answer/empty_share": "Share of the frozen LM's answers to judged rationales that came out "
+    "answer/empty_share": "Share of the frozen LM's answers to judged rationales that were "
     "empty though the reply had ended; they count as wrong.",
     "answer/cut_share": "Share of them that were cut at `frozen.max_answer_tokens` before the "
-    "answer was said. (A reply cut within hidden thinking is a failure, not an answer.)",
+    "answer. (A reply cut within hidden thinking is a failure, not an answer.)",
     # -- batch
     "batch/rationales": "Rationales sampled for the step.",
     "batch/judged_share": "Share of them that could be judged; the others are left out.",
     "batch/failed": "Rationales that could not be judged.",
-    "batch/unmeasured": "Components of weight 0 that could not be measured, of all rationales "
-    "together; they are left out of the means.",
+    "batch/unmeasured": "Components of weight 0 that could not be measured, over all "
+    "rationales; they are left out of the means.",
     "batch/dropped": "Judged rationales that cannot be learnt from: empty, or (with a group "
     "baseline) the only ones of their question.",
     "batch/tokens": "Response tokens that were learnt from.",
-    "batch/staleness": "By how many updates the policy that sampled was older than the one that "
-    "learns.",
+    "batch/staleness": "Number of updates by which the policy that sampled was older than the one "
+    "that learns.",
     # -- frozen
     "frozen/requests": "Requests to the frozen LM.",
     "frozen/cache_hit_rate": "Share of them that the cache answered.",
-    "frozen/tokens": "Tokens that the frozen LM read and wrote for the others.",
+    "frozen/tokens": "Tokens that the frozen LM read and wrote for the other requests.",
     # -- speed
     "speed/run": "Response tokens sampled per second of the step: the run as a whole.",
     "speed/rollout": "Response tokens per second from the batch's opening to its last rationale, "
     "all rollout actors together.",
     "speed/learner": "Response tokens learnt per second of learning, all learners together.",
-    "speed/frozen": "Tokens read and written per second that the frozen LM's actors worked on it, "
-    "each.",
+    "speed/frozen": "Tokens read and written per second of work, for each of the frozen LM's "
+    "actors.",
     # -- seconds
     "seconds/step": "The step from end to end: `publish` + `wait` + `learn`.",
     "seconds/publish": "Until the learners had published their weights and the next batches were "
     "opened.",
-    "seconds/wait": "Until the step's batch was judged: the learner waits.",
+    "seconds/wait": "Until the step's batch was judged, while the learner waits.",
     "seconds/learn": "The learners' step.",
     "seconds/sample": "From the batch's opening to its last rationale; may lie before the step.",
     "seconds/judge": "From there to its last judgement; may lie before the step.",
     "seconds/driver": "CPU time of the driver in the step.",
-    "seconds/recovery": "Longest time that a lost actor or learner took to be back, so far.",
+    "seconds/recovery": "Longest time that a lost actor or learner took to return, so far.",
     # -- idle
     "idle/rollout": "Share of the step in which rollout actors had no work.",
     "idle/reward": "The same of the reward actors.",
@@ -124,28 +125,28 @@ CATALOGUE = {
     # -- queue
     "queue/sample": "Units that wait for a rollout actor at the end of the step.",
     "queue/judge": "Units that wait for a reward actor.",
-    "queue/learn": "Batches that only wait to be learnt.",
+    "queue/learn": "Judged batches that wait for the learner.",
     # -- health
-    "health/lost_units": "Attempts at units that came to nothing, so far in this stage.",
+    "health/lost_units": "Failed attempts at units, so far in this stage.",
     "health/actor_restarts": "Actors that came back after a loss, so far.",
     "health/learner_restarts": "Restarts of the learners, so far.",
     # -- memory
-    "memory/driver": "Memory of the driver in MiB, without what it shares.",
-    "memory/rollout": "Memory of the rollout actors on the driver's node in MiB, likewise; those "
-    "of other runs there count too.",
+    "memory/driver": "Memory of the driver in MiB, without shared memory.",
+    "memory/rollout": "Memory of the rollout actors on the driver's node in MiB, without shared "
+    "memory; those of other runs there count too.",
     "memory/reward": "The same of the reward actors.",
     "memory/frozen": "The same of the frozen LM's actors.",
     "memory/learner": "The same of the learners.",
-    "memory/object_store": "Taken of the cluster's object store, in MiB.",
-    "memory/node_share": "Share of the memory of the driver's node that is taken.",
+    "memory/object_store": "Used part of the cluster's object store, in MiB.",
+    "memory/node_share": "Used share of the memory of the driver's node.",
     # -- alarm
     "alarm/*": "1 while the alarm NAME is raised, else 0; see below.",
 }
-"""Each metric's name, or a pattern of names, and what it is."""
+"""Each metric's description, by its name or a pattern of names."""
 
 GROUPS = {
     "evaluation": "Evaluation",
-    "reward": "Reward, and what it is made of",
+    "reward": "Reward and its parts",
     "kl": "KL to the reference",
     "loss": "Losses",
     "policy": "The policy's update",
@@ -167,11 +168,11 @@ GROUPS = {
 """The tables of the page, in its order; ``component`` and ``penalty`` are with the reward."""
 
 VARYING = ("seconds/", "idle/", "queue/", "speed/", "memory/", "health/", "alarm/idle")
-"""How the names begin of what may differ between two runs of one seed: how it went about it."""
+"""Prefixes of metrics that may differ between runs with the same seed (timing, memory, health)."""
 
 
 def describe(name: str) -> str:
-    """What the metric is; empty if it is none that is known."""
+    """A metric's description; empty if the metric is not known."""
     found = CATALOGUE.get(name)
     if found is not None:
         return found
@@ -179,7 +180,7 @@ def describe(name: str) -> str:
 
 
 def tables() -> str:
-    """All metrics as Markdown, group by group."""
+    """The metrics as Markdown tables, one for each group."""
     parts = []
     for group, title in GROUPS.items():
         members = [name for name in CATALOGUE if _group(name) == group]

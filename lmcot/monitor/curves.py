@@ -32,7 +32,7 @@ PANELS = (
     Panel("Loss", ("loss", "loss/policy")),
     Panel("Entropy (nats per token)", ("policy/entropy",)),
 )
-"""What is drawn, in this order; a metric goes to the first panel that takes it."""
+"""The panels, in the order drawn; a metric goes to the first panel that matches it."""
 
 Series = list[tuple[int, float]]
 
@@ -40,8 +40,8 @@ Series = list[tuple[int, float]]
 def plot_training(metrics_path: Path, output: Path, stage: str = "refine") -> None:
     """Draws the curves of a stage from ``metrics.jsonl`` as a PNG.
 
-    Panels without a metric are left out, and so are values that were not finite; where nothing
-    was logged at all, the picture says so.
+    Panels without a metric and values that were not finite are left out; if nothing was logged at
+    all, the picture says so.
     """
     series = _series(metrics_path, stage)
     panels = _assign(series)
@@ -86,7 +86,7 @@ def _assign(series: dict[str, Series]) -> list[tuple[Panel, list[str]]]:
 
 
 def _draw(axes: Axes, points: Series, label: str, color: str) -> None:
-    """The points as a line; a long one faint, with its running mean in full colour."""
+    """Draws the points as a line; a long one is faint, with its running mean in full colour."""
     steps, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
     window = len(values) // 20
     if window < 2:

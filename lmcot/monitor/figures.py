@@ -1,4 +1,4 @@
-"""How lmcot's pictures look, and how they reach the disk. No display is needed."""
+"""The style of lmcot's pictures, and how they are saved. No display is needed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def style(axes: Axes, *, grid: Literal["x", "y"]) -> None:
-    """Gives axes the house look; ``grid`` is the axis (``x`` or ``y``) whose lines are drawn."""
+    """Gives axes the common style; ``grid`` is the axis (``x`` or ``y``) whose lines are drawn."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=8, length=3)
@@ -32,7 +32,7 @@ def style(axes: Axes, *, grid: Literal["x", "y"]) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes the figure as PNG by way of a temporary file: it is there complete or not at all."""
+    """Writes the figure as PNG through a temporary file, so that it is complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -1,4 +1,4 @@
-"""What a run holds in memory on the driver's node, looked at now and then."""
+"""Measures a run's memory on the driver's node, now and then."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import time
 import psutil
 
 _EVERY_S = 10.0
-"""To look at all processes of a node, and to ask Ray, takes milliseconds."""
+"""Seconds between measurements: reading all processes of a node, and asking Ray, takes
+milliseconds."""
 _ROLES = {
     "ray::RolloutActor": "rollout",
     "ray::RewardActor": "reward",
     "ray::FrozenActor": "frozen",
     "ray::LearnerActor": "learner",
 }
-"""How Ray names the actors' processes."""
+"""Names that Ray gives the actors' processes."""
 _MIB = 2**20
 
 
 class MemoryMeter:
-    """Measures at most every ten seconds, and tells the last measurement until then."""
+    """Measures at most every ten seconds, and returns the last measurement until then."""
 
     def __init__(self) -> None:
         self._driver = psutil.Process()
@@ -28,11 +29,11 @@ class MemoryMeter:
         self._found: dict[str, float] = {}
 
     def metrics(self) -> dict[str, float]:
-        """In MiB: ``memory/driver``, ``memory/ROLE``, ``memory/object_store``; and the share of
-        the node's memory that is taken, ``memory/node_share``.
+        """Returns, in MiB, ``memory/driver``, ``memory/ROLE`` and ``memory/object_store``; and the
+        used share of the node's memory, ``memory/node_share``.
 
-        A process is counted without what it shares with others, the object store above all. Roles
-        are all actors on this node, those of other runs too; the store is the whole cluster's.
+        Shared memory, above all the object store, is not counted as a process's. A role's memory is
+        that of all its actors on this node, of other runs too; the store is the whole cluster's.
         """
         now = time.monotonic()
         if now - self._measured >= _EVERY_S:
@@ -62,7 +63,7 @@ def _roles() -> dict[str, float]:
             if role is not None:
                 key = f"memory/{role}"
                 found[key] = found.get(key, 0.0) + _own(process)
-        except psutil.Error:  # it ended meanwhile, or is none of ours
+        except psutil.Error:  # it ended meanwhile, or is another user's
             continue
     return found
 

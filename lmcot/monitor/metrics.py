@@ -1,4 +1,4 @@
-"""Metrics of a run: ``metrics.jsonl`` is the truth, the TensorBoard files are a view of it."""
+"""A run's metrics: ``metrics.jsonl`` is the record, the TensorBoard files are a view of it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lmcot.monitor.progress import say
 from lmcot.monitor.ray_metrics import RayMetrics
 
 EVALUATION = "evaluation"
-"""The stage of evaluation in the middle of refinement; rows' names begin so in any stage."""
+"""The stage of evaluation during refinement, and the prefix of rows' names in any stage."""
 _RESERVED = frozenset({"step", "stage", "time"})
 
 
 class Monitor:
-    """Writes what happens in a run directory; everything is on disk when a call returns.
+    """Writes a run's metrics into its directory; everything is on disk when a call returns.
 
     ``nonfinite`` counts the values that were NaN or infinite. One process writes at a time.
     """
@@ -36,18 +36,18 @@ class Monitor:
         hparams: Mapping[str, Any] | None = None,
         varied: Collection[str] = (),
     ) -> None:
-        """Makes the directory, if need be.
+        """Makes the directory if it is missing.
 
         Args:
             hparams: all settings of the run by their keys, for TensorBoard to compare.
-            varied: those of them that the runs beside it have other values of, if that is known.
+            varied: those of them whose values differ in the runs beside it, if that is known.
         """
         self.run_dir = run_dir
         self.metrics_path = run_dir / run_files.METRICS
         self.settings = settings or MonitorSettings()
         self.nonfinite = 0
         run_dir.mkdir(parents=True, exist_ok=True)
-        _mend(self.metrics_path)
+        _end_with_whole_line(self.metrics_path)
         self._file = self.metrics_path.open("a", encoding="utf-8")
         self._board = Board(run_dir / run_files.TENSORBOARD)
         if hparams is not None:
@@ -56,7 +56,8 @@ class Monitor:
         self._ray = RayMetrics(run_dir.name) if self.settings.ray_metrics else None
 
     def log(self, step: int, stage: str, metrics: Mapping[str, float]) -> None:
-        """One line ``{"step", "stage", "time", **metrics}``, scalars in TensorBoard, Ray metrics.
+        """Writes a line ``{"step", "stage", "time", **metrics}``, scalars in TensorBoard, Ray
+        metrics.
 
         Alarms that the metrics raise are said, and are metrics themselves. The time is in seconds
         since the epoch. NaN and infinities become null, are counted, and stay out of the views.
@@ -83,12 +84,13 @@ class Monitor:
             self._ray.log(step, stage, values)
 
     def histograms(self, step: int, stage: str, values: Mapping[str, Sequence[float]]) -> None:
-        """Spreads of a step's numbers for TensorBoard; on disk with the next `log`."""
+        """Adds histograms of a step's numbers to TensorBoard; they are on disk with the next
+        `log`."""
         for name, numbers in values.items():
             self._board.histogram(stage, step, name, numbers)
 
     def text(self, step: int, stage: str, name: str, markdown: str) -> None:
-        """Text for TensorBoard; on disk with the next `log`."""
+        """Adds text to TensorBoard; it is on disk with the next `log`."""
         self._board.text(stage, step, name, markdown)
 
     def evaluation(
@@ -102,7 +104,7 @@ class Monitor:
         """Logs evaluation rows of the policy after ``step``, as ``evaluation/ROW/METRIC``.
 
         Args:
-            others: what is logged with them, by its whole names.
+            others: metrics that are logged with them, by their whole names.
         """
         named = {
             f"{EVALUATION}/{row}/{metric}": value
@@ -119,7 +121,7 @@ class Monitor:
     def truncate(self, stage: str, step: int) -> None:
         """Drops what the stage logged after ``step``, so that a resumed run logs it once.
 
-        The TensorBoard view is written anew, for a kill may have cut it; alarms are as they were.
+        The TensorBoard view is rewritten, since a kill may have cut it; alarms are as they were.
         """
         lines = read_metrics(self.metrics_path)
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
@@ -134,7 +136,7 @@ class Monitor:
             self._alarms_of(stage).look(_metrics(line))
 
     def close(self) -> None:
-        """Closes the files; the monitor logs no more."""
+        """Closes the files; nothing can be logged afterwards."""
         self._file.close()
         self._board.close()
 
@@ -154,14 +156,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     A last line that was cut by a kill is left out.
 
     Raises:
-        UserError: naming another line that is damaged.
+        UserError: if another line is damaged; it is named.
     """
-    remedy = "delete that line; only what it told of its step is lost"
+    remedy = "delete that line; only its step's metrics are lost"
     return read_lines(path, remedy, needed=("step", "stage"))
 
 
-def _mend(path: Path) -> None:
-    """Ends the file with a whole line: a kill may have cut the last one."""
+def _end_with_whole_line(path: Path) -> None:
+    """Ends the file with a whole line, since a kill may have cut the last one."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     if not text or text.endswith("\n"):
         return
@@ -178,7 +180,7 @@ def _is_json(line: str) -> bool:
 
 
 def _metrics(line: Mapping[str, Any]) -> dict[str, float | None]:
-    """What was logged, without what the monitor added."""
+    """The logged metrics, without the keys that the monitor added."""
     return {
         name: value
         for name, value in line.items()

@@ -1,4 +1,4 @@
-"""Progress that suits where it is read: a bar on a terminal, a few plain lines in a log file."""
+"""Progress is a bar on a terminal, and a few plain lines in a log file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 
 def say(text: str) -> None:
-    """One line about what is being done, on stderr."""
+    """Prints a line about what is being done on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -18,7 +18,7 @@ class Progress:
     """Shows how far a stage is, on stderr: a tqdm bar on a terminal, else plain lines.
 
     Plain lines come at most every ``interval`` seconds, with the elapsed and the estimated
-    remaining time; the last step always gives one. ``done`` is where a resumed stage begins.
+    remaining time, and always for the last step. ``done`` is where a resumed stage begins.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Progress:
         )
 
     def update(self, n: int = 1, **values: float) -> None:
-        """Counts ``n`` more units as done; ``values`` (such as a loss) are shown beside."""
+        """Counts ``n`` more units as done; ``values`` (such as a loss) are shown beside it."""
         self.done += n
         if self._bar is not None:
             self._bar.set_postfix({key: f"{value:.4g}" for key, value in values.items()}, False)
@@ -57,7 +57,7 @@ class Progress:
             self._shown = now
 
     def move_to(self, done: int) -> None:
-        """Goes back (or on) to where the work stands."""
+        """Moves back or forward to the number of units done."""
         self.done = done
         if self._bar is not None:
             self._bar.n = done
@@ -71,7 +71,7 @@ class Progress:
             print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Ends the display; what was not shown yet is shown."""
+        """Shows the last state and ends the display."""
         if self._bar is not None:
             self._bar.close()
         self._show()

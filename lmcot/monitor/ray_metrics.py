@@ -1,4 +1,4 @@
-"""A run's metrics as Ray's own: any Prometheus that reads the cluster's nodes has them."""
+"""Publishes a run's metrics as Ray metrics, for any Prometheus that scrapes the cluster's nodes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _COUNTED = {
     "frozen/tokens": "lmcot_frozen_tokens",
     "optimiser/updates": "lmcot_updates",
 }
-"""What also adds up over steps, and the counter that it adds up in."""
+"""Metrics that are also summed over steps, and the counter of each sum."""
 _TAGS = ("run", "stage")
 
 
 class RayMetrics:
-    """Gauges ``lmcot_GROUP_NAME`` of the last step, and counters; of this process.
+    """This process's gauges ``lmcot_GROUP_NAME``, with values of the last step, and its counters.
 
     Where there is no Ray cluster nothing is done.
     """
@@ -31,7 +31,7 @@ class RayMetrics:
         self._counters: dict[str, Any] = {}
 
     def log(self, step: int, stage: str, metrics: Mapping[str, float | None]) -> None:
-        """Gives out a step; what is no finite number is left as it was."""
+        """Publishes a step's metrics; a gauge keeps its value if the new one is not finite."""
         import ray
 
         if not ray.is_initialized():
@@ -62,5 +62,5 @@ class RayMetrics:
 
 
 def prometheus_name(metric: str) -> str:
-    """How Ray is told a metric's name; it puts ``ray_`` before it."""
+    """A metric's name as Ray is given it; Ray prefixes ``ray_``."""
     return "lmcot_" + re.sub(r"\W", "_", metric)

@@ -1,1 +1,1 @@
-"""What a run is: directory, questions, fleets, budgets, and what is checked before it starts."""
+"""A run: its directory, questions, fleets and budgets, and the checks before it starts."""

@@ -1,4 +1,4 @@
-"""What a run may spend on the frozen LM, and what it may lose to failures."""
+"""A run's budgets: requests to the frozen LM, and failures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SAVE_EVERY_S = 1.0
 
 
 class Spending:
-    """What a run has asked of the frozen LM so far, by stage, over all its resumptions.
+    """A run's requests to the frozen LM so far, by stage, over all its sessions.
 
     It is on disk about a second later: a run that is killed forgets its last units at most.
     """
@@ -35,7 +35,7 @@ class Spending:
             raise UserError(f"the file '{path}' is damaged ({error}): {remedy}") from None
 
     def add(self, stage: str, usage: Usage) -> None:
-        """Takes a unit's requests into account.
+        """Counts a unit's requests.
 
         Raises:
             UserError: if the run has passed its budget with them.
@@ -46,7 +46,7 @@ class Spending:
         self._check(over=1)
 
     def save(self) -> None:
-        """Puts it on disk."""
+        """Writes the counts to disk."""
         if not self._spent:
             return
         stages = {name: asdict(spent) for name, spent in self._spent.items()}
@@ -54,10 +54,10 @@ class Spending:
         self._saved = time.monotonic()
 
     def check(self) -> None:
-        """Before more is asked.
+        """Checks the budget before further requests.
 
         Raises:
-            UserError: if nothing of the budget is left.
+            UserError: if the budget is spent.
         """
         self._check(over=0)
 
@@ -73,12 +73,12 @@ class Spending:
         shares = ", ".join(f"{stage} {count}" for stage, count in spent.items())
         raise UserError(
             f"the frozen LM's budget is spent: {sum(spent.values())} {unit} so far ({shares}), "
-            f"frozen.budget.{key} is {limit}; what was done is kept: raise it and run the same "
+            f"frozen.budget.{key} is {limit}; progress is saved: raise it and run the same "
             "command again"
         )
 
     def _reached(self, over: int) -> tuple[str, str, int, dict[str, int]] | None:
-        """The first limit that is reached: its key, unit and value, and what each stage spent."""
+        """The first limit that is reached: its key, unit and value, and each stage's spending."""
         requests = {stage: used.sent for stage, used in self._spent.items()}
         tokens = {stage: used.tokens for stage, used in self._spent.items()}
         limits = (
@@ -95,7 +95,7 @@ class Losses:
     """Failures of one step or stage, counted against their budgets."""
 
     def __init__(self, budgets: FailureBudgets, total: int, what: str) -> None:
-        """Args: what: what is lost and where, as in "judgements of step 3"."""
+        """Args: what: the things lost and where, as in "judgements of step 3"."""
         self._total = total
         self._what = what
         self._budgets = {
@@ -106,10 +106,10 @@ class Losses:
         self._lost = dict.fromkeys(FailureKind, 0)
 
     def add(self, failures: Iterable[Failure | None]) -> None:
-        """Counts those that are failures.
+        """Counts the failures among some results.
 
         Raises:
-            UserError: as soon as one kind has taken more than its share of the total.
+            UserError: as soon as one kind exceeds its share of the total.
         """
         for failure in failures:
             if failure is not None:
@@ -119,13 +119,14 @@ class Losses:
             if self._lost[kind] > share * self._total:
                 raise UserError(
                     f"{self._lost[kind]} of {self._total} {self._what} failed, more than "
-                    f"failures.{key} ({share:g}) admits; the first: {self._first[kind].reason}; "
+                    f"failures.{key} ({share:g}) allows; the first: {self._first[kind].reason}; "
                     "fix that and run the same command again"
                 )
 
 
 def usage_metrics(usage: Usage) -> dict[str, float]:
-    """Requests to the frozen LM, the share that its cache answered, tokens for the others."""
+    """Metrics of requests to the frozen LM: their number, the cache's share, tokens of the
+    others."""
     if not usage.asked:
         return {}
     return {

@@ -1,4 +1,4 @@
-"""What every stage works with: settings, directory, questions, prompts, the cluster."""
+"""The run that every stage works with: settings, directory, questions, prompts, the cluster."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class Question:
     """An example as the models see it."""
 
     example: Example
-    """With the reduced context."""
+    """The example, with its context reduced."""
     facts_cut: bool
-    """Whether the token budget took a supporting fact away."""
+    """Whether the token budget removed a supporting fact."""
 
 
 @dataclass
 class Run:
-    """One run: opened once, passed to each stage."""
+    """One run, which is opened once and passed to each stage."""
 
     config: Config
     directory: RunDirectory
@@ -61,11 +61,11 @@ class Run:
     templates: PromptTemplates = field(init=False)
     spending: Spending = field(init=False)
     effective: Config = field(init=False)
-    """The settings that actors work with: with what was learned of an endpoint."""
+    """The settings that actors work with, which include what was learned about an endpoint."""
     left_out: dict[str, str] = field(init=False, default_factory=dict)
-    """Of each data set that was read: which questions the models have no room for."""
+    """For each data set that was read, a sentence on questions that are too long for the models."""
     _told: set[str] = field(init=False, default_factory=set)
-    """Components that were said not to be measured."""
+    """Components that were already reported as not measured."""
 
     def __post_init__(self) -> None:
         budget = self.config.frozen.budget if self.config.frozen else BudgetSettings()
@@ -80,24 +80,23 @@ class Run:
 
     @cached_property
     def train(self) -> list[Question]:
-        """Training questions, contexts reduced."""
+        """The training questions, with reduced contexts."""
         data = self.config.data
         return self._questions(TRAIN, data.train, data.max_train)
 
     @cached_property
     def validation(self) -> list[Question]:
-        """Validation questions, contexts reduced."""
+        """The validation questions, with reduced contexts."""
         data = self.config.data
         return self._questions(VALIDATION, data.validation, data.max_validation)
 
     def check_inputs(self) -> None:
-        """Reads the data and the tokenizers, and asks an endpoint what the run will ask.
+        """Reads the data and the tokenizers, and tries an endpoint with requests like the run's.
 
         A mistake must not cost the start of a cluster.
 
         Raises:
-            UserError: if data, small LM, frozen LM, learned aspects or a custom reward are not
-                what they should be.
+            UserError: if data, small LM, frozen LM, learned aspects or a custom reward are wrong.
         """
         if self.config.rewards.kind == "guidance":
             AspectMeter(self.config.rewards)  # reads the learned model, if there is one
@@ -107,12 +106,13 @@ class Run:
             say(f"{key}: {len(questions)} questions")
 
     def _check_frozen(self) -> None:
-        """Asks an endpoint what the run will ask; that counts as spent by the stage ``check``.
+        """Tries an endpoint with requests like the run's, which are counted for the stage
+        ``check``.
 
         Of a spent budget nothing is asked: what needs no more requests still works.
         """
         if self.spending.nothing_left:
-            say("the frozen LM's budget is spent: nothing is asked of it")
+            say("the frozen LM's budget is spent: its endpoint is not checked")
             return
         checked = check_frozen(
             self.config, self.templates, "run", partial(self.spending.add, "check")
@@ -121,14 +121,14 @@ class Run:
         for notice in checked.notices:
             say(notice)
         if checked.usage.sent:
-            say(f"the frozen LM's endpoint was asked first: {cost_in_words(checked.usage)}")
+            say(f"the frozen LM's endpoint was checked: {cost_in_words(checked.usage)}")
 
     def rationale_prompt(self, example: Example) -> tuple[int, ...]:
         """Token ids of the prompt that the small LM answers with a rationale."""
         return rationale_ids(example, self.templates, self.tokenizer, self.config.prompts.chat)
 
     def tell_unmeasured(self, components: Iterable[tuple[str, str]]) -> None:
-        """Says once of each component of weight 0 that it cannot always be measured, and why."""
+        """Says once for each component of weight 0 that it cannot always be measured, and why."""
         for name, reason in components:
             if name not in self._told:
                 self._told.add(name)
@@ -158,7 +158,7 @@ class Run:
         return needs_of(self.config, self.templates, self.tokenizer)
 
     def _fitting(self, kind: str, questions: list[Question]) -> list[Question]:
-        """Those that the models have room for; what is left out is told, here and in the report."""
+        """The questions that fit the models; those left out are named here and in the report."""
         fitting, lacks = [], []
         for question in questions:
             lack = lack_of(question.example, kind, self._needs)
@@ -176,7 +176,7 @@ class Run:
         """The frozen LM's actors."""
         config = self.effective
         if config.frozen is None:
-            raise UserError("this stage asks the frozen LM, but there is no 'frozen' section")
+            raise UserError("this stage needs the frozen LM, but there is no 'frozen' section")
         self.spending.check()
         role = config.actors.frozen
         return Fleet(
@@ -189,10 +189,10 @@ class Run:
         )  # fmt: skip
 
     def rollout_fleet(self, source: str, *, trains: bool = False) -> Fleet[RolloutActor]:
-        """Actors that sample from the small LM, which starts from ``source``.
+        """Actors that sample from the small LM, which starts as ``source``.
 
         Args:
-            trains: whether the learner's versions will follow.
+            trains: whether the learner will publish versions to them.
         """
         role = self.config.actors.rollout
         return Fleet(
@@ -206,7 +206,7 @@ class Run:
         )  # fmt: skip
 
     def reward_fleet(self) -> Fleet[RewardActor]:
-        """Actors that judge rationales; they are set up with the frozen LM's handles."""
+        """Actors that judge rationales, set up with the frozen LM's handles."""
         return Fleet(
             "reward", RewardActor, self.config.actors.reward, self.config.actors,
             arguments={"config": self.effective},
@@ -219,7 +219,7 @@ def open_run(config: Config, home: Place, *, varied: Collection[str] = ()) -> It
     """Opens a run directory, checks the settings against it, and joins or starts the cluster.
 
     Args:
-        varied: settings that the runs beside this one have other values of, if it is known.
+        varied: settings whose values differ in the runs beside this one, if that is known.
 
     Raises:
         UserError: before anything starts, if settings, data, model or directory are wrong.
@@ -239,7 +239,7 @@ def open_run(config: Config, home: Place, *, varied: Collection[str] = ()) -> It
         check_contents(run)
         directory.write_config(config)
         stack.enter_context(ray_cluster(config.actors))
-        stack.enter_context(interruption)  # Ray sets a handler for SIGTERM: ours comes after it
+        stack.enter_context(interruption)  # after Ray, which sets a handler for SIGTERM
         yield run
 
 

@@ -1,4 +1,4 @@
-"""A run's directory: where everything lies, whose settings it has, and who is writing to it."""
+"""A run's directory: its paths, its settings on disk, and the process that writes to it."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class DirectoryInUse(UserError):
 class RunDirectory:
     """Paths of a run, its settings on disk and the record of finished stages.
 
-    Use as a context manager: one process at a time owns the directory. Of a run at a URL ``home``
-    is there, and holds what learners write; ``path`` is a folder on this disk for all else, which
-    is uploaded as it grows.
+    Use as a context manager: one process at a time owns the directory. For a run at a URL, ``home``
+    is that URL, and holds what learners write; ``path`` is a folder on this disk for everything
+    else, which is uploaded as it grows.
     """
 
     def __init__(self, home: Place) -> None:
@@ -67,7 +67,7 @@ class RunDirectory:
         self._mirror = Mirror(home, path) if is_remote(home) else None
 
     def __enter__(self) -> RunDirectory:
-        """Makes the directory if need be, and locks it.
+        """Makes the directory if it is missing, and locks it.
 
         Raises:
             DirectoryInUse, OwnedElsewhere: if another process owns it.
@@ -117,12 +117,12 @@ class RunDirectory:
         except UserError as failure:
             if error is None:
                 raise
-            say(str(failure))  # what ended the run says more
+            say(str(failure))  # the error that ended the run says more
         finally:
             self._lock.close()
 
     def sync(self) -> None:
-        """Has all that was written so far at the URL, if the run is at one.
+        """Uploads everything written so far, if the run is at a URL.
 
         Raises:
             UserError: if it cannot be written there; nothing is lost on this disk.
@@ -131,13 +131,13 @@ class RunDirectory:
             self._mirror.sync()
 
     def check_config(self, config: Config) -> list[str]:
-        """Compares the settings with those that the run was last used with, if it was.
+        """Compares the settings with those that the run was last used with, if any.
 
         Returns:
-            a line for each key that was changed, and may be.
+            a line for each key that was changed, which is allowed.
 
         Raises:
-            UserError: naming the keys that a stage depends on which has begun.
+            UserError: naming the changed keys that a stage which has begun depends on.
         """
         if not self.config_file.exists():
             return []
@@ -146,7 +146,7 @@ class RunDirectory:
             before = parse_config(values)
         except UserError as error:
             raise UserError(
-                f"the run directory '{self.home}' began with settings that this version of lmcot "
+                f"the run directory '{self.home}' has settings that this version of lmcot "
                 f"does not know ({error}): use another --run-dir"
             ) from None
         changed = differences(before, config)
@@ -159,20 +159,20 @@ class RunDirectory:
         if held := {stage: keys for stage, keys in fixed.items() if keys}:
             keys = sorted({key for keys in held.values() for key in keys})
             raise UserError(
-                f"the run directory '{self.home}' began with another value of {', '.join(keys)}: "
-                "set it back, or use another --run-dir; what has begun and depends on it: "
-                f"{', '.join(held)}"
+                f"the run directory '{self.home}' was created with another value of "
+                f"{', '.join(keys)}: restore it, or use a new --run-dir; stages that have "
+                f"begun and depend on it: {', '.join(held)}"
             )
         return [f"{key}: {now!r} now, {then!r} before" for key, (then, now) in changed.items()]
 
     def _fixes(self, stage: Stage, key: str, config: Config) -> bool:
-        """Whether a stage that has begun keeps a key from being changed."""
+        """Whether a key cannot be changed because a stage that has begun depends on it."""
         if key.startswith(_COMPARED_BY_CONTENT) and self.inputs(stage):
             return False
         return depends(stage, key, config, finished=self.finished(stage) is not None)
 
     def begun(self, config: Config) -> list[Stage]:
-        """The stages of which there is work on disk that another session would go on from.
+        """The stages with work on disk that another session would resume from.
 
         Args:
             config: the settings that it was done with.
@@ -195,25 +195,25 @@ class RunDirectory:
         return any(one.kept for one in read_annotations(self.rationales))
 
     def begin(self, stage: Stage, inputs: dict[str, str]) -> None:
-        """Records what a stage reads, by its content."""
+        """Records a stage's inputs, by their content."""
         write_atomically(self._inputs, json.dumps({**self._read_inputs(), stage: inputs}, indent=1))
 
     def inputs(self, stage: Stage) -> dict[str, str]:
-        """What was recorded of a stage's inputs; empty if nothing was."""
+        """The recorded inputs of a stage; empty if there are none."""
         return self._read_inputs().get(stage, {})
 
     def _read_inputs(self) -> dict[str, dict[str, str]]:
         return read_object(self._inputs, _PUT_BACK)
 
     def write_config(self, config: Config) -> None:
-        """Writes the settings, and what they were run with."""
+        """Writes the settings, and the versions that they were run with."""
         lines = [f"# {name}: {version}" for name, version in versions().items()]
         text = "\n".join(["# Settings as resolved; made with", *lines, dump_config(config)])
         write_atomically(self.config_file, text)
         run_files.write_format(self.path)
 
     def finished(self, stage: str) -> dict[str, Any] | None:
-        """What was recorded when the stage finished; None if it did not."""
+        """The facts recorded when the stage finished; None if it has not."""
         return self._read_stages().get(stage)
 
     def finish(self, stage: str, **facts: Any) -> None:
@@ -229,13 +229,13 @@ def read_annotations(path: Path, *, begun: bool = False) -> list[Annotation]:
     """The lines of a ``rationales.jsonl``; none if there is no file.
 
     Args:
-        begun: it is that of an interrupted annotation, whose last line may be cut short.
+        begun: the annotation was interrupted, so that the last line may be cut short.
 
     Raises:
         UserError: naming the line that is none.
     """
     remedy = (
-        "delete that line, and its question is asked again"
+        "delete that line, and its question is annotated again"
         if begun
         else "delete the file, and 'lmcot annotate' makes it again"
     )

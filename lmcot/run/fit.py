@@ -1,4 +1,4 @@
-"""Which questions fit into the models' windows: found before anything starts."""
+"""Questions that do not fit into the models' windows are found before anything starts."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 TRAIN: Final = "data.train"
 VALIDATION: Final = "data.validation"
 _SEAM = 32
-"""By how many tokens a prompt may exceed the sum of its parts."""
+"""Tokens by which a prompt may exceed the sum of its parts."""
 _CONTEXT = "data.context.max_tokens"
 
 
 @dataclass
 class Need:
-    """What one model must find room for with every question of some kinds."""
+    """The room that one model needs for each question of some kinds."""
 
     kinds: tuple[str, ...]
-    """``data.train``, ``data.validation``"""
+    """The kinds of questions: ``data.train``, ``data.validation``."""
     limits: Limits
     tokenizer: PreTrainedTokenizerBase
     chat: Chat
@@ -38,9 +38,9 @@ class Need:
     beside: int
     """Tokens of the prompt that are not known yet: a rationale's."""
     reply: int
-    """The most tokens of the reply."""
+    """Largest number of tokens of the reply."""
     settings: str
-    """What to lower where there is no room."""
+    """The settings to lower if there is no room."""
     _frame: tuple[int, int] = field(init=False)
     """Characters and tokens of the prompt around any question."""
 
@@ -50,7 +50,7 @@ class Need:
         self._frame = len(text), len(encode(empty, self.tokenizer, self.chat))
 
     def lack(self, example: Example) -> str:
-        """What does not fit; empty if all does."""
+        """A sentence on what does not fit; empty if everything does."""
         if self.limits.window is None:
             return ""
         prompt = self.ask(example)
@@ -71,7 +71,7 @@ class Need:
 def needs_of(
     config: Config, templates: PromptTemplates, tokenizer: PreTrainedTokenizerBase
 ) -> list[Need]:
-    """What the models that run here are asked; an endpoint's window is not known.
+    """The needs of the models that run here; an endpoint's window is not known.
 
     Args:
         tokenizer: the small LM's.
@@ -115,13 +115,13 @@ def needs_of(
 
 
 def lack_of(example: Example, kind: str, needs: Sequence[Need]) -> str:
-    """What of a question does not fit, at the first model without room; empty if all does."""
+    """What does not fit at the first model without room; empty if the question fits all."""
     lacks = (need.lack(example) for need in needs if kind in need.kinds)
     return next((lack for lack in lacks if lack), "")
 
 
 def left_out(lacks: Sequence[str], total: int, kind: str, share: float) -> str:
-    """A sentence on the questions that are left out; empty if none is.
+    """A sentence on the questions that are left out; empty if there are none.
 
     Args:
         lacks: what was lacking, of each of them.
@@ -135,7 +135,7 @@ def left_out(lacks: Sequence[str], total: int, kind: str, share: float) -> str:
     told = f"{len(lacks)} of {total} questions of {kind}: too long for the model"
     if len(lacks) > share * total:
         raise UserError(
-            f"{told}, more than failures.max_data_share ({share:g}) admits to leave out; the "
+            f"{told}, more than failures.max_data_share ({share:g}) allows to leave out; the "
             f"first, {lacks[0]}"
         )
     return f"{told}, left out; the first, {lacks[0]}"
@@ -149,7 +149,7 @@ def _readers(config: Config) -> list[str]:
 
 
 def _kinds_of_cot(config: Config) -> tuple[str, ...]:
-    """The questions that the frozen LM reasons about by itself."""
+    """The kinds of questions that the frozen LM reasons about by itself."""
     rows = config.evaluate.rows
     asked = rows is None or any(find_row(name).prompt == "cot" for name in rows)
     taught = isinstance(config.teacher, FrozenTeacher)

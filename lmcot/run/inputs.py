@@ -1,4 +1,4 @@
-"""What a stage read, by its content: a file that is edited within a run is a changed setting."""
+"""A stage's inputs, by their content: a file that is edited within a run is a changed setting."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def example_digest(example: Example) -> str:
-    """Changes with all of an example that models or comparisons see."""
+    """A digest of everything in an example that models or comparisons see."""
     passages = [text for one in example.context for text in (one.title, *one.sentences)]
     facts = [f"{fact.title}\x1f{fact.sent_id}" for fact in example.supporting_facts]
     parts = [(example.id, example.question), example.answers, passages, facts]
@@ -27,12 +27,12 @@ def example_digest(example: Example) -> str:
 
 
 def examples_digest(examples: Iterable[Example]) -> str:
-    """Changes with any of them, and with their order."""
+    """A digest of the examples and their order."""
     return _digest(" ".join(map(example_digest, examples)))
 
 
 def annotation_digest(run: Run, question: Question) -> str:
-    """Changes with all that a question's rationale depends on."""
+    """A digest of everything that a question's rationale depends on."""
     settings = {k: v for k, v in flat_settings(run.config).items() if _is_used("annotate", k, run)}
     templates = run.templates.file.model_dump_json()
     asked = templates if depends("annotate", "prompts.templates", run.config) else ""
@@ -61,7 +61,7 @@ def contents(run: Run, stage: Stage) -> dict[str, str]:
 
 
 def check_contents(run: Run) -> None:
-    """Compares the inputs with those that the stages of this run read, as far as they have begun.
+    """Compares the inputs with those that stages of this run have read.
 
     Raises:
         UserError: naming the first input that has another content.
@@ -74,7 +74,7 @@ def check_contents(run: Run) -> None:
         for key in sorted(recorded.keys() & now.keys()):
             if recorded[key] != now[key]:
                 raise UserError(
-                    f"{key} holds something else than when the stage '{stage}' of the run "
+                    f"{key} has changed since the stage '{stage}' of the run "
                     f"directory '{run.directory.home}' read it ({recorded[key]} then, {now[key]} "
                     "now): put the content back, or use another --run-dir"
                 )

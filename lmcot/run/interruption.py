@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the stages see at their next safe point."""
+"""Ctrl-C and SIGTERM become a request that the stages see at their next safe point."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Interruption:
     """
 
     def __init__(self, notice: str = "ending at the next safe point, with a checkpoint") -> None:
-        """Args: ``notice`` is what the first signal is answered with."""
+        """Args: notice: the text printed at the first signal."""
         self.requested = False
         self._notice = notice
         self._previous: dict[signal.Signals, Any] = {}
@@ -34,7 +34,7 @@ class Interruption:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raises `Interrupted` if an end was asked for."""
+        """Raises `Interrupted` if an end was requested."""
         if self.requested:
             raise Interrupted
 

@@ -1,4 +1,4 @@
-"""A run directory at a URL: the driver writes in a folder on its own disk, which is kept alike.
+"""A run directory at a URL: the driver writes to a folder on its own disk, which is uploaded.
 
 What learners write (checkpoints, models) goes to the URL by itself, for they may be on other nodes.
 """
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 OWNER = ".owner.json"
 _RECORD = ".mirror.json"
 _LAST = STAGES
-"""Says that other files are complete: it is read before they are looked at, and put after them."""
+"""Says that other files are complete: it is read before they are, and uploaded after them."""
 SYNC_S = 15.0
 LEASE_S = 60.0
-"""So long an owner may be silent before it counts as dead."""
+"""Seconds without a heartbeat before an owner is presumed dead."""
 _LOOK_EVERY_S = 1.0
 _TRIES = 3
-"""A damaged owner's record is read so often: not every file system puts a file as a whole."""
+"""Attempts at reading the owner's record: not every file system writes a file atomically."""
 
 
 class _Owner(BaseModel):
-    """Who writes to a run, as the record at its URL says."""
+    """The process that writes to a run, as the record at its URL says."""
 
     session: str
     host: str
@@ -50,7 +50,7 @@ class _Owner(BaseModel):
 
 
 class _Pushed(BaseModel):
-    """What a folder's last session uploaded."""
+    """The files that a folder's last session uploaded."""
 
     session: str
     pushed: dict[str, list[int]]
@@ -63,9 +63,10 @@ class OwnedElsewhere(UserError):
 class Mirror:
     """Owns a run at a URL, and uploads what changes in ``folder``.
 
-    Ownership is a record at the URL that its owner keeps changing. Whose session wrote there last
-    decides which side is newer when a run is opened: the folder, if it was this one's, for an end
-    without warning may have kept it from uploading; else the URL, whatever the folder holds.
+    Ownership is a record at the URL that its owner keeps changing. The session that wrote there
+    last decides which side is newer when a run is opened: the folder, if the session was this
+    folder's, since a sudden end may have kept it from uploading; else the URL, whatever the folder
+    holds.
     """
 
     def __init__(self, url: UPath, folder: Path) -> None:
@@ -74,7 +75,7 @@ class Mirror:
         self._session = uuid.uuid4().hex
         self._beats = 0
         self._pushed: dict[str, list[int]] = {}
-        """Size and time of change of each file as it was uploaded."""
+        """Size and modification time of each uploaded file."""
         self._busy = threading.RLock()
         self._ended = threading.Event()
         self._threads = [
@@ -84,7 +85,7 @@ class Mirror:
         self._opened = False
 
     def open(self) -> None:
-        """Takes the run, makes both sides alike, and goes on doing so.
+        """Takes the run, makes both sides alike, and keeps them so.
 
         Raises:
             OwnedElsewhere: if another process has it.
@@ -100,14 +101,14 @@ class Mirror:
         with reaching(self._url):
             owner = self._owner()
         if owner is None or owner.session != self._session:
-            raise OwnedElsewhere(f"another lmcot process took '{self._url}' at this moment")
+            raise OwnedElsewhere(f"another lmcot process has just taken '{self._url}'")
         self.sync()
         self._opened = True
         for thread in self._threads:
             thread.start()
 
     def sync(self) -> None:
-        """Uploads what has changed, and removes what is gone.
+        """Uploads changed files, and removes deleted ones.
 
         Raises:
             OwnedElsewhere: if another process has taken the run.
@@ -118,13 +119,13 @@ class Mirror:
             if self._opened and not (self._folder / _RECORD).exists():
                 raise UserError(
                     f"'{self._folder}', where this run writes, was removed: what is at "
-                    f"'{self._url}' stays, and the same command goes on from there"
+                    f"'{self._url}' stays, and the same command resumes from there"
                 )
             last = self._folder / _LAST
             content = last.read_bytes() if last.exists() else None
             stamps = self._stamps()
             for name in self._pushed.keys() - stamps.keys():
-                with suppress(FileNotFoundError):  # a try before this one came so far
+                with suppress(FileNotFoundError):  # an earlier attempt has removed it
                     self._url.fs.rm_file((self._url / name).path)
                 del self._pushed[name]
             for name, stamp in stamps.items():
@@ -136,7 +137,7 @@ class Mirror:
             self._write_record()
 
     def close(self) -> None:
-        """Uploads what is left, and gives the run up. Raises as `sync` does."""
+        """Uploads the rest, and gives up the run. Raises as `sync` does."""
         self._ended.set()
         for thread in self._threads:
             thread.join()
@@ -147,22 +148,22 @@ class Mirror:
         owner = self._owner()
         if owner is not None and owner.session != self._session:
             raise OwnedElsewhere(
-                f"the process {owner.pid} on {owner.host} has taken over '{self._url}', for "
+                f"the process {owner.pid} on {owner.host} has taken over '{self._url}', since "
                 f"this one was silent for more than {LEASE_S:.0f} s: it ends here"
             )
 
     def _live(self) -> None:
-        """Tells that the owner lives, however long an upload takes."""
+        """Sends the owner's heartbeat, however long an upload takes."""
         while not self._ended.wait(SYNC_S):
             try:
                 with reaching(self._url):
                     self._check_owner()
                 self._beat()
             except UserError:
-                continue  # uploads meet the same, and tell it
+                continue  # uploads fail in the same way and report it
 
     def _keep_on(self) -> None:
-        """Uploads what has changed, again and again."""
+        """Uploads changes repeatedly."""
         failing = False
         while not self._ended.wait(SYNC_S):
             try:
@@ -173,11 +174,11 @@ class Mirror:
                 return
             except UserError as error:
                 if not failing:
-                    say(f"{error}; tried again every {SYNC_S:.0f} s, and nothing is lost meanwhile")
+                    say(f"{error}; retrying every {SYNC_S:.0f} s, nothing is lost meanwhile")
                 failing = True
 
     def _wait_for_owner(self) -> str | None:
-        """The last owner's session, once it has given the run up or counts as dead."""
+        """The last owner's session, once it has given up the run or is presumed dead."""
         with reaching(self._url):
             first = owner = self._owner()
         deadline = time.monotonic() + LEASE_S
@@ -190,7 +191,7 @@ class Mirror:
                     "with --run-dir"
                 )
             if time.monotonic() > deadline:
-                say(f"{who} has been silent for {LEASE_S:.0f} s, and counts as dead")
+                say(f"{who} has been silent for {LEASE_S:.0f} s, and is presumed dead")
                 break
             if not told:
                 say(f"waiting up to {LEASE_S:.0f} s for a sign of life of {who}, which had the run")
@@ -201,7 +202,7 @@ class Mirror:
         return first.session if first is not None else None
 
     def _was_here(self, owner: _Owner) -> bool:
-        """Whether the owner wrote in this very folder, which is locked by this process: so it is
+        """Whether the owner wrote in this folder: this process has locked it, so the owner is
         dead."""
         return (owner.host, owner.folder) == (_host(), str(self._folder))
 
@@ -229,7 +230,7 @@ class Mirror:
         write_whole(self._url / OWNER, owner.model_dump_json())
 
     def _pull(self) -> None:
-        """Makes the folder what is at the URL."""
+        """Replaces the folder's content with that at the URL."""
         for path in self._folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -249,12 +250,12 @@ class Mirror:
         try:
             content = (self._folder / name).read_bytes()
         except FileNotFoundError:
-            return  # removed since it was looked at: the next time finds it gone
+            return  # removed meanwhile: the next upload finds it gone
         put(self._url / name, content)
         self._pushed[name] = stamp
 
     def _stamps(self) -> dict[str, list[int]]:
-        """Of the files that are uploaded: none that is being written, and none of learners'."""
+        """Stamps of the files to upload, without those being written and those of learners."""
         found = {}
         for folder, folders, files in os.walk(self._folder):
             below = Path(folder).relative_to(self._folder)
@@ -270,7 +271,7 @@ class Mirror:
         return found
 
     def _read_record(self) -> _Pushed | None:
-        remedy = f"delete the folder '{self._folder}' to begin from what is at the URL"
+        remedy = f"delete the folder '{self._folder}' to start from what is at the URL"
         record = read_object(self._folder / _RECORD, remedy)
         try:
             return _Pushed.model_validate(record) if record else None
@@ -286,13 +287,13 @@ class Mirror:
 
 
 def working_folder(url: UPath) -> Path:
-    """Where this machine's part of a run at a URL lies."""
+    """The folder of this machine's part of a run at a URL."""
     digest = uuid.uuid5(uuid.NAMESPACE_URL, str(url)).hex[:8]
     return cache_folder() / "runs" / f"{url.name}-{digest}"
 
 
 def _is_own(name: str) -> bool:
-    """Whether a file or folder, named relative to the run, stays where it is."""
+    """Whether a file or folder, named relative to the run, is not uploaded."""
     parts = Path(name).parts
     by_learners = model_folder(parts[0]) in LEARNERS_FOLDERS
     return by_learners or any(part.startswith(".") for part in parts)

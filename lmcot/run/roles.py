@@ -1,4 +1,4 @@
-"""Which actors each stage takes."""
+"""The actors that each stage needs."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from lmcot.models.sources import parameters_of, resolve_dtype
 
 
 def annotate_roles(config: Config) -> Roles:
-    """Where the frozen LM is the teacher; nothing is started for other teachers."""
+    """The frozen LM if it is the teacher; other teachers need no actors."""
     return {"frozen": config.actors.frozen}
 
 
 def distill_roles(config: Config) -> Roles:
-    """The learners alone."""
+    """The learners only."""
     return {"learner": config.actors.learner}
 
 
 def refine_roles(config: Config) -> Roles:
-    """All actors; the toy's rewards ask no frozen LM."""
+    """All actors, except the frozen LM for the toy's rewards."""
     actors = config.actors
     roles: Roles = {"rollout": actors.rollout, "reward": actors.reward, "learner": actors.learner}
     return {**roles, "frozen": actors.frozen} if config.rewards.kind == "guidance" else roles
 
 
 def evaluate_roles(config: Config, rows: Sequence[Row] | None) -> Roles:
-    """The frozen LM, and the small one if a row needs its rationales (unset rows do)."""
+    """The frozen LM, and the small LM if a row needs its rationales (unset rows do)."""
     roles: Roles = {"frozen": config.actors.frozen}
     guided = rows is None or any(find_row(name).policy for name in rows)
     return {**roles, "rollout": config.actors.rollout} if guided else roles
 
 
 def aspect_roles(config: Config) -> Roles:
-    """Those that judge rationales by aspect, once the small LM's actors are gone."""
+    """The actors that judge rationales by aspect, once the small LM's actors are gone."""
     return {"frozen": config.actors.frozen, "reward": config.actors.reward}
 
 
 def published_weights(config: Config) -> Published | None:
-    """What refinement puts into the object stores; None where only adapters travel.
+    """The weights that refinement puts into the object stores; None if only adapters are sent.
 
     The version that learns, the one before it, and those that staleness keeps in use.
 

@@ -1,4 +1,4 @@
-"""The stages that train: which policy each makes, and how its checkpoints are called."""
+"""The stages that train, with the policy that each makes and the name of its checkpoints."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class TrainingStage:
 
     name: Stage
     policy: str
-    """Name of the policy that it makes: its folder in the run, its name in rows and settings."""
+    """Name of the policy that it makes, in the run's folder, in rows and in settings."""
     checkpoint_prefix: str
     roles: Callable[[Config], Roles]
-    """Actors that it takes, with their settings."""
+    """The actors that it needs, with their settings."""
 
 
 TRAINING_STAGES: Final = (
     TrainingStage("distill", run_files.DISTILLED, "distill-step-", distill_roles),
     TrainingStage("refine", run_files.REFINED, "step-", refine_roles),
 )
-"""In the order in which a run goes through them."""
+"""The training stages, in the order in which a run goes through them."""
 
 
 def training_stage(name: Stage) -> TrainingStage:
-    """The training stage of a name.
+    """The training stage with a name.
 
     Raises:
         LookupError: if no stage of that name trains.
@@ -40,4 +40,4 @@ def training_stage(name: Stage) -> TrainingStage:
     for stage in TRAINING_STAGES:
         if stage.name == name:
             return stage
-    raise LookupError(f"'{name}' is no stage that trains")
+    raise LookupError(f"'{name}' is not a stage that trains")

@@ -1,4 +1,4 @@
-"""Which versions of what a run was made with."""
+"""The versions of software that a run was made with."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def results(place: Place, model_cache: Path) -> dict[str, tuple[int | None, str,
         ("no frozen model", "is not a model: it holds no config.json"),
         ("no key", "the environment variable OPENAI_API_KEY is not set"),
         ("no templates", "there are no templates named 'mine'"),
-        ("fixed key", "began with another value of seed: set it back"),
+        ("fixed key", "was created with another value of seed: restore it"),
         ("below a file", "cannot be written (Not a directory): choose another with --run-dir"),
     ],
 )

@@ -166,7 +166,7 @@ def test_a_budget_for_failures_stops_the_run_and_it_goes_on_later(
     endpoint.respond = breaks_down
     stopped = _refine(tmp_path / "run", endpoint, "frozen.max_retries=0")
     assert stopped.returncode == 2, stopped.stderr
-    assert "failures.max_infrastructure_share (0.5) admits; the first: " in stopped.stderr
+    assert "failures.max_infrastructure_share (0.5) allows; the first: " in stopped.stderr
     steps_done = len(_metrics(tmp_path / "run"))
     assert 0 < steps_done < STEPS
 

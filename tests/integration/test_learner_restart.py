@@ -204,7 +204,7 @@ def test_without_restarts_the_same_command_goes_on(
             "actors.learner.count=1": "was written with actors.learner.count 2, not 1: ",
             "refine.steps=2": "has come to step 3 in this run directory, but the settings ask for "
             "2 steps only",
-            "learner.zero_stage=3": "began with another value of learner.zero_stage: set it back",
+            "learner.zero_stage=3": "was created with another value of learner.zero_stage: restore",
         }
         for override, words in refused.items():
             with pytest.raises(UserError, match=words):

@@ -85,7 +85,7 @@ def test_a_run_goes_on_on_another_machine_as_if_nothing_had_been(
     capsys.readouterr()
     run(url, steps)
     told = capsys.readouterr().err
-    assert "counts as dead" in told
+    assert "is presumed dead" in told
     assert f"goes on after step {reached}" in told
     folder = working_folder(url)
     assert_counted_once(folder, STEPS)

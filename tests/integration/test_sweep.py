@@ -117,7 +117,7 @@ def test_trials_finish_or_are_stopped_early_or_fail(
     assert main(arguments) == 0
     assert capsys.readouterr().out == out
     assert main([*arguments, "seed=1"]) == EXIT_USER_ERROR
-    assert "began with another value of seed" in capsys.readouterr().err
+    assert "was created with another value of seed" in capsys.readouterr().err
 
 
 def test_what_cannot_run_is_told(

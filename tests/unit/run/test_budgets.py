@@ -1,4 +1,4 @@
-"""What a run may spend on the frozen LM, and what it may lose."""
+"""Budgets of a run: requests to the frozen LM, and failures."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_losses_have_separate_budgets() -> None:
     with pytest.raises(UserError) as data:
         losses.add([REFUSED])
     assert str(data.value) == (
-        "3 of 10 judgements of step 3 failed, more than failures.max_data_share (0.2) admits; the "
+        "3 of 10 judgements of step 3 failed, more than failures.max_data_share (0.2) allows; the "
         "first: the prompt is refused; fix that and run the same command again"
     )
     with pytest.raises(UserError, match=r"6 of 10 .*max_infrastructure_share \(0\.5\).*is down"):

@@ -114,7 +114,7 @@ def test_lines_of_something_else_are_named(
         read_metrics(metrics)
     partial = tmp_path / "rationales.partial.jsonl"
     partial.write_bytes(b'{"x": 1}\n')
-    with pytest.raises(UserError, match=r"line 1 of .*partial\.jsonl' .*its question is asked aga"):
+    with pytest.raises(UserError, match=r"line 1 of .*partial\.jsonl' .*its question is annota"):
         _read_partial(partial)
     rollouts = tmp_path / "rollouts"
     rollouts.mkdir()

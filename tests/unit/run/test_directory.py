@@ -127,8 +127,8 @@ def test_a_fixed_key_cannot_change(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         directory.check_config(settings(seed=1, policy={"source": "random:t5"}))
     assert str(caught.value) == (
-        f"the run directory '{tmp_path}' began with another value of policy.source, seed: set it "
-        "back, or use another --run-dir; what has begun and depends on it: refine"
+        f"the run directory '{tmp_path}' was created with another value of policy.source, seed: "
+        "restore it, or use a new --run-dir; stages that have begun and depend on it: refine"
     )
 
 
@@ -142,7 +142,7 @@ def test_before_a_stage_has_begun_all_may_change(tmp_path: Path) -> None:
     checkpoint(directory, "step-000000")
     assert directory.check_config(changed) == told
     checkpoint(directory, "step-000001")
-    with pytest.raises(UserError, match=r"value of refine.samples_per_prompt, seed: set it back"):
+    with pytest.raises(UserError, match=r"value of refine.samples_per_prompt, seed: restore it"):
         directory.check_config(changed)
 
 
@@ -157,7 +157,7 @@ def test_after_distillation_the_settings_of_refinement_may_change(tmp_path: Path
         learner={"zero_stage": 0},
     )
     assert "refine.samples_per_prompt: 2 now, 4 before" in directory.check_config(later)
-    with pytest.raises(UserError, match=r"another value of distill.epochs: .* depends on it: dist"):
+    with pytest.raises(UserError, match=r"another value of distill.epochs: .* depend on it: dist"):
         directory.check_config(distilled_settings(distill={"epochs": 3}))
 
 
@@ -172,7 +172,7 @@ def test_rationales_that_were_paid_for_hold_what_they_depend_on(tmp_path: Path) 
         directory.rationales.write_text(json.dumps(to_json(annotation)) + "\n")
         changed = distilled_settings(teacher={"kind": teacher}, policy=LONGER)
         if held:
-            with pytest.raises(UserError, match=r"policy.max_new_tokens: .*depends on it: annota"):
+            with pytest.raises(UserError, match=r"policy.max_new_tokens: .*depend on it: annota"):
                 directory.check_config(changed)
         else:
             assert directory.check_config(changed) == ["policy.max_new_tokens: 300 now, 128 before"]
@@ -184,7 +184,7 @@ def test_questions_elsewhere_are_the_same_where_contents_are_compared(tmp_path: 
     directory.finish("refine", steps=1)
     counting = {"kind": "counting"}
     moved = settings(data={"train": {**counting, "examples": 9}, "validation": counting})
-    with pytest.raises(UserError, match=r"another value of data.train.examples: set it back"):
+    with pytest.raises(UserError, match=r"another value of data.train.examples: restore it"):
         directory.check_config(moved)
     directory.begin("refine", {"data.train": "64 questions with digest 1"})
     assert directory.check_config(moved) == ["data.train.examples: 9 now, 64 before"]
@@ -216,7 +216,7 @@ def test_a_fixed_key_counts_though_free_ones_changed_too(tmp_path: Path) -> None
     )
     with pytest.raises(UserError) as caught:
         directory.check_config(changed)
-    assert "another value of refine.advantage.lam: set it back" in str(caught.value)
+    assert "another value of refine.advantage.lam: restore it" in str(caught.value)
 
 
 def test_a_free_key_may_change_and_is_told(tmp_path: Path) -> None:
@@ -281,9 +281,9 @@ def test_an_adaptive_coefficient_is_no_lever() -> None:
     [
         ("seed: [", "the file '{0}/config.yaml' is not valid YAML: "),
         # As an older version wrote it.
-        (yaml.safe_dump({"refine": {"gamma": 1.0}}), "the run directory '{0}' began with settings "
+        (yaml.safe_dump({"refine": {"gamma": 1.0}}), "the run directory '{0}' has settings "
          "that this version of lmcot does not know (unknown key 'refine.gamma': "),
-        ("colour: red", "the run directory '{0}' began with settings that this version of lmcot "
+        ("colour: red", "the run directory '{0}' has settings that this version of lmcot "
          "does not know (unknown key 'colour': "),
     ],
 )  # fmt: skip

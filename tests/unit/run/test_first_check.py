@@ -51,7 +51,7 @@ def test_first_requests_are_spent_and_told(
     assert sent > 0
     assert _spent(tmp_path)["check"]["sent"] == sent
     told = capsys.readouterr().err
-    assert f"the frozen LM's endpoint was asked first: {sent} requests, {10 * sent} tokens" in told
+    assert f"the frozen LM's endpoint was checked: {sent} requests, {10 * sent} tokens" in told
     with _run(tmp_path, endpoint) as run:
         run.check_inputs()
     assert _spent(tmp_path)["check"]["sent"] == 2 * sent, "each session asks"
@@ -73,7 +73,7 @@ def test_first_requests_end_where_the_budget_does(
     # What asks nothing more, such as another report of the same answers, still works.
     with _run(tmp_path, endpoint, max_requests=1) as run:
         run.check_inputs()
-        assert "budget is spent: nothing is asked of it" in capsys.readouterr().err
+        assert "budget is spent: its endpoint is not checked" in capsys.readouterr().err
         with pytest.raises(UserError, match="budget is spent"):
             run.frozen_fleet()
     assert len(endpoint.calls) == 2

@@ -268,7 +268,7 @@ def test_a_stage_that_has_begun_refuses_other_contents(opened: Opened, tmp_path:
     with pytest.raises(UserError) as caught:
         check_contents(run)
     told = str(caught.value)
-    assert told.startswith("data.train holds something else than when the stage 'distill' of the ")
+    assert told.startswith("data.train has changed since the stage 'distill' of the ")
     assert "(3 questions with digest " in told
     assert " then, 4 questions with digest " in told
     write(tmp_path / "train.jsonl", *map(question, range(3)))
@@ -288,7 +288,7 @@ def test_edited_templates_are_other_contents(opened: Opened, tmp_path: Path) -> 
     mine.write_text(shipped + "# a remark\n", encoding="utf-8")
     check_contents(opened(prompts=prompts))
     mine.write_text(shipped.replace("Quote the facts", "Name the facts"), encoding="utf-8")
-    with pytest.raises(UserError, match=r"^prompts.templates holds something else"):
+    with pytest.raises(UserError, match=r"^prompts.templates has changed"):
         check_contents(opened(prompts=prompts))
 
 

@@ -294,7 +294,7 @@ def test_the_thread_says_once_that_storage_fails_and_goes_on(
         broken.setattr(module, "put", _refuse)
         write(tmp_path / "a", "metrics.jsonl", "1\n")
         time.sleep(0.3)
-    assert capsys.readouterr().err.count("tried again every") == 1
+    assert capsys.readouterr().err.count("retrying every") == 1
     wait_for_upload(url, "metrics.jsonl")
 
 
