@@ -130,7 +130,7 @@ def test_faults_that_pass_change_nothing(endpoint: Endpoint, sound: Path, tmp_pa
 def test_what_is_lost_is_dropped_and_the_rest_has_its_own_rewards(
     endpoint: Endpoint, sound: Path, tmp_path: Path
 ) -> None:
-    """[16]"""
+    """[16] Rationales without a judgement are dropped; the others keep their own rewards."""
     endpoint.reset()
     endpoint.respond = _sometimes
     budgets = "failures={max_infrastructure_share: 1, max_data_share: 1}"

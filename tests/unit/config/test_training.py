@@ -84,3 +84,13 @@ def test_a_wrong_value_under_an_older_name_is_told() -> None:
         config(dual_clip=0.5)
     with pytest.raises(UserError, match=r"^'refine\.loss' is 7: it should be a mapping"):
         config(loss=7)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "half", "torch.float16"])
+def test_float16_is_no_choice(dtype: str) -> None:
+    """[10] T5 overflows in it."""
+    values = yaml.safe_load(dump_config(config()))
+    values["policy"]["dtype"] = dtype
+    expected = rf"^'policy\.dtype' is '{dtype}': it should be 'auto', 'float32' or 'bfloat16'"
+    with pytest.raises(UserError, match=expected):
+        parse_config(values)

@@ -143,7 +143,7 @@ both = pytest.mark.parametrize("kind", ["llama", "t5"])
 
 @both
 def test_score_equals_a_hand_loop_whatever_the_padding(kind: str) -> None:
-    """[1] and [5]: logits at t-1 predict token t; padding changes nothing."""
+    """[1] [5] logits at t-1 predict token t; padding changes nothing."""
     tokenizer, texts = _tokenizer(), ["a b c d e", "f", "g h", "yes no yes"]
     lm = _lm(kind)
     together = lm.score(PROMPTS, texts)

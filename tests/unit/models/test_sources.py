@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -231,6 +232,19 @@ def test_tied_weights_are_not_taken_for_missing_ones(tiny: Tiny, tmp_path: Path)
     loaded, _ = load_model(str(tmp_path / "tied"), "float32")
     assert parameters_of(str(tmp_path / "tied")) == count_parameters(loaded)
     assert count_parameters(loaded) == count_parameters(model)
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
+def test_a_checkpoint_in_float16_is_not_trained_in_it(
+    tiny: Tiny, tmp_path: Path, dtype: Dtype
+) -> None:
+    """[10] The checkpoint's own dtype decides nothing: T5 overflows in float16."""
+    lm, tokenizer = tiny("t5")
+    save_model(copy.deepcopy(lm).half(), tokenizer, tmp_path / "half")
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "float16"
+    loaded, _ = load_model(str(tmp_path / "half"), dtype)
+    assert {p.dtype for p in loaded.parameters()} == {resolve_dtype(dtype)}
+    assert resolve_dtype(dtype) in (torch.float32, torch.bfloat16)
 
 
 def test_a_models_own_sampling_filters_are_dropped(folder: Path) -> None:
