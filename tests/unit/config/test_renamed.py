@@ -120,3 +120,11 @@ def test_a_key_that_became_a_constant_is_ignored(key: str, constant: Any, tmp_pa
     assert renamed_settings(file, [other]) == [
         f"{key} is no longer a setting and is ignored (it is always {constant}): remove it"
     ]
+
+
+def test_aspects_that_were_judged_before_stand() -> None:
+    """Scores on disk are marked with these settings; a mark that differs has them made again."""
+    rewards = parse_config(yaml.safe_load(BEFORE)).resolved().rewards
+    before = yaml.safe_load(BEFORE)["rewards"]
+    assert rewards.model_dump(mode="json", exclude={"penalties"}) == before
+    assert quickstart().resolved().rewards == rewards
