@@ -5,7 +5,6 @@ from lmcot.data.loaders import LoadedExamples, load_examples
 from lmcot.data.prompts import PromptTemplates, load_templates
 from lmcot.data.render import Chat, Tokenizer, encode, render
 from lmcot.data.sampler import PromptSampler
-from lmcot.text.passage_sentences import split_sentences
 
 __all__ = [
     "Chat",
@@ -20,5 +19,4 @@ __all__ = [
     "render",
     "render_context",
     "select_context",
-    "split_sentences",
 ]

@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 
 from lmcot.data.values import BadRecord, composed, decoded, is_text
 from lmcot.records import Paragraph, SupportingFact
-from lmcot.text.passage_sentences import split_sentences
+from lmcot.text.sentences import split_sentences
 
 CONTEXTS = (
     "context",

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from lmcot.records import Answer, Completion, Missing
-from lmcot.text.passage_sentences import STOPS
-from lmcot.text.sentences import split_sentences
+from lmcot.text.sentences import STOPS, split_sentences
 from lmcot.text.visible import NOT_SHOWN, visible_reply
 
 # A base model writes a question of its own next.
