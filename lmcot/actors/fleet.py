@@ -231,19 +231,29 @@ class Fleet(Generic[_Actor]):
             TimeoutError: if no actor came back for ``actors.start_timeout_s``.
         """
         results = self._harvest()
-        now = time.monotonic()
-        # There is a turn for each result: what goes through all actors is not done in each.
-        if now - self._looked > _LOOK_EVERY_S:
-            self._looked = now
-            self._end_overdue()
-            self._upkeep.look(self._ledger.idle(self._manager.healthy_actor_ids()))
-            self._check_somebody_is_there()
+        self.keep_up()
         if self._ledger.waiting:
             for actor in self._ledger.idle(self._manager.healthy_actor_ids()):
                 if given := self._ledger.assign(actor, time.monotonic()):
                     method, unit = given.entry.unit
                     self._refs[self.handles[actor].apply.remote(method, unit=unit)] = given
         return results
+
+    def keep_up(self) -> None:
+        """Kills actors that hang, notices the dead and sets up the restarted ones; never waits.
+
+        `turn` does this too. It runs once per result, so per-actor scans are rate-limited.
+
+        Raises:
+            TimeoutError: if no actor came back for ``actors.start_timeout_s``.
+        """
+        now = time.monotonic()
+        if now - self._looked <= _LOOK_EVERY_S:
+            return
+        self._looked = now
+        self._end_overdue()
+        self._upkeep.look(self._ledger.idle(self._manager.healthy_actor_ids()))
+        self._check_somebody_is_there()
 
     def map(
         self,

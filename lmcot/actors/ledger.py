@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_NEVER_BEGUN_S = 0.5
+NEVER_BEGUN_S = 0.5
 """A unit that is lost this soon met an actor that was dead already."""
 
 
@@ -112,7 +112,7 @@ class Ledger:
             return
         self.lost += 1
         entry = assignment.entry
-        if now - assignment.since < _NEVER_BEGUN_S and entry.misses < self._actors:
+        if now - assignment.since < NEVER_BEGUN_S and entry.misses < self._actors:
             entry.misses += 1
         else:
             entry.attempts += 1

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import ray
-
 from lmcot.actors.base import ActorBase, NotSetUp
-from lmcot.actors.frozen_actor import RemoteFrozenLM
+from lmcot.actors.frozen_client import FrozenClient
 from lmcot.actors.units import Judged, JudgeUnit, Packed, Scored, ScoreUnit
 from lmcot.config import Config
 from lmcot.data.prompts import load_templates
@@ -38,16 +36,10 @@ class RewardActor(ActorBase):
         config = self._config
         if config.rewards.kind != "guidance" or config.frozen is None:
             return
-        identity, parameters = "remote", None
-        if any(one.source == "learned" for one in config.rewards.aspects.values()):
-            # Learned aspects are tied to the LM whose judgements they were fitted to.
-            limit = config.actors.start_timeout_s
-            identity, parameters = ray.get(frozen_handles[0].describe.remote(), timeout=limit)
-        self._frozen = RemoteFrozenLM(
+        self._frozen = FrozenClient(
             frozen_handles,
-            identity=identity,
-            parameters=parameters,
-            timeout_s=_SHARE_OF_UNIT * config.actors.unit_timeout_s,
+            limit_s=_SHARE_OF_UNIT * config.actors.unit_timeout_s,
+            attempts=config.actors.max_attempts,
         )
         self._model = RewardModel(
             config.rewards,

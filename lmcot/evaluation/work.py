@@ -190,7 +190,7 @@ class _Answers:
                 [self._shown[at] for at in group],
             )
         ]
-        frozen.map(FrozenActor.complete, units, on_result=keep)
+        run.frozen_client(frozen).map(units, on_result=keep)
 
     def read(self) -> None:
         """Reads the answers out of the policy's rationales."""

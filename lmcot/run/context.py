@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lmcot import run_files
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.frozen_actor import FrozenActor
+from lmcot.actors.frozen_client import FrozenClient
 from lmcot.actors.resources.cluster import ray_cluster
 from lmcot.actors.reward_actor import RewardActor
 from lmcot.actors.rollout_actor import RolloutActor
@@ -187,6 +188,21 @@ class Run:
             calls_at_once=config.frozen.calls_at_once,
             check=self.interruption.check,
         )  # fmt: skip
+
+    def frozen_client(self, fleet: Fleet[FrozenActor]) -> FrozenClient:
+        """Asks the frozen LM for the driver, which keeps the fleet up while it waits."""
+
+        def check() -> None:
+            self.interruption.check()
+            fleet.keep_up()
+
+        actors = self.config.actors
+        return FrozenClient(
+            fleet.handles,
+            limit_s=actors.unit_timeout_s,
+            attempts=actors.max_attempts,
+            check=check,
+        )
 
     def rollout_fleet(self, source: str, *, trains: bool = False) -> Fleet[RolloutActor]:
         """Actors that sample from the small LM, which starts as ``source``.

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lmcot.actors.frozen_actor import FrozenActor
 from lmcot.actors.resources.cluster import check_plan
 from lmcot.actors.units import PromptUnit
 from lmcot.config import FrozenTeacher
@@ -179,7 +178,7 @@ def _ask_frozen(
             all_kept = kept + sum(one.kept for one in found.values())
             bar.update(len(replies.results), kept=float(all_kept))
 
-        done: list[Replies] = fleet.map(FrozenActor.complete, units, on_result=keep)
+        done = run.frozen_client(fleet).map(units, on_result=keep)
     usage = sum((replies.usage for replies in done), Usage())
     run.monitor.log(0, "annotate", usage_metrics(usage))
     return found

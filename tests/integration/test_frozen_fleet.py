@@ -16,7 +16,8 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM
 
 from lmcot.actors.fleet import Fleet
-from lmcot.actors.frozen_actor import FrozenActor, RemoteFrozenLM
+from lmcot.actors.frozen_actor import FrozenActor
+from lmcot.actors.frozen_client import FrozenClient
 from lmcot.actors.reward_actor import RewardActor
 from lmcot.actors.units import Packed, Scored, ScoreUnit
 from lmcot.config import (
@@ -72,10 +73,8 @@ def _fleet(settings: TransformersFrozen, count: int = 1) -> Fleet[FrozenActor]:
     )  # fmt: skip
 
 
-def _client(fleet: Fleet[FrozenActor], first: int = 0) -> RemoteFrozenLM:
-    return RemoteFrozenLM(
-        fleet.handles, identity="remote", parameters=None, timeout_s=60, first=first
-    )
+def _client(fleet: Fleet[FrozenActor]) -> FrozenClient:
+    return FrozenClient(fleet.handles, limit_s=60, attempts=3)
 
 
 def _prompts(client: int) -> list[Prompt]:
@@ -141,19 +140,21 @@ def test_a_call_goes_to_another_actor_when_its_own_dies(tmp_path: Path) -> None:
         replies = client.generate(_prompts(0), GREEDY)
         assert all(isinstance(reply, Completion) for reply in replies)
         assert client.usage == Usage(3, 3, client.usage.tokens)
-        # The one that was started anew loads its model by itself, whoever asks it first.
+        # The one that was restarted loads its model by itself, whoever asks it first.
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             assert all(isinstance(r, Completion) for r in client.generate(_prompts(1), GREEDY))
-            if client._next >= 4:
+            if client._next == 1:  # the next one after the actor that was restarted
                 break
+        else:
+            pytest.fail("the actor that died never answered again")
 
 
 def test_a_unit_that_takes_too_long_is_the_users_to_mend(tmp_path: Path) -> None:
     """Told before the fleet takes the reward actor to hang; its calls share one limit."""
     with _fleet(_settings(None, "unit")) as fleet:
         fleet.wait_ready()
-        late = RemoteFrozenLM(fleet.handles, identity="remote", parameters=None, timeout_s=0.2)
+        late = FrozenClient(fleet.handles, limit_s=0.2, attempts=3)
         late.begin_unit()
         with pytest.raises(
             UserError, match=r"a work unit in 0 s \(at 'generate'\): raise actors\."

@@ -129,8 +129,7 @@ class _Teacher:
     def wait_ready(self) -> None:
         pass
 
-    def map(self, call: str, units: list[PromptUnit], on_result: Any) -> list[Replies]:
-        assert call == "complete"
+    def map(self, units: list[PromptUnit], on_result: Any) -> list[Replies]:
         done = []
         for index, unit in enumerate(units):
             if index >= self.dies_after:
@@ -152,6 +151,7 @@ class _Teacher:
 def teacher(monkeypatch: pytest.MonkeyPatch) -> _Teacher:
     found = _Teacher()
     monkeypatch.setattr(Run, "frozen_fleet", lambda run: found)
+    monkeypatch.setattr(Run, "frozen_client", lambda run, fleet: fleet)
     monkeypatch.setattr("lmcot.training.annotate.check_plan", lambda *about: None)
     return found
 
