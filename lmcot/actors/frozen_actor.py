@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from lmcot.actors.base import ActorBase
-from lmcot.actors.units import PromptUnit
 from lmcot.config import FrozenSettings, PromptSettings
 from lmcot.frozen.cached import CachedLM, Method, Replies
 from lmcot.frozen.open import open_frozen_lm
@@ -39,10 +38,6 @@ class FrozenActor(ActorBase):
     def describe(self) -> Any:
         """Identity and number of parameters of the model; what it raises as a `RemoteError`."""
         return self.apply(FrozenActor._description)
-
-    def complete(self, unit: PromptUnit) -> Replies:
-        """A unit of completions, for stages that ask the fleet directly."""
-        return self._lm().replies("generate", unit.prompts, unit.sampling)
 
     def ask(self, method: Method, prompts: Sequence[Prompt], argument: Any) -> Any:
         """One call of the `FrozenLM` protocol, as `Replies`; what it raises as a `RemoteError`.

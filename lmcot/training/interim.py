@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from lmcot.actors.frozen_actor import FrozenActor
 from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.units import Packed, WeightsRef
 from lmcot.config.rows import find_row
@@ -64,6 +63,7 @@ class InterimEvaluation:
         self._run = run
         self._settings = run.config.evaluate.during
         self._fleets = fleets
+        self._frozen = run.frozen_client(fleets.frozen) if fleets.frozen is not None else None
         self._learners = learners
         self._underway: _Evaluation | None = None
         self._examples: list[Example] = []
@@ -102,16 +102,31 @@ class InterimEvaluation:
 
     def sampled(self, key: str, rollouts: Packed[list[Rollout]]) -> None:
         """Has the frozen LM answer with a unit's rationales."""
-        underway, frozen = self._underway, self._fleets.frozen
-        if underway is None or frozen is None:
+        underway = self._underway
+        if underway is None or self._frozen is None:
             raise RuntimeError(f"nobody asked for the rationales of {key}")
         found = rationales_of(rollouts.open(), 1)
         underway.rationales[key] = found
         texts = [one.texts for one in found]
         for unit in prompt_units(self._run, _ROW, underway.units[key], texts):
-            frozen.submit(FrozenActor.complete, key, unit, low_priority=True)
+            self._frozen.submit(key, unit)
 
-    def answered(self, key: str, replies: Replies) -> None:
+    def refs(self) -> list[Any]:
+        """What a wait for news of the frozen LM's answers waits for."""
+        return self._frozen.refs() if self._frozen is not None else []
+
+    def turn(self) -> None:
+        """Handles the frozen LM's answers that have arrived; never waits."""
+        if self._frozen is not None:
+            for key, replies in self._frozen.turn():
+                self._answered(key, replies)
+
+    @property
+    def frozen_seconds(self) -> float:
+        """Seconds that the frozen LM's actors have worked on its questions so far."""
+        return self._frozen.seconds if self._frozen is not None else 0.0
+
+    def _answered(self, key: str, replies: Replies) -> None:
         """Scores a unit's answers; the last unit ends the evaluation."""
         underway = self._underway
         if underway is None:
@@ -131,6 +146,8 @@ class InterimEvaluation:
         if self._underway is not None:
             say(f"the evaluation at step {self._underway.step} was not finished")
         self._underway = None
+        if self._frozen is not None:
+            self._frozen.abandon()
 
     def finish(self, pipeline: Pipeline) -> None:
         """Waits for the evaluation that is under way."""

@@ -17,13 +17,12 @@ from lmcot.actors.base import Unanswered
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.frozen_actor import FrozenActor
 from lmcot.actors.ledger import UnitLost
-from lmcot.actors.news import wait_for_news
+from lmcot.actors.news import Source, wait_for_news
 from lmcot.actors.reward_actor import RewardActor
 from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.units import Packed, RolloutUnit, Scored, ScoreUnit, WeightsRef
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import UserError
-from lmcot.frozen.cached import Replies
 from lmcot.records import Rollout, RunState
 from lmcot.run.budgets import Losses
 from lmcot.run.context import Run, in_units
@@ -73,8 +72,15 @@ class Guest(Protocol):
     def sampled(self, key: str, rollouts: Packed[list[Rollout]]) -> None:
         """A unit of rationales came."""
 
-    def answered(self, key: str, replies: Replies) -> None:
-        """A unit of the frozen LM's replies came."""
+    def refs(self) -> list[Any]:
+        """Object references that become ready when there is news of its other calls."""
+
+    def turn(self) -> None:
+        """Handles what has arrived of its other calls; never waits."""
+
+    @property
+    def frozen_seconds(self) -> float:
+        """Seconds that the frozen LM's actors have worked for it so far."""
 
     def abandon(self) -> None:
         """Its units are forgotten."""
@@ -110,8 +116,7 @@ class Pipeline:
         self._batches: dict[int, Batch] = {}
         self._of_unit: dict[str, Batch] = {}
         self._trouble: UserError | None = None
-        self.frozen_seconds = 0.0
-        """That the frozen LM's actors have worked so far."""
+        self._judge_seconds = 0.0
 
     def __enter__(self) -> Pipeline:
         return self
@@ -121,6 +126,18 @@ class Pipeline:
             fleet.abandon()
         if self._guest is not None:
             self._guest.abandon()
+
+    @property
+    def _sources(self) -> list[Source]:
+        """Where news comes from."""
+        guests = [self._guest] if self._guest is not None else []
+        return [*self._fleets.all, self._learners, *guests]
+
+    @property
+    def frozen_seconds(self) -> float:
+        """Seconds that the frozen LM's actors have worked so far, for judgements and the guest."""
+        guest = self._guest.frozen_seconds if self._guest is not None else 0.0
+        return self._judge_seconds + guest
 
     def wants(self, version: int) -> bool:
         """Whether there are batches that the policy of this version is to sample."""
@@ -155,7 +172,7 @@ class Pipeline:
             self._run.interruption.check()
             self._turn()
             if not batch.complete:
-                wait_for_news(*self._fleets.all, self._learners)
+                wait_for_news(*self._sources)
         del self._batches[step]
         for key in batch.keys:
             del self._of_unit[key]
@@ -176,7 +193,7 @@ class Pipeline:
                     self._turn()
                 except UserError as error:
                     self._trouble = error
-            wait_for_news(*self._fleets.all, self._learners, pending)
+            wait_for_news(*self._sources, pending)
         return pending.result()
 
     def _turn(self) -> None:
@@ -184,8 +201,9 @@ class Pipeline:
         self._learners.check()
         try:
             if self._fleets.frozen is not None:
-                for key, replies in self._fleets.frozen.turn():
-                    self._guests.answered(key, replies)
+                self._fleets.frozen.keep_up()  # its clients call its actors by themselves
+            if self._guest is not None:
+                self._guest.turn()
             for key, rollouts in self._fleets.rollout.turn():
                 if key in self._of_unit:
                     self._sampled(key, rollouts)
@@ -212,7 +230,7 @@ class Pipeline:
             self._run.interruption.check()
             self._turn()
             if not until():
-                wait_for_news(*self._fleets.all, self._learners)
+                wait_for_news(*self._sources)
 
     def _open(self, version: int, weights: WeightsRef) -> None:
         config = self._run.config
@@ -260,7 +278,7 @@ class Pipeline:
         batch.judged_by_unit[key] = judged
         if batch.complete:
             batch.judged = time.monotonic()
-        self.frozen_seconds += judged.frozen_seconds
+        self._judge_seconds += judged.frozen_seconds
         self._run.spending.add(self._stage, judged.usage)
         self._run.tell_unmeasured(judged.unmeasured)
         batch.losses.add(judged.failures)
