@@ -45,6 +45,7 @@ from lmcot.records import (
     Usage,
 )
 from lmcot.rewards.learned import LearnedAspect, LearnedModel, save_learned
+from tests.conftest import TinyModel
 
 pytestmark = pytest.mark.usefixtures("cluster", "one_thread")
 
@@ -82,8 +83,11 @@ def _prompts(client: int) -> list[Prompt]:
 
 
 @pytest.fixture(scope="module")
-def shared(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet[FrozenActor]]:
+def shared(
+    cluster: None, tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet[FrozenActor]]:
     """One actor with a cache, for tests that leave it as it is."""
+    tiny("llama")  # makes the model's files: the actor only reads them
     with _fleet(_settings(tmp_path_factory.mktemp("cache"))) as fleet:
         fleet.wait_ready()
         yield fleet
