@@ -48,21 +48,35 @@ def can_write(folder: Path) -> bool:
 
 
 @contextmanager
-def finished_folder(folder: Path) -> Iterator[Path]:
+def finished_folder(folder: Path, *, replaces: bool = True) -> Iterator[Path]:
     """Gives a temporary folder to fill, and puts it in ``folder``'s place at the end.
 
     On an error the temporary folder is removed and ``folder`` stays as it was. Where several
     processes write the same folder at once, the last one to finish stays.
+
+    Args:
+        replaces: if not, the first one to finish stays, so that nobody who reads it sees it go.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         partial.chmod(0o755)
         yield partial
-        while not _put_in_place(partial, folder):
-            pass
+        if replaces:
+            while not _put_in_place(partial, folder):
+                pass
+        else:
+            _put_if_absent(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put_if_absent(partial: Path, folder: Path) -> None:
+    try:
+        os.rename(partial, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def _put_in_place(partial: Path, folder: Path) -> bool:

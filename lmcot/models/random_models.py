@@ -47,7 +47,7 @@ def build_random_model(kind: str, cache: Path) -> Path:
         counting = kind.startswith("counting-")
         tokenizer = _counting_tokenizer() if counting else _text_tokenizer(ends=t5)
         model = _t5(tokenizer) if t5 else _llama(tokenizer)
-        with finished_folder(folder) as partial:
+        with finished_folder(folder, replaces=False) as partial:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
     return folder

@@ -38,6 +38,18 @@ def test_a_folder_replaces_the_one_before(tmp_path: Path) -> None:
     assert os.listdir(folder) == ["a"]
 
 
+def test_a_folder_that_another_process_made_meanwhile_may_stay(tmp_path: Path) -> None:
+    """Who reads the first one never sees it replaced."""
+    folder = tmp_path / "folder"
+    with finished_folder(folder, replaces=False) as partial:
+        (partial / "a").touch()
+        fill(folder, "first")
+        with folder.joinpath("a").open(encoding="utf-8") as first:
+            seen = os.fstat(first.fileno()).st_ino
+    assert (folder / "a").stat().st_ino == seen
+    assert os.listdir(tmp_path) == ["folder"]
+
+
 @pytest.mark.parametrize("before", [False, True])
 def test_an_error_leaves_the_folder_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
