@@ -304,7 +304,9 @@ class RunState:
     sampler: dict[str, int] = field(default_factory=dict)
     """State of the prompt sampler after the questions of the last step that was learnt."""
     kl_controller: dict[str, float] = field(default_factory=dict)
+    """State of the KL controller; empty before the first step, and in ``distill``."""
     reward_statistics: dict[str, float] = field(default_factory=dict)
+    """State of the reward scale, likewise."""
 
 
 def to_json(record: Any) -> dict[str, Any]:
