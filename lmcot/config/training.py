@@ -65,7 +65,7 @@ class AdaptiveKl(Settings):
     target: PositiveFloat = 6.0
     """KL per rationale (nats) that the controller steers to."""
     horizon: PositiveFloat = 10_000.0
-    """Rationales over which it reacts."""
+    """Number of rationales over which the controller reacts."""
     apply_to: Literal["reward", "loss"] = "reward"
     """``reward``: k1 is taken from the rewards; ``loss``: k2 is added to the loss."""
 
@@ -187,7 +187,7 @@ class RefineSettings(Settings):
     """PPO on the frozen LM's rewards (Schulman et al. 2017)."""
 
     start_from: Literal["distilled", "base"] = "distilled"
-    """The distilled policy, or the small LM as it came."""
+    """The distilled policy, or the small LM without distillation."""
     steps: PositiveInt = 100
     """PPO steps: each samples, judges and learns one batch."""
     prompts_per_step: PositiveInt = 16
@@ -195,7 +195,7 @@ class RefineSettings(Settings):
     samples_per_prompt: PositiveInt = 4
     """Rationales sampled for each question."""
     max_staleness: NonNegativeInt = 0
-    """By how many updates the policy that sampled a batch may lag behind the one that learns it.
+    """How many updates the policy that samples a batch may lag behind the one that learns from it.
     0: sampling and learning take turns, and a run is exactly resumable; 1 or more: they overlap."""
     epochs: PositiveInt = 1
     """Passes over a step's batch."""
@@ -216,8 +216,8 @@ class RefineSettings(Settings):
     scale_rewards: bool = False
     """Divide rewards by their standard deviation over the run so far, before they are clipped."""
     target_kl: PositiveFloat | None = None
-    """A step's updates end early once a minibatch's approximate KL to the policy that the step
-    began with exceeds this."""
+    """A step's updates stop early once a minibatch's approximate KL to the policy at the start of
+    the step exceeds this."""
     optimiser: OptimiserSettings = OptimiserSettings(learning_rate=1e-6, eps=1e-5)
     """Adam and its schedule."""
 
@@ -245,8 +245,8 @@ class LearnerSettings(Settings):
     """ZeRO stage: what is partitioned over the learners; 0: nothing, 1: the optimiser's state, 2:
     the gradients too, 3: the parameters too."""
     offload: Literal["none", "optimiser", "optimiser_and_parameters"] = "none"
-    """What lies in host memory rather than the GPU's: the optimiser from stage 1 on, the
-    parameters at stage 3."""
+    """What is kept in host memory instead of the GPU's: the optimiser (stage 1 or higher), and the
+    parameters (stage 3)."""
     offload_reference: bool = False
     """Keep the reference model in host memory while it does not score."""
     tokens_per_micro_batch: PositiveInt = 2048
@@ -257,8 +257,8 @@ class LearnerSettings(Settings):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     max_skipped_updates: NonNegativeInt = 5
-    """Updates whose loss or gradient is not finite are skipped; the run stops when more than
-    this come one after another."""
+    """Updates whose loss or gradient is not finite are skipped; the run stops after more than this
+    many in a row."""
 
     @model_validator(mode="after")
     def _offload_fits_stage(self) -> LearnerSettings:

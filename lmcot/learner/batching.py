@@ -17,7 +17,7 @@ TokenPair = tuple[Sequence[int], Sequence[int]]
 
 
 class Lengths(NamedTuple):
-    """Of one prompt and response, in tokens."""
+    """Lengths of one prompt and response, in tokens."""
 
     prompt: int
     response: int
@@ -26,20 +26,20 @@ class Lengths(NamedTuple):
 Group = tuple[int, ...]
 """Indices of responses that go through the model as one row, behind one prompt."""
 Shape = tuple[int, ...]
-"""Length of a row; with an encoder those of its prompt and of its responses."""
+"""Length of a row; with an encoder, the lengths of its prompt and of its responses."""
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """What goes through the model at once."""
+    """Responses that go through the model at once."""
 
     groups: tuple[Group, ...]
     counted: bool = True
-    """False where a rank has nothing left to do, but must take part: its loss counts for 0."""
+    """False for a filler, whose loss counts 0: its rank has nothing left but must take part."""
 
     @property
     def indices(self) -> list[int]:
-        """Of all its responses, in the order in which they are laid out."""
+        """Indices of all its responses, in the order in which they are laid out."""
         return [index for group in self.groups for index in group]
 
 
@@ -52,19 +52,19 @@ def plan_micro_batches(
     share: bool = True,
     apart: bool = False,
 ) -> list[list[MicroBatch]]:
-    """Micro-batches of each rank: as many for one as for another, of like cost in each round.
+    """Micro-batches of each rank: equally many, and of similar cost in each round.
 
     Args:
-        lengths: of each response and its prompt.
+        lengths: the lengths of each response and its prompt.
         prompts: a number for each response; responses of one number have one prompt.
         budget: padded tokens that go through the model at once.
-        ranks: among whom they are dealt out.
+        ranks: number of ranks that share the work.
         share: whether responses to one prompt may share it.
-        apart: whether an encoder reads the prompts, so that they are padded by themselves.
+        apart: whether an encoder reads the prompts, which are then padded separately.
 
     Returns:
-        for each rank its micro-batches. The longest come first, so that what does not fit into
-        memory shows at once.
+        the micro-batches of each rank. The longest come first, so that running out of memory
+        shows at once.
     """
     groups = _groups(lengths, prompts, budget, share)
 
@@ -96,7 +96,7 @@ def plan_micro_batches(
 
 @dataclass(frozen=True, slots=True)
 class BatchPlanner:
-    """Plans micro-batches for this process, and lays them out as tensors."""
+    """Plans micro-batches for this process and lays them out as tensors."""
 
     pad_id: int
     start_id: int | None
@@ -135,7 +135,7 @@ class BatchPlanner:
 
 
 def split_evenly(rows: Sequence[int], parts: int) -> list[list[int]]:
-    """Cuts rows into so many consecutive parts whose sizes differ by one at most."""
+    """Cuts rows into consecutive parts whose sizes differ by one at most."""
     base, larger = divmod(len(rows), parts)
     result, start = [], 0
     for part in range(parts):
@@ -173,7 +173,7 @@ def _padded_tokens(rows: Sequence[Shape]) -> int:
 
 
 def _fill(rows: Sequence[Shape], cap: int) -> list[int]:
-    """How many rows each micro-batch takes, filled one after another up to the cap."""
+    """Number of rows in each micro-batch, if each is filled up to the cap in turn."""
     sizes: list[int] = []
     widest: Shape = ()
     for row in rows:
@@ -188,7 +188,7 @@ def _fill(rows: Sequence[Shape], cap: int) -> list[int]:
 
 
 def _least_cap(rows: Sequence[Shape], budget: int, wanted: int) -> int:
-    """The smallest cap that needs no more micro-batches than wanted: it evens them out."""
+    """The smallest cap that needs no more micro-batches than wanted, which evens them out."""
     low, high = 1, budget
     while low < high:
         middle = (low + high) // 2
@@ -200,7 +200,7 @@ def _least_cap(rows: Sequence[Shape], budget: int, wanted: int) -> int:
 
 
 def _is_divisible(batch: Sequence[Group]) -> bool:
-    """Whether it holds more than one response."""
+    """Whether the batch holds more than one response."""
     return len(batch) > 1 or len(batch[0]) > 1
 
 
@@ -213,7 +213,7 @@ def _halves(batch: Sequence[Group]) -> list[list[Group]]:
 
 
 def _dealt(batches: Sequence[MicroBatch], rank: int, ranks: int) -> list[MicroBatch]:
-    """One of each round; the direction turns, so that no rank always gets the larger one."""
+    """One batch of each round; the direction alternates so that no rank always gets the largest."""
     dealt = []
     for number, start in enumerate(range(0, len(batches), ranks)):
         turn = rank if number % 2 == 0 else ranks - 1 - rank

@@ -1,14 +1,14 @@
 """The DeepSpeed engine: one optimiser step over any number of micro-batches, ZeRO 0 to 3.
 
-Facts of DeepSpeed 0.19.8 that this module is shaped by, each with a test:
+Facts of DeepSpeed 0.19.8 that shape this module, each with a test:
 - a micro-batch count that varies needs ``managed_gradient_accumulation: false``;
 - bfloat16 gradients add up in float32 at stage 1 only with ``immediate_grad_update``, at stage 0
   only if autograd itself keeps them in float32, and over ranks only with
   ``communication_data_type``;
 - in bfloat16 at stage 0 it begins with a step of its own on gradients of zero;
-- in float32 at stage 0 it neither tells the norm nor looks for infinities;
-- accumulators of offloaded and of stage 3 gradients keep what a parameter without a gradient in
-  the next step was given in the last, and after a step that was skipped what is not finite;
+- in float32 at stage 0 it neither reports the norm nor looks for infinities;
+- accumulators of offloaded and of stage 3 gradients keep the last step's values for a parameter
+  that gets no gradient in the next step, and keep non-finite values after a skipped step;
 - stage 3 replaces ``torch.nn.functional.linear`` for the whole process, unless
   ``memory_efficient_linear`` is off.
 """
@@ -53,9 +53,9 @@ class StepResult:
     """What one optimiser step reports."""
 
     grad_norm: float
-    """Global norm before clipping; infinite if it was not applied."""
+    """Global gradient norm before clipping; infinite if the step was not applied."""
     learning_rate: float
-    """The highest that the step was done with."""
+    """The highest learning rate of all parameter groups in this step."""
     applied: bool
     """False if a gradient was not finite: parameters, optimiser and schedule are as before."""
 
@@ -63,9 +63,9 @@ class StepResult:
 class TrainEngine:
     """Gradients accumulate over `backward` calls; `step` clips, updates and clears them.
 
-    The loss that is given to `backward` is already divided by the number of tokens of the whole
-    optimiser step, over all micro-batches and ranks. All ranks make the same calls, `backward`
-    equally often too: stages 2 and 3 communicate there.
+    The caller divides each loss by the number of tokens of the whole optimiser step, over all
+    micro-batches and ranks. All ranks make the same calls, and call `backward` equally often,
+    since stages 2 and 3 communicate there.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class TrainEngine:
         learner: LearnerSettings,
         total_steps: int,
     ) -> None:
-        """Args: parameter_groups: of parameters that train; none may be empty."""
+        """Args: parameter_groups: groups of trained parameters; no group may be empty."""
         join_group(0, 1, None, 0.0)  # unless this process is in a group already
         self._bf16 = next(module.parameters()).dtype == torch.bfloat16
         self._stage = learner.zero_stage
@@ -100,8 +100,8 @@ class TrainEngine:
     def _adam(
         self, groups: list[dict[str, Any]], settings: OptimiserSettings
     ) -> torch.optim.Optimizer:
-        # torch's, for DeepSpeed's own multiplies up its bias correction on the CPU but computes
-        # it anew after a resume: equal to some 1e-7 only, where torch's is to the bit.
+        # torch's AdamW resumes to the bit. DeepSpeed's accumulates its bias correction on the CPU
+        # but recomputes it after a resume, which differs by some 1e-7.
         options: dict[str, Any] = {
             "lr": settings.learning_rate,
             "betas": settings.betas,
@@ -126,17 +126,17 @@ class TrainEngine:
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of one micro-batch's share of the loss."""
-        # DeepSpeed averages over ranks, the loss is already a mean over all of them.
+        # DeepSpeed averages over ranks, but the loss is already a mean over all ranks.
         self.engine.backward(loss * world_size(), scale_wrt_gas=False)
         self._backwards += 1
 
     def step(self, frozen_groups: tuple[int, ...] = ()) -> StepResult:
         """Clips, updates, advances the schedule and clears the gradients.
 
-        With a gradient that is not finite, on any rank, nothing but the last is done.
+        If a gradient is not finite on any rank, only the gradients are cleared.
 
         Args:
-            frozen_groups: indices of parameter groups that this step leaves as they are.
+            frozen_groups: indices of parameter groups that this step does not change.
 
         Raises:
             UserError: if more steps in a row than ``learner.max_skipped_updates`` had gradients
@@ -148,13 +148,13 @@ class TrainEngine:
         groups = self.engine.optimizer.param_groups
         scheduled = [float(group["lr"]) for group in groups]
         for index in frozen_groups:
-            groups[index]["lr"] = 0.0  # the schedule sets it anew after the step
+            groups[index]["lr"] = 0.0  # the schedule sets it again after the step
         learning_rate = max(float(group["lr"]) for group in groups)
         if self._bf16 and self._stage == 0:
             self._fill_missing_gradients()
         self.engine.step()
         applied = bool(self.engine.was_step_applied())
-        if not applied:  # nor did the schedule
+        if not applied:  # the schedule did not advance either
             for group, rate in zip(groups, scheduled, strict=True):
                 group["lr"] = rate
         self._clear_accumulators()
@@ -169,14 +169,14 @@ class TrainEngine:
             raise UserError(
                 f"{self._skipped_in_a_row} updates in a row had a loss or gradient that is not "
                 "finite, more than learner.max_skipped_updates allows: lower the learning rate, "
-                "and go on from the last checkpoint"
+                "and resume from the last checkpoint"
             )
 
     def whole_parameters(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """The trained parameters of a part of the module, one whole one after another.
+        """The trained parameters of a part of the module, each one whole, one at a time.
 
-        At stage 3 all ranks gather each one: all must go through to the end. A tensor is valid
-        until the next is asked for.
+        At stage 3 all ranks gather each parameter, so all must iterate to the end. A tensor is
+        valid until the next one is requested.
         """
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
@@ -187,14 +187,14 @@ class TrainEngine:
 
     @property
     def updates(self) -> int:
-        """Updates that were applied so far, before a resume too."""
+        """Number of updates applied so far, including those before a resume."""
         return int(self.scheduler.last_epoch)
 
     def save(self, folder: Path) -> dict[str, str]:
-        """Writes parameters, optimiser and schedule below ``folder``; what is frozen is not.
+        """Writes trained parameters, optimiser and schedule below ``folder``.
 
         Returns:
-            the digest of each file that this rank wrote, by its name relative to ``folder``.
+            the digest of each file that this rank wrote, by its path relative to ``folder``.
         """
         self._files.begin(folder)
         self.engine.save_checkpoint(
@@ -203,7 +203,7 @@ class TrainEngine:
         return self._files.digests()
 
     def load(self, folder: Path) -> None:
-        """Takes up what `save` wrote.
+        """Loads what `save` wrote.
 
         Raises:
             UserError: if a file is damaged, or holds more than data.
@@ -264,10 +264,10 @@ class TrainEngine:
 
 
 class _CheckedAdamW(torch.optim.AdamW):
-    """AdamW that clips, tells the norm, and does nothing if that is not finite.
+    """AdamW that clips, reports the norm, and does nothing if the norm is not finite.
 
-    DeepSpeed asks any optimiser for ``overflow`` and ``_global_grad_norm``; those of its ZeRO
-    stages have them.
+    DeepSpeed reads ``overflow`` and ``_global_grad_norm`` from any optimiser, as its own ZeRO
+    optimisers have them.
     """
 
     def __init__(self, groups: Any, *, max_grad_norm: float, **options: Any) -> None:
@@ -277,7 +277,7 @@ class _CheckedAdamW(torch.optim.AdamW):
         self._global_grad_norm = 0.0
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update with the gradients that there are."""
+        """One update with the present gradients."""
         parameters = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         self.overflow = not bool(torch.isfinite(norm))
@@ -289,9 +289,9 @@ class _CheckedAdamW(torch.optim.AdamW):
 
 
 def _share_of_rate(step: int, settings: OptimiserSettings, total_steps: int) -> float:
-    """By what the learning rate is multiplied at a step: the warm-up, then the decay.
+    """Factor of the learning rate at a step: the warm-up, then the decay.
 
-    As transformers' schedules do, whose module takes a second to import: peft comes with it.
+    The same as transformers' schedules, whose module takes a second to import (it imports peft).
     """
     warmup = settings.warmup_steps
     if step < warmup:

@@ -9,7 +9,7 @@ SMALLEST_FACTOR = 0.1
 
 
 class KlController:
-    """Gives the coefficient and, where it is adaptive, steers it.
+    """Holds the coefficient and, if it is adaptive, adjusts it.
 
     Ziegler et al. 2019, section 2.2: ``value *= 1 + clip(kl / target - 1, -0.2, 0.2) * n /
     horizon``. The factor is kept positive.
@@ -20,7 +20,7 @@ class KlController:
         self.coefficient = settings.coefficient
 
     def update(self, kl: float, rationales: int) -> None:
-        """Steers by the mean KL per rationale (nats) over so many rationales."""
+        """Adjusts the coefficient by the mean KL per rationale (nats) of this many rationales."""
         if isinstance(self._settings, FixedKl):
             return
         error = min(max(kl / self._settings.target - 1, -0.2), 0.2)
@@ -28,7 +28,7 @@ class KlController:
         self.coefficient *= max(factor, SMALLEST_FACTOR)
 
     def state(self) -> dict[str, float]:
-        """What a resume needs."""
+        """State that a resume needs."""
         return {"coefficient": self.coefficient}
 
     def restore(self, state: dict[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""What must agree between a checkpoint and the learners that take it up."""
+"""What must agree between a checkpoint and the learners that load it."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ _KEYS = {
     "offload": "learner.offload",
     "dtype": "policy.dtype",
 }
-"""The setting behind each fact; the rest is the model's."""
+"""The setting behind each field; the other fields describe the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the engine's state is cut up, and what it is the state of."""
+    """How the engine's state is partitioned, and which parameters it belongs to."""
 
     learners: int
     zero_stage: int
     offload: str
     dtype: str
     parameters: str
-    """Digest of the names and shapes of what is trained."""
+    """Digest of the names and shapes of the trained parameters."""
 
     def write(self, folder: Path) -> None:
-        """Writes it into a checkpoint."""
+        """Writes the layout into a checkpoint."""
         (folder / LAYOUT).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
 
 
@@ -61,19 +61,19 @@ def layout_of(config: Config, policy: nn.Module) -> Layout:
 
 
 def check_layout(folder: Place, now: Layout) -> None:
-    """Compares a checkpoint with the learner that would take it up.
+    """Compares a checkpoint with the learner that would load it.
 
     Raises:
-        UserError: naming the setting to put back, or that the model is another.
+        UserError: naming the setting to restore, or saying that the model is another one.
     """
     _compare(folder, asdict(now))
 
 
 def check_settings(folder: Place, config: Config) -> None:
-    """The part of `check_layout` that needs no model: before any actor starts.
+    """The part of `check_layout` that needs no model, for use before any actor starts.
 
     Raises:
-        UserError: naming the setting to put back.
+        UserError: naming the setting to restore.
     """
     now = {
         "learners": config.actors.learner.count,
@@ -91,8 +91,8 @@ def _compare(folder: Place, now: dict[str, Any]) -> None:
         before = dict(json.loads(text))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"the checkpoint '{folder}' is damaged ({LAYOUT}: {error}): delete it to go on from "
-            "the one before"
+            f"the checkpoint '{folder}' is damaged ({LAYOUT}: {error}): delete it to resume "
+            "from the one before"
         ) from None
     for name, value in now.items():
         if before.get(name) == value:
@@ -100,9 +100,9 @@ def _compare(folder: Place, now: dict[str, Any]) -> None:
         if name in _KEYS:
             raise UserError(
                 f"the checkpoint '{folder}' was written with {_KEYS[name]} {before.get(name)!r}, "
-                f"not {value!r}: DeepSpeed's state fits that alone, so set it back"
+                f"not {value!r}: DeepSpeed's state fits only that, so restore it"
             )
         raise UserError(
-            f"the checkpoint '{folder}' is that of another model (its {name} differ): begin anew "
-            "with another --run-dir"
+            f"the checkpoint '{folder}' is of another model (its {name} differ): use "
+            "another --run-dir"
         )

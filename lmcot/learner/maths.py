@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 LOG_RATIO_BOUND = 20.0
-"""Log-ratios are clamped to this before they go through exp, which then stays finite."""
+"""Log-ratios are clamped to plus or minus this before exp, which then stays finite."""
 
 
 def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probability of each token under logits divided by the sampling temperature.
 
     Args:
-        logits: [..., V]; those that predict each token.
+        logits: [..., V]; the logits that predict each token.
         ids: [...] int64.
 
     Returns:
@@ -36,12 +36,12 @@ def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def _scores(logits: Tensor, temperature: float) -> Tensor:
-    # The largest tensor of a small model: not copied for nothing.
+    # This is the largest tensor of a small model, so it is copied only if needed.
     return logits.float() if temperature == 1 else logits.float() / temperature
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``values`` where ``mask`` is 1: [B, T] to a scalar; 0 where nothing is masked in."""
+    """Mean of ``values`` where ``mask`` is 1: [B, T] to a scalar; 0 if the mask is all zeros."""
     return (values * mask).sum() / mask.sum().clamp_min(1)
 
 
@@ -94,7 +94,7 @@ def gae(
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16).
 
-    A rationale ends with its last valid token: nothing is bootstrapped beyond it.
+    A rationale ends with its last valid token; there is no bootstrap value beyond it.
 
     Args:
         rewards, values, mask: [B, T]; each row is valid from 0 to its length.
@@ -152,8 +152,8 @@ def grpo(rewards: Tensor, groups: Tensor, *, normalise: bool = True) -> Tensor:
 def _centred(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     """Size of each reward's group, and the reward less the group's mean; float64 [B] each.
 
-    In float64 equal float32 rewards give exactly 0. In float32 they gave the mean's rounding
-    error, which the division by their deviation makes as large as a real advantage.
+    In float64, equal float32 rewards give exactly 0. In float32 they would give the mean's
+    rounding error, which dividing by their deviation makes as large as a real advantage.
     """
     rewards = rewards.double()
     zeros = torch.zeros_like(rewards)  # group numbers are below B
@@ -163,7 +163,7 @@ def _centred(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def whiten(values: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
-    """Scales to unit variance over the masked positions; takes the mean away unless kept.
+    """Scales to unit variance over the masked positions; subtracts the mean unless it is kept.
 
     Advantages lose their mean, rewards keep it. [B, T] to [B, T], 0 at padding.
     """
@@ -176,7 +176,7 @@ def whiten(values: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
 def importance_weight(proximal: Tensor, behaviour: Tensor, cap: float) -> Tensor:
     """min(p_proximal / p_behaviour, cap) per token, [...].
 
-    Corrects for a sampler that was older than the learner, or whose arithmetic differs.
+    Corrects for a sampler whose weights are older than the learner's, or whose arithmetic differs.
     """
     return log_ratio(proximal, behaviour).exp().clamp_max(cap)
 
@@ -194,7 +194,7 @@ def policy_loss(
     2020, equation 5).
 
     Returns:
-        loss [...], and where the clip was active [...] as 0 or 1.
+        the loss [...], and 1 where the clip was active, else 0, [...].
     """
     ratio = log_ratio(logprobs, proximal).exp()
     plain = -advantages * ratio

@@ -1,4 +1,4 @@
-"""The process group of the learners: how they meet, and what they add up."""
+"""The process group of the learners: how they meet, and sums and maxima over them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
 _TIMEOUT = timedelta(minutes=30)
-"""Of one collective: a learner may wait that long for another's micro-batch. The driver ends the
-group long before, if a learner dies."""
+"""Time limit of one collective: how long a learner may wait for another's micro-batch. If a learner
+dies, the driver ends the group long before that."""
 
 _hosted: list[TCPStore] = []
 
 
 def host_meeting() -> tuple[str, int]:
-    """Opens the place where the ranks meet, in the process of rank 0; gives host and port."""
+    """Opens the store where the ranks meet, in the process of rank 0; returns its host and port."""
     host = _own_address()
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_TIMEOUT)
     _hosted.append(store)  # it closes with its last reference
@@ -29,8 +29,8 @@ def host_meeting() -> tuple[str, int]:
 def join_group(rank: int, world: int, meeting: tuple[str, int] | None, timeout_s: float) -> None:
     """Makes this process one rank of the group; a group of one needs no meeting.
 
-    A group of one has its store in memory: there is no port that another process could take
-    first, or that a child process would inherit through the environment.
+    A group of one keeps its store in memory: another process cannot take its port, and a child
+    process does not inherit one through the environment.
     """
     if dist.is_initialized():
         return
@@ -44,13 +44,13 @@ def join_group(rank: int, world: int, meeting: tuple[str, int] | None, timeout_s
             *meeting, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
         )
     else:
-        raise ValueError(f"rank {rank} of {world} was told no meeting place")
+        raise ValueError(f"rank {rank} of {world} has no meeting place")
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_TIMEOUT)
 
 
 def rank() -> int:
-    """Of this process; 0 before it joined a group."""
+    """Rank of this process; 0 before it joins a group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 

@@ -1,4 +1,4 @@
-"""Rewards in units of their own spread, over the run so far."""
+"""Rewards divided by their standard deviation over the run so far."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RewardScale:
         self._squares = 0.0
 
     def scale(self, rewards: Sequence[float]) -> list[float]:
-        """Takes a step's rewards into account, and gives them scaled."""
+        """Adds a step's rewards to the statistics, and returns them scaled."""
         number = len(rewards)
         mean = math.fsum(rewards) / number
         squares = math.fsum((reward - mean) ** 2 for reward in rewards)
@@ -30,10 +30,10 @@ class RewardScale:
         return [reward / deviation if deviation > 1e-8 else reward for reward in rewards]
 
     def state(self) -> dict[str, float]:
-        """What a resume needs."""
+        """State that a resume needs."""
         return {"count": self._count, "mean": self._mean, "squares": self._squares}
 
     def restore(self, state: dict[str, float]) -> None:
-        """Takes up a saved state."""
+        """Restores a saved state."""
         self._count, self._mean = state["count"], state["mean"]
         self._squares = state["squares"]

@@ -459,7 +459,7 @@ def test_a_setting_to_put_back_is_named(tmp_path: Path, fact: str, before: Any, 
     sentences.append(str(caught.value))
     assert sentences[0] == sentences[1]
     assert sentences[0] == (
-        f"the checkpoint '{tmp_path}' was {said}DeepSpeed's state fits that alone, so set it back"
+        f"the checkpoint '{tmp_path}' was {said}DeepSpeed's state fits only that, so restore it"
     )
 
 
@@ -478,8 +478,8 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         check_layout(tmp_path, _layout())
     assert str(caught.value) == (
-        f"the checkpoint '{tmp_path}' is that of another model (its parameters differ): begin anew "
-        "with another --run-dir"
+        f"the checkpoint '{tmp_path}' is of another model (its parameters differ): use "
+        "another --run-dir"
     )
 
 

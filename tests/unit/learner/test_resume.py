@@ -129,7 +129,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (Case(LLAMA, 0), r"written with learner\.zero_stage 2, not 0: .* set it back"),
         (Case(LLAMA, 3), r"written with learner\.zero_stage 2, not 3"),
         (Case(LLAMA, 2, offload="optimiser"), r"learner\.offload 'none', not 'optimiser'"),
-        (Case(T5, 2), r"is that of another model \(its parameters differ\)"),
+        (Case(T5, 2), r"is of another model \(its parameters differ\)"),
         (Case(LLAMA, 2, lora=True), r"another model \(its parameters differ\)"),
         (Case(LLAMA, 2, critic="model"), r"another model \(its parameters differ\)"),
         (Case(LLAMA, 2, "bfloat16"), r"policy\.dtype 'float32', not 'bfloat16'"),
