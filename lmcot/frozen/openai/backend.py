@@ -14,7 +14,8 @@ from lmcot.frozen.backend import FrozenBackend
 from lmcot.frozen.needs import Found, Needs
 from lmcot.frozen.openai.access import open_access
 from lmcot.frozen.openai.choices import to_choice
-from lmcot.frozen.openai.client import LONGEST_REASON, EndpointClient, EndpointError
+from lmcot.frozen.openai.client import EndpointClient
+from lmcot.frozen.openai.errors import LONGEST_REASON, EndpointError
 from lmcot.frozen.openai.form import RequestForm
 from lmcot.frozen.openai.replies import Faulty, Reply, to_completion
 from lmcot.frozen.openai.scores import to_score

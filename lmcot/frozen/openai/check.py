@@ -10,7 +10,7 @@ from lmcot.errors import UserError
 from lmcot.frozen.needs import Found, Measure, Needs
 from lmcot.frozen.openai.backend import REFUSED, OpenAILM
 from lmcot.frozen.openai.choices import has_alternatives, to_choice
-from lmcot.frozen.openai.client import EndpointError
+from lmcot.frozen.openai.errors import EndpointError, complaint
 from lmcot.frozen.openai.form import complains_of_length
 from lmcot.frozen.openai.probes import wrong_scores
 from lmcot.frozen.openai.replies import Reply
@@ -214,44 +214,3 @@ class _Check:
 
 def _read_choice(reply: Reply) -> tuple[Choice | Failure, bool]:
     return to_choice(reply, _YES_NO), has_alternatives(reply)
-
-
-def complaint(error: EndpointError, settings: OpenAIFrozen) -> str:
-    """What to tell the user, by the status that the endpoint answered a first request with."""
-    endpoint, reason = f"the endpoint {settings.base_url}", error.failure.reason
-    if error.status == 0:
-        return f"{endpoint} cannot be reached ({reason}): start it, or correct frozen.base_url"
-    if error.status == 200:
-        return f"{endpoint} gives no completion ({reason}): {_if_not_its_own_words(error)}"
-    if error.status in (401, 403):
-        return (
-            f"{endpoint} refuses access ({reason}): put a valid key into the environment "
-            f"variable {settings.api_key_env}, or name another in frozen.api_key_env"
-        )
-    if error.status == 429:
-        return (
-            f"{endpoint} admits no more requests at present ({reason}): wait, have the limit "
-            "raised, or lower frozen.concurrency and frozen.requests_per_minute"
-        )
-    if complains_of_length(error.said):
-        return (
-            f"{endpoint} refuses the length of replies ({reason}): change "
-            f"frozen.max_answer_tokens ({settings.max_answer_tokens}) or "
-            f"frozen.max_rationale_tokens ({settings.max_rationale_tokens})"
-        )
-    if error.status == 404:
-        return (
-            f"{endpoint} knows no model '{settings.model}', or no {settings.api} API ({reason}): "
-            "correct frozen.model, frozen.base_url or frozen.api"
-        )
-    return (
-        f"{endpoint} does not answer a first request ({reason}): check frozen.base_url, "
-        "frozen.model and frozen.api; parameters that it refuses can be renamed, left out or added "
-        "with frozen.rename_parameters, frozen.drop_parameters and frozen.extra_body"
-    )
-
-
-def _if_not_its_own_words(error: EndpointError) -> str:
-    if error.said:
-        return "that is what it says itself; check frozen.model and your account there"
-    return "it does not speak the OpenAI API there; correct frozen.base_url or frozen.api"

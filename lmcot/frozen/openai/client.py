@@ -4,70 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import openai
 
 from lmcot.config import OpenAIFrozen
 from lmcot.frozen.openai.access import Access, open_client, request_options
+from lmcot.frozen.openai.errors import EndpointError, Faults
 from lmcot.frozen.openai.form import RequestForm
 from lmcot.frozen.openai.loop import LoopThread
-from lmcot.frozen.openai.replies import ErrorBody, Faulty, Garbled, Reply, read, said
-from lmcot.frozen.pacing import Pace, backoff_s, retry_after_s
+from lmcot.frozen.openai.replies import ErrorBody, Faulty, Garbled, Reply, read
+from lmcot.frozen.openai.token_counts import counted, estimate
+from lmcot.frozen.pacing import Pace, backoff_s
 from lmcot.records import Failure, FailureKind, Usage
 
-_TRANSIENT_STATUS = (408, 409, 425, 429)
-# The endpoint does not know the method, or the version of HTTP.
-_PERMANENT_STATUS = (501, 505)
 _BUSY_STATUS = (429, 503)
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
-_BYTES_PER_TOKEN = 4
 _ALIKE = 3
 """Faults of the same kind in a row for one request, after which another try is no use."""
 _PROBE_EVERY_S = 10.0
 """While the endpoint is taken to be down, one request in so many seconds finds out if it is."""
-LONGEST_REASON = 300
-"""Characters of a failure's reason."""
-_LONGEST_BODY = 4000
-"""Characters of an endpoint's refusal that are looked at."""
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class EndpointError(Exception):
-    """What went wrong with a request, as its `Failure`.
-
-    Attributes:
-        status: of HTTP; 0 if there was no answer.
-        again: whether it is worth another try.
-        wait_s: what the endpoint asks to wait before, in seconds.
-        said: all that the endpoint answered, without secrets.
-    """
-
-    def __init__(
-        self,
-        failure: Failure,
-        *,
-        status: int = 0,
-        again: bool = False,
-        wait_s: float = 0.0,
-        said: str = "",
-    ) -> None:
-        super().__init__(failure.reason)
-        self.failure = failure
-        self.status = status
-        self.again = again
-        self.wait_s = wait_s
-        self.said = said
-
-    def fault(self) -> tuple[int, str]:
-        """What is alike where a request fails in the same way again."""
-        return self.status, self.failure.reason
 
 
 class EndpointClient:
@@ -89,7 +49,7 @@ class EndpointClient:
         self.form = RequestForm.of(settings)
         self.spend: Callable[[Usage], None] = lambda usage: None
         self._settings = settings
-        self._access = access
+        self._faults = Faults(settings, access)
         self._client = open_client(settings, access)
         self._options: Any = request_options(access)
         self._thread = LoopThread(self._client.close)
@@ -147,7 +107,7 @@ class EndpointClient:
                 async with asyncio.timeout(self._settings.total_timeout_s) as limit:
                     for attempt in itertools.count():
                         self._check_up(faults)
-                        await self._turn(_estimate(body), limit, faults)
+                        await self._turn(estimate(body), limit, faults)
                         try:
                             return await self._attempt(body, judge)
                         except EndpointError as error:
@@ -160,7 +120,7 @@ class EndpointClient:
                             await self._rest(pause, limit, faults)
             except TimeoutError:
                 reason = f"the request timed out after {self._total()} (last: {_last(faults)})"
-                raise self._error(FailureKind.TRANSIENT, reason) from None
+                raise self._faults.error(FailureKind.TRANSIENT, reason) from None
         raise AssertionError("unreachable")
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
@@ -192,7 +152,9 @@ class EndpointClient:
             raise error
         if error.status == 500 and self._answers > answers:
             reason = f"{error.failure.reason} ({_ALIKE} times, while it answered other requests)"
-            raise self._error(FailureKind.PERMANENT, reason, status=error.status, said=error.said)
+            raise self._faults.error(
+                FailureKind.PERMANENT, reason, status=error.status, said=error.said
+            )
 
     def _check_up(self, faults: Sequence[EndpointError]) -> None:
         """Fails at once if nothing was answered for the time that one request may take.
@@ -209,7 +171,7 @@ class EndpointClient:
             return
         silent = now - self._failing_since
         reason = f"the endpoint has answered nothing for {silent:.0f} s (last: {_last(faults)})"
-        raise self._error(FailureKind.TRANSIENT, reason)
+        raise self._faults.error(FailureKind.TRANSIENT, reason)
 
     async def _turn(
         self, tokens: float, limit: asyncio.Timeout, faults: Sequence[EndpointError]
@@ -244,7 +206,7 @@ class EndpointClient:
                 else f"a pause of {seconds:.0f} s"
             )
             reason = f"{what} would exceed {self._total()} (last: {_last(faults)})"
-            raise self._error(FailureKind.TRANSIENT, reason, status=status)
+            raise self._faults.error(FailureKind.TRANSIENT, reason, status=status)
         await asyncio.sleep(seconds)
 
     async def _attempt(self, body: dict[str, Any], judge: Callable[[Reply], Result]) -> Result:
@@ -257,65 +219,19 @@ class EndpointClient:
             reply = read(body_text, api)
             self._failing_since = None
             self._answers += 1
-            reply = _counted(reply, body)
+            reply = counted(reply, body)
             usage += Usage(tokens=reply.tokens_in + reply.tokens_out, estimated=reply.estimated)
             if self._tokens:
-                self._tokens.settle(_estimate(body), reply.tokens_in + reply.tokens_out)
+                self._tokens.settle(estimate(body), reply.tokens_in + reply.tokens_out)
             return judge(reply)
-        except openai.APIStatusError as error:
-            raise self._refusal(error) from None
-        except openai.APITimeoutError:
-            reason = "the request timed out: the endpoint did not reply in time"
-            raise self._error(FailureKind.TRANSIENT, reason, again=True) from None
-        except openai.OpenAIError as error:
-            reason = f"the connection to the endpoint failed ({_cause(error)})"
-            raise self._error(FailureKind.TRANSIENT, reason, again=True) from None
-        except UnicodeEncodeError as error:
-            reason = f"the prompt cannot be sent as UTF-8 ({error.reason})"
-            raise self._error(FailureKind.PERMANENT, reason) from None
-        except ErrorBody as error:
-            again = _may_pass(error.status) or error.status == 200
-            kind = FailureKind.TRANSIENT if again else FailureKind.PERMANENT
-            told: dict[str, Any] = {"status": error.status, "again": again, "said": str(error)}
-            raise self._error(kind, str(error), **told) from None
-        except Garbled as error:
-            raise self._error(FailureKind.TRANSIENT, str(error), status=200, again=True) from None
-        except Faulty as error:
-            again = error.again
-            raise self._error(FailureKind.PERMANENT, str(error), status=200, again=again) from None
+        except (openai.OpenAIError, UnicodeEncodeError, ErrorBody, Garbled, Faulty) as error:
+            found = self._faults.error_of(error)
+            if found.status in _BUSY_STATUS and found.wait_s > 0:
+                self._paused_until = max(self._paused_until, time.monotonic() + found.wait_s)
+                self._pause_status = found.status
+            raise found from None
         finally:
             self.spend(usage)
-
-    def _refusal(self, error: openai.APIStatusError) -> EndpointError:
-        status = error.status_code
-        wait_s = retry_after_s(error.response.headers.get("retry-after"), time.time())
-        if status in _BUSY_STATUS and wait_s > 0:
-            self._paused_until = max(self._paused_until, time.monotonic() + wait_s)
-            self._pause_status = status
-        # A quota is not filled up again within the time of a request.
-        again = _may_pass(status) and _code(error) != "insufficient_quota"
-        reason = f"the endpoint answers with status {status}: {_said(error)}"
-        if status in (401, 403):
-            reason = f"{self._key_in_words()}: {reason}"
-        kind = FailureKind.TRANSIENT if _may_pass(status) else FailureKind.PERMANENT
-        told: dict[str, Any] = {"again": again, "wait_s": wait_s, "said": _named_in(error)}
-        return self._error(kind, reason, status=status, **told)
-
-    def _key_in_words(self) -> str:
-        variable = self._settings.api_key_env
-        if self._access.key:
-            return f"the key in {variable} is refused"
-        if self._access.secrets:
-            return "what frozen.headers sends is refused"
-        return f"no key was sent, for {variable} is not set"
-
-    def _error(
-        self, kind: FailureKind, reason: str, *, said: str = "", **more: Any
-    ) -> EndpointError:
-        # Some endpoints repeat the key in what they say.
-        line = " ".join(self._access.redacted(reason).split())
-        said = self._access.redacted(said)
-        return EndpointError(Failure(kind, line[:LONGEST_REASON]), said=said, **more)
 
     def _total(self) -> str:
         return f"frozen.total_timeout_s = {self._settings.total_timeout_s:g}"
@@ -325,71 +241,5 @@ def _pace(per_minute: float | None) -> Pace | None:
     return None if per_minute is None else Pace(per_minute)
 
 
-def _cause(error: openai.OpenAIError) -> str:
-    cause = error.__cause__ or error
-    return str(cause) or type(cause).__name__
-
-
-def _may_pass(status: int) -> bool:
-    """Whether what a status tells may be over at another try."""
-    return status in _TRANSIENT_STATUS or (status >= 500 and status not in _PERMANENT_STATUS)
-
-
 def _last(faults: Sequence[EndpointError]) -> str:
     return faults[-1].failure.reason if faults else "no answer yet"
-
-
-def _said(error: openai.APIStatusError) -> str:
-    return said(error.body or error.message)
-
-
-def _named_in(error: openai.APIStatusError) -> str:
-    """What the refusal is about: a parameter that it points at, else all of its text.
-
-    What it repeats of the request is left out: that names every parameter.
-    """
-    body = error.body if isinstance(error.body, dict) else {}
-    detail = body.get("detail") or body.get("message")
-    listed = detail.get("detail") if isinstance(detail, dict) else detail
-    if isinstance(listed, list) and all(isinstance(one, dict) for one in listed):
-        return "; ".join(
-            f"{'.'.join(map(repr, one.get('loc', ())))}: {one.get('type')}: {one.get('msg')}"
-            for one in listed
-        )[:_LONGEST_BODY]
-    if isinstance(body.get("message"), str):
-        return f"'{body.get('param')}': {body.get('code')}: {said(body)}"[:_LONGEST_BODY]
-    return error.response.text[:_LONGEST_BODY]
-
-
-def _code(error: openai.APIStatusError) -> Any:
-    return error.body.get("code") if isinstance(error.body, dict) else None
-
-
-def _counted(reply: Reply, body: dict[str, Any]) -> Reply:
-    """The reply with its tokens told by length where the endpoint does not count them."""
-    tokens_in = reply.tokens_in or _tokens_in(body)
-    tokens_out = reply.tokens_out or _length_in_tokens(_new_text(reply, body))
-    if (tokens_in, tokens_out) == (reply.tokens_in, reply.tokens_out):
-        return reply
-    return replace(reply, tokens_in=tokens_in, tokens_out=tokens_out, estimated=True)
-
-
-def _new_text(reply: Reply, body: dict[str, Any]) -> str:
-    if body.get("echo"):
-        return reply.text.removeprefix(body["prompt"])
-    return reply.thinking + reply.text
-
-
-def _estimate(body: dict[str, Any]) -> float:
-    """Tokens that a request may read and write, told by its length."""
-    return float(_tokens_in(body) + body["max_tokens"])
-
-
-def _tokens_in(body: dict[str, Any]) -> int:
-    texts = [body["prompt"]] if "prompt" in body else [one["content"] for one in body["messages"]]
-    return sum(map(_length_in_tokens, texts))
-
-
-def _length_in_tokens(text: str) -> int:
-    """By bytes, so that scripts with many bytes a character count as many tokens."""
-    return math.ceil(len(text.encode("utf-8", "replace")) / _BYTES_PER_TOKEN)
