@@ -69,7 +69,7 @@ class FrozenClient:
         attempts: int,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """Calls nobody yet.
+        """Prepares the client; nothing is called yet.
 
         Args:
             check: called while waiting; raises to abandon the wait.

@@ -23,28 +23,28 @@ _CLIENTS_AT_ONCE = 32
 
 
 class CacheSettings(Settings):
-    """What the frozen LM replied is kept on the node's disk, and not asked again."""
+    """The cache of the frozen LM's replies, on the disk of each node."""
 
     enabled: bool = True
-    """Whether it is."""
+    """Whether the reply cache is on."""
     folder: str | None = None
-    """On a local disk, never a shared file system; unset: ``$LMCOT_CACHE``, else
-    ``~/.cache/lmcot``."""
+    """Folder of the cache, on a local disk and never on a shared file system; unset:
+    ``$LMCOT_CACHE``, else ``~/.cache/lmcot``."""
     max_gib: PositiveFloat = 2.0
-    """Size of all replies together; the least recently used go first."""
+    """Largest size of the cache in GiB; the least recently used replies are dropped first."""
 
 
 class BudgetSettings(Settings):
-    """What a run may spend on the frozen LM; what its cache answers costs nothing.
+    """What a run may spend on the frozen LM; replies from the cache cost nothing.
 
-    The run stops with a checkpoint once a limit is passed, by no more than the work units that
-    are under way. Raise the limit, and the same command goes on.
+    The run stops with a checkpoint once a limit is passed, by no more than the work units in
+    flight. Raise the limit and rerun the same command to resume.
     """
 
     max_requests: PositiveInt | None = None
-    """Requests to the frozen LM in the whole run, all stages together; unset: no limit."""
+    """Most requests to the frozen LM in the whole run, all stages together; unset: no limit."""
     max_tokens: PositiveInt | None = None
-    """Tokens that it reads and writes in the whole run; unset: no limit."""
+    """Most tokens that the frozen LM reads and writes in the whole run; unset: no limit."""
 
 
 class FrozenSettings(Settings):
@@ -55,16 +55,16 @@ class FrozenSettings(Settings):
     """
 
     max_answer_tokens: PositiveInt = 24
-    """Longest answer."""
+    """Longest answer, in tokens."""
     max_rationale_tokens: PositiveInt = 128
-    """Longest rationale of its own (the ``cot`` row and the ``frozen`` teacher)."""
+    """Longest rationale that the frozen LM writes (the ``cot`` row and the ``frozen`` teacher)."""
     max_thinking_tokens: NonNegativeInt = 0
-    """Room for hidden thinking: so many tokens more for every answer and rationale. A model that
-    thinks before it answers needs some thousand; what it does not use costs nothing."""
+    """Tokens that every answer and rationale may take in addition, for hidden thinking. A model
+    that thinks before it answers needs a few thousand; unused tokens cost nothing."""
     cache: CacheSettings = Field(default_factory=CacheSettings)
-    """Greedy and seeded replies, probabilities and scores are kept."""
+    """The cache of greedy and seeded replies, probabilities and scores."""
     budget: BudgetSettings = Field(default_factory=BudgetSettings)
-    """Limits of what the run may spend."""
+    """Limits on what the run may spend."""
 
     @property
     def answer_limit(self) -> int:
@@ -146,16 +146,16 @@ class TransformersFrozen(FrozenSettings):
     source: str
     """Where the weights come from: the same forms as ``policy.source``."""
     dtype: Dtype = "auto"
-    """Arithmetic of the frozen LM."""
+    """Data type of the weights and the arithmetic."""
     max_batch_tokens: PositiveInt = 8192
-    """Tokens that go through the model at once; a longer prompt takes several passes."""
+    """Most tokens in one pass of the model; a longer prompt takes several passes."""
     max_cached_tokens: PositiveInt = 32768
-    """Tokens whose keys and values are held at once, prompts and answers together; what has no
-    room waits. A 7B model in bfloat16 takes 0.5 MiB for each."""
+    """Most tokens whose keys and values are held at once, prompts and answers together; requests
+    beyond that wait. A 7B model in bfloat16 takes 0.5 MiB per token."""
     batching: Literal["unit", "dynamic"] = "unit"
-    """``unit``: what one call asks goes through the model by itself, so a run repeats to the bit.
-    ``dynamic``: requests of all clients go through together as they come, which is faster with
-    several reward actors; results repeat up to the rounding of the arithmetic."""
+    """``unit``: each call goes through the model by itself, so a run repeats to the bit.
+    ``dynamic``: requests of all clients are batched as they arrive, which is faster with several
+    reward actors; results repeat up to rounding."""
 
     @property
     def local_source(self) -> str:
@@ -181,9 +181,9 @@ class TransformersFrozen(FrozenSettings):
 
 
 RequestParameter = Literal["max_tokens", "temperature", "seed", "stop"]
-"""What requests for a reply send beside the model and the prompt."""
+"""Parameters of a request for a reply, besides the model and the prompt."""
 DroppedParameter = Literal["temperature", "seed", "stop"]
-"""What a request may do without; a reply without a limit would have no end."""
+"""Parameters that a request may omit; ``max_tokens`` is not one, since it ends the reply."""
 _OWN_PARAMETERS = (
     *("model", "messages", "prompt", "max_tokens", "max_completion_tokens", "temperature", "seed"),
     *("stop", "stream", "n", "echo", "logprobs", "top_logprobs"),
@@ -195,7 +195,7 @@ class OpenAIFrozen(FrozenSettings):
 
     backend: Literal["openai"]
     base_url: Annotated[str, BeforeValidator(check_base_url)]
-    """For example ``http://localhost:8000/v1``."""
+    """The endpoint's address, for example ``http://localhost:8000/v1``."""
     model: str
     """The model's name at that endpoint."""
     api_key_env: Annotated[str, BeforeValidator(check_variable_name)] = "OPENAI_API_KEY"
@@ -205,11 +205,11 @@ class OpenAIFrozen(FrozenSettings):
     plain text for base models; where the endpoint echoes log-probabilities (vLLM does), it also
     gives the likelihoods that fluency and the likelihood gain are measured by."""
     concurrency: PositiveInt = 8
-    """Requests under way at once, per frozen-LM actor."""
+    """Most requests in flight, per frozen-LM actor."""
     requests_per_minute: PositiveFloat | None = None
-    """The endpoint's limit, per frozen-LM actor; requests are spread evenly. Unset: none."""
+    """Most requests per minute, per frozen-LM actor, spread evenly; unset: no limit."""
     tokens_per_minute: PositiveFloat | None = None
-    """Likewise of tokens read and written."""
+    """Most tokens read and written per minute, per frozen-LM actor; unset: no limit."""
     connect_timeout_s: PositiveFloat = 10.0
     """Time limit for a connection to the endpoint."""
     read_timeout_s: PositiveFloat = 60.0
@@ -217,30 +217,30 @@ class OpenAIFrozen(FrozenSettings):
     total_timeout_s: PositiveFloat = 300.0
     """Time limit of one request with all its retries and pauses."""
     max_retries: NonNegativeInt = 6
-    """How often a transient failure of one request is tried again, with growing pauses."""
+    """How often a request that failed for a transient reason is retried, with growing pauses."""
     parameters: PositiveInt | None = None
-    """Number of the model's parameters, if known: for the FLOP estimate in the report."""
+    """Number of the model's parameters, if known, for the FLOP estimate in the report."""
     rename_parameters: dict[RequestParameter, str] = Field(default_factory=dict)
-    """Other names of what requests send, for example ``{max_tokens: max_completion_tokens}``. What
-    the endpoint refuses is learned at the start; this is for what cannot be learned."""
+    """The endpoint's own names of parameters, for example ``{max_tokens: max_completion_tokens}``.
+    Parameters that it refuses are learned at the start; this is for what cannot be learned."""
     drop_parameters: tuple[DroppedParameter, ...] = ()
-    """What requests never send. Without ``temperature`` the endpoint's own applies and replies to
-    the same prompt differ; without ``seed`` the samples of a vote do not repeat; ``stop`` costs
-    nothing but tokens, since replies are cut here too."""
+    """Parameters that requests never send. Without ``temperature`` the endpoint's own applies, and
+    replies to the same prompt differ; without ``seed`` the samples of a vote do not repeat; without
+    ``stop`` the endpoint only writes more tokens, since replies are cut here too."""
     extra_body: Annotated[dict[str, Any], AfterValidator(check_no_secrets)] = Field(
         default_factory=dict
     )
-    """Sent with each request as it is, for example ``{reasoning_effort: low}`` or
+    """Fields that are added to each request as they are, for example ``{reasoning_effort: low}`` or
     ``{chat_template_kwargs: {enable_thinking: false}}``."""
     headers: Annotated[dict[str, str], AfterValidator(check_headers)] = Field(default_factory=dict)
-    """Sent with each request. ``${NAME}`` stands for the environment variable NAME: a secret, such
-    as ``{api-key: "${AZURE_KEY}"}``, must be given so, and is never written anywhere."""
+    """HTTP headers of each request. ``${NAME}`` stands for the environment variable NAME; a secret
+    must be given so, as in ``{api-key: "${AZURE_KEY}"}``, and is never written anywhere."""
     query: Annotated[dict[str, str], AfterValidator(check_no_secrets)] = Field(default_factory=dict)
-    """Sent with each address, for example ``{api-version: "2024-10-21"}``."""
+    """Query parameters of each request, for example ``{api-version: "2024-10-21"}``."""
     verify_tls: bool = True
     """Whether the certificate of an ``https`` endpoint is checked."""
     ca_file: str | None = None
-    """Certificates (PEM) of those who may sign the endpoint's; unset: those of the system."""
+    """File of the certificate authorities (PEM) that are trusted; unset: those of the system."""
 
     @field_validator("extra_body")
     @classmethod

@@ -21,9 +21,9 @@ from lmcot.storage import local_path
 _WAIT_S = 60.0
 """How long one process waits for another's transaction."""
 _SPARED = 0.9
-"""What is left of the size limit when the least recently used entries have been dropped."""
+"""Share of the size limit that is still used after the least recently used were dropped."""
 _FRESH_S = 600
-"""The time of use is exact to so many seconds: reading need not write each time."""
+"""Seconds within which the time of use is not updated, so that most reads need no write."""
 _VERSION = 1
 
 _SCHEMA = """
@@ -48,7 +48,7 @@ def cache_path(folder: str | None) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a cache holds of one model."""
+    """What a cache holds of one model's replies."""
 
     model: str
     replies: int
@@ -56,14 +56,14 @@ class Held:
 
 
 class ReplyCache:
-    """One file; safe to open in many processes and for many threads, not to carry through a fork.
+    """The cache's file; processes and threads may share it, but it does not survive a fork.
 
     Args:
-        path: of the file, on a local disk: SQLite's locks do not hold on network file systems.
-        max_bytes: of all replies together; the least recently used go first.
+        path: the file, on a local disk, since SQLite's locks do not hold on network file systems.
+        max_bytes: largest size of all replies; the least recently used are dropped first.
 
     Raises:
-        UserError: if the file cannot be opened, or is none of ours.
+        UserError: if the file cannot be opened, or is not a cache of this version.
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
@@ -118,7 +118,7 @@ class ReplyCache:
         return [found.get(key) for key in keys]
 
     def put(self, model: str, replies: Sequence[tuple[bytes, str]]) -> None:
-        """Keeps replies, all or none of them; a key that is there already stays as it is."""
+        """Stores replies, all or none of them; a key that exists keeps its reply."""
         now = int(time.time())
         rows = [(key, model, reply, len(key) + len(reply.encode()), now) for key, reply in replies]
         with self._lock, self._sound(), self._transaction():
@@ -129,7 +129,7 @@ class ReplyCache:
                 self._evict(self._held() - int(_SPARED * self._max_bytes))
 
     def held(self) -> list[Held]:
-        """What is held, by model."""
+        """What the cache holds, by model."""
         with self._lock, self._sound():
             rows = self._connection.execute(
                 "SELECT model, COUNT(*), SUM(size) FROM replies GROUP BY model ORDER BY model"
@@ -137,7 +137,7 @@ class ReplyCache:
         return [Held(*row) for row in rows]
 
     def clear(self, model: str | None = None) -> None:
-        """Drops the replies of a model, or all; the file gives its room back."""
+        """Drops the replies of a model, or all replies, and shrinks the file."""
         where, values = ("", ()) if model is None else (" WHERE model = ?", (model,))
         with self._lock, self._sound():
             with self._transaction():
@@ -145,7 +145,7 @@ class ReplyCache:
             self._connection.execute("VACUUM")
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         self._connection.close()
 
     def _held(self) -> int:
@@ -165,7 +165,7 @@ class ReplyCache:
 
     @contextmanager
     def _sound(self) -> Iterator[None]:
-        """Tells of a file that was damaged after it was opened."""
+        """Reports a file that was damaged after it was opened."""
         try:
             yield
         except sqlite3.DatabaseError as error:

@@ -24,34 +24,34 @@ _KINDS: dict[Method, type[Completion] | type[Choice] | type[Score]] = {
 _FORM = 2
 """Part of every key: raised when replies of an older form must not be read."""
 _PROBE = (Message("system", "s"), Message("user", "u:"), Message("assistant", "a"))
-"""How it is rendered is part of every key: replies to prompts rendered otherwise are others.
-Chat templates are part of a local model's identity."""
+"""Its rendering is part of every key, since replies depend on how prompts are rendered. Chat
+templates are part of a local model's identity."""
 
 
 @dataclass(frozen=True, slots=True)
 class Replies:
-    """What a call came to."""
+    """The results of a call, and what it cost."""
 
     results: list[Any]
-    """One for each request, failures among them."""
+    """One result for each request; a `Failure` in place of what failed."""
     usage: Usage
     seconds: float = 0.0
-    """That they took, where somebody measured it."""
+    """Seconds that the call took, if it was timed."""
 
 
 class CachedLM:
     """A `FrozenLM` that asks only what its cache does not hold, and tells what each call took.
 
-    Kept are the replies that would come again: greedy or seeded ones, probabilities of options,
-    scores. Failures are not kept, and sampling without a seed always asks.
+    It caches the replies that would be the same again: greedy or seeded ones, probabilities of
+    options, scores. It never caches failures, nor samples without a seed.
 
-    For as many threads at once as the model behind it.
+    It may be called from as many threads at once as the model behind it.
 
     Args:
-        cache: None asks always.
-        whole_calls: a call's replies are kept and found together or not at all. For models whose
-            arithmetic rounds by the company that a prompt is in: a run then gets the same replies
-            from the cache as without it.
+        cache: None: every request is asked.
+        whole_calls: a call's replies are cached and found together or not at all. For models whose
+            rounding depends on the other prompts of a call: a run then gets the same replies from
+            the cache as without it.
     """
 
     def __init__(self, lm: FrozenBackend, cache: ReplyCache | None, *, whole_calls: bool) -> None:
@@ -169,7 +169,7 @@ def _plain(prompt: Prompt) -> list[tuple[str, str]]:
 
 
 def _usage(asked: int, sent: Sequence[Reply]) -> Usage:
-    """What a failure took is not known."""
+    """Counts requests and tokens; the tokens of a failed request are not known."""
     tokens = sum(
         one.tokens_in + (0 if isinstance(one, Score) else one.tokens_out)
         for one in sent

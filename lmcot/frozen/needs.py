@@ -10,17 +10,17 @@ from lmcot.config import FrozenSettings
 from lmcot.records import Prompt, Sampling, Usage
 
 Measure = Literal["choose", "score"]
-"""A call of the `FrozenLM` protocol that not every endpoint offers."""
+"""A call of the `FrozenLM` protocol that not every endpoint supports."""
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a run will ask."""
+    """The forms of the requests that will be sent."""
 
     completions: tuple[tuple[Prompt, Sampling], ...]
     """One request of each form: the same lengths, temperatures, seeds and stop strings."""
     choices: tuple[Prompt, ...] = ()
-    """Some of the judge's questions; none where nothing is judged."""
+    """Some of the judge's questions; empty where nothing is judged."""
     scores: bool = False
     """Whether log-likelihoods of given texts are asked for."""
 
@@ -30,16 +30,16 @@ class Found:
     """What a first check found."""
 
     settings: FrozenSettings
-    """With what was learned of the endpoint: all that asks it must have these."""
+    """The settings with what was learned of the endpoint; everything that asks it must use them."""
     notices: tuple[str, ...] = ()
     """What the user should know, a line each."""
     lacks: Mapping[Measure, str] = field(default_factory=dict)
-    """Why a call that is needed cannot be had."""
+    """Reasons why a call that is needed is not available."""
     usage: Usage = field(default_factory=Usage)
-    """What the check itself asked: each request that was sent, also those that were refused."""
+    """The requests that the check sent, including those that were refused."""
 
 
 def cost_in_words(usage: Usage) -> str:
-    """What a first check asked, for people."""
+    """The cost of a first check, in words."""
     about = "about " if usage.estimated else ""
     return f"{usage.sent} requests, {about}{usage.tokens} tokens"

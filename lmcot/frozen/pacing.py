@@ -10,7 +10,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 _BURST_S = 1.0
-"""What may go at once: as much as the rate gives in this time, and always one."""
+"""The amount that may go at once is what the rate gives in this time, and at least one."""
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 
@@ -27,7 +27,7 @@ class Pace:
         self._seconds_each = 60.0 / per_minute
         self._clock = clock
         self._free_at = -math.inf
-        """When all that is booked would be done at an even rate."""
+        """Time at which everything booked would be done at an even rate."""
 
     def book(self, amount: float = 1.0) -> float:
         """Books an amount, and returns the seconds to wait until it may go."""
@@ -38,7 +38,7 @@ class Pace:
         return max(0.0, start - now - max(0.0, _BURST_S - taken))
 
     def settle(self, booked: float, used: float) -> None:
-        """Corrects a booking by what was really used; those that are waiting already still wait."""
+        """Corrects a booking by the amount that was used; waits that have begun do not change."""
         self._free_at += (used - booked) * self._seconds_each
 
 
@@ -51,7 +51,7 @@ def backoff_s(attempt: int) -> float:
 def retry_after_s(header: str | None, now: float) -> float:
     """Seconds that a Retry-After header asks to wait, from ``now`` (Unix time); 0 if it does not.
 
-    It holds seconds or an HTTP date; what is neither is passed over.
+    The header holds seconds or an HTTP date; anything else is ignored.
     """
     if header is None:
         return 0.0

@@ -32,22 +32,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _THINKING_TAIL = 32
-"""Tokens at a prompt's end, among which a chat template may open hidden thinking."""
+"""Number of tokens at a prompt's end in which a chat template may open hidden thinking."""
 
 
 class TransformersLM(FrozenBackend):
     """A `FrozenLM` that runs a model and tokenizer that are already loaded.
 
-    At most ``max_batch_tokens`` tokens go through the model at once, keys and values of at most
-    ``max_cached_tokens`` are held, and what prompts of one call begin with alike is read once.
-    What a prompt gets does not depend on who shares its call, up to the rounding of the
-    arithmetic; the same calls give the same results.
+    At most ``max_batch_tokens`` tokens go through the model at once, the keys and values of at most
+    ``max_cached_tokens`` are held, and a prefix that prompts of one call share is read once. The
+    result of a prompt does not depend on the other prompts of its call, up to rounding; the same
+    calls give the same results.
 
     Args:
         identity: names the model and its arithmetic.
         chat: ``auto`` renders prompts with the tokenizer's chat template where it has one.
-        together: requests of all threads that call go through the model together as they come,
-            so that results repeat up to rounding; else it is not for several threads at a time.
+        together: requests of all calling threads are batched as they arrive, and results repeat
+            up to rounding; otherwise only one thread at a time may call it.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class TransformersLM(FrozenBackend):
 
     @property
     def notice(self) -> str:
-        """What its user should know of how it generates; mostly empty."""
+        """What the user should know of how it generates; empty for most models."""
         return self._engine.notice
 
     @property
@@ -183,7 +183,7 @@ class TransformersLM(FrozenBackend):
     ) -> list[Score | Failure]:
         """Log-likelihood of each continuation after its prompt, summed over its tokens.
 
-        Prompt and continuation are tokenised apart; no EOS is counted.
+        Prompt and continuation are tokenised separately; no EOS is counted.
         """
         encoded = [self._encode(prompt) for prompt in prompts]
         requests = [
@@ -199,7 +199,7 @@ class TransformersLM(FrozenBackend):
         ]
 
     def close(self) -> None:
-        """Ends the engine's thread, if it has one; not to be asked again."""
+        """Ends the engine's thread, if it has one; the model is not asked again."""
         if isinstance(self._engine, SharedEngine):
             self._engine.close()
 
@@ -215,10 +215,10 @@ class TransformersLM(FrozenBackend):
 def _identity(
     source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: str
 ) -> str:
-    """Names the source, with a digest of what it held: a folder may be written again.
+    """Names the source, with a digest of its content, since folders are overwritten.
 
-    Of each weight some thousand elements are looked at: training leaves none as it was, and
-    reading all of a large model would take longer than loading it.
+    The digest covers about a thousand elements of each weight: training changes all of them, and
+    reading the whole of a large model would take longer than loading it.
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -232,7 +232,7 @@ def _identity(
 
 
 class _Reader:
-    """Reads the replies to one prompt.
+    """Reads replies to one prompt.
 
     Args:
         stop: the reply ends before the first of these.
@@ -248,18 +248,18 @@ class _Reader:
         """Whether the reply begins within hidden thinking."""
 
     def completion(self, one: Generated, tokens_in: int) -> Completion:
-        """What a sample comes to."""
+        """The completion of a sample."""
         seen = self._visible(one.response_ids)
         cut = one.finish_reason == "length" and not seen.stopped
         finish: Literal["stop", "length"] = "length" if cut else "stop"
         return Completion(seen.text, tokens_in, len(one.response_ids), finish, seen.thinking)
 
     def stopped(self, tokens: Sequence[int]) -> bool:
-        """Whether a sample's visible reply has come to a stop string."""
+        """Whether a sample's visible reply contains a stop string."""
         return self._visible(tokens).stopped
 
     def _visible(self, tokens: Sequence[int]) -> Visible:
-        # Models mark their thinking with tokens that may be special: they are looked for first.
+        # Models may mark their thinking with special tokens, so these are looked for first.
         marked = str(self._tokenizer.decode(tokens, skip_special_tokens=False))
         if not (self._thinks or holds_thinking(marked)):
             plain = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
@@ -278,5 +278,5 @@ def _spellings(option: str) -> list[str]:
 
 
 def _tokens_read(request: ScoreRequest) -> int:
-    """Those of the prompt, once, and of the continuations but for their last ones."""
+    """Counts the tokens of the prompt once, and all but the last of each continuation."""
     return len(request.prompt_ids) + sum(len(one) - 1 for one in request.continuations)

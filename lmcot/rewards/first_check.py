@@ -1,4 +1,4 @@
-"""The frozen LM before anything starts: is it there, and can it do what the settings ask?"""
+"""Checks before anything starts that the frozen LM answers, and can do what the settings ask."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _EXAMPLE = Example(
 )
 _RATIONALE = "Velm lies on the river Brann. So the answer is the Brann."
 _JUDGEMENTS = 3
-"""Questions of the judge that an endpoint is asked, until it says yes or no to one."""
+"""Most questions of the judge that an endpoint is asked, until it says yes or no to one."""
 _LACKS: dict[Measure, str] = {
     "choose": "the judge's yes or no",
     "score": "log-likelihoods of given texts",
@@ -37,15 +37,15 @@ _LACKS: dict[Measure, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a first check of the frozen LM came to."""
+    """The result of a first check of the frozen LM."""
 
     config: Config
-    """The settings that the run works with: with what was learned of an endpoint, and without
-    components of weight 0 that it cannot measure."""
+    """The settings to use: with what was learned of an endpoint, and without the components of
+    weight 0 that it cannot measure."""
     notices: list[str]
-    """What the user should know, a line each."""
+    """Lines that the user should read."""
     usage: Usage
-    """What the check itself asked of an endpoint."""
+    """The requests that the check sent to an endpoint."""
 
 
 @dataclass(frozen=True, slots=True)

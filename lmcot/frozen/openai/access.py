@@ -1,4 +1,4 @@
-"""How an endpoint is reached: its key, headers, certificates and proxy; what must not be told."""
+"""How an endpoint is reached: key, headers, certificates, proxy; and which values are secret."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lmcot.config.addresses import VARIABLE, check_base_url
 from lmcot.errors import UserError
 
 _SHORT_SECRET = 8
-"""Secrets of fewer characters are struck out as whole words only: 'x' is in every sentence."""
+"""Shorter secrets are redacted as whole words only, since 'x' is in every sentence."""
 _LOGIN = re.compile(r"(?<=://)[^/@\s]*@")
 
 
@@ -39,7 +39,7 @@ class Access:
         return "Access(***)"
 
     def redacted(self, text: str) -> str:
-        """The text without secrets: some endpoints repeat them in what they say."""
+        """The text without secrets, which some endpoints repeat in their errors."""
         for secret in self.secrets:
             pattern = re.escape(secret)
             if len(secret) < _SHORT_SECRET:
@@ -109,7 +109,7 @@ def open_client(settings: OpenAIFrozen, access: Access) -> openai.AsyncOpenAI:
 
 
 def request_options(access: Access) -> dict[str, Any]:
-    """What each request says beside its body: without a key, no Authorization is sent."""
+    """The options of each request: without a key, no Authorization header is sent."""
     own = any(name.lower() == "authorization" for name in access.headers)
     return {} if access.key or own else {"headers": {"Authorization": openai.Omit()}}
 

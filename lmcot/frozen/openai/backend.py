@@ -23,10 +23,10 @@ from lmcot.records import Choice, Completion, Failure, FailureKind, Prompt, Samp
 from lmcot.text.visible import PLAIN_STOP
 
 CHOICE_TOKENS = 16
-"""Room for an option and what models put around it, where it must be read from the text; some
-endpoints admit no fewer."""
+"""Tokens for an option and the words around it, where it is read from the text; some endpoints
+accept no fewer."""
 _MOST_ALTERNATIVES = (20, 5, 0)
-"""How many alternatives of a token are asked for, one number after the other."""
+"""Numbers of alternatives per token that are asked for, one after the other."""
 _NO_SCORES = "a chat endpoint offers no log-likelihoods of a given text"
 REFUSED = (400, 422)
 
@@ -50,7 +50,7 @@ class OpenAILM(FrozenBackend):
         self._settings = settings
         self.client = EndpointClient(settings, open_access(settings))
         self._alternatives: int | None = None
-        """How many the endpoint admits, once it has given some."""
+        """How many alternatives the endpoint accepts, once it has given some."""
 
     @classmethod
     def open(cls, settings: OpenAIFrozen, prompts: PromptSettings) -> Self:
@@ -82,7 +82,7 @@ class OpenAILM(FrozenBackend):
 
     @property
     def parameters(self) -> int | None:
-        """Number of parameters, if the settings tell."""
+        """Number of parameters, if the settings say it."""
         return self._settings.parameters
 
     def repeats(self, sampling: Sampling) -> bool:
@@ -133,7 +133,7 @@ class OpenAILM(FrozenBackend):
     ) -> list[Score | Failure]:
         """Log-likelihood of each continuation, where the endpoint echoes text with log-likelihoods.
 
-        A space parts it from the prompt where there is no white space. Chat endpoints score no
+        Where no white space separates it from the prompt, a space is added. Chat endpoints score no
         given text: a permanent `Failure` for each.
         """
         pairs = list(zip(prompts, continuations, strict=True))
@@ -142,7 +142,7 @@ class OpenAILM(FrozenBackend):
         return self.client.each(self._ask_for_score, pairs)
 
     def close(self) -> None:
-        """Cancels what is in flight, and closes the connections; not to be asked again."""
+        """Cancels what is in flight and closes the connections; it is not asked again."""
         self.client.close()
 
     def completion_body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
@@ -158,10 +158,10 @@ class OpenAILM(FrozenBackend):
         return self._body(prompt, request)
 
     async def ask_choice(self, prompt: Prompt, judge: Callable[[Reply], Result]) -> Result:
-        """Asks for a choice, with as many alternatives of each token as the endpoint admits.
+        """Asks for a choice, with as many alternatives of each token as the endpoint accepts.
 
-        A refusal may be of something else in the request: if fewer alternatives are taken, it was
-        for their number, and no more are asked for again.
+        A refusal may concern something else in the request. If a smaller number is accepted, the
+        number was the reason, and no more alternatives are asked for from then on.
 
         Raises:
             EndpointError: if the endpoint refuses each way.
@@ -211,7 +211,7 @@ class OpenAILM(FrozenBackend):
             return Failure(FailureKind.PERMANENT, reason[:LONGEST_REASON])
 
     def echo_body(self, text: str, *, echo: bool = True) -> dict[str, Any]:
-        """The request for a text's log-likelihoods, or for the next token's alone.
+        """The request for a text's log-likelihoods, or only for that of the next token.
 
         It asks for one new token: none means 'no limit' to some servers, and others refuse it.
         """

@@ -18,9 +18,9 @@ from lmcot.records import Choice, Failure, FailureKind, Message, Prompt, Samplin
 from lmcot.text.visible import visible_reply
 
 _FIRST_RETRIES = 2
-"""Of the very first request: an endpoint that is down shows soon."""
+"""Retries of the very first request, so that an endpoint that is down is reported soon."""
 _MAY_NAME = (400, 404, 422, 500, 501)
-"""Statuses that some endpoints refuse a parameter with."""
+"""Statuses with which some endpoints refuse a parameter."""
 _YES_NO = ("yes", "no")
 _SAMPLES_FROM = 0.3
 """Temperature from which on the replies to an open question must differ."""
@@ -29,8 +29,8 @@ _STORY: Prompt = (
 )
 _STORY_TOKENS = (24, 48)
 _STORIES = 5
-"""How often it is asked, as long as the replies are the same: that a model which samples writes so
-many tokens alike five times is next to impossible."""
+"""How often the story is asked for, as long as the replies are equal: a model that samples does not
+write so many equal tokens five times."""
 
 
 def check_endpoint(
@@ -105,7 +105,7 @@ class _Check:
                 client.form = form
 
     def _try_others(self, body: dict[str, Any], error: EndpointError) -> Reply:
-        """After a refusal that names nothing."""
+        """Tries the other forms after a refusal that names no parameter."""
         client, before = self._lm.client, self._lm.client.form
         if error.status in (*REFUSED, 500) and self._settings.model not in error.said:
             for form in before.others(body):
@@ -168,14 +168,14 @@ class _Check:
         return reason
 
     def _no_scores(self) -> str:
-        """Why the endpoint's log-likelihoods of given texts are no use; empty if they are."""
+        """Why the endpoint's log-likelihoods of given texts cannot be used; empty if they can."""
         try:
             return wrong_scores(self._lm)
         except EndpointError as error:
             return self._failure(error).reason
 
     def _greedy(self, samplings: Sequence[Sampling]) -> str:
-        """What to say of an endpoint that does not sample though it is asked to; empty if it does.
+        """A notice about an endpoint that ignores the temperature; empty if it samples.
 
         Some servers take a temperature and ignore it; nothing in a reply shows it.
         """

@@ -1,4 +1,4 @@
-"""Which of some options a reply chose, with what probability."""
+"""Which option a reply chose, and with what probability."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def to_choice(reply: Reply, options: Sequence[str]) -> Choice | Failure:
     text after its thinking is read.
 
     Raises:
-        Faulty: if there is neither, or the log-probabilities are none.
+        Faulty: if there is neither, or a log-probability is invalid.
     """
     if reply.withheld:
         raise Faulty(reply.withheld, again=False)
@@ -48,12 +48,12 @@ def to_choice(reply: Reply, options: Sequence[str]) -> Choice | Failure:
 
 
 def has_alternatives(reply: Reply) -> bool:
-    """Whether the endpoint gives log-probabilities of what it might have said."""
+    """Whether the endpoint gives log-probabilities of alternative tokens."""
     return reply.tokens is not None and any(top for _, top in reply.tokens.alternatives())
 
 
 def _after_thinking(reply: Reply) -> tuple[str, bool]:
-    """What is said after any hidden thinking, and whether there was any."""
+    """The text after any hidden thinking, and whether there was any."""
     seen = visible_reply(reply.text)
     return seen.text, bool(reply.thinking or seen.thinking) or holds_thinking(reply.text)
 
@@ -61,7 +61,7 @@ def _after_thinking(reply: Reply) -> tuple[str, bool]:
 def _from_alternatives(reply: Reply, options: Sequence[str]) -> dict[str, float] | None:
     """The first word's probability mass by option, normalised; None if there is none.
 
-    Tokens that are only marks or white space, before the first word, are passed over.
+    Tokens before the first word that are only punctuation or white space are skipped.
     """
     if reply.tokens is None:
         return None
@@ -88,14 +88,14 @@ def _mass(
 
 
 def _begun_by(token: str, options: Iterable[str]) -> str | None:
-    """The one option that the token is the beginning of, if there is just one."""
+    """The option that begins with the token, if there is exactly one."""
     start = token.strip(" \t\r\n▁Ġ").lower()
     begun = [option for option in options if start and option.lower().startswith(start)]
     return begun[0] if len(begun) == 1 else None
 
 
 def _from_text(text: str, options: Sequence[str]) -> dict[str, float] | None:
-    """Probability 1 for the option that the text begins with, or says that its answer is."""
+    """Probability 1 for the option that the text begins with or concludes with."""
     words = " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
     named = {option.lower(): option for option in options}
     either = "|".join(map(re.escape, named))

@@ -1,4 +1,4 @@
-"""Asking an OpenAI-compatible endpoint: one request, tried until it is answered or hopeless."""
+"""Asks an OpenAI-compatible endpoint; each request is retried while that may help."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from lmcot.records import Failure, FailureKind, Usage
 _BUSY_STATUS = (429, 503)
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 _ALIKE = 3
-"""Faults of the same kind in a row for one request, after which another try is no use."""
+"""Equal faults in a row for one request, after which it is not retried."""
 _PROBE_EVERY_S = 10.0
-"""While the endpoint is taken to be down, one request in so many seconds finds out if it is."""
+"""Seconds between the requests that find out whether an endpoint that was down is up again."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -59,9 +59,9 @@ class EndpointClient:
         self._paused_until = 0.0
         self._pause_status = 0
         self._answers = 0
-        """Requests that were answered so far."""
+        """Number of requests that were answered so far."""
         self._failing_since: float | None = None
-        """When the first request failed since the last answer."""
+        """Time at which the first request failed since the last answer."""
         self._probe_at = 0.0
 
     def each(

@@ -1,4 +1,4 @@
-"""How requests are written for one endpoint: names of parameters, those left out, those added."""
+"""How requests are written for one endpoint: parameters renamed, dropped and added."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _LOST = {
 
 @dataclass(frozen=True, slots=True)
 class RequestForm:
-    """What is changed in each request before it is sent."""
+    """The changes that are made to each request before it is sent."""
 
     renamed: Mapping[str, str]
     dropped: tuple[str, ...]
@@ -42,7 +42,7 @@ class RequestForm:
 
     @staticmethod
     def of(settings: OpenAIFrozen) -> RequestForm:
-        """As the settings have it."""
+        """The form that the settings name."""
         renamed = {str(name): other for name, other in settings.rename_parameters.items()}
         return RequestForm(renamed, settings.drop_parameters, settings.extra_body)
 
@@ -53,7 +53,7 @@ class RequestForm:
         )
 
     def name(self, parameter: str) -> str:
-        """What a parameter is called."""
+        """The name that the endpoint uses for a parameter."""
         return self.renamed.get(parameter, parameter)
 
     def written(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class RequestForm:
         return greedy or (seed is not None and "seed" not in self.dropped)
 
     def notices(self, since: RequestForm) -> Iterator[str]:
-        """What the user should know of each change, one line for each."""
+        """A line for the user about each change."""
         for parameter, name in self.renamed.items():
             if since.renamed.get(parameter) != name:
                 was = since.name(parameter)
@@ -79,7 +79,7 @@ class RequestForm:
     def next_by_name(self, body: Mapping[str, Any], said: str) -> RequestForm | None:
         """The form to try after a refusal that names a parameter of the request.
 
-        None if it names none, or complains of the limit's value and not of its name.
+        None if it names none, or if it concerns the value of the limit and not its name.
         """
         for parameter in get_args(RequestParameter):
             if parameter not in body or parameter in self.dropped:
@@ -117,7 +117,7 @@ class RequestForm:
         return replace(self, renamed={**self.renamed, "max_tokens": name})
 
     def digest_of(self) -> str:
-        """What of the form the replies depend on, as text; empty if it is nothing."""
+        """The parts of the form that replies depend on, as text; empty if there are none."""
         lost = sorted({"temperature", "seed"} & set(self.dropped))
         if not lost and not self.extra:
             return ""
@@ -125,14 +125,14 @@ class RequestForm:
 
 
 def complains_of_length(said: str) -> bool:
-    """Whether a refusal is about how many tokens a reply may have, or a prompt has."""
+    """Whether a refusal is about the number of tokens of the reply or the prompt."""
     return bool(re.search(r"max_\w*tokens|max_new_tokens", said) and _OF_VALUE.search(said))
 
 
 def _names(name: str, said: str) -> bool:
     """Whether a refusal is about a parameter.
 
-    ``stop`` and ``seed`` are words, too: they must be quoted, or spoken of as a parameter.
+    ``stop`` and ``seed`` are ordinary words, so they must be quoted or be called a parameter.
     """
     if name not in ("stop", "seed"):
         return bool(_word(name).search(said))

@@ -12,10 +12,10 @@ Result = TypeVar("Result")
 
 
 class LoopThread:
-    """Runs coroutines for any number of threads; its own is started by the first of them.
+    """Runs coroutines for any number of threads, in a thread that the first of them starts.
 
     Args:
-        at_end: run in the loop when it is closed, after all else.
+        at_end: runs in the loop when it is closed, after everything else.
     """
 
     def __init__(self, at_end: Callable[[], Awaitable[None]]) -> None:
@@ -26,7 +26,7 @@ class LoopThread:
         self._thread: threading.Thread | None = None
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Waits for the coroutine's result; if the wait is broken off, so is the work.
+        """Waits for the coroutine's result; if the wait is interrupted, the work is cancelled.
 
         Raises:
             RuntimeError: if the loop is closed.
@@ -40,7 +40,7 @@ class LoopThread:
             raise
 
     def close(self) -> None:
-        """Breaks off what runs, and ends the thread; again, it does nothing."""
+        """Cancels what runs and ends the thread; a second call does nothing."""
         with self._lock:
             self._closed = True
             loop, self._loop = self._loop, None
@@ -56,7 +56,7 @@ class LoopThread:
                 raise RuntimeError("the client of the endpoint is closed")
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                # A daemon: a program that forgets to close still ends.
+                # A daemon thread, so that a program that forgets to close it still ends.
                 self._thread = threading.Thread(
                     target=self._serve, args=[self._loop], name="openai-client", daemon=True
                 )

@@ -1,7 +1,7 @@
-"""Whether an endpoint's log-likelihoods of given texts are what they must be.
+"""Checks an endpoint's log-likelihoods of given texts.
 
 Some servers echo values that belong to the token before, or the same value for all; nothing in
-a reply shows it. So at the start of a run the values are compared with each other.
+a reply shows it. So the values are compared with each other at the start of a run.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _TEXTS = (
     ),
 )
 _BEGINNINGS = (
-    # The last word is one that nobody expects: a model gives it another value than what follows.
+    # The last word is unexpected: a model gives it another value than the word that follows.
     "The first of January is a holiday. My uncle eats seventeen harmonica",
     "One, two, three, four. In the kitchen there was an umbrella volcano",
     "She opened the door of the house and saw Wednesday piano",
     "The king of the country lived in a carrot dolphin",
 )
 _ABSOLUTE, _RELATIVE = 0.15, 0.02
-"""By how much two log-likelihoods of the same text may differ: servers compute prompts and new
-tokens in other batches, often in half precision."""
+"""Largest difference between two log-likelihoods of the same text: servers compute prompts and new
+tokens in different batches, often in half precision."""
 
 
 def wrong_scores(lm: OpenAILM) -> str:
-    """Why the endpoint's log-likelihoods cannot be used; empty if they hold.
+    """Why the endpoint's log-likelihoods cannot be used; empty if they can.
 
     What must hold: a continuation's is the sum of its parts'; a token has the same whether it is
     generated or given; words in order are likelier than the same words out of order.

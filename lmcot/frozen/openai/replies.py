@@ -1,4 +1,4 @@
-"""Replies of an OpenAI-compatible endpoint, as they are read; nothing here asks for any."""
+"""How replies of an OpenAI-compatible endpoint are read."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Item = TypeVar("Item")
 _Listed = Annotated[list[Item], BeforeValidator(lambda given: [] if given is None else given)]
 _THINKING_PARTS = ("thinking", "reasoning", "redacted_thinking", "reasoning_content")
 _EXCERPT = 120
-"""Characters of a body that is not a completion, which its failure shows."""
+"""Characters of an invalid body that its failure quotes."""
 
 
 class Garbled(Exception):
-    """The body is no completion: the endpoint, or something before it, is out of order."""
+    """The body is not a completion: the endpoint, or a proxy in front of it, is faulty."""
 
 
 class ErrorBody(Exception):
@@ -67,7 +67,7 @@ class _Usage(BaseModel):
     completion_tokens_details: Any = None
 
     def thinking_tokens(self) -> int | None:
-        """Tokens of hidden thinking, where the endpoint counts them apart."""
+        """Tokens of hidden thinking, where the endpoint counts them separately."""
         details = self.completion_tokens_details
         found = details.get("reasoning_tokens") if isinstance(details, dict) else None
         return found if isinstance(found, int) else None
@@ -91,9 +91,9 @@ class Tokens(BaseModel):
     """
 
     content: _Listed[_Token] = []
-    """The chat form."""
+    """Tokens in the form of the chat API."""
     tokens: _Listed[str] = []
-    """The form of text completions, as what follows."""
+    """Tokens in the form of the completions API, as are the fields below."""
     token_logprobs: _Listed[float | None] = []
     text_offset: _Listed[int] = []
     """Where each token begins, in characters of the reply's text."""
@@ -117,9 +117,9 @@ class _Message(BaseModel):
     reasoning_content: Any = None
     """Hidden thinking, as vLLM, SGLang, llama.cpp and DeepSeek call it."""
     reasoning: Any = None
-    """Likewise, as OpenRouter, Groq and newer vLLM call it."""
+    """Hidden thinking, as OpenRouter, Groq and newer vLLM call it."""
     thinking: Any = None
-    """Likewise, as Ollama calls it."""
+    """Hidden thinking, as Ollama calls it."""
     refusal: Any = None
     tool_calls: Any = None
 
@@ -149,7 +149,7 @@ def _is_thinking(part: Any) -> bool:
 
 
 def _words(content: Any) -> str:
-    """The text of what is a string, a part or a list of such."""
+    """The text of a string, a part, or a list of these."""
     if isinstance(content, list):
         return "".join(map(_words, content))
     if isinstance(content, dict):
@@ -183,7 +183,7 @@ class _TextBody(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is read of a reply, by whichever API it came."""
+    """The content of a reply of either API."""
 
     text: str
     cut: bool
@@ -192,9 +192,9 @@ class Reply:
     """The endpoint's count; 0 if it gives none. Likewise ``tokens_out``."""
     tokens_out: int
     thinking: str = ""
-    """Hidden thinking that the endpoint gives apart from the text."""
+    """Hidden thinking that the endpoint gives in a field of its own."""
     withheld: str = ""
-    """Why the model's answer is not there, where the endpoint says so."""
+    """Why there is no answer, where the endpoint says so."""
     tokens: Tokens | None = None
     estimated: bool = False
     """Whether a count of tokens is an estimate, since the endpoint gives none."""
@@ -236,7 +236,7 @@ def _error_in(error: Any) -> ErrorBody:
 
 
 def said(error: Any) -> str:
-    """What an error's body says: its message, and what the provider behind the endpoint said."""
+    """The message of an error's body, with that of the provider behind the endpoint."""
     if not isinstance(error, Mapping):
         return str(error)
     message = error.get("message") or error.get("detail") or dict(error)

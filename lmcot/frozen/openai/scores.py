@@ -8,7 +8,7 @@ from lmcot.frozen.openai.replies import Faulty, Reply, Tokens
 from lmcot.records import Failure, FailureKind, Score
 
 _ROUNDING = 1e-4
-"""Half-precision arithmetic may leave the log-probability of a sure token above 0 by so much."""
+"""Largest log-probability of a certain token: half-precision arithmetic may exceed 0 by this."""
 _NO_SCORES = "the endpoint gives no log-likelihoods of a given text"
 _MISFIT = "the endpoint's token offsets do not fit the text that it echoes"
 
@@ -17,7 +17,7 @@ def to_score(reply: Reply, start: int, whole: str) -> Score | Failure:
     """Log-likelihood of a text from its character ``start`` on, as the endpoint echoed it.
 
     Raises:
-        Faulty: if there is no text, or the log-probabilities are none.
+        Faulty: if there is no text, or a log-probability is invalid.
     """
     if reply.withheld:
         raise Faulty(reply.withheld, again=False)
@@ -47,13 +47,13 @@ def to_score(reply: Reply, start: int, whole: str) -> Score | Failure:
 
 
 def sound(logprob: float | None) -> float:
-    """The log-probability, if it is one.
+    """Checks a log-probability, and returns it.
 
     Raises:
-        Faulty: if it is not.
+        Faulty: if it is invalid.
     """
     if logprob is None or not math.isfinite(logprob) or logprob > _ROUNDING:
-        raise Faulty(f"the endpoint's reply holds a log-probability that is none: {logprob}")
+        raise Faulty(f"the endpoint's reply holds an invalid log-probability: {logprob}")
     return logprob
 
 
@@ -83,16 +83,16 @@ def _given_places(tokens: Tokens, whole: str) -> list[int] | None:
 
 
 def _is_there(token: str, offset: int, text: str) -> bool:
-    """False if the token is elsewhere: some endpoints lose the spaces that tokens begin with.
+    """Whether the token is at this place: some endpoints lose the spaces that tokens begin with.
 
-    Not told of tokens that are parts of characters, which are written in many ways.
+    True for tokens that are parts of characters, which are written in many ways.
     """
     plain = token.isascii() and not token.startswith("bytes:")
     return not plain or text.startswith(token, offset)
 
 
 def _found_places(tokens: list[str], start: int, whole: str) -> list[int] | None:
-    """The tokens' places, by laying them along the text.
+    """Finds the tokens' places by matching them with the text in order.
 
     Parts of characters (written as U+FFFD, ``bytes:`` or nothing) cannot be compared: they lie
     between the tokens around them, over characters that are not ASCII. None if a token does not
@@ -122,7 +122,7 @@ def _found_places(tokens: list[str], start: int, whole: str) -> list[int] | None
 
 
 def _split_part(token: str) -> tuple[str, bool]:
-    """What of a token can be compared, and whether part of a character follows it."""
+    """The part of a token that can be compared, and whether part of a character follows it."""
     if token.startswith("bytes:"):
         return "", True
     plain, mark, _ = token.partition("\ufffd")
