@@ -31,20 +31,20 @@ __all__ = ["FrozenLMFailed", "Guide", "Refused", "UnfitAnswer"]
 class Guide:
     """Both models in this process, for any number of threads and event loops at once.
 
-    `close` it, or use it in a ``with`` statement, to let go of the models' threads.
+    Close it with `close`, or use it in a ``with`` statement, to end the models' threads.
     """
 
     def __init__(
         self, run_dir: str | Place, *, policy: str | None = None, threads: int | None = None
     ) -> None:
-        """Loads them.
+        """Loads both models.
 
         Args:
             policy: ``refined``, ``distilled``, ``best`` or ``base``; unset: the most trained one.
             threads: CPU threads that torch computes with in this process; unset: as they are.
 
         Raises:
-            UserError: if that is no run directory with a trained pair.
+            UserError: if that is not a run directory with a trained pair.
         """
         pair = learned(open_pair(place(run_dir), policy))
         if threads is not None:
@@ -54,39 +54,38 @@ class Guide:
         self._admission = Admission(pair.config)
         self._small = SmallLM(pair.config, pair.source, pair.version)
         self._frozen = FrozenLM(pair.config)
-        # A loop of its own: notebooks and asynchronous programs are within theirs already.
+        # A loop of its own: notebooks and asynchronous programs run in theirs already.
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="guide", daemon=True)
         self._thread.start()
 
     def answer(self, question: str, context: Context = "", **options: Any) -> AnswerResponse:
-        """A guided answer; with several samples the vote over theirs.
+        """A guided answer; several samples vote.
 
         Args:
             options: those of `AnswerRequest`: ``samples``, ``max_tokens`` (of a rationale),
                 ``temperature`` (unset: greedy for one sample, ``evaluate.temperature`` for
-                several), ``seed``, ``unguided`` (whether the frozen LM is asked without guidance,
-                too), ``answer_schema``.
+                several), ``seed``, ``unguided`` (whether the frozen LM is also asked without
+                guidance), ``answer_schema``.
 
         Raises:
-            Refused: if that makes no sense, is beyond the settings' ``serve.limits``, or the models
-                cannot answer it.
+            Refused: if that makes no sense, is beyond ``serve.limits`` of the settings, or the
+                models cannot answer it (`FrozenLMFailed`, `UnfitAnswer`).
         """
         asked = self._begin(self._ask(question, context, options))
         try:
             return asked.result()
-        except BaseException:  # Ctrl-C: what is at work is cancelled
+        except BaseException:  # Ctrl-C: the models' work is cancelled
             asked.cancel()
             raise
 
     async def aanswer(self, question: str, context: Context = "", **options: Any) -> AnswerResponse:
-        """The same for asynchronous programs: the event loop is free meanwhile, and cancelling
-        cancels what is at work."""
+        """`answer` for asynchronous programs: the event loop stays free; it can be cancelled."""
         ask = await asyncio.to_thread(self._ask, question, context, options)
         return await asyncio.wrap_future(self._begin(ask))
 
     def close(self) -> None:
-        """Ends the models' threads; what is at work is given up. Not to be asked again."""
+        """Ends the models' threads and drops requests in flight; the guide cannot be used again."""
         if self._loop.is_closed():
             return
         asyncio.run_coroutine_threadsafe(_cancel_the_others(), self._loop).result()
@@ -130,7 +129,7 @@ class Guide:
             async for one in told:
                 found = one
         if not isinstance(found, AnswerResponse):
-            raise RuntimeError("there was no answer")
+            raise RuntimeError("guidance ended without an answer")
         return found
 
 

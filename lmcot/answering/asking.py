@@ -24,16 +24,16 @@ _AS_OBJECT = (
 
 
 class Asking:
-    """What is asked of both models, by the settings that they were trained with.
+    """Makes the prompts of both models, by the settings that they were trained with.
 
     Text that looks like a special token, of the tokenizer or of any common chat template, gets a
-    space put into it, or a question could end its own turn and begin another.
+    space inside: otherwise a question could end its own turn and begin another one.
     """
 
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Args: tokenizer: of the model that reads; contexts are measured with the small LM's."""
+        """Args: tokenizer: the reading model's; contexts are measured with the small LM's."""
         if config.frozen is None:
-            raise UserError("there is no 'frozen' section: nobody could answer")
+            raise UserError("the settings have no 'frozen' section, so nothing can answer")
         self._config = config
         self._frozen = config.frozen
         self._tokenizer = tokenizer
@@ -43,7 +43,7 @@ class Asking:
         self._marks = re.compile("|".join(map(re.escape, marks)) or r"(?!)")
 
     def tame(self, text: str) -> str:
-        """The text without special tokens."""
+        """The text, in which nothing is a special token any more."""
         return tame(self._marks.sub(lambda found: f"{found[0][:1]} {found[0][1:]}", text))
 
     def _tamed(self, example: Example) -> Example:
@@ -67,17 +67,17 @@ class Asking:
         return Example("asked", whole.question, "", shown)
 
     def rationale_ids(self, example: Example) -> tuple[int, ...]:
-        """Token ids that the small LM goes on from."""
+        """Token ids of the prompt that the small LM continues with a rationale."""
         chat = self._config.prompts.chat
         return rationale_ids(self._tamed(example), self._templates, self._tokenizer, chat)
 
     def answer_prompt(
         self, example: Example, rationale: str | None, instruction: str = ""
     ) -> Prompt:
-        """What the frozen LM is asked; without a rationale as in the row ``standard``.
+        """The frozen LM's prompt; without a rationale it is that of the row ``standard``.
 
         Args:
-            instruction: what else it is to observe; stands below the template's own.
+            instruction: a further instruction, put below the template's own.
         """
         shown, tamed = self._config.prompts.demonstrations, self._tamed(example)
         if rationale is None:
@@ -93,19 +93,19 @@ class Asking:
     def object_prompt(
         self, example: Example, rationale: str, answer: str, schema: str, instruction: str = ""
     ) -> Prompt:
-        """What the frozen LM is asked when its answer is to be a JSON object."""
+        """The frozen LM's prompt when its answer must be a JSON object."""
         asked = self.answer_prompt(example, rationale, instruction)
         wish = Message("user", f"{_AS_OBJECT}\n{self.tame(schema)}")
         return (*asked, Message("assistant", self.tame(answer)), wish)
 
     def object_sampling(self, max_tokens: int | None) -> Sampling:
-        """How it writes an object: greedy."""
+        """Sampling of an object: greedy."""
         longest = self._config.serve.limits.object_tokens
         room = min(longest, max_tokens or longest) + self._frozen.max_thinking_tokens
         return Sampling(max_new_tokens=room)
 
     def shortened(self, text: str, tokens: int) -> str:
-        """A text cut to so many tokens."""
+        """A text, cut to a number of tokens."""
         ids = self._tokenizer.encode(text, add_special_tokens=False)
         if len(ids) <= tokens:
             return text
@@ -113,12 +113,12 @@ class Asking:
         return cut.rstrip("\ufffd").strip()
 
     def answer_sampling(self, guided: bool) -> Sampling:
-        """How it replies: greedy."""
+        """Sampling of a reply: greedy."""
         file = self._templates.file
         template = file.guided if guided else file.standard
         return reply_sampling(template, self._frozen.answer_limit)
 
     @staticmethod
     def seeds(seed: int, samples: int) -> list[int]:
-        """Seeds of so many rationales."""
+        """One seed for each rationale."""
         return [sample_seed(seed, "serve", number) for number in range(samples)]

@@ -19,10 +19,10 @@ _log = logging.getLogger("lmcot.answering")
 
 
 class FrozenLM:
-    """Answers; a local model batches what comes at once, an endpoint's client paces itself."""
+    """Answers; a local model batches concurrent requests, an endpoint's client paces itself."""
 
     def __init__(self, config: Config) -> None:
-        """Loads the model, or makes the endpoint's client."""
+        """Loads the model, or opens the endpoint's client."""
         from lmcot.frozen.open import open_frozen_lm
         from lmcot.models.sources import load_tokenizer
 
@@ -33,16 +33,16 @@ class FrozenLM:
         self._presence = Presence(settings)
         self._lm = open_frozen_lm(settings, config.prompts)
         self._calls = ThreadPoolExecutor(settings.calls_at_once)
-        # What an endpoint's model takes for special is not known here.
+        # The special tokens of an endpoint's model are not known here.
         reads = settings.local_source or config.policy.source
         self._asking = Asking(config, load_tokenizer(reads))
 
     def identity(self) -> str:
-        """Names the model for clients."""
+        """The model's name for clients."""
         return self._name
 
     async def there(self) -> bool:
-        """Whether it would answer."""
+        """Whether the model can answer now."""
         return await self._presence.there()
 
     async def answer(
@@ -67,14 +67,14 @@ class FrozenLM:
         schema: str,
         wish: Wish,
     ) -> Reply:
-        """The answer once more, as the JSON object of a schema: as text, however sound it is."""
+        """The answer as a JSON object of a schema: the text as the model writes it, unchecked."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
             self._calls, self._write_object, question, paragraphs, rationale, answer, schema, wish
         )
 
     def close(self) -> None:
-        """Gives up what waits for the model; not to be asked again."""
+        """Drops the requests that wait for the model; it cannot be asked again."""
         self._calls.shutdown(wait=False, cancel_futures=True)
         self._lm.close()
 

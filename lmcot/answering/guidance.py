@@ -28,7 +28,7 @@ from lmcot.text.vote import vote
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What is asked, checked and with all defaults filled in."""
+    """A checked request, with all defaults filled in."""
 
     id: str
     question: str
@@ -37,7 +37,7 @@ class Ask:
     unguided: bool = False
     wish: Wish = field(default_factory=Wish)
     form: Form | None = None
-    """The JSON object that the answer is put into."""
+    """The JSON object that holds the answer, if one is wanted."""
 
 
 async def guide(
@@ -118,7 +118,7 @@ async def _formed(
     if found is None and form.open and form.fault({"answer": response.answer}) is None:
         found = {"answer": response.answer}
     if found is None:
-        end = "; it was cut at its longest" if reply.cut else ""
+        end = "; it was cut at its longest length" if reply.cut else ""
         raise UnfitAnswer(
             f"the frozen LM wrote no JSON object that fits the schema ({reason}{end}): ask for "
             "fewer fields, or for one that is the answer"
@@ -133,7 +133,7 @@ async def _formed(
 
 
 def _is_cut(rationale: Written) -> bool:
-    """Whether a rationale was cut before it had said its answer: what it led to may be half."""
+    """Whether a rationale was cut before it stated its answer: its vote may be half an answer."""
     cut = rationale.finish_reason == "length"
     return cut and read_text(rationale.text, cut=True).missing == "cut"
 

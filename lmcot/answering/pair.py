@@ -27,7 +27,7 @@ class Pair:
     source: str
     """Model source of the small LM."""
     version: str
-    """Which policy of which run it is, for people."""
+    """The policy and its run, as people read them."""
 
 
 def open_pair(run_dir: Place, policy: str | None = None, overrides: Sequence[str] = ()) -> Pair:
@@ -38,7 +38,7 @@ def open_pair(run_dir: Place, policy: str | None = None, overrides: Sequence[str
         overrides: ``key.sub=value``, in place of the run's.
 
     Raises:
-        UserError: if that is no run directory, or has no such policy, or no frozen LM.
+        UserError: if that is not a run directory, or has no such policy, or no frozen LM.
     """
     file = run_dir / run_files.CONFIG
     with reaching(run_dir):
@@ -48,10 +48,10 @@ def open_pair(run_dir: Place, policy: str | None = None, overrides: Sequence[str
         if found and not run_files.holds_model(run_dir / found):
             found = None
     if not there:
-        raise UserError(f"'{run_dir}' is no run directory: it has no config.yaml")
+        raise UserError(f"'{run_dir}' is not a run directory: it has no config.yaml")
     config = load_config(str(file), list(overrides))
     if config.frozen is None:
-        raise UserError(f"the run in '{run_dir}' has no frozen LM: there is nobody to answer")
+        raise UserError(f"the run in '{run_dir}' has no frozen LM configured, so it cannot answer")
     if policy == "base":
         return Pair(config, config.policy.source, f"base of {run_dir.name}")
     if found is None:
@@ -63,8 +63,10 @@ def open_pair(run_dir: Place, policy: str | None = None, overrides: Sequence[str
 
 
 def learned(pair: Pair) -> Pair:
-    """The pair with what its endpoint was found to take: parameters that it refuses are renamed
-    or left out. A local model is not asked, only looked for.
+    """The pair, with settings that its endpoint accepts.
+
+    The endpoint is asked once; parameters that it refuses are renamed or left out. A local model is
+    not asked, only looked for.
 
     Raises:
         UserError: if the endpoint does not answer, or there is no such model.

@@ -15,15 +15,15 @@ from lmcot.config import FrozenSettings
 from lmcot.network import is_loopback
 
 _PROBE_S = 3.0
-"""Longest a probe may take."""
+"""Time limit of a probe."""
 _FRESH_S = {True: 5.0, False: 1.0}
-"""How long what a probe found is believed, by whether the endpoint was there."""
+"""How long a probe's result is kept, by whether the endpoint answered."""
 _GATEWAY_FAULTS = (502, 503, 504)
 _URL = re.compile(r"https?://[^\s'\"<>)\],]*")
 
 
 def without_address(reason: str, settings: FrozenSettings) -> str:
-    """A failure's reason as clients may read it."""
+    """A failure's reason, without the endpoint's address."""
     if settings.address is None:
         return reason
     text = _URL.sub("its address", reason.replace(settings.address, "its address"))
@@ -35,9 +35,9 @@ def without_address(reason: str, settings: FrozenSettings) -> str:
 
 
 class Presence:
-    """Whether the frozen LM is there: an endpoint is asked at most once in some seconds.
+    """Tells whether the frozen LM can be reached; an endpoint is probed every few seconds at most.
 
-    No key is sent, and nothing is generated: any answer but a gateway's complaint will do.
+    A probe sends no key and generates nothing; any answer but a gateway's error counts.
     """
 
     def __init__(self, settings: FrozenSettings) -> None:
@@ -46,7 +46,7 @@ class Presence:
         self._asking = asyncio.Lock()
 
     async def there(self) -> bool:
-        """Whether it is; a model in this process always is."""
+        """Whether the frozen LM can be reached; a model in this process always can."""
         if self._url is None:
             return True
         async with self._asking:

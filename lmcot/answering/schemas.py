@@ -19,7 +19,7 @@ Text = Annotated[str, AfterValidator(check_printable)]
 
 
 class Asked(BaseModel):
-    """The base of everything that is asked: nothing unknown, nothing converted."""
+    """The base of all requests: unknown fields are refused, values are not converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -32,22 +32,22 @@ class Passage(Asked):
 
 
 class Question(Asked):
-    """A question and what it is to be answered from."""
+    """A question, and the context to answer it from."""
 
     question: Annotated[Text, AfterValidator(_said)] = Field(
         examples=["Which river does Elko straddle?"]
     )
     context: Text | list[Passage] = Field(
         default="",
-        description="A text (passages parted by blank lines), or passages.",
+        description="A text (blank lines separate passages), or passages.",
         examples=[[{"title": "Elko", "text": "Elko straddles the Humboldt River."}]],
     )
 
 
 class Drawing(Asked):
-    """How rationales are drawn."""
+    """How rationales are sampled."""
 
-    samples: int = Field(default=1, ge=1, description="Rationales; their answers are voted over.")
+    samples: int = Field(default=1, ge=1, description="Number of rationales; their answers vote.")
     max_tokens: int | None = Field(default=None, ge=1, description="Longest rationale.")
     temperature: float | None = Field(
         default=None,
@@ -57,7 +57,7 @@ class Drawing(Asked):
         description="0 is greedy: the default for one sample.",
     )
     seed: int | None = Field(
-        default=None, ge=0, lt=2**63, description="The same seed draws the same."
+        default=None, ge=0, lt=2**63, description="The same seed gives the same rationales."
     )
 
 
@@ -66,13 +66,13 @@ class AnswerRequest(Question, Drawing):
 
     unguided: bool = Field(default=False, description="Ask the frozen LM without guidance, too.")
     answer_schema: dict[str, Any] | None = Field(
-        default=None, description="JSON schema of an object that the answer is put into."
+        default=None, description="JSON schema of the object that holds the answer."
     )
     stream: bool = Field(default=False, description="Server-sent events, token by token.")
 
 
 class Tokens(BaseModel):
-    """What was read and written."""
+    """Tokens that the models read and wrote."""
 
     small_lm_in: int
     small_lm_out: int
@@ -87,13 +87,15 @@ class Vote(BaseModel):
     answer: str
     reply: str = Field(description="What the frozen LM wrote.")
     tokens: Tokens
-    finish_reason: str = Field(description="Of the rationale: eos or length.")
-    answer_cut: bool = Field(default=False, description="Whether the answer ended at its longest.")
+    finish_reason: str = Field(description="How the rationale ended: eos or length.")
+    answer_cut: bool = Field(
+        default=False, description="Whether the answer reached its longest length."
+    )
     failure: str | None = None
 
 
 class Versions(BaseModel):
-    """What answered."""
+    """The models that answered."""
 
     small: str
     frozen: str
@@ -112,11 +114,13 @@ class AnswerResponse(BaseModel):
 
     id: str
     answer: str
-    rationale: str = Field(description="One that led to the answer.")
+    rationale: str = Field(description="A rationale that led to the answer.")
     rationale_cut: bool = Field(
-        default=False, description="Whether this rationale ended at its longest."
+        default=False, description="Whether this rationale reached its longest length."
     )
-    answer_cut: bool = Field(default=False, description="Whether the answer ended at its longest.")
+    answer_cut: bool = Field(
+        default=False, description="Whether the answer reached its longest length."
+    )
     confidence: float = Field(description="The answer's share of the votes.")
     structured: dict[str, Any] | None = Field(
         default=None, description="The answer as an object of `answer_schema`."

@@ -22,7 +22,7 @@ _READERS = 2
 
 
 class SmallLM:
-    """Writes rationales; all requests of a replica go through the model together."""
+    """Writes rationales; all requests go through the model together."""
 
     def __init__(self, config: Config, source: str, version: str) -> None:
         """Loads the model."""
@@ -41,16 +41,16 @@ class SmallLM:
         self._readers = ThreadPoolExecutor(_READERS, "lmcot-read")
 
     def _read(self, question: str, context: Sequence[Paragraph]) -> tuple[Example, tuple[int, ...]]:
-        """What is shown of the context, and the prompt's tokens; long texts take their time."""
+        """The part of the context that fits, and the prompt's tokens."""
         example = self._asking.example(question, context)
         return example, self._asking.rationale_ids(example)
 
     def version(self) -> str:
-        """Which policy it is."""
+        """The policy that writes."""
         return self._version
 
     def close(self) -> None:
-        """Ends its threads; what is at work is given up."""
+        """Ends its threads; requests in flight are dropped."""
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._engine.close()
 
@@ -59,7 +59,7 @@ class SmallLM:
     ) -> AsyncGenerator[Told, None]:
         """Rationales for a question, told as they are written.
 
-        What it is at is cancelled with it.
+        Closing the iteration cancels the generation.
         """
         from lmcot.models.generation.requests import (
             FailureEvent,
@@ -111,7 +111,7 @@ class SmallLM:
 
 
 class _Text:
-    """A text that grows by tokens: what of it will not change any more."""
+    """A text that grows by tokens; it tells only what later tokens cannot change."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -119,7 +119,7 @@ class _Text:
         self._told = ""
 
     def add(self, token: int) -> str:
-        """What is new, without halves of characters."""
+        """The new text, without halves of characters."""
         self._ids.append(token)
         text = str(self._tokenizer.decode(self._ids, skip_special_tokens=True)).lstrip()
         if text.endswith("\ufffd") or not text.startswith(self._told):

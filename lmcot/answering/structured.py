@@ -17,23 +17,23 @@ from referencing import Registry
 from lmcot.text.answers import normalize_answer
 
 LONGEST_SCHEMA = 20_000
-"""Characters of a schema."""
+"""Longest schema, in characters."""
 _STEPS = 4_000
-"""Keywords of a schema that are looked at for one object: nested alternatives may multiply."""
+"""How many keywords of a schema are checked for one object: nested alternatives multiply."""
 _TRIES = 64
-"""Places in a text at which an object may begin."""
+"""How many places in a text are tried as the beginning of an object."""
 _RATIONALES = frozenset(
     {"reasoning", "rationale", "explanation", "thought", "thoughts", "thinking"}
     | {"chain_of_thought", "justification"}
 )
-"""Names of fields that the rationale goes into."""
+"""Names of fields that get the rationale."""
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
 _NOT_OFFERED = {"$dynamicRef": str, "$id": str, "$anchor": str, "patternProperties": dict}
 _TRUTHS = {"yes": True, "true": True, "no": False, "false": False}
 
 
 class _TooMuch(Exception):
-    """More work than a sound schema takes."""
+    """Checking the schema takes more steps than a sensible schema needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Form:
 
     schema: dict[str, Any]
     open: bool = False
-    """Whether it has no fields of its own: the answer may then stand in one called so."""
+    """Whether the schema names no fields: the answer may then stand in a field ``answer``."""
 
     @property
     def text(self) -> str:
@@ -50,8 +50,11 @@ class Form:
         return json.dumps(self.schema, ensure_ascii=False)
 
     def filled(self, answer: str, rationale: str) -> dict[str, Any] | None:
-        """The object, where the schema says where the answer goes: it has one field for it, and
-        perhaps one for the reasoning; None where it does not, or the answer does not fit."""
+        """The object with the answer in its one field, and the rationale in a field for reasoning.
+
+        None if the schema has several fields that are not for reasoning, or the answer does not
+        fit.
+        """
         properties = self._resolved(self.schema).get("properties")
         if not isinstance(properties, dict):
             return None
@@ -82,7 +85,7 @@ class Form:
         return f"{where or 'the object'}: {first.message[:200]}"
 
     def read(self, text: str) -> tuple[dict[str, Any] | None, str]:
-        """The first object in a text that fits, else why there is none."""
+        """The first object in a text that fits the schema, else the reason why there is none."""
         reason = "it holds no JSON object"
         for found in objects_in(text):
             fault = self.fault(found)
@@ -92,7 +95,7 @@ class Form:
         return None, reason
 
     def _resolved(self, schema: Any) -> dict[str, Any]:
-        """A schema behind its references."""
+        """A schema with its references followed."""
         for _ in range(16):
             if not isinstance(schema, dict):
                 return {}
@@ -103,7 +106,7 @@ class Form:
         return {}
 
     def _values(self, schema: Any, answer: str, depth: int = 4) -> Iterator[Any]:
-        """What an answer may be as a value of a schema."""
+        """Values of a schema that an answer can stand for."""
         found = self._resolved(schema)
         for way in ("anyOf", "oneOf", "allOf"):
             for one in found.get(way, []) if depth else []:
@@ -136,20 +139,20 @@ def read_form(schema: Mapping[str, Any]) -> Form:
     """The form that a schema describes.
 
     Raises:
-        ValueError: if it is no JSON schema of an object, is too long, or refers elsewhere.
+        ValueError: if it is not a JSON schema of an object, is too long, or refers elsewhere.
     """
     given = dict(schema)
     try:
         length = len(json.dumps(given, ensure_ascii=False))
     except (ValueError, RecursionError):
-        raise ValueError("the schema is no JSON") from None
+        raise ValueError("the schema is not JSON") from None
     if length > LONGEST_SCHEMA:
         raise ValueError(f"the schema has {length} characters, more than {LONGEST_SCHEMA}")
     try:
         Draft202012Validator.check_schema(given)
     except SchemaError as error:
         where = ".".join(str(part) for part in error.absolute_path)
-        raise ValueError(f"this is no JSON schema: {where}: {error.message[:200]}") from None
+        raise ValueError(f"this is not a JSON schema: {where}: {error.message[:200]}") from None
     _check_keywords(given, given)
     root = Form(given)._resolved(given)
     if root.get("type", "object") != "object":
@@ -158,7 +161,7 @@ def read_form(schema: Mapping[str, Any]) -> Form:
 
 
 def _check_keywords(part: Any, root: dict[str, Any]) -> None:
-    """References must lead to parts of the schema itself; patterns must be of linear time."""
+    """Checks that references stay within the schema, and that patterns take linear time."""
     if isinstance(part, list):
         for one in part:
             _check_keywords(one, root)
@@ -177,7 +180,7 @@ def _check_keywords(part: Any, root: dict[str, Any]) -> None:
 
 
 def _at(root: dict[str, Any], reference: str) -> Any:
-    """What a local reference names."""
+    """The part of the schema that a local reference names."""
     found: Any = root
     if not reference.startswith("#"):
         raise ValueError(f"the schema refers elsewhere: '{reference[:100]}'")
@@ -190,7 +193,7 @@ def _at(root: dict[str, Any], reference: str) -> Any:
 
 
 def _pattern(pattern: str) -> SchemaValidator:
-    """A pattern that takes linear time, which Python's own may not."""
+    """A pattern that matches in linear time; Python's own may not."""
     try:
         return SchemaValidator(core_schema.str_schema(pattern=pattern, regex_engine="rust-regex"))
     except PatternError:
@@ -236,7 +239,7 @@ def form_in(text: str) -> Form | None:
 
 
 def objects_in(text: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects in a text, those within others left out."""
+    """The outermost JSON objects in a text."""
     decoder, at = json.JSONDecoder(parse_constant=_no_number), 0
     for _ in range(_TRIES):
         at = text.find("{", at)
@@ -251,4 +254,4 @@ def objects_in(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")

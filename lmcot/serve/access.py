@@ -1,4 +1,4 @@
-"""Who may ask: bearer tokens, known by their digests, and the hosts that requests may name."""
+"""Who may send requests: bearer tokens, known by their digests, and accepted Host headers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lmcot.network import is_loopback
 def token_digests(settings: ServeSettings) -> tuple[str, ...]:
     """SHA-256 digests of the tokens in this process's environment; empty if it has none.
 
-    They travel with the deployment: the replicas run in other processes, on other machines, whose
-    environment may lack the variable.
+    The digests are part of the deployment, because replicas run in other processes, on other
+    machines, whose environment may lack the variable.
 
     Raises:
         UserError: if the variable is set, but holds no token.
@@ -33,12 +33,12 @@ def token_digests(settings: ServeSettings) -> tuple[str, ...]:
 
 
 def digest(token: str) -> str:
-    """Of a token, in hexadecimal: what `sha256sum` prints."""
+    """A token's SHA-256 digest in hexadecimal, as `sha256sum` prints it."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 class Access:
-    """Decides by a request's headers."""
+    """Accepts or refuses a request by its headers."""
 
     def __init__(self, settings: ServeSettings, digests: Sequence[str]) -> None:
         self._digests = tuple(digests)
@@ -47,7 +47,7 @@ class Access:
         self._local_only = not digests and is_loopback(settings.host)
 
     def admits(self, authorization: bytes) -> bool:
-        """Whether the header holds one of the tokens; the time does not tell which."""
+        """Whether the header holds one of the tokens; the time it takes does not tell which."""
         if not self._digests:
             return True
         scheme, _, token = authorization.partition(b" ")
@@ -56,7 +56,7 @@ class Access:
         return scheme.lower() == b"bearer" and any(found)
 
     def answers_to(self, header: bytes | None) -> bool:
-        """Whether the service goes by the name in a Host header; old clients send none."""
+        """Whether the service answers to the name in a Host header; old clients send none."""
         if header is None:
             return True
         host = host_of(header.decode("latin-1"))
@@ -74,7 +74,7 @@ def host_of(header: str) -> str:
 
 
 def _is_name_of_this_machine(host: str) -> bool:
-    # An address is no name that another site could make resolve to this machine.
+    # Unlike a name, an address cannot be made to resolve to this machine by another site.
     try:
         ipaddress.ip_address(host)
     except ValueError:

@@ -48,18 +48,18 @@ _Item = TypeVar("_Item")
 _BEARER = [
     Security(HTTPBearer(auto_error=False, description="Where the service asks for a token."))
 ]
-"""For the document: it is the `Guard` that asks."""
+"""For the API's description; the `Guard` checks the tokens."""
 _CHAT = "/v1/chat/completions"
 Ready = Callable[[], Awaitable[Versions]]
-"""The versions of both models, once they are there; else `NotReady` is raised."""
+"""Returns the versions of both models, or raises `NotReady`."""
 
 
 class NotReady(Exception):
-    """A model is not there."""
+    """A model cannot be reached."""
 
 
 class Service:
-    """What the routes do, whoever the models are."""
+    """What the routes do, with any pair of models."""
 
     def __init__(self, config: Config, small: Writer, frozen: Answerer, ready: Ready) -> None:
         self.settings: ServeSettings = config.serve
@@ -72,11 +72,11 @@ class Service:
         self._frozen = frozen
 
     async def events(self, ask: Ask) -> AsyncGenerator[Piece | Written | AnswerResponse, None]:
-        """What comes of a request, within its time.
+        """Pieces, rationales and the answer of a request, within its deadline.
 
         Raises:
             Refused: if the models cannot answer it.
-            Rejected: with 504 when the time is over; what was in flight is cancelled.
+            Rejected: with 504 past the deadline; the models' work is cancelled.
         """
         told = guide(ask, self._small, self._frozen)
         async with aclosing(self._timed(told, ask.draw.deadline)) as timed:
@@ -167,7 +167,7 @@ class Service:
 
 
 def make_app(service: Service, digests: Sequence[str] = (), *, tells_id: bool = True) -> Any:
-    """The ASGI application, behind its `Guard`; see there for what else is given."""
+    """The ASGI application, behind its `Guard`, which explains the other arguments."""
     errors: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorResponse} for status in (401, 413, 422, 502, 503, 504)
     }
@@ -186,7 +186,7 @@ def make_app(service: Service, digests: Sequence[str] = (), *, tells_id: bool = 
     )
     if not service.settings.cors_origins:
         return guarded
-    # Outside of the guard: browsers ask for leave without a token, and refusals are theirs to read.
+    # Outside the guard: browsers send preflight requests without a token, and must see refusals.
     return CORSMiddleware(
         guarded, allow_origins=list(service.settings.cors_origins),
         allow_methods=["GET", "POST"], allow_headers=["*"],
@@ -207,7 +207,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/answers", dependencies=_BEARER)
     async def answers(body: AnswersRequest, request: Request) -> AnswersResponse:
-        """Several at once, in their order."""
+        """Several answers at once, in the order of the requests."""
         limit = service.settings.limits.batch
         if len(body.requests) > limit:
             raise Refused(f"there are {len(body.requests)} requests, more than {limit}")
@@ -237,8 +237,8 @@ def _add_chat(app: FastAPI, service: Service) -> None:
         responses={400: {"model": ErrorResponse}},
     )  # fmt: skip
     async def chat(body: ChatRequest, request: Request) -> Any:
-        """As OpenAI's: the last user message is the question, system messages are instructions,
-        what else was said is context."""
+        """OpenAI's call: the last user message is the question, system messages are instructions,
+        earlier messages are context."""
         ident = request.state.request_id
         chat, ask = await asyncio.to_thread(service.chats.chat, body, ident, spent=spent())
         if body.stream:
@@ -249,12 +249,12 @@ def _add_chat(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models", dependencies=_BEARER)
     async def models() -> Models:
-        """The one model that there is."""
+        """The one model."""
         return Models(data=[Model(id=name)])
 
     @app.get("/v1/models/{model}", dependencies=_BEARER, responses={404: {"model": ErrorResponse}})
     async def model(model: str) -> Model:
-        """It by its name."""
+        """The model by its name."""
         if model != name:
             raise Rejected(404, f"there is no model '{model[:100]}', only '{name}'", param="model")
         return Model(id=name)
@@ -263,14 +263,14 @@ def _add_chat(app: FastAPI, service: Service) -> None:
 def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """Whether the process lives."""
+        """Whether the process is alive."""
         return {"status": "ok"}
 
     @app.get("/readyz")
     async def readyz() -> dict[str, Any]:
         """Whether both models answer."""
         if service.intake.ending:
-            raise Rejected(503, "not ready: the service is ending", "overloaded_error")
+            raise Rejected(503, "not ready: the service is shutting down", "overloaded_error")
         try:
             async with asyncio.timeout(5):
                 versions = await service.ready()
@@ -293,13 +293,13 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
-        """The page to try it on."""
+        """A page to try the service on."""
         text = (resources.files("lmcot.serve") / "page.html").read_text(encoding="utf-8")
         return HTMLResponse(text, headers={"content-security-policy": _PAGE_POLICY})
 
 
 def _examples() -> list[dict[str, Any]]:
-    """Some of HotpotQA's, with the paragraphs that the answer rests on and two others."""
+    """Questions of HotpotQA, each with its gold paragraphs and two others."""
     loaded = load_examples(SampleData(kind="sample", split="validation"), limit=6).examples
     found = []
     for one in loaded:
@@ -357,7 +357,7 @@ def _complaint(error: RequestValidationError) -> tuple[str, str | None]:
         reason = first.get("ctx", {}).get("error", "it cannot be read")
         return f"the body is not valid JSON: {reason} (at character {first['loc'][-1]})", None
     where, at = [], error.body
-    # Between the names of fields there stand those of types, which the body does not hold.
+    # Names of types stand between the names of fields; the body does not hold them.
     for number, part in enumerate(first["loc"][1:], 2):
         inside = (isinstance(at, dict) and part in at) or (
             isinstance(at, list) and isinstance(part, int) and part < len(at)

@@ -1,8 +1,8 @@
-"""The service as Ray Serve applications: the small LM, the frozen LM, and what takes requests in.
+"""The service as Ray Serve applications: the small LM, the frozen LM, and the ingress.
 
-Three applications of one deployment each, not one of three: an application is taken down as a
-whole, and a request that is under way in the ingress would find nobody to answer it. So the ingress
-goes first, when all that it has is answered, and each part is updated and scaled by itself.
+There are three applications of one deployment each, not one application of three: Serve removes an
+application as a whole, and a request in flight in the ingress would lose the models. So the ingress
+is removed first, once its requests are answered, and each part is updated and scaled by itself.
 
 ``lmcot.serve.app:small``, ``frozen`` and ``ingress`` are what ``serve run`` and ``serve deploy``
 import; see deploy/serve.yaml.
@@ -35,7 +35,7 @@ from lmcot.storage import place
 
 
 class Arguments(BaseModel):
-    """What an application takes from a Serve config file."""
+    """Arguments of an application in a Serve config file."""
 
     model_config = ConfigDict(extra="forbid")
     run_dir: str
@@ -51,19 +51,19 @@ class Arguments(BaseModel):
 
 
 class IngressArguments(Arguments):
-    """What the ingress takes besides."""
+    """Arguments of the ingress."""
 
-    # A token that stands here by mistake is not to be shown.
+    # A token that is put here by mistake must not be shown.
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
     token_digests: list[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = []
-    """SHA-256 digests of the bearer tokens that are asked for; empty: of those in the environment
-    of the process that builds the application, which is one of the cluster's."""
+    """SHA-256 digests of the accepted bearer tokens. If empty, the tokens in the environment of the
+    process that builds the application are used; that is a process of the cluster."""
     anyone: bool = False
-    """Whether it may be that no token is asked for."""
+    """Whether the service may run without authentication."""
 
 
-# Serve would make these of the builders' annotations, but not of ones that are strings, as all are
-# here.
+# Serve would parse these by the builders' annotations, but not where annotations are strings, as
+# they all are here.
 
 
 def small(arguments: dict[str, Any]) -> Application:
@@ -77,24 +77,24 @@ def frozen(arguments: dict[str, Any]) -> Application:
 
 
 def ingress(arguments: dict[str, Any]) -> Application:
-    """What takes requests in, with a run directory's settings.
+    """The ingress, with a run directory's settings.
 
     Raises:
-        UserError: if neither tokens are given, nor that none are to be asked for.
+        UserError: if no tokens are given and ``anyone`` is not set.
     """
     given = IngressArguments.model_validate(arguments)
     digests = tuple(given.token_digests) or token_digests(given.pair().config.serve)
     if not digests and not given.anyone:
         raise UserError(
-            "nothing says who may ask: give the ingress's args `token_digests` (SHA-256, as "
-            "`printf %s TOKEN | sha256sum` prints it), or `anyone: true`"
+            "nothing says who may send requests: give the ingress's args `token_digests` (SHA-256, "
+            "as `printf %s TOKEN | sha256sum` prints it), or `anyone: true`"
         )
     return _application(given, 2, digests)
 
 
 def _application(arguments: Arguments, number: int, digests: Sequence[str] = ()) -> Application:
     pair = arguments.pair()
-    # Each of the three is built by itself: what is free changes in between, the nodes do not.
+    # Each of the three is built by itself: free resources change in between, the nodes do not.
     roles = find_served_plan(pair.config, nodes()).roles
     return applications(pair, roles, digests)[number][1]
 
@@ -105,8 +105,8 @@ def applications(
     """The applications of a trained pair by their names, in the order to start them in.
 
     Args:
-        roles: what a replica of each takes.
-        digests: of the tokens that are asked for.
+        roles: resources of one replica of each.
+        digests: digests of the accepted tokens.
     """
     config, settings = pair.config, pair.config.serve
     small_name, frozen_name, name = names(settings)
@@ -125,14 +125,14 @@ def applications(
 
 
 def names(settings: ServeSettings) -> tuple[str, str, str]:
-    """Of the applications, in the order to start them in."""
+    """Names of the applications, in the order to start them in."""
     return f"{settings.name}-small", f"{settings.name}-frozen", settings.name
 
 
 def _deployment(what: Any, role: ServedRole, takes: RoleSettings, config: Config) -> Any:
     """A class as a deployment with the settings of its role."""
     settings = config.serve
-    # The bounds are the ingress's own, which says when to come again; Serve's lies above them.
+    # The ingress has bounds of its own and says when to retry; Serve's bound lies above them.
     options: dict[str, Any] = {
         "max_ongoing_requests": 4 * settings.max_requests + 2 * settings.limits.readers,
         "graceful_shutdown_timeout_s": settings.shutdown_s,
@@ -154,10 +154,10 @@ def _deployment(what: Any, role: ServedRole, takes: RoleSettings, config: Config
 
 
 class Ingress:
-    """Takes requests in, and puts both models' parts together."""
+    """Takes requests, and combines both models' work."""
 
     def __init__(self, config: Config, digests: Sequence[str] = ()) -> None:
-        """Args: digests: of the tokens that are asked for."""
+        """Args: digests: digests of the accepted tokens."""
         small_name, frozen_name, _ = names(config.serve)
         self._digests = tuple(digests)
         log = logging.getLogger("lmcot.serve")
@@ -172,11 +172,11 @@ class Ingress:
         self._service = Service(config, self._small, self._frozen, self._ready)
 
     async def digests(self) -> tuple[str, ...]:
-        """Of the tokens that are asked for."""
+        """Digests of the accepted tokens."""
         return self._digests
 
     async def end(self) -> int:
-        """Takes no more requests in; tells how many are at work still."""
+        """Refuses new requests from now on; returns how many are in flight."""
         self._service.intake.ending = True
         return self._service.intake.at_work
 
@@ -187,7 +187,7 @@ class Ingress:
         return Versions(small=small, frozen=await self._frozen.identity())
 
     def __serve_build_asgi_app__(self) -> Any:
-        """Made in the replica: it holds the deployments' handles. Serve's proxy tells the ids."""
+        """Makes the application in the replica, whose handles it uses; the proxy tells ids."""
         return make_app(self._service, self._digests, tells_id=False)
 
 

@@ -1,4 +1,4 @@
-"""Reading requests' bodies: bounded in size, time, nesting and number."""
+"""Reads requests' bodies, bounded in size, time, nesting and number."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lmcot.config import Limits
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 _GRACE_S = 1.0
-"""No body that has been waited for less long gives way to another."""
+"""A body that has been awaited for less than this is not dropped for another one."""
 _OFF_LOOP_BYTES = 2**14
-"""Longer bodies are looked through in a thread."""
+"""Longer bodies are checked in a thread."""
 _JSON_DEPTH = 16
 """Levels that a body's JSON may be nested."""
 
 
 class BadBody(Exception):
-    """A body that is refused, with the HTTP status that says why."""
+    """A refused body, with the HTTP status that says why."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -30,14 +30,14 @@ class BadBody(Exception):
 class BodyReader:
     """Reads the bodies of one ingress replica's requests.
 
-    Where too many are waited for, the one that has taken the longest gives way: a client that
-    sends its body at once is never kept out by those that do not.
+    Where too many are awaited, the one that has taken the longest is dropped: slow clients cannot
+    keep out a client that sends its body at once.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._waited: dict[asyncio.Timeout, float] = {}
-        """Since when, the oldest first."""
+        """Bodies that are awaited, with the times of their beginnings, oldest first."""
 
     async def read(self, declared: bytes, receive: Receive) -> bytes | None:
         """The whole body; None if the client went away.
@@ -82,7 +82,7 @@ class BodyReader:
             return
         oldest, since = next(iter(self._waited.items()))
         if time.monotonic() - since < _GRACE_S:
-            raise BadBody(503, f"{len(self._waited)} requests' bodies are waited for already")
+            raise BadBody(503, f"{len(self._waited)} requests' bodies are being received already")
         del self._waited[oldest]
         oldest.reschedule(asyncio.get_running_loop().time())
 
@@ -100,7 +100,7 @@ class BodyReader:
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """A body that was read already, then whatever comes: the client's leaving."""
+    """Gives a body that was read already, then later messages, such as the client's leaving."""
     told = False
 
     async def again() -> MutableMapping[str, Any]:
@@ -118,9 +118,9 @@ _OTHER = bytes(one for one in range(256) if one not in _STRUCTURE)
 
 
 def fault_of(body: bytes, limits: Limits) -> str:
-    """What is wrong with a JSON body's form, by its marks outside of strings; empty if nothing.
+    """Why a JSON body is too large to parse, by its marks outside of strings; empty if it is not.
 
-    A parser would spend memory on each value, and a validator a message on each that is wrong.
+    A parser would spend memory on each value, and a validator a message on each wrong one.
     """
     depth = deepest = values = 0
     for mark in _outside_strings(body).translate(None, _OTHER):
@@ -138,7 +138,7 @@ def fault_of(body: bytes, limits: Limits) -> str:
 
 
 def _outside_strings(body: bytes) -> bytes:
-    """The body without what stands in its strings."""
+    """The body without the contents of its strings."""
     outside, inside = [], False
     for part in body.split(b'"'):
         if not inside:

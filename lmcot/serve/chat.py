@@ -1,4 +1,4 @@
-"""OpenAI's chat completions: their clients get guided answers by another base URL."""
+"""OpenAI's chat completions: OpenAI's clients get guided answers by another base URL."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _REFUSED: tuple[tuple[str, Callable[[ChatRequest], bool], str], ...] = (
     (
         "top_p",
         lambda one: one.top_p < 1 and (one.temperature or 0) > 0,
-        "rationales are drawn from the whole distribution: leave top_p out, or set it to 1",
+        "rationales are sampled from the whole distribution: leave top_p out, or set it to 1",
     ),
     (
         "functions",
@@ -54,36 +54,36 @@ _REFUSED: tuple[tuple[str, Callable[[ChatRequest], bool], str], ...] = (
     (
         "web_search_options",
         lambda one: one.web_search_options is not None,
-        "nothing is searched for: put what the answer rests on into the context",
+        "there is no search: put what the answer needs into the context",
     ),
 )
-"""Fields that would change the answer, when they are refused, and why."""
+"""Fields that are refused because they would change the answer: name, condition, reason."""
 _PLAIN_FIRST = "First give the short answer alone, in plain words: it is put into its form later."
-"""To the frozen LM, whose instructions may speak of the form."""
+"""Instruction to the frozen LM where the client's own may describe the form."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """What a chat completion asks, and the form of its reply."""
+    """A chat completion's question, and the form of its reply."""
 
     asked: Asked
     wish: Wish
     form: Form | None
     tool: str | None
-    """The function that the answer is the arguments of."""
+    """The function whose arguments hold the answer."""
     fields: FieldsWanted | None
-    """How the object is written, if not as JSON."""
+    """Fields that the reply is written in, if not as JSON."""
     stop: tuple[str, ...]
     model: str
     usage: bool
-    """Whether a stream tells the tokens, too."""
+    """Whether a stream reports the numbers of tokens."""
 
 
 def read_chat(request: ChatRequest, model: str) -> Chat:
-    """What a request asks.
+    """Reads a request.
 
     Args:
-        model: the name of the model, if the request has none.
+        model: name of the model, if the request names none.
 
     Raises:
         Refused: naming the field that is wrong, or not offered.
@@ -162,7 +162,7 @@ def _drawing(request: ChatRequest) -> Drawing:
 
 
 def _form(request: ChatRequest, asked: Asked) -> tuple[Form | None, str | None]:
-    """The object that the answer is put into, and the tool that it is for."""
+    """The JSON object that holds the answer, and the tool that it is for."""
     tool = _forced_tool(request)
     if tool is not None:
         number = next(n for n, one in enumerate(request.tools) if one.function.name == tool)
@@ -213,7 +213,7 @@ def _read(schema: dict[str, Any], param: str) -> Form:
 
 
 def chat_completion(found: AnswerResponse, chat: Chat) -> dict[str, Any]:
-    """The answer as OpenAI's clients read it; the rationale stands where reasoning does."""
+    """The answer in OpenAI's form; the rationale is its ``reasoning_content``."""
     content, calls, finish = _reply(found, chat)
     message = AssistantMessage(
         content=content, reasoning_content=found.rationale, tool_calls=calls or None
@@ -225,19 +225,19 @@ def chat_completion(found: AnswerResponse, chat: Chat) -> dict[str, Any]:
         choices=[ChatChoice(message=message, finish_reason=finish)],
         usage=_usage(found),
     ).model_dump()
-    if not calls:  # clients look whether the key is there
+    if not calls:  # clients check whether the key is there
         del body["choices"][0]["message"]["tool_calls"]
     return body
 
 
 def _reply(found: AnswerResponse, chat: Chat) -> tuple[str | None, list[ToolCall], FinishReason]:
-    """The content or the call of a tool, and how it ended."""
+    """The content or the tool call, and the finish reason."""
     if chat.form is None:
         ends = [found.answer.index(one) for one in chat.stop if one in found.answer]
         content = found.answer[: min(ends)].rstrip() if ends else found.answer
         cut = found.rationale_cut or (found.answer_cut and not ends)
         return content, [], "length" if cut else "stop"
-    # Clients take an object that ended by its length for half of one.
+    # Clients take an object with the finish reason "length" for half an object.
     finish: FinishReason = "length" if found.answer_cut else "stop"
     content = json.dumps(found.structured, ensure_ascii=False)
     if chat.fields is not None:
@@ -259,7 +259,7 @@ def _usage(found: AnswerResponse) -> Usage:
 async def chat_chunks(
     events: AsyncGenerator[Piece | Written | AnswerResponse, None], ident: str, chat: Chat
 ) -> AsyncGenerator[str, None]:
-    """The same as server-sent chunks: the rationale's tokens as reasoning, then the answer."""
+    """The answer as server-sent chunks: the rationale's tokens as reasoning, then the answer."""
     head = {
         "id": f"chatcmpl-{ident}",
         "object": "chat.completion.chunk",

@@ -12,7 +12,7 @@ Context = str | Sequence[Mapping[str, str]]
 
 
 class ServiceError(Exception):
-    """The service refused a request, or failed at it."""
+    """The service refused a request, or failed."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"{status}: {message}")
@@ -20,7 +20,7 @@ class ServiceError(Exception):
 
 
 class Client:
-    """Asks a service at some address."""
+    """A client of the service at an address."""
 
     def __init__(
         self, url: str = "http://127.0.0.1:8000", *, token: str = "", timeout_s: float = 120.0

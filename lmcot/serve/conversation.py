@@ -14,27 +14,29 @@ _LABEL = re.compile(
     r"^[ \t]*(?:\*\*)?(context|question|answer)(?:\*\*)?[ \t]{0,8}:(?:\*\*)?",
     re.IGNORECASE | re.MULTILINE,
 )
-"""A line that begins a part of a text: "Context: ...", "Question: ...", "Answer:"."""
+"""The label of a part of a text: "Context: ...", "Question: ...", "Answer:"."""
 _QUESTIONS = ("question", "query")
 _UNTITLED = ("context", "passages", "documents")
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a conversation asks."""
+    """The question that a conversation asks, and what belongs to it."""
 
     question: str
     context: tuple[tuple[str, str], ...] = ()
     """Titles and texts."""
     instructions: tuple[str, ...] = ()
-    """To the one who answers."""
+    """Instructions to the frozen LM."""
     fields: FieldsWanted | None = None
-    """What the reply is to consist of, if the question says so itself."""
+    """Fields that the reply must have, if the question names them."""
 
 
 def read_conversation(messages: Sequence[ChatMessage]) -> Asked:
-    """The last user message is the question, perhaps with a context; what was said before is
-    context; system messages are instructions. Takes time linear in the length.
+    """Reads a conversation, in time linear in its length.
+
+    The last user message is the question, perhaps with a context; earlier messages are context;
+    system messages are instructions.
 
     Raises:
         Refused: if there is no user message, or it says nothing.
@@ -61,9 +63,11 @@ def read_conversation(messages: Sequence[ChatMessage]) -> Asked:
 
 
 def read_question(text: str) -> Asked:
-    """A question; or one with its context, labelled ("Context: ...", then "Question: ..." or the
-    other way round), or in dspy's fields. What stands before a labelled context is an
-    instruction."""
+    """Reads a question, alone or with its context.
+
+    The context is labelled ("Context: ...", then "Question: ..." or the other way round), or both
+    are in dspy's fields. What stands before a labelled context is an instruction.
+    """
     if found := read_fields(text):
         return _of_fields(found)
     labels = list(_LABEL.finditer(text))
@@ -91,7 +95,7 @@ def _names(label: re.Match[str], part: str) -> bool:
 
 
 def _without_answer(text: str) -> str:
-    """Without a last line "Answer:", to which the reply would be the rest."""
+    """The text without a last line "Answer:", which a reply would complete."""
     bare = text.strip()
     head, _, line = bare.rpartition("\n")
     label = _LABEL.fullmatch(line.strip())

@@ -1,6 +1,6 @@
-"""The messages of dspy's adapters: inputs in fields, and the fields that it wants back.
+"""Messages of dspy's adapters: inputs in fields, and the fields of the reply.
 
-They say the form of the reply in words only, so it is read out of the words.
+The messages describe the form of the reply in words only, so it is read out of the words.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 _FIELD = re.compile(r"^\[\[ ## (\w{1,100}) ## \]\][ \t]*$", re.MULTILINE)
 _REPLY = "\n\nRespond with "
-"""What it says of the reply, below the last field."""
+"""The beginning of what dspy says about the reply, below the last field."""
 _AS_JSON = "a JSON object in the following order of fields: "
 _AS_FIELDS = "the corresponding output fields, starting with the field "
 _WANTED = re.compile(
@@ -32,16 +32,16 @@ class FieldsWanted:
     properties: Mapping[str, dict[str, Any]]
     """JSON schemas by name."""
     as_json: bool
-    """Whether they come as a JSON object, not as fields below marks."""
+    """Whether the reply is a JSON object, not fields below marks."""
 
     @property
     def schema(self) -> dict[str, Any]:
-        """The schema of them all."""
+        """JSON schema of an object with all fields."""
         names = list(self.properties)
         return {"type": "object", "properties": dict(self.properties), "required": names}
 
     def written(self, found: Mapping[str, Any]) -> str:
-        """An object in the form that is wanted."""
+        """An object in the form that dspy wants."""
         if self.as_json:
             return json.dumps(found, ensure_ascii=False)
         parts = [
@@ -52,7 +52,7 @@ class FieldsWanted:
 
 
 def read_fields(text: str) -> list[tuple[str, str]]:
-    """The fields of a message by their names; none if it has none."""
+    """The fields of a message, as names and texts."""
     marks = list(_FIELD.finditer(text))
     ends = [*(one.start() for one in marks[1:]), len(text)]
     return [
@@ -62,7 +62,7 @@ def read_fields(text: str) -> list[tuple[str, str]]:
 
 
 def split_wish(text: str) -> tuple[str, FieldsWanted | None]:
-    """The last field without what is said of the reply below it, and what that is."""
+    """The last field's text, and the fields that the text below it asks for."""
     body, mark, wish = f"\n\n{text}".rpartition(_REPLY)
     if not mark:
         return text, None
@@ -76,7 +76,7 @@ def split_wish(text: str) -> tuple[str, FieldsWanted | None]:
 
 
 def objective_of(system: str) -> str:
-    """What a system message asks for besides the form of messages."""
+    """The objective in a system message, without the description of the form."""
     _, mark, objective = system.partition(_OBJECTIVE)
     return objective.strip() if mark else system
 

@@ -1,4 +1,4 @@
-"""What every request passes before anything else: host, token, body, the bound; and the log."""
+"""Checks before anything else is done with a request: host, token, body, bound; and the log."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OPEN = (
     "/", "/examples.json", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs",
     "/docs-files/swagger-ui-bundle.js", "/docs-files/swagger-ui.css", "/docs-files/favicon.png",
 )  # fmt: skip
-"""Paths that need no token and are not counted against the bound."""
+"""Paths that need no token and do not count towards the bound."""
 _log = logging.getLogger("lmcot.serve")
 
 
@@ -53,23 +53,23 @@ class Meters:
 
 @dataclass
 class Intake:
-    """What one ingress replica is at, and whether it takes more."""
+    """Requests in flight in one ingress replica, and whether it takes more."""
 
     at_work: int = 0
     ending: bool = False
-    """Set before the service ends: new requests get 503, those at work are answered."""
+    """Set at shutdown: new requests get 503, those in flight are answered."""
 
 
 _began: ContextVar[float] = ContextVar("began")
 
 
 def spent() -> float:
-    """Seconds since the request that is being answered began, its body's arrival included."""
+    """Seconds since the current request began; receiving its body counts."""
     return time.monotonic() - _began.get(time.monotonic())
 
 
 class Guard:
-    """ASGI middleware: refuses what it must, numbers, counts and logs the rest."""
+    """ASGI middleware: refuses bad requests; numbers, counts and logs all of them."""
 
     def __init__(
         self,
@@ -82,8 +82,8 @@ class Guard:
         tells_id: bool = True,
     ) -> None:
         """Args:
-        digests: of the tokens that are asked for; empty: none are.
-        tells_id: whether answers get the request's id; not where a proxy adds it.
+        digests: digests of the accepted tokens; empty: no token is needed.
+        tells_id: whether answers get the request's id; False where a proxy adds it.
         """
         self._app = app
         self._settings = settings
@@ -94,7 +94,7 @@ class Guard:
         self._tells_id = tells_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request; what is not HTTP goes by."""
+        """Handles one request; other protocols pass through."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -114,7 +114,7 @@ class Guard:
             elif not self._access.admits(headers.get(b"authorization", b"")):
                 await request.refuse(401, "a bearer token is needed", "authentication_error")
             elif self._intake.ending:
-                await request.refuse(503, "the service is ending", "overloaded_error")
+                await request.refuse(503, "the service is shutting down", "overloaded_error")
             else:
                 await self._take(headers, scope, receive, request)
         except BadBody as error:
@@ -126,14 +126,14 @@ class Guard:
     async def _take(
         self, headers: dict[bytes, bytes], scope: Scope, receive: Receive, request: _Request
     ) -> None:
-        """Reads the body, and only then takes one of the places."""
+        """Reads the body, and only then counts the request as in flight."""
         body = await self._bodies.read(headers.get(b"content-length", b""), receive)
         if body is None:
             return
         intake = self._intake
         if intake.at_work >= self._settings.max_requests:
             await request.refuse(
-                503, f"{intake.at_work} requests are at work already", "overloaded_error"
+                503, f"too many requests in flight ({intake.at_work})", "overloaded_error"
             )
             return
         self._count(1)
@@ -148,7 +148,7 @@ class Guard:
 
 
 class _Request:
-    """What is known of a request for its answer and the log."""
+    """One request: sends its answer, and logs it."""
 
     def __init__(
         self, scope: Scope, send: Send, ident: str, meters: Meters, *, tells_id: bool
@@ -156,16 +156,16 @@ class _Request:
         self._tells_id = tells_id
         self._scope = scope
         self.path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        """Without the prefix that the service is reached under."""
+        """The path without the service's prefix."""
         self._send = send
         self._id = ident
         self._meters = meters
         self._started = time.monotonic()
         self._status = 499
-        """Until an answer begins: the client went away."""
+        """499, that the client went away, until an answer begins."""
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
-        """Passes the answer on, with the request's id."""
+        """Sends a part of the answer; headers get the request's id."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
             more = [(b"x-content-type-options", b"nosniff")]

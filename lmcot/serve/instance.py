@@ -1,4 +1,4 @@
-"""Ray Serve on the cluster: found or started, asked what runs on it, and left as it was found."""
+"""Ray Serve on the cluster: finds or starts it, deploys to it, and leaves it as it was."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """Ray Serve as it runs on the cluster."""
+    """A running Ray Serve."""
 
     host: str
     port: int
@@ -37,14 +37,14 @@ class Instance:
     started_here: bool
 
     def url(self, prefix: str) -> str:
-        """Where what is served under a prefix is reached."""
+        """The URL of what is served under a prefix."""
         host = ray.util.get_node_ip_address() if self.host in ("0.0.0.0", "::") else self.host
         shown = f"[{host}]" if ":" in host else host
         return f"http://{shown}:{self.port}{self.root_path}{prefix}".rstrip("/")
 
 
 def find_instance() -> Instance | None:
-    """What runs already, if anything does."""
+    """The running Ray Serve; None if there is none."""
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         return None
@@ -56,9 +56,9 @@ def start_instance(settings: ServeSettings) -> Instance:
     """Ray Serve, started unless it runs already.
 
     Raises:
-        UserError: if it runs already and lets more machines in than the settings do.
+        UserError: if it runs already and accepts requests from more machines than the settings.
     """
-    # It tells of each step that it takes; what matters of them is told here.
+    # Serve logs each of its steps; what matters is told here.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     found = find_instance()
     if found is None:
@@ -68,21 +68,21 @@ def start_instance(settings: ServeSettings) -> Instance:
         raise UserError(
             f"Ray Serve runs on this cluster already and listens at {found.host}:{found.port}, for "
             f"other machines too, but serve.host is {settings.host}: set serve.host={found.host} "
-            f"if they may ask, and {settings.tokens_env} to say who"
+            f"if they may send requests, and {settings.tokens_env} to the tokens they need"
         )
     if (found.host, found.port) != (settings.host, settings.port):
         say(
             f"serve: Ray Serve runs on this cluster already and listens at {found.host}:"
-            f"{found.port}; serve.host and serve.port change nothing"
+            f"{found.port}; serve.host and serve.port are ignored"
         )
     return found
 
 
 def check_free(settings: ServeSettings, names: Sequence[str]) -> None:
-    """Checks that the cluster serves nothing of these names, nor under the prefix.
+    """Checks that the cluster serves nothing under these names or the prefix.
 
     Raises:
-        UserError: naming what does.
+        UserError: naming the application that is in the way.
     """
     there = _applications()
     for name in reversed(names):
@@ -96,7 +96,7 @@ def check_free(settings: ServeSettings, names: Sequence[str]) -> None:
 
 
 def check_ours(settings: ServeSettings, names: Sequence[str]) -> dict[str, float]:
-    """Checks that the applications of these names are a service of lmcot's that can be updated.
+    """Checks that the applications of these names are a service of lmcot that can be updated.
 
     Returns:
         the CPUs of a replica of each role.
@@ -109,8 +109,8 @@ def check_ours(settings: ServeSettings, names: Sequence[str]) -> dict[str, float
         raise UserError(f"the cluster serves no application '{names[-1]}' that could be updated")
     if not _ours(there, names):
         raise UserError(
-            f"the cluster's application '{names[-1]}' is no service of lmcot's: set serve.name to "
-            "that of the one to update"
+            f"the cluster's application '{names[-1]}' is not a service of lmcot: set serve.name to "
+            "that of the service to update"
         )
     _check_prefix(there, settings.prefix, names)
     held = {}
@@ -149,10 +149,10 @@ def _check_prefix(there: Mapping[str, Any], prefix: str, names: Collection[str])
 
 
 def deploy(targets: Sequence[RunTarget], limit_s: float) -> None:
-    """Deploys applications and waits until all their replicas are there.
+    """Deploys applications and waits until all their replicas run.
 
     Raises:
-        UserError: what kept them from it, or what was waited for when the time was over.
+        UserError: if one fails, or the time limit passes; it names what was missing.
     """
     try:
         _run_many(
@@ -168,7 +168,7 @@ def deploy(targets: Sequence[RunTarget], limit_s: float) -> None:
         if now - began > limit_s:
             raise UserError(
                 f"the service did not start within {limit_s:g} s (serve.start_timeout_s): it "
-                f"waited for {waited}"
+                f"was waiting for {waited}"
             )
         if now - told > _TOLD_EVERY_S:
             told = now
@@ -177,10 +177,10 @@ def deploy(targets: Sequence[RunTarget], limit_s: float) -> None:
 
 
 def _waited_for(names: Sequence[str]) -> str:
-    """What is not there yet; empty if all is.
+    """The applications that do not run yet; empty if all do.
 
     Raises:
-        UserError: if something failed.
+        UserError: if one failed.
     """
     there = ray_serve.status().applications
     waited = []
@@ -194,7 +194,7 @@ def _waited_for(names: Sequence[str]) -> str:
             if found.message.strip()
         ]
         if one is not None and one.status.value in _FAILED:
-            # What was raised stands last, below where.
+            # The error stands last, below its traceback.
             reason = "; ".join(f"{key}: {lines[-1]}" for key, lines in messages) or one.message
             raise UserError(f"the service did not start: {reason}")
         waited.append(f"{name} ({'; '.join(lines[0] for _, lines in messages) or 'starting'})")
@@ -202,10 +202,10 @@ def _waited_for(names: Sequence[str]) -> str:
 
 
 def check_strangers(instance: Instance, settings: ServeSettings, *, tokens: bool) -> None:
-    """Asks the service as a stranger does: with tokens it must refuse.
+    """Sends a request without a token: a service with tokens must refuse it.
 
     Raises:
-        UserError: if it answers, or cannot be reached where it should.
+        UserError: if the service answers it, or cannot be reached.
     """
     wanted = 401 if tokens else 200
     named = settings.allowed_hosts[0].replace("*", "any") if settings.allowed_hosts else ""
@@ -214,7 +214,7 @@ def check_strangers(instance: Instance, settings: ServeSettings, *, tokens: bool
     deadline, found = time.monotonic() + 30.0, 0
     while time.monotonic() < deadline:
         found = _from_a_proxys_node(host, instance.port, path, named)
-        # A proxy needs a moment to learn of the application.
+        # A proxy needs a moment to learn about the application.
         if found not in (0, 404, 503):
             break
         time.sleep(_POLL_S)
@@ -225,7 +225,7 @@ def check_strangers(instance: Instance, settings: ServeSettings, *, tokens: bool
             "a request without a token was answered, though tokens are set: the service does not "
             "start; does another version of lmcot run on the cluster?"
         )
-    told = f"answered with {found}, not {wanted}" if found else "was not answered"
+    told = f"got the status {found}, not {wanted}" if found else "got no answer"
     raise UserError(f"a first request to {instance.url(settings.prefix)} {told}")
 
 
@@ -239,7 +239,7 @@ def _from_a_proxys_node(host: str, port: int, path: str, named: str) -> int:
 
 
 def ask(host: str, port: int, path: str, named: str = "") -> int:
-    """The status that a GET is answered with; 0 if it is not."""
+    """The HTTP status of a GET; 0 if there is no answer."""
     connection = http.client.HTTPConnection(host, port, timeout=10)
     try:
         connection.request("GET", path, headers={"host": named} if named else {})
@@ -251,7 +251,7 @@ def ask(host: str, port: int, path: str, named: str = "") -> int:
 
 
 def finish_requests(name: str, limit_s: float) -> None:
-    """Lets the ingress take no more requests in, and waits for those that are at work."""
+    """Makes the ingress refuse new requests, and waits for those in flight."""
     handle = ray_serve.get_app_handle(name)
     deadline = time.monotonic() + limit_s
     while (left := deadline - time.monotonic()) > 0:
@@ -261,9 +261,9 @@ def finish_requests(name: str, limit_s: float) -> None:
 
 
 def remove(names: Sequence[str], instance: Instance) -> None:
-    """Deletes applications, one after the other; ends Ray Serve if that was started here.
+    """Deletes applications, one after the other; ends Ray Serve if it was started here.
 
-    Not while others have come to use it.
+    Ray Serve stays if others use it by now.
     """
     for name in names:
         ray_serve.delete(name)
@@ -273,7 +273,7 @@ def remove(names: Sequence[str], instance: Instance) -> None:
 
 
 def _stop_listening() -> None:
-    # Ray tells of the end of Serve's controller as of a failure that it will try to repair.
+    # Ray reports the end of Serve's controller as a failure that it will try to repair.
     worker = ray._private.worker.global_worker
     worker.threads_stopped.set()
     worker.gcs_error_subscriber.close()

@@ -10,7 +10,7 @@ from lmcot.answering.schemas import Text
 
 
 class _NullIsAbsent(BaseModel):
-    """OpenAI's fields are nullable: null says the same as leaving a field out."""
+    """OpenAI's fields are nullable: null means the same as leaving a field out."""
 
     @model_validator(mode="before")
     @classmethod
@@ -31,7 +31,7 @@ class ChatMessage(_NullIsAbsent):
 
 
 class StreamOptions(_NullIsAbsent):
-    """What a stream says besides the answer."""
+    """What a stream reports besides the answer."""
 
     model_config = ConfigDict(extra="ignore")
     include_usage: bool = False
@@ -62,7 +62,7 @@ class ToolFunction(_NullIsAbsent):
 
 
 class Tool(_NullIsAbsent):
-    """A tool."""
+    """A tool that a client offers."""
 
     model_config = ConfigDict(extra="ignore")
     type: Literal["function"] = "function"
@@ -76,14 +76,15 @@ class ChosenFunction(BaseModel):
 
 
 class ChosenTool(BaseModel):
-    """The tool that is to be called."""
+    """The tool that must be called."""
 
     type: Literal["function"] = "function"
     function: ChosenFunction
 
 
 class ChatRequest(_NullIsAbsent):
-    """`POST /v1/chat/completions`. What would change the answer and is not offered is refused."""
+    """`POST /v1/chat/completions`. Fields that would change the answer, but are not offered, are
+    refused."""
 
     model_config = ConfigDict(extra="forbid")
     model: str = ""
@@ -117,7 +118,7 @@ class ChatRequest(_NullIsAbsent):
     audio: dict[str, Any] = {}
     web_search_options: dict[str, Any] | None = None
 
-    # What changes nothing that is answered here.
+    # Fields that are accepted and change nothing.
     metadata: dict[str, Any] = {}
     parallel_tool_calls: bool = True
     prediction: Any = None
@@ -147,7 +148,7 @@ class CalledFunction(BaseModel):
 
 
 class ToolCall(BaseModel):
-    """A call of the one tool that had to be called."""
+    """The call of the one tool that had to be called."""
 
     id: str
     type: Literal["function"] = "function"
@@ -168,18 +169,18 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class ChatChoice(BaseModel):
-    """The one choice that there is."""
+    """The only choice."""
 
     index: int = 0
     message: AssistantMessage
     finish_reason: FinishReason = Field(
-        description="length: the rationale or the answer was cut at its longest."
+        description="length: the rationale or the answer was cut at its longest length."
     )
     logprobs: None = None
 
 
 class ChatCompletion(BaseModel):
-    """A guided answer as OpenAI's clients read it."""
+    """A guided answer in OpenAI's form."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -199,7 +200,7 @@ class Model(BaseModel):
 
 
 class Models(BaseModel):
-    """All models: one."""
+    """The list of models, which has one entry."""
 
     object: Literal["list"] = "list"
     data: list[Model]

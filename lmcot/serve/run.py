@@ -1,4 +1,4 @@
-"""`lmcot serve`: the service of a run directory, until it is told to end."""
+"""`lmcot serve`: serves a run directory's pair until a signal ends it."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def serve(
     """Serves a run's trained pair.
 
     Args:
-        policy: which of its policies; unset: the most trained one.
-        update: put it in the place of what runs already on the cluster of RAY_ADDRESS, replica by
-            replica, and return.
+        policy: the policy to serve; unset: the most trained one.
+        update: replace the service that runs on the cluster of RAY_ADDRESS, replica by replica,
+            and return.
         status: only show what runs there.
 
     Raises:
@@ -94,17 +94,19 @@ def _serve(pair: Pair, digests: Sequence[str], signals: _Signals) -> None:
     try:
         _tell(pair, instance, digests)
         signals.wait()
-        say("serve: ending; what is at work is finished first")
+        say("serve: shutting down; requests in flight are answered first")
         finish_requests(settings.name, settings.shutdown_s)
     finally:
         _remove(pair, instance)
 
 
 def start(pair: Pair, digests: Sequence[str] = ()) -> Instance:
-    """Puts a pair's service on the cluster, and waits until it answers; nothing stays if it fails.
+    """Starts a pair's service on the cluster, and waits until it answers.
+
+    Nothing is left behind if that fails.
 
     Args:
-        digests: of the tokens that are asked for.
+        digests: digests of the accepted tokens.
 
     Raises:
         UserError: if there is no room, or the port, path or name is taken.
@@ -126,15 +128,15 @@ def start(pair: Pair, digests: Sequence[str] = ()) -> Instance:
 
 
 def _remove(pair: Pair, instance: Instance) -> None:
-    # A cluster of one's own ends as a whole, and needs no more than that.
+    # A cluster that was started here ends as a whole, which removes the service too.
     if _joined(pair):
         with suppress(RayError, FutureTimeoutError):
-            # What takes requests in goes first: it asks the models.
+            # The ingress goes first: it calls the models.
             remove(names(pair.config.serve)[::-1], instance)
 
 
 def _targets(pair: Pair, plan: Plan, digests: Sequence[str] = ()) -> list[RunTarget]:
-    """The applications of a pair, where they are to be reached."""
+    """The applications of a pair, and the paths that they serve."""
     settings = pair.config.serve
     return [
         RunTarget(one, name=key, route_prefix=settings.prefix if key == settings.name else None)
@@ -143,10 +145,10 @@ def _targets(pair: Pair, plan: Plan, digests: Sequence[str] = ()) -> list[RunTar
 
 
 def _check_room(pair: Pair, plan: Plan, held: Mapping[str, float] | None = None) -> None:
-    """Says what the replicas take, before one waits for room.
+    """Tells what the replicas need, before anything waits for room.
 
     Raises:
-        UserError: if they never fit on the cluster, unless nodes may join.
+        UserError: if they cannot fit on the cluster and no nodes may join.
     """
     if not plan.short:
         say(plan.summary)
@@ -158,19 +160,19 @@ def _check_room(pair: Pair, plan: Plan, held: Mapping[str, float] | None = None)
 
 
 def _tell(pair: Pair, instance: Instance, digests: Sequence[str]) -> None:
-    """Where the service answers, how to update it, and who may ask."""
+    """Tells where the service answers, how to update it, and whether it needs tokens."""
     settings = pair.config.serve
     where = instance.url(settings.prefix)
     say(f"serve: {pair.version} answers at {where} (a page to try it on; the API: {where}/docs)")
     address = ray.get_runtime_context().gcs_address
-    # A cluster of one's own asks for the token of ~/.ray; one that was joined may not.
+    # A cluster that was started here needs the token of ~/.ray; one that was joined may not.
     mode = "" if _joined(pair) else "RAY_AUTH_MODE=token "
     command = f"{mode}RAY_ADDRESS={address} lmcot serve"
     say(f"serve: to update it: {command} --run-dir NEWER --update")
     say(f"serve: its state: {command} --run-dir NEWER --status")
     if not digests:
         far = "" if is_loopback(instance.host) else "; other machines reach it"
-        say(f"serve: nobody is asked for a token ({settings.tokens_env} is not set){far}")
+        say(f"serve: authentication is off ({settings.tokens_env} is not set){far}")
 
 
 def _update(pair: Pair) -> None:
@@ -181,7 +183,7 @@ def _update(pair: Pair) -> None:
         handle = ray_serve.get_app_handle(settings.name)
         digests = tuple(handle.digests.remote().result(timeout_s=60))
         if digests:
-            say(f"serve: {settings.tokens_env} is not set: the tokens stay those of before")
+            say(f"serve: {settings.tokens_env} is not set: the tokens stay as they were")
     instance = start_instance(settings)
     plan = find_served_plan(pair.config, nodes(), held)
     _check_room(pair, plan, held)
@@ -208,7 +210,7 @@ def _show_status(pair: Pair) -> None:
 
 
 def _joined(pair: Pair) -> str | None:
-    """The address of the cluster that is joined, if one is."""
+    """The address of the cluster to join; None if one is started here."""
     return pair.config.actors.address or os.environ.get("RAY_ADDRESS")
 
 
@@ -221,14 +223,14 @@ def check_port(host: str, port: int) -> None:
     if reason := why_taken(host, port):
         raise UserError(
             f"the service cannot listen at {host}:{port} ({reason}): set serve.port to another "
-            "port, or end what listens there"
+            "port, or stop what listens there"
         )
 
 
 class _Signals:
-    """SIGTERM and SIGINT: they interrupt whatever is under way, except while it serves.
+    """Handles SIGTERM and SIGINT: they interrupt whatever runs, except while it serves.
 
-    There the first one lets what is at work be finished, and a second one interrupts that.
+    While it serves, the first one lets requests in flight finish; a second one interrupts that.
     """
 
     def __init__(self) -> None:
@@ -251,7 +253,7 @@ class _Signals:
             signal.signal(number, self._hear)
 
     def wait(self) -> None:
-        """Until one of them comes."""
+        """Waits for the first signal."""
         self._serves = True
         self._ended.wait()
 

@@ -356,7 +356,7 @@ def test_a_guest_leaves_what_the_cluster_serves_as_it_was(
             pytest.fail(f"the service did not start: {said}")
         url = f"{address(client)}/guest"
         assert f" answers at {url} " in said[-1], "where Serve listens, not serve.port"
-        assert any("serve.host and serve.port change nothing" in line for line in said)
+        assert any("serve.host and serve.port are ignored" in line for line in said)
         assert "a token" not in "".join(said)
         assert status_of(f"{url}/v1/models") == 401
         assert status_of(f"{url}/v1/models", {"authorization": "Bearer a token"}) == 200
@@ -389,7 +389,7 @@ def test_the_shipped_config_file_is_one_of_ray_serves(run_dir: Path) -> None:
             build, {**one.args, "run_dir": str(run_dir)}
         )
     # Built in a process of the cluster, it must not mistake a lacking variable for leave.
-    with pytest.raises(UserError, match="nothing says who may ask"):
+    with pytest.raises(UserError, match="nothing says who may send requests"):
         ingress({"run_dir": str(run_dir)})
     assert ingress({"run_dir": str(run_dir), "token_digests": ["0" * 64]})
     with pytest.raises(ValueError, match="should match pattern") as raised:
@@ -401,7 +401,7 @@ def test_what_cannot_be_served_is_told_at_once(
     tmp_path: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["serve", "--run-dir", str(tmp_path)]) == 2
-    assert "is no run directory" in capsys.readouterr().err
+    assert "is not a run directory" in capsys.readouterr().err
     assert main(["serve", "--run-dir", str(run_dir), "--policy", "distilled"]) == 2
     assert "holds no distilled policy" in capsys.readouterr().err
     with socket.socket() as taken:

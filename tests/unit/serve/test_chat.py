@@ -333,7 +333,7 @@ def test_prose_is_never_passed_off_as_an_object(written: str) -> None:
 
 BAD_SCHEMAS: list[tuple[Any, str]] = [
     ({"type": "array", "items": {}}, "one of an object"),
-    ({"type": "object", "properties": {"a": {"type": "text"}}}, "no JSON schema"),
+    ({"type": "object", "properties": {"a": {"type": "text"}}}, "not a JSON schema"),
     ({"type": "object", "properties": {"a": {"$ref": "http://10.0.0.1/x"}}}, "refers elsewhere"),
     ({"type": "object", "properties": {"a": {"$ref": "#/$defs/x"}}}, "what it does not hold"),
     ({"type": "object", "properties": {"a": {"pattern": "(?=a)"}}}, "pattern"),

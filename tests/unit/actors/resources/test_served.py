@@ -107,7 +107,7 @@ def test_names_and_paths_that_are_taken(
 
 def test_only_a_service_of_lmcots_is_updated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(instance, "_applications", lambda: there(lmcot=("/", "Other")))
-    with pytest.raises(UserError, match="is no service of lmcot's"):
+    with pytest.raises(UserError, match="is not a service of lmcot"):
         instance.check_ours(ServeSettings(), NAMES)
     monkeypatch.setattr(instance, "_applications", dict)
     with pytest.raises(UserError, match="no application 'lmcot'"):
@@ -140,7 +140,7 @@ def test_where_serve_listens_already_counts(
             instance.start_instance(asked)
         return
     assert instance.start_instance(asked) is running
-    assert ("change nothing" in capsys.readouterr().err) == (outcome == "told")
+    assert ("are ignored" in capsys.readouterr().err) == (outcome == "told")
     assert running.url("/lm").endswith(":8000/lm")
     assert running.url("/").endswith(":8000")
 
