@@ -1,7 +1,7 @@
-"""What an answer costs in arithmetic, and for which large LMs guidance is the cheaper way.
+"""The arithmetic that an answer costs, and the large LMs for which guidance is cheaper.
 
-2 operations per parameter and token, read or written (Kaplan et al. 2020, section 2.1; attention
-left out).
+It counts 2 operations per parameter and token, read or written (Kaplan et al. 2020, section 2.1;
+attention is left out).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from lmcot.config.rows import REASONING
 
 BILLION = 10**9
 SIZES = tuple(size * BILLION for size in (1, 7, 11, 70, 175))
-"""Parameters of the large LMs that costs are told for, beside the one that was asked."""
+"""Parameters of the large LMs whose costs are reported, beside the one that was asked."""
 
 
 def flops(large: int | None, large_tokens: float, small: int, small_tokens: float) -> float | None:
-    """Operations of both models; None where the large one's size is needed and not known.
+    """Operations of both models; None if the large one's size is needed and unknown.
 
     Args:
         large, small: their parameters.
@@ -30,11 +30,11 @@ def flops(large: int | None, large_tokens: float, small: int, small_tokens: floa
 def break_even(
     small: int, small_tokens: float, large_tokens: float, others_large_tokens: float
 ) -> float | None:
-    """Parameters of the large LM from where on a row is cheaper than another that it alone does.
+    """Size of the large LM above which a row is cheaper than another that uses no small LM.
 
-    The small LM's work is paid for by the tokens that the large one is spared: s t_s / (t' - t),
-    with s the small LM's parameters and t_s its tokens, t and t' the large LM's in this row and in
-    the other. None: it is spared none, so that the row is never the cheaper one.
+    The tokens that the large LM saves pay for the small LM's work: s t_s / (t' - t), with s the
+    small LM's parameters and t_s its tokens, t and t' the large LM's tokens in this row and in the
+    other. None if the large LM saves no tokens, so that the row is never cheaper.
     """
     spared = others_large_tokens - large_tokens
     return small * small_tokens / spared if spared > 0 else None
@@ -43,16 +43,16 @@ def break_even(
 def costs(
     rows: Mapping[str, Mapping[str, Any]], small: int, large: int | None, asked: Mapping[str, int]
 ) -> dict[str, Any]:
-    """What a question costs by row, for large LMs of several sizes, and against ``cot``.
+    """The costs of a question by row, for large LMs of several sizes, and compared with ``cot``.
 
     Args:
         rows: the report's, with the tokens of all their questions.
-        asked: how many questions those are.
+        asked: number of questions, by row.
 
     Returns:
-        ``rows``: of each row the mean tokens a question, ``flops`` by size (parameters, as text),
-        ``of_cot`` (the same as a share of ``cot``'s) and ``break_even`` against ``cot``, in
-        parameters; the last two only where there is a row ``cot``, and not for it.
+        ``rows``: for each row the mean tokens of a question, ``flops`` by size (parameters, as
+        text), ``of_cot`` (the same as a share of ``cot``'s) and ``break_even`` against ``cot``, in
+        parameters; the row ``cot`` lacks the last two, and so do all rows without it.
     """
     sizes = sorted({*SIZES, *([large] if large else [])})
     found: dict[str, Any] = {}
@@ -96,7 +96,7 @@ def _small(tokens: Mapping[str, Any]) -> float:
 
 
 def size_in_words(size: float) -> str:
-    """Parameters for people: 135M, 7B."""
+    """A number of parameters in short: 135M, 7B."""
     for unit, letter in ((10**12, "T"), (BILLION, "B"), (10**6, "M"), (10**3, "K")):
         if size >= unit:
             return f"{size / unit:.3g}{letter}"

@@ -1,4 +1,4 @@
-"""Whether questions that a policy learnt from are among those that it is measured on."""
+"""Finds questions of the training set among those of the evaluation."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _NAMED = 3
 
 
 def overlap(train: Sequence[Example], validation: Sequence[Example]) -> list[str]:
-    """Ids of the validation questions that are in the training set too, by their id or by their
-    words (compared as answers are)."""
+    """Ids of the validation questions that are in the training set too, with the same id or the
+    same words (normalised as answers are)."""
     ids = {one.id for one in train}
     questions = {normalize_answer(one.question) for one in train}
     return [
@@ -24,13 +24,16 @@ def overlap(train: Sequence[Example], validation: Sequence[Example]) -> list[str
 def check_overlap(
     train: Sequence[Example], validation: Sequence[Example], *, allowed: bool
 ) -> str | None:
-    """Refuses an evaluation on what was learnt from.
+    """Refuses to evaluate on questions of the training set.
+
+    Args:
+        allowed: whether to give a note instead.
 
     Returns:
-        a sentence about it, if it is allowed; None if there is none of it.
+        the note; None if no question is in both.
 
     Raises:
-        UserError: naming how many questions there are, and some of them.
+        UserError: with the number of such questions and some of their ids.
     """
     found = overlap(train, validation)
     if not found:

@@ -1,17 +1,12 @@
-"""What an evaluation keeps of each question, one JSON line each, and what a row adds up to."""
+"""The outcome of each question in a row, and the sums over a row."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from lmcot.config.rows import find_row
 from lmcot.evaluation.report import RowResult
-from lmcot.files import open_private, write_atomically
-from lmcot.monitor.progress import say
 from lmcot.records import Answer, Example, Failure, Missing
 from lmcot.text.answers import best, contains_gold, exact_match, f1, inclusion
 from lmcot.text.copying import copied_share
@@ -19,7 +14,7 @@ from lmcot.text.reading import read_text
 from lmcot.text.vote import vote
 
 _NEARLY_ALL = 0.95
-"""Share of questions from which on votes that never differ are told."""
+"""Share of questions with identical votes from which on the report says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,36 +27,36 @@ class Prediction:
     type: str
     level: str
     rationale: str
-    """What the frozen LM read; where it read several, one that led to the answer."""
+    """The rationale that the frozen LM read; of several, one that led to the answer."""
     reply: str
-    """What the frozen LM wrote; empty where it was not asked."""
+    """The frozen LM's reply; empty if it was not asked."""
     answer: str
     """The answer read out of the reply (of the rationale, where the small LM answers alone)."""
     em: float
     f1: float
     inclusion: float
     contains_gold: bool | None
-    """Whether the small LM's rationale holds the gold answer; None where there is none."""
+    """Whether the small LM's rationale holds the gold answer; None without such a rationale."""
     copied: float | None
     """Share of that rationale's words that are copied from the context (`copied_share`)."""
     votes: list[dict[str, str]]
-    """Each ``{"rationale", "reply", "answer"}`` of a ``+sc`` row."""
+    """Votes of a ``+sc`` row, each ``{"rationale", "reply", "answer"}``."""
     share: float
-    """Of the votes for the answer."""
+    """Share of the votes that are for the answer."""
     large_lm_tokens_in: int
     large_lm_tokens_out: int
     small_lm_tokens_in: int
     small_lm_tokens_out: int
     requests: int
     cached_requests: float
-    """Of them, answered by the frozen LM's cache: their tokens count all the same."""
+    """Requests that the frozen LM's cache answered; their tokens count all the same."""
     seconds: float
-    """The row's seconds, shared out over the questions that came together."""
+    """Seconds that the question took; questions that arrived together share theirs equally."""
     failure: str | None
     golds: list[str] = field(default_factory=list)
     """All right answers, the main one first; each score is the best over them."""
     missing: Missing = ""
-    """Why there is no answer: ``empty``, or ``cut`` at a limit of tokens before it was said."""
+    """Why there is no answer: ``empty``, or ``cut`` by a limit of tokens before it was said."""
     estimated: bool = False
     """Whether tokens of the frozen LM were estimated, since its endpoint does not count them."""
     thought: bool = False
@@ -70,12 +65,12 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Rationales:
-    """What one policy wrote for a question."""
+    """The rationales that one policy wrote for a question."""
 
     id: str
     texts: list[str]
     tokens_in: int
-    """Of the prompt, which is read once for all of them."""
+    """Tokens of the prompt, which is read once for all rationales."""
     tokens_out: list[int]
     finish_reasons: list[str]
     seconds: float
@@ -101,7 +96,7 @@ def predict(
     seconds: float,
     asked: bool = True,
 ) -> Prediction:
-    """Scores what one question's attempts came to: the only one, or the vote of several.
+    """Scores one question by its only attempt, or by the vote of several.
 
     An attempt that failed has no vote; a question fails if all of its attempts did. An attempt
     whose rationale or reply was cut before its answer was said counts only if no other has a vote.
@@ -154,7 +149,7 @@ def predict(
         failure=failures[0] if failures and not there else None,
         estimated=any(said.estimated for _, _, said in there),
         golds=list(golds),
-        # What is right was said, wherever the reply was cut.
+        # A right answer was said, wherever the reply was cut.
         missing="" if em == 1 else said.missing,
         thought=bool(said.silent),
     )
@@ -189,7 +184,7 @@ def row_result(
     large: int | None,
     small: int,
 ) -> RowResult:
-    """Adds up a row; questions that failed are left out of its scores.
+    """The sums over a row; questions that failed are left out of its scores.
 
     Args:
         large, small: parameters of the frozen and of the small LM; None where unknown.
@@ -223,7 +218,7 @@ def row_result(
 
 
 def lacking_answers(row: str, predictions: Sequence[Prediction]) -> str:
-    """What to say of a row whose questions lack answers, and what to do; empty if none does."""
+    """A note on the questions of a row that lack answers, with remedies; empty if none does."""
     scored = [p for p in predictions if p.failure is None]
     empty = sum(p.missing == "empty" for p in scored)
     cut = sum(p.missing == "cut" for p in scored)
@@ -237,7 +232,7 @@ def lacking_answers(row: str, predictions: Sequence[Prediction]) -> str:
 
 
 def _remedy(row: str, one: Prediction) -> str:
-    """What to do about a question without an answer."""
+    """The remedy for a question without an answer."""
     alone = find_row(row).prompt is None
     if one.thought:
         return (
@@ -259,7 +254,7 @@ def _remedy(row: str, one: Prediction) -> str:
 
 
 def alike_votes(row: str, predictions: Sequence[Prediction]) -> str:
-    """What to say of a row whose votes hardly ever differ; empty if they do, or nobody voted."""
+    """A note on a row whose votes hardly ever differ; empty if they differ, or without votes."""
     voted = [p for p in predictions if p.failure is None and p.votes]
     alike = sum(len({tuple(sorted(one.items())) for one in p.votes}) == 1 for p in voted)
     if not voted or alike < _NEARLY_ALL * len(voted):
@@ -272,67 +267,3 @@ def alike_votes(row: str, predictions: Sequence[Prediction]) -> str:
         f"the vote says no more than a single reply: either the {sampled} is that sure, or it is "
         f"greedy at evaluate.temperature{other}"
     )
-
-
-class Kept:
-    """A file of records, one JSON line for each question, that grows while work goes on.
-
-    A line is on disk when `add` returns; one that a kill cut short is dropped. Lines that were
-    made with other settings or weights are dropped too: results are never mixed.
-    """
-
-    def __init__(self, path: Path, mark: str, questions: Mapping[str, str] | None = None) -> None:
-        """Reads what is there.
-
-        Args:
-            mark: names what all records depend on.
-            questions: the content of each question that there is, as a digest by its id; lines of
-                others are taken out. Unset: any question's line is right.
-        """
-        self.path = path
-        self.dropped = 0
-        """Lines that were made with something else."""
-        self._mark = mark
-        self._questions = questions
-        self.records: dict[str, dict[str, Any]] = {}
-        *whole, tail = path.read_bytes().split(b"\n") if path.exists() else [b""]
-        lines = [*whole, *([tail] if tail else [])]
-        damaged = 0
-        for line in lines:
-            try:
-                record = json.loads(line)
-                made_with, key = str(record.pop("made_with")), str(record["id"])
-            except (ValueError, KeyError, TypeError, AttributeError):
-                damaged += line is not tail
-                continue
-            if questions is not None and key not in questions:
-                continue
-            if made_with == self._made_with(key):
-                self.records[key] = record
-            else:
-                self.dropped += 1
-        if damaged:
-            say(f"{damaged} damaged lines of '{path}' are dropped: their questions are done again")
-        if tail or len(lines) != len(self.records):
-            self.finish(list(self.records))
-
-    def add(self, records: Iterable[Any], **changes: Any) -> None:
-        """Appends records (dataclasses with an ``id``), some of their fields changed."""
-        found = [asdict(one) | changes for one in records]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open_private(self.path, "ab") as file:
-            file.write("".join(map(self._line, found)).encode())
-        self.records.update({one["id"]: one for one in found})
-
-    def finish(self, order: Sequence[str]) -> None:
-        """Puts the lines of these questions into their order; drops all others."""
-        self.records = {key: self.records[key] for key in order if key in self.records}
-        lines = "".join(map(self._line, self.records.values()))
-        write_atomically(self.path, lines, private=True)
-
-    def _line(self, record: dict[str, Any]) -> str:
-        made_with = self._made_with(record["id"])
-        return json.dumps({**record, "made_with": made_with}, ensure_ascii=False) + "\n"
-
-    def _made_with(self, key: str) -> str:
-        return self._mark if self._questions is None else f"{self._mark}/{self._questions[key]}"

@@ -20,14 +20,14 @@ METRICS = ("em", "f1", "inclusion")
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What one row of the evaluation gave: 0..1 for each question, and totals over all of them."""
+    """The result of one row: scores of each question, 0 to 1, and totals over all questions."""
 
     name: str
     """The row's key, such as ``guided_refined``."""
     label: str
-    """What was run, for people: names the policy where that is not plain from the row."""
+    """The row in words; names the policy where the row's name does not."""
     ids: list[str]
-    """Of the questions that were answered: what follows is in their order."""
+    """Ids of the questions that were answered; all lists are in their order."""
     em: list[float]
     f1: list[float]
     inclusion: list[float]
@@ -38,24 +38,24 @@ class RowResult:
     requests: int
     """Requests to the frozen LM."""
     large: int | None
-    """The frozen LM's parameters; None where they are not known."""
+    """The frozen LM's parameters; None if unknown."""
     small: int
     seconds: float
     asked: int
-    """Questions, those that failed among them."""
+    """Number of questions, including those that failed."""
     cached_requests: float = 0.0
     types: list[str] = field(default_factory=list)
     levels: list[str] = field(default_factory=list)
     contains_gold: list[float] = field(default_factory=list)
-    """Whether rationales hold the gold answer; empty where a row shows none of the small LM's."""
+    """Whether the small LM's rationales hold the gold answer; empty for rows without them."""
     copied: list[float] = field(default_factory=list)
-    """Shares of their words that are copied from the context."""
+    """Shares of the rationales' words that are copied from the context."""
     shares: list[float] = field(default_factory=list)
-    """Of the votes for the answer; empty where there was no vote."""
+    """Shares of the votes that are for the answer; empty for rows without votes."""
     empty: int = 0
-    """Questions among the answered ones whose answer came out empty."""
+    """Number of answered questions whose reply ended without an answer."""
     cut: int = 0
-    """Those whose reply was cut before its answer was said."""
+    """Number of answered questions whose reply was cut before it said its answer."""
 
 
 def write_report(
@@ -69,7 +69,7 @@ def write_report(
     notes: Sequence[str] = (),
     aspects: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """Writes ``report.json``, ``report.md`` and its pictures; gives back what the JSON holds.
+    """Writes ``report.json``, ``report.md`` and its pictures; returns the content of the JSON.
 
     Scores, differences and intervals are in percent, times in seconds.
 

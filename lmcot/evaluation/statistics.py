@@ -1,4 +1,4 @@
-"""How sure a figure is: bootstrap intervals (Efron 1979) and paired tests between two systems."""
+"""How certain figures are: bootstrap intervals (Efron 1979), and paired tests of two systems."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 _POWER = 0.8
-"""Of the test, at the smallest difference that is called detectable."""
+"""Power of the test at the smallest difference that is called detectable."""
 _ROUNDING = 1e-12
-"""Means that differ by less are taken for equal."""
+"""Means that differ by less count as equal."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
-    """How much one system differs from another on the same questions, in the values' units."""
+    """The difference of two systems on the same questions, in the values' units."""
 
     n: int
-    """Questions that both answered."""
+    """Number of questions that both answered."""
     difference: float
     """The mean of first - second."""
     low: float
     high: float
     """The bootstrap interval of that mean."""
     p: float
-    """Two-sided, by the paired bootstrap under the null."""
+    """Two-sided p value, by the paired bootstrap under the null."""
     detectable: float | None
-    """The smallest true difference that such a sample shows with 80% power; None where the
-    differences do not vary, so that nothing is known of their spread."""
+    """The smallest true difference that such a sample shows with 80% power; None if all
+    differences are equal, so that their spread is unknown."""
 
 
 def bootstrap_intervals(
@@ -43,7 +43,7 @@ def bootstrap_intervals(
     depend on the seed and the number of questions only.
 
     Raises:
-        ValueError: if the metrics are empty or differ in length, or a value is no finite number.
+        ValueError: if the metrics are empty or differ in length, or a value is not finite.
     """
     if len({len(values) for values in metrics.values()}) != 1:
         raise ValueError("every metric needs the same number of values")
@@ -69,7 +69,7 @@ def paired_difference(
     standard deviation of d and a = 1 - confidence.
 
     Raises:
-        ValueError: if the scores are empty or differ in number, or one is no finite number.
+        ValueError: if the scores are empty or differ in number, or a score is not finite.
     """
     if len(first) != len(second):
         raise ValueError("a paired comparison needs the same number of values on both sides")
@@ -115,7 +115,7 @@ def _resampled_means(values: NDArray[np.float64], samples: int, seed: int) -> ND
     if n == 0:
         raise ValueError("there are no values to resample")
     if not np.isfinite(values).all():
-        raise ValueError("a value is no finite number")
+        raise ValueError("a value is not finite")
     rng = np.random.default_rng(seed)
     return np.stack([values[:, rng.integers(n, size=n)].mean(axis=1) for _ in range(samples)])
 

@@ -1,16 +1,18 @@
-"""What an evaluation has on disk, and what is missing of it."""
+"""The files of an evaluation, and which results they lack."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from lmcot.config import Config, depends, flat_settings
 from lmcot.config.rows import RowSpec
-from lmcot.evaluation.predictions import Kept, Prediction, Rationales
+from lmcot.evaluation.predictions import Prediction, Rationales
+from lmcot.files import open_private, write_atomically
 from lmcot.monitor.progress import say
 from lmcot.records import Example, Judgement
 from lmcot.run.context import Run
@@ -23,7 +25,7 @@ _ASPECT = "aspect/"
 
 @dataclass(frozen=True, slots=True)
 class AspectScores:
-    """How one question's rationale was judged, 0 to 1 by aspect."""
+    """Scores of one question's rationale by aspect, 0 to 1."""
 
     id: str
     scores: dict[str, float]
@@ -39,7 +41,7 @@ class AspectScores:
 
 
 def policy_sources(run: Run) -> dict[str, str]:
-    """The model source of each policy that there is, least trained first."""
+    """The model source of each policy that the run has, least trained first."""
     settings, directory = run.config.evaluate, run.directory
     sources = {"base": run.config.policy.source}
     for stage in TRAINING_STAGES:
@@ -52,10 +54,10 @@ def policy_sources(run: Run) -> dict[str, str]:
 
 
 class EvaluationFiles:
-    """``predictions/``: a file for each row, and for each policy's rationales and their aspects.
+    """The folder ``predictions/``: a file for each row, and files for each policy.
 
-    Beside the rows' files ``rationales/POLICY.jsonl`` (greedy), ``rationales/POLICY+sc.jsonl``
-    (sampled) and ``aspects/POLICY.jsonl``.
+    A policy has ``rationales/POLICY.jsonl`` (greedy), ``rationales/POLICY+sc.jsonl`` (sampled) and
+    ``aspects/POLICY.jsonl``.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class EvaluationFiles:
         rows: Sequence[RowSpec],
         examples: Sequence[Example],
     ) -> None:
-        """Reads what is there; what was made with other settings or weights is dropped."""
+        """Reads the files; lines that were made with other settings or weights are dropped."""
         self.examples = examples
         self._config = config = run.config
         self._policies = list(policies)
@@ -119,13 +121,13 @@ class EvaluationFiles:
 
     @property
     def total(self) -> int:
-        """Questions of all files together."""
+        """Number of lines of all files together, once they are complete."""
         judged = min(self._config.evaluate.aspect_questions, len(self.examples))
         files = len(self.rationales) + len(self.rows)
         return files * len(self.examples) + len(self.aspects) * judged
 
     def missing(self) -> int:
-        """How many of them are not there."""
+        """Number of lines that the files lack."""
         return (
             sum(len(self.unwritten(*key)) for key in self.rationales)
             + sum(len(self.unanswered(row)) for row in self.rows)
@@ -133,7 +135,7 @@ class EvaluationFiles:
         )
 
     def unwritten(self, policy: str, sampled: bool) -> list[int]:
-        """Questions without a rationale of a policy."""
+        """Indices of the questions without a rationale of a policy."""
         return self._absent(self.rationales[policy, sampled], len(self.examples))
 
     def predictions(self, row: RowSpec) -> Kept:
@@ -141,11 +143,11 @@ class EvaluationFiles:
         return self._predictions[row.name]
 
     def unanswered(self, row: RowSpec) -> list[int]:
-        """Questions without a prediction in a row."""
+        """Indices of the questions without a prediction in a row."""
         return self._absent(self.predictions(row), len(self.examples))
 
     def unjudged(self, policy: str) -> list[int]:
-        """Questions, of those whose rationales are judged, without scores."""
+        """Indices of the questions whose rationale is to be judged and has no scores."""
         return self._absent(self.aspects[policy], self._config.evaluate.aspect_questions)
 
     def _absent(self, kept: Kept, limit: int) -> list[int]:
@@ -189,12 +191,76 @@ class EvaluationFiles:
         return found
 
 
+class Kept:
+    """A file of records, one JSON line for each question, that grows during the work.
+
+    A line is on disk when `add` returns; a line that a kill cut short is dropped. Lines that were
+    made with other settings or weights are dropped too, so that results are never mixed.
+    """
+
+    def __init__(self, path: Path, mark: str, questions: Mapping[str, str] | None = None) -> None:
+        """Reads the lines of the file, if there is one.
+
+        Args:
+            mark: names everything that the records depend on, but the questions.
+            questions: digest of each question's content, by id; lines of other questions, and of
+                questions that have changed, are dropped. Unset: lines of any question are kept.
+        """
+        self.path = path
+        self.dropped = 0
+        """Number of lines that were made with other settings, weights or questions."""
+        self._mark = mark
+        self._questions = questions
+        self.records: dict[str, dict[str, Any]] = {}
+        *whole, tail = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        lines = [*whole, *([tail] if tail else [])]
+        damaged = 0
+        for line in lines:
+            try:
+                record = json.loads(line)
+                made_with, key = str(record.pop("made_with")), str(record["id"])
+            except (ValueError, KeyError, TypeError, AttributeError):
+                damaged += line is not tail
+                continue
+            if questions is not None and key not in questions:
+                continue
+            if made_with == self._made_with(key):
+                self.records[key] = record
+            else:
+                self.dropped += 1
+        if damaged:
+            say(f"{damaged} damaged lines of '{path}' are dropped: their questions are done again")
+        if tail or len(lines) != len(self.records):
+            self.finish(list(self.records))
+
+    def add(self, records: Iterable[Any], **changes: Any) -> None:
+        """Appends records (dataclasses with an ``id``); ``changes`` replace fields of theirs."""
+        found = [asdict(one) | changes for one in records]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open_private(self.path, "ab") as file:
+            file.write("".join(map(self._line, found)).encode())
+        self.records.update({one["id"]: one for one in found})
+
+    def finish(self, order: Sequence[str]) -> None:
+        """Puts the lines of these questions into this order, and drops all others."""
+        self.records = {key: self.records[key] for key in order if key in self.records}
+        lines = "".join(map(self._line, self.records.values()))
+        write_atomically(self.path, lines, private=True)
+
+    def _line(self, record: dict[str, Any]) -> str:
+        made_with = self._made_with(record["id"])
+        return json.dumps({**record, "made_with": made_with}, ensure_ascii=False) + "\n"
+
+    def _made_with(self, key: str) -> str:
+        return self._mark if self._questions is None else f"{self._mark}/{self._questions[key]}"
+
+
 def fingerprint(config: Config, source: str, *more: Any) -> str:
-    """Changes when the settings that a file depends on do, or the policy's weights.
+    """A digest that changes with the settings that a file depends on and the policy's weights.
 
     Args:
-        source: of the policy; empty where none plays a part.
-        more: what else it depends on.
+        source: of the policy; empty for files that depend on no policy.
+        more: anything else that the file depends on.
     """
     settings = {k: v for k, v in flat_settings(config).items() if depends("evaluate", k, config)}
     weights = [

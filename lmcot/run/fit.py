@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from lmcot.config import Config, FrozenTeacher
-from lmcot.config.rows import find_row
+from lmcot.config.rows import default_rows, find_row
 from lmcot.data.prompts import PromptTemplates
 from lmcot.data.render import Chat, encode, render
 from lmcot.errors import UserError
@@ -151,6 +151,8 @@ def _readers(config: Config) -> list[str]:
 def _kinds_of_cot(config: Config) -> tuple[str, ...]:
     """The kinds of questions that the frozen LM reasons about by itself."""
     rows = config.evaluate.rows
-    asked = rows is None or any(find_row(name).prompt == "cot" for name in rows)
+    asked = any(
+        find_row(name).prompt == "cot" for name in (default_rows() if rows is None else rows)
+    )
     taught = isinstance(config.teacher, FrozenTeacher)
     return (*([TRAIN] if taught else []), *([VALIDATION] if asked else []))

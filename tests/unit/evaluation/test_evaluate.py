@@ -17,7 +17,6 @@ from lmcot.evaluation.costs import break_even, costs, flops, size_in_words
 from lmcot.evaluation.leakage import check_overlap
 from lmcot.evaluation.predictions import (
     Attempt,
-    Kept,
     Prediction,
     Rationales,
     alike_votes,
@@ -27,7 +26,7 @@ from lmcot.evaluation.predictions import (
 )
 from lmcot.evaluation.requests import Votes, answers_of
 from lmcot.evaluation.rows import check_rows, chosen_rows, shown_texts
-from lmcot.evaluation.store import fingerprint
+from lmcot.evaluation.store import Kept, fingerprint
 from lmcot.frozen.cached import Replies
 from lmcot.records import (
     Answer,

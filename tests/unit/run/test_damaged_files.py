@@ -15,7 +15,7 @@ import pytest
 from lmcot.cli import main
 from lmcot.config import BudgetSettings, load_config
 from lmcot.errors import UserError
-from lmcot.evaluation.predictions import Kept
+from lmcot.evaluation.store import Kept
 from lmcot.files import read_lines, read_object
 from lmcot.frozen.cache import ReplyCache
 from lmcot.monitor.metrics import read_metrics

@@ -15,7 +15,7 @@ import pytest
 from lmcot.actors.units import PromptUnit
 from lmcot.config import parse_config
 from lmcot.errors import Interrupted, UserError
-from lmcot.evaluation.predictions import Kept
+from lmcot.evaluation.store import Kept
 from lmcot.frozen.cached import Replies
 from lmcot.monitor.metrics import Monitor
 from lmcot.records import Annotation, Completion, Failure, FailureKind, Prompt, Usage

@@ -12,8 +12,9 @@ from lmcot.actors.reward_actor import outcome
 from lmcot.cli import main
 from lmcot.config import dump_config, load_config
 from lmcot.errors import UserError
-from lmcot.evaluation.predictions import Attempt, Kept, predict, row_result
+from lmcot.evaluation.predictions import Attempt, predict, row_result
 from lmcot.evaluation.report import write_report
+from lmcot.evaluation.store import Kept
 from lmcot.monitor.metrics import Monitor
 from lmcot.records import Answer, Example, Failure, FailureKind, Judgement, Rollout
 from lmcot.tools.compare import compare
