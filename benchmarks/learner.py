@@ -34,6 +34,7 @@ from benchmarks.cases import MODELS, Case, load_case
 from benchmarks.timing import medians, own_peak, peak_memory
 from lmcot.learner.batching import MicroBatch
 from lmcot.learner.engine import TrainEngine
+from lmcot.learner.plan import refine_plan
 from lmcot.learner.session import LearnerSession
 from lmcot.models.batches import pad_left, pad_right
 from lmcot.models.policy import Policy, disable_dropout, response_logits
@@ -54,7 +55,9 @@ class Bench:
     @cached_property
     def session(self) -> LearnerSession:
         """The learner."""
-        return LearnerSession(self.case.config, "refine", self.case.source, 1000)
+        return LearnerSession(
+            self.case.config, refine_plan(self.case.config, self.case.source, 1000)
+        )
 
     @cached_property
     def plain(self) -> tuple[PreTrainedModel, PreTrainedModel, torch.optim.Optimizer]:

@@ -107,9 +107,11 @@ def _batches(config: Config, steps: int) -> Iterator[list[TokenPair]]:
 
 
 def _learner(config: Config) -> Step:
+    from lmcot.learner.plan import distill_plan
     from lmcot.learner.session import LearnerSession
 
-    return LearnerSession(config, "distill", config.policy.source, 1000).distiller.step
+    plan = distill_plan(config, config.policy.source, 1000)
+    return LearnerSession(config, plan).distiller.step
 
 
 def _bare(config: Config) -> Step:

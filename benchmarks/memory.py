@@ -35,6 +35,7 @@ BUDGET = 768
 def _rank(
     rank: int, model: str, learner: dict[str, object], meeting: Connection, told: Connection
 ) -> None:
+    from lmcot.learner.plan import refine_plan
     from lmcot.learner.ranks import host_meeting, join_group
     from lmcot.learner.session import LearnerSession
 
@@ -46,7 +47,7 @@ def _rank(
         place = meeting.recv()
     join_group(rank, 2, place, 120)
     case = load_case(model, **learner, tokens_per_micro_batch=BUDGET)
-    session = LearnerSession(case.config, "refine", case.source, 1000)
+    session = LearnerSession(case.config, refine_plan(case.config, case.source, 1000))
     for step in range(2):
         session.ppo.step(case.scored[:4], step)
     gc.collect()

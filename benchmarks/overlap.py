@@ -28,13 +28,13 @@ from typing import Any
 
 from benchmarks.cases import SMOLLM2
 from benchmarks.endpoint import serving
-from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.actors.resources.cluster import ray_cluster
 from lmcot.actors.reward_actor import RewardActor
 from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.units import Packed, RolloutUnit, ScoreUnit
 from lmcot.config import ASPECTS, Config, parse_config
 from lmcot.data.sampler import PromptSampler
+from lmcot.learner.plan import refine_plan
 from lmcot.monitor.metrics import read_metrics
 from lmcot.records import Judgement, Rollout, ScoredRollout
 from lmcot.run.context import Run, in_units, open_run
@@ -151,7 +151,7 @@ def measure_learn(run: Run, batches: list[Batch]) -> float:
     """Seconds of learning alone, and of publishing what was learnt."""
     chooser = random.Random(0)
     taken = []
-    with Learners(run, LearnerPlan("refine", SMOLLM2, run.config.refine.steps)) as learners:
+    with Learners(run, refine_plan(run.config, SMOLLM2, run.config.refine.steps)) as learners:
         learners.wait_ready()
         for step, batch in enumerate(batches):
             scored = [

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from examples.one_process import CONFIG, SOLVED, Sampler, is_solved
 from lmcot.config import Config, load_config
+from lmcot.learner.plan import refine_plan
 from lmcot.learner.session import LearnerSession
 from lmcot.process import use_threads
 from lmcot.records import ScoredRollout
@@ -63,7 +64,7 @@ def toy_config(model: str, estimator: str, seed: int = 0, staleness: int = 0) ->
 
 def learn(config: Config) -> Outcome:
     """Refines until the task is solved, or its steps are done."""
-    session = LearnerSession(config, "refine", config.policy.source, config.refine.steps)
+    session = LearnerSession(config, refine_plan(config, config.policy.source, config.refine.steps))
     sampler = Sampler(config, session.policy.lm)
     started = time.process_time()
     rewards: list[float] = []

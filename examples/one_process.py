@@ -25,6 +25,7 @@ from lmcot.data.loaders import load_examples
 from lmcot.data.prompts import load_templates
 from lmcot.data.render import encode
 from lmcot.data.sampler import sample_seed
+from lmcot.learner.plan import refine_plan
 from lmcot.learner.session import LearnerSession
 from lmcot.models.generation.engine import GenerationEngine
 from lmcot.models.generation.requests import Generated, SampleRequest
@@ -40,7 +41,7 @@ SOLVED = 0.95
 
 def learn(config: Config) -> Iterator[float]:
     """Runs PPO until the task is solved or ``refine.steps`` are done; gives each mean reward."""
-    session = LearnerSession(config, "refine", config.policy.source, config.refine.steps)
+    session = LearnerSession(config, refine_plan(config, config.policy.source, config.refine.steps))
     sampler = Sampler(config, session.policy.lm)
     rewards: list[float] = []
     for step in range(config.refine.steps):

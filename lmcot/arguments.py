@@ -6,15 +6,14 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from lmcot import run_files
+from lmcot.config.stages import POLICIES, TRAINING_STAGES
 from lmcot.storage import local_path, place
 from lmcot.version import __version__
 
 _STAGES = {
-    "train": "run all stages: annotate, distill, refine, evaluate",
+    "train": "run all stages, from annotate to evaluate",
     "annotate": "gather the teacher's rationales for the training questions",
-    "distill": "train the small LM on the kept rationales",
-    "refine": "refine the small LM by PPO on the frozen LM's rewards",
+    **{stage.name: stage.summary for stage in TRAINING_STAGES},
     "evaluate": "measure the frozen LM with and without guidance, and write the report",
 }
 
@@ -189,7 +188,7 @@ def _add_serve(commands: Any) -> None:
     _add_run_dir(command)
     command.add_argument(
         "--policy",
-        choices=(*reversed(run_files.TRAINED_POLICIES), run_files.BEST, "base"),
+        choices=POLICIES,
         help="default: most trained",
     )
     command.add_argument(

@@ -19,8 +19,6 @@ from lmcot.errors import Interrupted, UserError
 from lmcot.process import prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from lmcot.config import Config
     from lmcot.storage import Place
 
@@ -132,9 +130,11 @@ def _evaluate_config(options: argparse.Namespace) -> Config:
 
 def _policies_of(options: argparse.Namespace) -> list[str]:
     """Settings that name another run's policies."""
+    from lmcot.config import TRAINED_POLICIES
+
     if options.of is None:
         return []
-    found = [name for name in run_files.TRAINED_POLICIES if (options.of / name).is_dir()]
+    found = [name for name in TRAINED_POLICIES if (options.of / name).is_dir()]
     if not found:
         raise UserError(f"'{options.of}' holds no trained policy to evaluate")
     return [f"evaluate.{name}={options.of / name}" for name in found]
@@ -242,22 +242,12 @@ def _run_sweep(options: argparse.Namespace) -> int:
 
 
 def _run_stage(command: str, config: Config, run_dir: Place, **chosen: bool) -> int:
-    from lmcot.evaluation.evaluate import evaluate
     from lmcot.process import use_threads
     from lmcot.run.context import open_run
-    from lmcot.training.annotate import annotate
-    from lmcot.training.distill import distill
-    from lmcot.training.refine import refine
-    from lmcot.training.train import train
+    from lmcot.training.train import STAGES, train
 
     use_threads(threads=1)
-    stages: dict[str, Callable[..., object]] = {
-        "train": train,
-        "annotate": annotate,
-        "distill": distill,
-        "refine": refine,
-        "evaluate": evaluate,
-    }
+    stages = {"train": train, **{stage.name: stage.run for stage in STAGES}}
     with open_run(config, run_dir) as run:
         stages[command](run, **chosen)
     return 0

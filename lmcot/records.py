@@ -298,7 +298,7 @@ class Columns:
 class RunState:
     """What a resume needs besides the engine's own state: ``state.json`` of a checkpoint."""
 
-    stage: Literal["distill", "refine"]
+    stage: str
     step: int = 0
     """Steps done; also the version of the policy that they made."""
     sampler: dict[str, int] = field(default_factory=dict)

@@ -46,10 +46,6 @@ DISTILLED: Final = "distilled"
 REFINED: Final = "refined"
 BEST: Final = "best"
 CRITIC: Final = "critic"
-TRAINED_POLICIES: Final = (DISTILLED, REFINED)
-"""Folders of the policies that the stages train, least trained first."""
-LEARNERS_FOLDERS: Final = frozenset({CHECKPOINTS, *TRAINED_POLICIES, BEST, CRITIC})
-"""Folders that learners write, wherever they run; the driver writes everything else."""
 
 _ADAPTERS = "-adapters"
 _STEP = re.compile(r"step-(\d{6,})\.jsonl")
@@ -89,14 +85,6 @@ def model_folder(name: str) -> str:
 def holds_model(folder: Place) -> bool:
     """Whether a folder holds a complete model in Hugging Face's format."""
     return (folder / "config.json").is_file()
-
-
-def most_trained(run: Place) -> str | None:
-    """Name of the most trained policy that a run directory holds; None if it holds none."""
-    for name in reversed(TRAINED_POLICIES):
-        if holds_model(run / name):
-            return name
-    return None
 
 
 def write_format(run: Path) -> None:

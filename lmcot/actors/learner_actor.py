@@ -1,31 +1,21 @@
-"""One rank of the learner as a Ray actor: distils, then runs PPO, and publishes its weights."""
+"""One rank of the learner as a Ray actor: trains in one stage, and publishes its weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from lmcot.actors.base import ActorBase
 from lmcot.actors.units import Packed, WeightsRef
 from lmcot.actors.weights import Weights, pack_weights
 from lmcot.config import Config
+from lmcot.learner.plan import LearnerPlan
 from lmcot.process import use_threads
 from lmcot.records import RunState, ScoredRollout
 from lmcot.storage import added_to, fetched, forget, is_remote, place
 
 if TYPE_CHECKING:
     from lmcot.learner.batching import TokenPair
-
-
-@dataclass(frozen=True, slots=True)
-class LearnerPlan:
-    """What the learners are started for."""
-
-    stage: Literal["distill", "refine"]
-    source: str
-    """Model source that the stage starts from; in ``refine`` it is the reference too."""
-    total_steps: int
-    """Steps of the stage, for the learning rate's schedule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +65,9 @@ class LearnerActor(ActorBase):
         from lmcot.learner.ranks import join_group
         from lmcot.learner.session import LearnerSession
 
-        actors, plan = self._config.actors, self._plan
+        actors = self._config.actors
         join_group(self._rank, actors.learner.count, meeting, actors.start_timeout_s)
-        self._session = LearnerSession(self._config, plan.stage, plan.source, plan.total_steps)
+        self._session = LearnerSession(self._config, self._plan)
 
     def shares_prompts(self) -> bool:
         """Whether a question's rationales share one copy of its prompt in the model."""

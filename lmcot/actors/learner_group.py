@@ -9,10 +9,11 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar
 import ray
 
 from lmcot.actors.base import RemoteError
-from lmcot.actors.learner_actor import LearnerActor, LearnerPlan
+from lmcot.actors.learner_actor import LearnerActor
 from lmcot.actors.resources.placement import Placement
 from lmcot.config import Config
 from lmcot.errors import first_line
+from lmcot.learner.plan import LearnerPlan
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")

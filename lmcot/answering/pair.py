@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lmcot import run_files
 from lmcot.config import Config, load_config
+from lmcot.config.stages import most_trained
 from lmcot.data.prompts import load_templates
 from lmcot.errors import UserError
 from lmcot.frozen.needs import cost_in_words
@@ -44,7 +45,7 @@ def open_pair(run_dir: Place, policy: str | None = None, overrides: Sequence[str
     with reaching(run_dir):
         there = file.is_file()
         run_files.check_format(run_dir)
-        found = policy or run_files.most_trained(run_dir)
+        found = policy or most_trained(run_dir)
         if found and not run_files.holds_model(run_dir / found):
             found = None
     if not there:

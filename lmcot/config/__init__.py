@@ -16,7 +16,7 @@ from lmcot.config.data import (
     PromptSettings,
     SampleData,
 )
-from lmcot.config.dependence import NO_STAGE_DEPENDS_ON, Stage, depends
+from lmcot.config.dependence import NO_STAGE_DEPENDS_ON, depends
 from lmcot.config.evaluation import EvaluateSettings
 from lmcot.config.frozen import (
     BudgetSettings,
@@ -55,9 +55,16 @@ from lmcot.config.runtime import (
     RoleSettings,
 )
 from lmcot.config.serving import Limits, ServedRole, ServeSettings
+from lmcot.config.stages import (
+    TRAINED_POLICIES,
+    TRAINING_STAGES,
+    DistillSettings,
+    RefineSettings,
+    TrainingStage,
+    training_stage,
+)
 from lmcot.config.training import (
     AdaptiveKl,
-    DistillSettings,
     FixedKl,
     Gae,
     Grpo,
@@ -66,13 +73,14 @@ from lmcot.config.training import (
     ModelCritic,
     OptimiserSettings,
     PpoLoss,
-    RefineSettings,
     Rloo,
 )
 
 __all__ = [
     "ASPECTS",
     "NO_STAGE_DEPENDS_ON",
+    "TRAINED_POLICIES",
+    "TRAINING_STAGES",
     "ActorsSettings",
     "AdaptiveKl",
     "AlarmSettings",
@@ -121,8 +129,8 @@ __all__ = [
     "SampleData",
     "ServeSettings",
     "ServedRole",
-    "Stage",
     "SupportingFactsTeacher",
+    "TrainingStage",
     "TransformersFrozen",
     "check_files",
     "depends",
@@ -134,4 +142,5 @@ __all__ = [
     "parse_settings",
     "read_yaml_mapping",
     "renamed_settings",
+    "training_stage",
 ]

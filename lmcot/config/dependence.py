@@ -5,11 +5,8 @@ Once a stage has begun, what it depends on cannot change within its run director
 
 from __future__ import annotations
 
-from typing import Literal
-
 from lmcot.config.root import Config
-
-Stage = Literal["annotate", "distill", "refine", "sweep", "evaluate"]
+from lmcot.config.stages import TrainingStage, training_stage
 
 NO_STAGE_DEPENDS_ON = (
     "actors",
@@ -68,7 +65,7 @@ _LAYOUT = ("learner",)
 """A stage's checkpoints depend on these, but the model that it writes at its end does not."""
 
 
-def depends(stage: Stage, key: str, config: Config, *, finished: bool = False) -> bool:
+def depends(stage: str, key: str, config: Config, *, finished: bool = False) -> bool:
     """Whether what a stage does with these settings depends on a key (dotted).
 
     Args:
@@ -94,18 +91,26 @@ def is_lever(key: str, config: Config) -> bool:
     return below(key, LEVERS)
 
 
-def _keys(stage: Stage, config: Config, finished: bool) -> tuple[str, ...]:
-    frozen_teacher = config.teacher is not None and config.teacher.kind == "frozen"
+def _keys(stage: str, config: Config, finished: bool) -> tuple[str, ...]:
     if stage == "annotate":
+        frozen_teacher = config.teacher is not None and config.teacher.kind == "frozen"
         return (*_RATIONALES, "prompts", "frozen") if frozen_teacher else _RATIONALES
-    if stage == "distill":
-        own = (*_MODEL, "distill", *(() if finished else _LAYOUT))
-        return (*_keys("annotate", config, finished), *own)
-    if stage == "refine":
-        own = (*_MODEL, *_QUESTIONS, *_LAYOUT, "policy", "frozen", "rewards", "refine")
-        during = ("data.validation", "data.max_validation") if config.evaluate.during.every else ()
-        return (*own, *during)
-    return ("seed", "prompts", "policy", "frozen", "data.context")
+    if stage == "evaluate":
+        return ("seed", "prompts", "policy", "frozen", "data.context")
+    return _keys_of_training(training_stage(stage), config, finished)
+
+
+def _keys_of_training(stage: TrainingStage, config: Config, finished: bool) -> tuple[str, ...]:
+    keys: tuple[str, ...] = (*_MODEL, stage.name)
+    if stage.extends or not finished:
+        keys += _LAYOUT
+    if stage.reads_rationales:
+        keys += _keys("annotate", config, finished)
+    if stage.judges:
+        keys += (*_QUESTIONS, "policy", "frozen", "rewards")
+    if stage.evaluates and config.evaluate.during.every:
+        keys += ("data.validation", "data.max_validation")
+    return keys
 
 
 def below(key: str, above: tuple[str, ...]) -> bool:

@@ -18,7 +18,8 @@ from lmcot.config.renamed import with_new_names
 from lmcot.config.rewards import FailureBudgets, GuidanceRewards, Rewards
 from lmcot.config.runtime import ActorsSettings, CheckpointSettings
 from lmcot.config.serving import ServeSettings
-from lmcot.config.training import DistillSettings, LearnerSettings, RefineSettings
+from lmcot.config.stages import DistillSettings, RefineSettings
+from lmcot.config.training import LearnerSettings
 
 
 class Config(Settings):

@@ -1,4 +1,4 @@
-"""Settings of distillation, PPO and the learner."""
+"""How the learner learns: optimiser, KL penalty, advantages, losses and its engine."""
 
 from __future__ import annotations
 
@@ -33,17 +33,6 @@ class OptimiserSettings(Settings):
     """What follows the warm-up: constant, or linear decay to 0 at the last step."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this global norm."""
-
-
-class DistillSettings(Settings):
-    """Supervised training of the small LM on the teacher's rationales."""
-
-    epochs: PositiveInt = 1
-    """Passes over the kept rationales."""
-    batch_size: PositiveInt = 8
-    """Rationales in one optimiser step."""
-    optimiser: OptimiserSettings = OptimiserSettings(learning_rate=3e-5)
-    """Adam and its schedule."""
 
 
 class FixedKl(Settings):
@@ -181,61 +170,6 @@ class PpoLoss(Settings):
 PolicyLoss = PpoLoss
 """Settings of the policy's loss. With a second kind: ``Annotated[PpoLoss | Other,
 Field(discriminator="kind")]``."""
-
-
-class RefineSettings(Settings):
-    """PPO on the frozen LM's rewards (Schulman et al. 2017)."""
-
-    start_from: Literal["distilled", "base"] = "distilled"
-    """The distilled policy, or the small LM without distillation."""
-    steps: PositiveInt = 100
-    """PPO steps: each samples, judges and learns one batch."""
-    prompts_per_step: PositiveInt = 16
-    """Questions in one step."""
-    samples_per_prompt: PositiveInt = 4
-    """Rationales sampled for each question."""
-    max_staleness: NonNegativeInt = 0
-    """How many updates the policy that samples a batch may lag behind the one that learns from it.
-    0: sampling and learning take turns, and a run is exactly resumable; 1 or more: they overlap."""
-    epochs: PositiveInt = 1
-    """Passes over a step's batch."""
-    minibatches: PositiveInt = 1
-    """Optimiser steps in one pass."""
-    advantage: Advantage = Gae()
-    """How much better a token was than expected: GAE with a critic, or a group baseline."""
-    loss: PolicyLoss = PpoLoss()
-    """What makes the policy follow the advantages."""
-    entropy_coefficient: NonNegativeFloat = 0.0
-    """Weight of the entropy bonus."""
-    kl: Kl = FixedKl(kind="fixed")
-    """KL penalty to the reference policy."""
-    importance_cap: PositiveFloat = 2.0
-    """Upper bound of the importance weight between the sampler's and the learner's arithmetic."""
-    reward_clip: PositiveFloat = 10.0
-    """Rewards are clipped to plus or minus this before the KL penalty is added."""
-    scale_rewards: bool = False
-    """Divide rewards by their standard deviation over the run so far, before they are clipped."""
-    target_kl: PositiveFloat | None = None
-    """A step's updates stop early once a minibatch's approximate KL to the policy at the start of
-    the step exceeds this."""
-    optimiser: OptimiserSettings = OptimiserSettings(learning_rate=1e-6, eps=1e-5)
-    """Adam and its schedule."""
-
-    @model_validator(mode="after")
-    def _enough_rollouts(self) -> RefineSettings:
-        rollouts = self.prompts_per_step * self.samples_per_prompt
-        if self.minibatches > rollouts:
-            raise ValueError(
-                f"minibatches is {self.minibatches}, but a step has only {rollouts} rationales "
-                "(prompts_per_step x samples_per_prompt): lower it"
-            )
-        if self.advantage.needs_group and self.samples_per_prompt < 2:
-            raise ValueError(
-                f"advantage.kind '{self.advantage.kind}' compares a question's rationales with "
-                f"each other, but samples_per_prompt is {self.samples_per_prompt}: set it to 2 "
-                "or more, or advantage.kind to 'gae'"
-            )
-        return self
 
 
 class LearnerSettings(Settings):

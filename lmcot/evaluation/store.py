@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lmcot.config import Config, depends, flat_settings
+from lmcot.config import TRAINING_STAGES, Config, depends, flat_settings
 from lmcot.config.rows import RowSpec
 from lmcot.evaluation.predictions import Prediction, Rationales
 from lmcot.files import open_private, write_atomically
@@ -17,7 +17,6 @@ from lmcot.monitor.progress import say
 from lmcot.records import Example, Judgement
 from lmcot.run.context import Run
 from lmcot.run.inputs import example_digest, examples_digest
-from lmcot.run.stages import TRAINING_STAGES
 from lmcot.storage import place, versions_of
 
 _ASPECT = "aspect/"
@@ -49,7 +48,7 @@ def policy_sources(run: Run) -> dict[str, str]:
         if given is not None:
             sources[stage.policy] = given
         elif directory.finished(stage.name):
-            sources[stage.policy] = str(directory.home / stage.policy)
+            sources[stage.policy] = str(directory.policy(stage.policy))
     return sources
 
 

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lmcot.config import Config
+from lmcot.config.training import CriticBaseline
 from lmcot.errors import UserError
 from lmcot.learner.batching import BatchPlanner
 from lmcot.learner.checkpoints import digest_of
@@ -21,6 +22,7 @@ from lmcot.learner.distiller import Distiller
 from lmcot.learner.engine import TrainEngine
 from lmcot.learner.experience import Forward
 from lmcot.learner.layout import LAYOUT, Layout, check_layout, layout_of
+from lmcot.learner.plan import LearnerPlan
 from lmcot.learner.ppo import PPO
 from lmcot.learner.ranks import rank
 from lmcot.models.adapters import adapters_off, add_adapters, has_adapters, save_adapters
@@ -45,28 +47,17 @@ if TYPE_CHECKING:
 class LearnerSession:
     """What one rank needs to distil or to run PPO."""
 
-    def __init__(
-        self,
-        config: Config,
-        stage: Literal["distill", "refine"],
-        source: str,
-        total_steps: int,
-    ) -> None:
-        """Loads the models and starts the engine; all ranks together.
-
-        Args:
-            source: model source that the policy starts from; in ``refine`` the reference too.
-            total_steps: steps of the stage (PPO steps in ``refine``).
-        """
+    def __init__(self, config: Config, plan: LearnerPlan) -> None:
+        """Loads the models and starts the engine; all ranks together."""
         random.seed(config.seed)
         torch.manual_seed(config.seed)
         self._config = config
-        self._stage = stage
-        lm, self._tokenizer = load_model(source, config.policy.dtype)
+        self._plan = plan
+        lm, self._tokenizer = load_model(plan.source, config.policy.dtype)
         disable_dropout(lm)
         critic = self._critic(lm)
         self._reference: PreTrainedModel | None = None
-        if stage == "refine" and config.policy.lora is None:
+        if plan.ppo is not None and config.policy.lora is None:
             self._reference = copy.deepcopy(lm).requires_grad_(False)
             if config.learner.offload_reference:
                 self._reference.cpu()
@@ -81,12 +72,12 @@ class LearnerSession:
             _enable_checkpointing(lm)
             if critic is not None and not isinstance(critic, nn.Linear):
                 _enable_checkpointing(critic)
-        self._engine = self._start_engine(total_steps)
+        self._engine = self._start_engine(plan)
 
     def _critic(self, lm: PreTrainedModel) -> nn.Module | None:
-        """The critic that the settings ask for; none to distil or with a group baseline."""
-        baseline = self._config.refine.advantage.critic_baseline
-        if self._stage == "distill" or baseline is None:
+        """The critic that PPO's settings ask for; None without PPO or with a group baseline."""
+        baseline = self._baseline
+        if baseline is None:
             return None
         if not baseline.critic.own_trunk:
             return value_head(lm, self._config.seed)
@@ -108,13 +99,17 @@ class LearnerSession:
         disable_dropout(other)
         return critic_model(other, self._config.seed)
 
-    def _start_engine(self, total_steps: int) -> TrainEngine:
-        refine = self._config.refine
-        distilling = self._stage == "distill"
-        optimiser = self._config.distill.optimiser if distilling else refine.optimiser
-        updates = 1 if distilling else refine.epochs * refine.minibatches
+    @property
+    def _baseline(self) -> CriticBaseline | None:
+        """How the critic is trained; None if there is none."""
+        ppo = self._plan.ppo
+        return ppo.advantage.critic_baseline if ppo is not None else None
+
+    def _start_engine(self, plan: LearnerPlan) -> TrainEngine:
+        optimiser, ppo = plan.optimiser, plan.ppo
+        updates = ppo.epochs * ppo.minibatches if ppo is not None else 1
         groups: list[dict[str, Any]] = [{"params": _trainable(self.policy.lm)}]
-        baseline = refine.advantage.critic_baseline
+        baseline = self._baseline
         if self.policy.critic is not None and baseline is not None:
             rate = baseline.critic.learning_rate
             groups.append(
@@ -128,7 +123,7 @@ class LearnerSession:
             groups,
             optimiser=optimiser,
             learner=self._config.learner,
-            total_steps=total_steps * updates,
+            total_steps=plan.total_steps * updates,
         )
 
     @cached_property
@@ -150,15 +145,18 @@ class LearnerSession:
         """Trains on rewards.
 
         Raises:
-            RuntimeError: if the session was not opened for ``refine``.
+            RuntimeError: if the session was not opened for PPO.
         """
-        if self._stage != "refine":
-            raise RuntimeError("this learner was set up to distil: it has no reference model")
+        if self._plan.ppo is None:
+            raise RuntimeError(
+                f"this learner was set up for '{self._plan.stage}', which does no PPO: it has no "
+                "reference model"
+            )
         return PPO(
             self._engine,
             self._reference_ready,
             self._planner,
-            self._config.refine,
+            self._plan.ppo,
             temperature=self._config.policy.temperature,
             seed=self._config.seed,
         )
@@ -223,7 +221,7 @@ class LearnerSession:
         """
         check_layout(folder, self.layout())
         self._engine.load(folder)
-        if self._stage == "refine":
+        if self._plan.ppo is not None:
             # A checkpoint from before the first step has neither.
             if state.kl_controller:
                 self.ppo.kl_controller.restore(state.kl_controller)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from lmcot import run_files
 from lmcot.config import (
+    TRAINING_STAGES,
     Config,
-    Stage,
     depends,
     differences,
     dump_config,
@@ -25,7 +25,6 @@ from lmcot.learner.checkpoints import CheckpointStore
 from lmcot.monitor.progress import say
 from lmcot.records import Annotation
 from lmcot.run.mirror import Mirror, working_folder
-from lmcot.run.stages import TRAINING_STAGES
 from lmcot.run.versions import versions
 from lmcot.storage import is_remote
 
@@ -55,8 +54,6 @@ class RunDirectory:
         self.config_file = path / run_files.CONFIG
         self.rationales = path / run_files.RATIONALES
         self.rationales_begun = path / run_files.RATIONALES_BEGUN
-        self.distilled = home / run_files.DISTILLED
-        self.refined = home / run_files.REFINED
         self.best = home / run_files.BEST
         self.critic = home / run_files.CRITIC
         self.checkpoints = home / run_files.CHECKPOINTS
@@ -121,6 +118,10 @@ class RunDirectory:
         finally:
             self._lock.close()
 
+    def policy(self, name: str) -> Place:
+        """Folder of the policy of a name, whether or not it is there yet."""
+        return self.home / name
+
     def sync(self) -> None:
         """Uploads everything written so far, if the run is at a URL.
 
@@ -165,25 +166,26 @@ class RunDirectory:
             )
         return [f"{key}: {now!r} now, {then!r} before" for key, (then, now) in changed.items()]
 
-    def _fixes(self, stage: Stage, key: str, config: Config) -> bool:
+    def _fixes(self, stage: str, key: str, config: Config) -> bool:
         """Whether a key cannot be changed because a stage that has begun depends on it."""
         if key.startswith(_COMPARED_BY_CONTENT) and self.inputs(stage):
             return False
         return depends(stage, key, config, finished=self.finished(stage) is not None)
 
-    def begun(self, config: Config) -> list[Stage]:
+    def begun(self, config: Config) -> list[str]:
         """The stages with work on disk that another session would resume from.
 
         Args:
             config: the settings that it was done with.
         """
-        found: list[Stage] = []
+        found: list[str] = []
         asked = config.teacher is not None and config.teacher.kind == "frozen"
         if asked and (self.rationales_begun.exists() or self._any_kept()):
             found.append("annotate")
         for stage in TRAINING_STAGES:
             store = CheckpointStore(self.checkpoints, prefix=stage.checkpoint_prefix)
-            if self.finished(stage.name) is not None or store.newest_step():
+            gathered = stage.gathers and (self.path / stage.gathers).exists()
+            if gathered or self.finished(stage.name) is not None or store.newest_step():
                 found.append(stage.name)
         if (self.path / run_files.TRIALS).is_dir():
             found.append("sweep")
@@ -194,11 +196,11 @@ class RunDirectory:
             return False
         return any(one.kept for one in read_annotations(self.rationales))
 
-    def begin(self, stage: Stage, inputs: dict[str, str]) -> None:
+    def begin(self, stage: str, inputs: dict[str, str]) -> None:
         """Records a stage's inputs, by their content."""
         write_atomically(self._inputs, json.dumps({**self._read_inputs(), stage: inputs}, indent=1))
 
-    def inputs(self, stage: Stage) -> dict[str, str]:
+    def inputs(self, stage: str) -> dict[str, str]:
         """The recorded inputs of a stage; empty if there are none."""
         return self._read_inputs().get(stage, {})
 

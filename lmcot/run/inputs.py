@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from lmcot.config import GuidanceRewards, Stage, depends, flat_settings
+from lmcot.config import GuidanceRewards, depends, flat_settings, training_stage
 from lmcot.errors import UserError
 from lmcot.records import Example
 from lmcot.rewards.custom import load_custom
@@ -40,18 +40,17 @@ def annotation_digest(run: Run, question: Question) -> str:
     return _digest(json.dumps(known, sort_keys=True))
 
 
-def contents(run: Run, stage: Stage) -> dict[str, str]:
+def contents(run: Run, stage: str) -> dict[str, str]:
     """A text for each input of a stage, which changes with the input's content."""
     found = {
         "data.train": _questions(run.train),
         "prompts.templates": _digest(run.templates.file.model_dump_json()),
     }
-    if stage != "refine":
-        return found
-    if run.config.evaluate.during.every:
+    known = training_stage(stage)
+    if known.evaluates and run.config.evaluate.during.every:
         found["data.validation"] = _questions(run.validation)
     rewards = run.config.rewards
-    if isinstance(rewards, GuidanceRewards):
+    if known.judges and isinstance(rewards, GuidanceRewards):
         sources = [_source(one.function) for one in rewards.custom_rewards.values()]
         if sources:
             found["rewards.custom"] = _digest("".join(sources))
@@ -80,7 +79,7 @@ def check_contents(run: Run) -> None:
                 )
 
 
-def _is_used(stage: Stage, key: str, run: Run) -> bool:
+def _is_used(stage: str, key: str, run: Run) -> bool:
     # The questions themselves count, wherever they come from.
     return depends(stage, key, run.config) and not key.startswith("data.")
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 
+from lmcot.config.stages import LEARNERS_FOLDERS
 from lmcot.errors import UserError
 from lmcot.files import cache_folder, read_object, write_atomically
 from lmcot.monitor.progress import say
-from lmcot.run_files import LEARNERS_FOLDERS, STAGES, model_folder
+from lmcot.run_files import STAGES, model_folder
 from lmcot.storage import put, reaching, versions_of, write_whole
 
 if TYPE_CHECKING:

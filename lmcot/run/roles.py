@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lmcot.actors.resources.plan import Published, Roles
-from lmcot.config import Config, Row
+from lmcot.config import Config, FrozenTeacher, Row
 from lmcot.config.rows import find_row
 from lmcot.models.sources import parameters_of, resolve_dtype
 
 
 def annotate_roles(config: Config) -> Roles:
     """The frozen LM if it is the teacher; other teachers need no actors."""
-    return {"frozen": config.actors.frozen}
+    return {"frozen": config.actors.frozen} if isinstance(config.teacher, FrozenTeacher) else {}
 
 
 def distill_roles(config: Config) -> Roles:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from lmcot import run_files
-from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.actors.resources.cluster import check_plan
 from lmcot.actors.units import Packed
 from lmcot.errors import UserError
+from lmcot.learner.plan import refine_plan
 from lmcot.monitor.catalogue import VARYING
 from lmcot.monitor.metrics import Monitor, read_metrics
 from lmcot.monitor.progress import progress, say
@@ -135,7 +135,7 @@ def replay(run: Run, *, step: int) -> dict[str, tuple[float, float]]:
 
 def _start_learners(run: Run, stack: ExitStack) -> Learners:
     check_plan("debug", distill_roles(run.config), run.config.actors)
-    plan = LearnerPlan(STAGE, start_source(run), run.config.refine.steps)
+    plan = refine_plan(run.config, start_source(run), run.config.refine.steps)
     learners = stack.enter_context(Learners(run, plan))
     learners.wait_ready()
     return learners

@@ -5,15 +5,9 @@ from __future__ import annotations
 from lmcot.actors.resources.cluster import find_plan, nodes, ray_cluster
 from lmcot.actors.resources.plan import Plan
 from lmcot.actors.resources.served import find_served_plan
-from lmcot.config import Config, FrozenTeacher
+from lmcot.config import Config
 from lmcot.errors import UserError
-from lmcot.run.roles import (
-    annotate_roles,
-    distill_roles,
-    evaluate_roles,
-    published_weights,
-    refine_roles,
-)
+from lmcot.training.train import wanted_stages
 
 
 def stage_plans(config: Config) -> list[Plan]:
@@ -24,14 +18,12 @@ def stage_plans(config: Config) -> list[Plan]:
     Raises:
         UserError: if there is no model at ``policy.source``.
     """
-    plans = []
-    if isinstance(config.teacher, FrozenTeacher):
-        plans.append(find_plan("annotate", annotate_roles(config)))
-    if config.teacher is not None:
-        plans.append(find_plan("distill", distill_roles(config)))
-    plans.append(find_plan("refine", refine_roles(config), published_weights(config)))
+    plans = [
+        find_plan(stage.name, roles, stage.published(config))
+        for stage in wanted_stages(config)
+        if (roles := stage.roles(config))
+    ]
     if config.frozen is not None:
-        plans.append(find_plan("evaluate", evaluate_roles(config, config.evaluate.rows)))
         plans.append(find_served_plan(config, nodes()))
     return plans
 

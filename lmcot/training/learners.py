@@ -10,16 +10,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from lmcot.actors.learner_actor import DistillMetrics, LearnerActor, LearnerPlan, StepMetrics
+from lmcot.actors.learner_actor import DistillMetrics, LearnerActor, StepMetrics
 from lmcot.actors.learner_group import LearnerGroup, LearnerLost, PendingCall
 from lmcot.actors.units import Packed, WeightsRef
+from lmcot.config import training_stage
 from lmcot.errors import Interrupted, UserError
 from lmcot.learner.checkpoints import CheckpointStore
 from lmcot.learner.layout import check_settings
+from lmcot.learner.plan import LearnerPlan
 from lmcot.monitor.progress import Progress, progress, say
 from lmcot.records import RunState, ScoredRollout
 from lmcot.run.context import Run
-from lmcot.run.stages import training_stage
 from lmcot.run_files import adapters_folder
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from lmcot import run_files
 from lmcot.monitor.curves import plot_training
 from lmcot.monitor.progress import Progress, say
 from lmcot.records import RunState
@@ -99,7 +100,7 @@ def _train(
         _publish(learners, steps, pipeline, interim)
         interim.finish(pipeline)
     learners.check_learned()
-    learners.export(run.directory.refined, run.directory.critic)
+    learners.export(run.directory.policy(run_files.REFINED), run.directory.critic)
 
 
 def _publish(learners: Learners, step: int, pipeline: Pipeline, interim: InterimEvaluation) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
-from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.actors.resources.cluster import check_plan
+from lmcot.config.stages import BASE, stage_of_policy
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import UserError
 from lmcot.evaluation.evaluate import check_evaluation
+from lmcot.learner.plan import refine_plan
 from lmcot.records import RunState
 from lmcot.run.context import Run
 from lmcot.run.roles import published_weights, refine_roles
@@ -35,7 +36,7 @@ def started_actors(run: Run) -> Iterator[tuple[Fleets, Learners]]:
     if config.evaluate.during.every:
         check_evaluation(run)
     check_plan(REFINE, refine_roles(config), config.actors, published_weights(config))
-    learners = Learners(run, LearnerPlan(REFINE, source, config.refine.steps))
+    learners = Learners(run, refine_plan(config, source, config.refine.steps))
     with ExitStack() as stack:
         fleets = open_fleets(run, source, stack)
         stack.enter_context(learners)
@@ -61,16 +62,18 @@ def start_source(run: Run) -> str:
     """Model source that refinement starts from.
 
     Raises:
-        UserError: if there is no distilled model, and there should be one.
+        UserError: if the policy that the settings name is not there yet.
     """
-    if run.config.refine.start_from == "base":
+    policy = run.config.refine.start_from
+    if policy == BASE:
         return run.config.policy.source
-    if not run.directory.finished("distill"):
+    stage = stage_of_policy(policy)
+    if not run.directory.finished(stage.name):
         raise UserError(
-            f"there is no distilled model in '{run.directory.home}' to refine: run 'lmcot distill' "
-            "on this run directory first, or set refine.start_from to 'base'"
+            f"there is no {policy} model in '{run.directory.home}' to refine: run 'lmcot "
+            f"{stage.name}' on this run directory first, or set refine.start_from to '{BASE}'"
         )
-    return str(run.directory.distilled)
+    return str(run.directory.policy(policy))
 
 
 def fresh_state(run: Run) -> RunState:

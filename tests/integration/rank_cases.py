@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from lmcot.config import Config, parse_config
@@ -258,13 +258,12 @@ class Rank:
         return cases
 
     def _open(self, setting: Setting, **changes: Any) -> LearnerSession:
+        from lmcot.learner.plan import distill_plan, refine_plan
         from lmcot.learner.session import LearnerSession
 
-        stage: Literal["distill", "refine"] = (
-            "distill" if setting.algorithm == "distill" else "refine"
-        )
+        plan = distill_plan if setting.algorithm == "distill" else refine_plan
         config = setting.config(self.world, {f"refine.{key}": v for key, v in changes.items()})
-        return LearnerSession(config, stage, config.policy.source, total_steps=10)
+        return LearnerSession(config, plan(config, config.policy.source, 10))
 
     # ---------------------------------------------------------------- the cases
 
@@ -407,7 +406,7 @@ def checkpoint_of(folder: Path, world: int, setting: Setting) -> Path:
 
 def _step(session: LearnerSession, step: int) -> dict[str, float]:
     """One step of either kind; PPO's first one warms the critic up, where that is set."""
-    if session._stage == "distill":
+    if session._plan.ppo is None:
         return session.distiller.step(pairs_of(made_up(step)))
     return session.ppo.step(made_up(step), step)
 

@@ -15,12 +15,13 @@ import ray
 from ray.util import placement_group_table
 
 from lmcot.actors import learner_group
-from lmcot.actors.learner_actor import LearnerActor, LearnerPlan, StepMetrics
+from lmcot.actors.learner_actor import LearnerActor, StepMetrics
 from lmcot.actors.learner_group import LearnerGroup, LearnerLost
 from lmcot.actors.units import Packed
 from lmcot.actors.weights import checksum, load_weights
 from lmcot.config import Config, load_config
 from lmcot.errors import UserError
+from lmcot.learner.plan import refine_plan
 from lmcot.models.sources import load_model
 from lmcot.records import RunState, ScoredRollout
 from tests.integration.rank_cases import made_up
@@ -59,7 +60,10 @@ def settings(**actors: Any) -> Config:
 
 
 def new_group(config: Config) -> LearnerGroup:
-    return LearnerGroup(config, LearnerPlan("refine", config.policy.source, 10))
+    return LearnerGroup(
+        config,
+        refine_plan(config, config.policy.source, 10),
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,6 +18,7 @@ from lmcot.config import Config, parse_config
 from lmcot.data.sampler import sample_seed
 from lmcot.learner import engine
 from lmcot.learner.batching import TokenPair
+from lmcot.learner.plan import distill_plan, refine_plan
 from lmcot.learner.session import LearnerSession
 from lmcot.models.generation.engine import GenerationEngine
 from lmcot.models.generation.requests import SampleRequest
@@ -102,7 +103,8 @@ def open_session(
 ) -> LearnerSession:
     """A session whose parameters are all partitioned at stage 3, as those of large models are."""
     with set_up_for_tests():
-        return LearnerSession(config, stage, config.policy.source, steps)
+        plan = refine_plan if stage == "refine" else distill_plan
+        return LearnerSession(config, plan(config, config.policy.source, steps))
 
 
 @contextmanager

@@ -8,11 +8,12 @@ import pytest
 
 from benchmarks.fake_ray import StandIn, faked
 from lmcot.actors.fleet import Fleet
-from lmcot.actors.learner_actor import LearnerActor, LearnerPlan
+from lmcot.actors.learner_actor import LearnerActor
 from lmcot.actors.learner_group import LearnerGroup, LearnerLost
 from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.units import RolloutUnit
 from lmcot.config import ActorsSettings, RoleSettings, parse_config
+from lmcot.learner.plan import refine_plan
 
 if TYPE_CHECKING:
 
@@ -61,7 +62,7 @@ def test_a_call_to_the_learners_has_a_result_of_each_rank() -> None:
             "actors": {"learner": {"count": 2}},
         }
     )
-    group = LearnerGroup(config, LearnerPlan("refine", "random:llama", 1))
+    group = LearnerGroup(config, refine_plan(config, "random:llama", 1))
     with pytest.raises(LearnerLost, match="no learners to call 'updates' on"):
         group.call(LearnerActor.updates)
     with faked({"LearnerActor": _Learner}), pytest.MonkeyPatch.context() as patched:

@@ -11,10 +11,10 @@ from unittest import mock
 
 import pytest
 
-from lmcot.actors.learner_actor import LearnerPlan
-from lmcot.config import Config
+from lmcot.config import Config, OptimiserSettings
 from lmcot.errors import UserError
 from lmcot.learner import maths
+from lmcot.learner.plan import LearnerPlan
 from lmcot.learner.session import LearnerSession
 from lmcot.records import RunState, ScoredRollout
 from lmcot.training.learners import Learners
@@ -179,7 +179,7 @@ def test_the_first_may_be_one_too_many() -> None:
 @pytest.mark.parametrize("stage", ["distill", "refine"])
 def test_a_stage_whose_every_update_was_skipped_has_learned_nothing(stage: Any) -> None:
     learners = Learners.__new__(Learners)
-    learners._plan = LearnerPlan(stage, "a/model", 3)
+    learners._plan = LearnerPlan(stage, "a/model", 3, OptimiserSettings(learning_rate=1e-5))
     with mock.patch.object(Learners, "updates", return_value=1):
         learners.check_learned()
     with (

@@ -301,7 +301,7 @@ def test_the_thread_says_once_that_storage_fails_and_goes_on(
 def test_a_run_directory_at_a_url(url: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with RunDirectory(url) as directory:
         assert directory.path == working_folder(url)
-        assert str(directory.refined) == f"{url}/refined"
+        assert str(directory.policy("refined")) == f"{url}/refined"
         directory.finish("annotate", kept=3)
         with pytest.raises(DirectoryInUse, match="another lmcot process"), RunDirectory(url):
             pass

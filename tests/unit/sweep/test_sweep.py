@@ -218,14 +218,14 @@ def test_trials_share_the_distilled_model(tmp_path: Path) -> None:
     folder = tmp_path / "trials" / trial.name
     with pytest.raises(UserError, match=r"there is no distilled model in .* for the trials to"):
         stage._prepare(folder, trial, source)
-    source.distilled.mkdir()
-    (source.distilled / "config.json").write_text("{}")
+    source.policy("distilled").mkdir()
+    (source.policy("distilled") / "config.json").write_text("{}")
     source.finish("distill", steps=7)
     for _ in range(2):  # the second time as a resumed sweep does
         stage._prepare(folder, trial, source)
     shared = RunDirectory(folder)
     assert shared.finished("distill") == {"steps": 7}
-    assert (shared.distilled / "config.json").read_text() == "{}"
+    assert (shared.policy("distilled") / "config.json").read_text() == "{}"
     assert not Path((folder / "distilled").readlink()).is_absolute()
 
 

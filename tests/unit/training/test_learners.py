@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from lmcot.actors.learner_actor import LearnerPlan
 from lmcot.actors.learner_group import LearnerLost
+from lmcot.config import OptimiserSettings
 from lmcot.errors import Interrupted, UserError
+from lmcot.learner.plan import LearnerPlan
 from lmcot.monitor.progress import Progress
 from lmcot.records import RunState
 from lmcot.training.learners import Learners
@@ -25,7 +26,7 @@ class Stand:
         self.truncated: list[int] = []
         self.learners = Learners.__new__(Learners)
         monitor = SimpleNamespace(truncate=lambda stage, step: self.truncated.append(step))
-        plan: Any = LearnerPlan("refine", "a/model", 6)
+        plan: Any = LearnerPlan("refine", "a/model", 6, OptimiserSettings(learning_rate=1e-5))
         run: Any = SimpleNamespace(monitor=monitor)
         self.learners._plan, self.learners._run = plan, run
         for name, does in (
