@@ -624,8 +624,8 @@ def test_what_a_begun_refinement_depends_on_is_named(
 )
 def test_each_stage_depends_on_its_own_settings(key: str, stages: set[str]) -> None:
     config = parse_config(LEAST)
-    stages = ("annotate", *(stage.name for stage in TRAINING_STAGES), "evaluate")
-    found = {stage for stage in stages if depends(stage, key, config)}
+    every = ("annotate", *(stage.name for stage in TRAINING_STAGES), "evaluate")
+    found = {stage for stage in every if depends(stage, key, config)}
     assert found == stages
     assert depends("sweep", key, config) == (
         key not in NO_STAGE_DEPENDS_ON and bool(stages or key == "data.max_validation")
