@@ -202,25 +202,27 @@ class Fleet(Generic[_Actor]):
 
     def submit(
         self,
-        method: Callable[[_Actor, _Unit], Any],
+        method: Callable[[_Actor, _Unit], _Result],
         key: str,
         unit: _Unit,
+        then: Callable[[str, _Result], None],
         *,
         low_priority: bool = False,
     ) -> None:
-        """Queues a unit, for ``method`` of whichever actor is free; `turn` returns the result.
+        """Queues a unit for whichever actor is free.
 
         Args:
+            then: called by `turn` with the key and the result.
             low_priority: run it only when no other unit waits for an actor.
         """
-        self._ledger.add(key, (method.__name__, unit), low_priority=low_priority)
+        self._ledger.add(key, (method.__name__, unit, then), low_priority=low_priority)
 
     def abandon(self) -> None:
         """Forgets all units; results that arrive later are dropped."""
         self._ledger.abandon()
 
-    def turn(self) -> list[tuple[str, Any]]:
-        """Returns the results that have arrived, by key, and gives out more work; never waits.
+    def turn(self) -> None:
+        """Hands on the results that have arrived, and gives out more work; never waits.
 
         A unit whose actor died or overran its time limit is retried, up to
         ``actors.max_attempts`` times.
@@ -235,9 +237,11 @@ class Fleet(Generic[_Actor]):
         if self._ledger.waiting:
             for actor in self._ledger.idle(self._manager.healthy_actor_ids()):
                 if given := self._ledger.assign(actor, time.monotonic()):
-                    method, unit = given.entry.unit
+                    method, unit, _ = given.entry.unit
                     self._refs[self.handles[actor].apply.remote(method, unit=unit)] = given
-        return results
+        for assignment, value in results:
+            _, _, then = assignment.entry.unit
+            then(assignment.entry.key, value)
 
     def keep_up(self) -> None:
         """Kills actors that hang, notices the dead and sets up the restarted ones; never waits.
@@ -269,23 +273,26 @@ class Fleet(Generic[_Actor]):
 
         Raises: as `turn` does.
         """
-        numbers = {f"{method.__name__}/{index}": index for index in range(len(units))}
-        for key, index in numbers.items():
-            self.submit(method, key, units[index])
         results: dict[int, _Result] = {}
+
+        def keep(key: str, result: _Result) -> None:
+            index = int(key.rpartition("/")[2])
+            results[index] = result
+            on_result(index, result)
+
+        for index, unit in enumerate(units):
+            self.submit(method, f"{method.__name__}/{index}", unit, keep)
         try:
             while len(results) < len(units):
                 self._check()
-                for key, value in self.turn():
-                    results[numbers[key]] = value
-                    on_result(numbers[key], value)
+                self.turn()
                 if len(results) < len(units):
                     wait_for_news(self)
         finally:
             self.abandon()
         return [results[index] for index in range(len(units))]
 
-    def _harvest(self) -> list[tuple[str, Any]]:
+    def _harvest(self) -> list[tuple[Assignment, Any]]:
         if not self._refs:
             return []
         ready, _ = ray.wait(list(self._refs), num_returns=len(self._refs), timeout=0)
@@ -302,7 +309,7 @@ class Fleet(Generic[_Actor]):
             elif isinstance(value, RemoteError) and value.kind == "not set up":
                 self._lose(assignment, value.message)
             elif self._ledger.settle(assignment):
-                results.append((assignment.entry.key, self._unwrap(value)))
+                results.append((assignment, self._unwrap(value)))
         return results
 
     def _take(self, ref: Any) -> Assignment:

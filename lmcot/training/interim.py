@@ -97,10 +97,12 @@ class InterimEvaluation:
         if self._settings.keep_best:
             underway.export = self._learners.begin_export(self._candidate)
         for one in units:
-            self._fleets.rollout.submit(RolloutActor.sample, one.unit_id, one, low_priority=True)
+            self._fleets.rollout.submit(
+                RolloutActor.sample, one.unit_id, one, self._sampled, low_priority=True
+            )
         self._underway = underway
 
-    def sampled(self, key: str, rollouts: Packed[list[Rollout]]) -> None:
+    def _sampled(self, key: str, rollouts: Packed[list[Rollout]]) -> None:
         """Has the frozen LM answer with a unit's rationales."""
         underway = self._underway
         if underway is None or self._frozen is None:

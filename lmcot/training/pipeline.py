@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from lmcot.actors.base import Unanswered
@@ -66,24 +67,21 @@ class Fleets:
         self.reward.wait_ready(frozen_handles=self.frozen.handles if self.frozen else [])
 
 
-class Guest(Protocol):
-    """Who else has work done by the fleets."""
-
-    def sampled(self, key: str, rollouts: Packed[list[Rollout]]) -> None:
-        """A unit of rationales came."""
+class Background(Protocol):
+    """Other work that goes on while batches are sampled and judged."""
 
     def refs(self) -> list[Any]:
-        """Object references that become ready when there is news of its other calls."""
+        """Object references that become ready when there is news of its calls."""
 
     def turn(self) -> None:
-        """Handles what has arrived of its other calls; never waits."""
+        """Handles the results of its calls that have arrived; never waits."""
 
     @property
     def frozen_seconds(self) -> float:
         """Seconds that the frozen LM's actors have worked for it so far."""
 
     def abandon(self) -> None:
-        """Its units are forgotten."""
+        """Forgets what is not finished."""
 
 
 class Pipeline:
@@ -98,23 +96,22 @@ class Pipeline:
         fleets: Fleets,
         learners: Monitored,
         state: RunState,
-        guest: Guest | None = None,
+        background: Background | None = None,
     ) -> None:
         """Begins after the last step of ``state``, with no batch open.
 
         Args:
-            guest: whose units the fleets do beside those of the batches.
+            background: other work that is kept going, and abandoned with the batches.
         """
         self._run = run
         self._fleets = fleets
         self._learners = learners
-        self._guest = guest
+        self._background = background
         self._stage = state.stage
         self._next = state.step
         self._sampler = PromptSampler(len(run.train), run.config.seed)
         self._sampler.restore(state.sampler)
         self._batches: dict[int, Batch] = {}
-        self._of_unit: dict[str, Batch] = {}
         self._trouble: UserError | None = None
         self._judge_seconds = 0.0
 
@@ -124,20 +121,20 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         for fleet in self._fleets.all:
             fleet.abandon()
-        if self._guest is not None:
-            self._guest.abandon()
+        if self._background is not None:
+            self._background.abandon()
 
     @property
     def _sources(self) -> list[Source]:
         """Where news comes from."""
-        guests = [self._guest] if self._guest is not None else []
-        return [*self._fleets.all, self._learners, *guests]
+        background = [self._background] if self._background is not None else []
+        return [*self._fleets.all, self._learners, *background]
 
     @property
     def frozen_seconds(self) -> float:
-        """Seconds that the frozen LM's actors have worked so far, for judgements and the guest."""
-        guest = self._guest.frozen_seconds if self._guest is not None else 0.0
-        return self._judge_seconds + guest
+        """Seconds that the frozen LM's actors have worked so far, for all that it was asked."""
+        other = self._background.frozen_seconds if self._background is not None else 0.0
+        return self._judge_seconds + other
 
     def wants(self, version: int) -> bool:
         """Whether there are batches that the policy of this version is to sample."""
@@ -174,8 +171,6 @@ class Pipeline:
             if not batch.complete:
                 wait_for_news(*self._sources)
         del self._batches[step]
-        for key in batch.keys:
-            del self._of_unit[key]
         columns = batch.columns
         check_staleness(columns, step, self._run.config.refine.max_staleness)
         check_judged(columns, batch.failures)
@@ -202,24 +197,13 @@ class Pipeline:
         try:
             if self._fleets.frozen is not None:
                 self._fleets.frozen.keep_up()  # its clients call its actors by themselves
-            if self._guest is not None:
-                self._guest.turn()
-            for key, rollouts in self._fleets.rollout.turn():
-                if key in self._of_unit:
-                    self._sampled(key, rollouts)
-                else:
-                    self._guests.sampled(key, rollouts)
-            for key, judged in self._fleets.reward.turn():
-                self._judged(key, judged)
+            if self._background is not None:
+                self._background.turn()
+            self._fleets.rollout.turn()
+            self._fleets.reward.turn()
         except (UnitLost, Unanswered):
             self._learners.probe()  # perhaps the weights are gone with the learner that held them
             raise
-
-    @property
-    def _guests(self) -> Guest:
-        if self._guest is None:
-            raise RuntimeError("received a result for an unknown unit")
-        return self._guest
 
     def work_off(self, until: Callable[[], bool]) -> None:
         """Keeps the actors at work until a condition holds.
@@ -250,7 +234,6 @@ class Pipeline:
         for key, group in zip(keys, groups, strict=True):
             questions = Packed.of(tuple(self._run.train[row].example for row in group))
             batch.questions[key] = questions
-            self._of_unit[key] = batch
             unit = RolloutUnit(
                 unit_id=key,
                 questions=questions,
@@ -262,19 +245,19 @@ class Pipeline:
                 policy_version=version,
                 weights=weights,
             )
-            self._fleets.rollout.submit(RolloutActor.sample, key, unit)
+            self._fleets.rollout.submit(
+                RolloutActor.sample, key, unit, partial(self._sampled, batch)
+            )
 
-    def _sampled(self, key: str, rollouts: Packed[list[Rollout]]) -> None:
+    def _sampled(self, batch: Batch, key: str, rollouts: Packed[list[Rollout]]) -> None:
         """Has a unit's rationales judged, while others are still being sampled."""
-        batch = self._of_unit[key]
         batch.sampled_units += 1
         if batch.sampled_units == len(batch.keys):
             batch.sampled = time.monotonic()
         unit = ScoreUnit(key, batch.questions.pop(key), rollouts)
-        self._fleets.reward.submit(RewardActor.score, key, unit)
+        self._fleets.reward.submit(RewardActor.score, key, unit, partial(self._judged, batch))
 
-    def _judged(self, key: str, judged: Scored) -> None:
-        batch = self._of_unit[key]
+    def _judged(self, batch: Batch, key: str, judged: Scored) -> None:
         batch.judged_by_unit[key] = judged
         if batch.complete:
             batch.judged = time.monotonic()

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from lmcot.errors import UserError
 from lmcot.learner.checkpoints import CheckpointStore
+from lmcot.training.batch import Batch
 from lmcot.training.pipeline import Pipeline
 from tests.integration.runtime_cases import (
     JUDGED,
@@ -121,13 +122,9 @@ def test_units_in_flight_at_a_checkpoint_are_sampled_again(
     killer = Killer({2: kill("RolloutActor")}, seed=1)
     sampled = Pipeline._sampled
 
-    dropped: list[str] = []
-
-    def step_8_is_never_judged(pipeline: Pipeline, key: str, rollouts: Any) -> None:
-        if key.startswith("step-8/"):
-            dropped.append(key)
-        else:
-            sampled(pipeline, key, rollouts)
+    def step_8_is_never_judged(pipeline: Pipeline, batch: Batch, key: str, rollouts: Any) -> None:
+        if not key.startswith("step-8/"):
+            sampled(pipeline, batch, key, rollouts)
 
     def stop(step: int, metrics: dict[str, float]) -> None:
         killer.on_step(step, metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, assert_type
 
 import pytest
@@ -18,15 +19,19 @@ from lmcot.learner.plan import refine_plan
 if TYPE_CHECKING:
 
     def mypy_refuses_these(
-        group: LearnerGroup, fleet: Fleet[RolloutActor], unit: RolloutUnit
+        group: LearnerGroup,
+        fleet: Fleet[RolloutActor],
+        unit: RolloutUnit,
+        then: Callable[[str, int], None],
     ) -> None:
         """An ignore that ignores nothing is an error, so each line is one without it."""
         group.call(LearnerActor.renamed)  # type: ignore[attr-defined]
         group.call("updates")  # type: ignore[arg-type]
         group.begin(LearnerActor.publish, "7")  # type: ignore[arg-type]
         group.begin(LearnerActor.ppo_step, step=7)  # type: ignore[call-arg]
-        fleet.submit(RolloutActor.renamed, "key", unit)  # type: ignore[attr-defined]
-        fleet.submit(RolloutActor.sample, "key", 7)  # type: ignore[arg-type]
+        fleet.submit(RolloutActor.renamed, "key", unit, print)  # type: ignore[attr-defined]
+        fleet.submit(RolloutActor.sample, "key", 7, print)  # type: ignore[arg-type]
+        fleet.submit(RolloutActor.sample, "key", unit, then)  # type: ignore[misc]
         fleet.map(LearnerActor.updates, [])  # type: ignore[arg-type]
 
 

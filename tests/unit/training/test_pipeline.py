@@ -32,17 +32,20 @@ class FakeFleet:
     def __init__(self, answer: Any) -> None:
         self.answer = answer
         self.units: dict[str, Any] = {}
+        self.then: dict[str, Any] = {}
         self.done: list[str] = []
         self.most = 0
 
-    def submit(self, method: str, key: str, unit: Any) -> None:
+    def submit(self, method: Any, key: str, unit: Any, then: Any) -> None:
         assert key not in self.units
         self.units[key] = unit
+        self.then[key] = then
         self.most = max(self.most, len(self.units))
 
-    def turn(self) -> list[tuple[str, Any]]:
+    def turn(self) -> None:
         done, self.done = self.done, []
-        return [(key, self.answer(self.units.pop(key))) for key in done]
+        for key in done:
+            self.then[key](key, self.answer(self.units.pop(key)))
 
     def finish(self, count: int | None = None) -> None:
         self.done = list(self.units)[:count]
