@@ -97,6 +97,9 @@ class _Learner(StandIn):
     def publish(self, *_: Any) -> WeightsRef:
         return (self.ray.put(b""),)
 
+    def updates(self) -> int:
+        return 1
+
     def save_engine(self, *_: Any) -> dict[str, str]:
         return {}
 
