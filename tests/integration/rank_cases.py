@@ -57,7 +57,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     },
     "grpo": {
         "refine.advantage": {"kind": "grpo"},
-        "refine.dual_clip": 3.0,
+        "refine.loss.dual_clip": 3.0,
         "refine.scale_rewards": True,
     },
     "lora": {"policy.lora": {"rank": 4, "alpha": 8}, "refine.epochs": 1},

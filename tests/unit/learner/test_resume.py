@@ -126,7 +126,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("case", "reason"),
     [
-        (Case(LLAMA, 0), r"written with learner\.zero_stage 2, not 0: .* set it back"),
+        (Case(LLAMA, 0), r"written with learner\.zero_stage 2, not 0: .* restore it"),
         (Case(LLAMA, 3), r"written with learner\.zero_stage 2, not 3"),
         (Case(LLAMA, 2, offload="optimiser"), r"learner\.offload 'none', not 'optimiser'"),
         (Case(T5, 2), r"is of another model \(its parameters differ\)"),
