@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import ssl
@@ -15,6 +14,7 @@ import openai
 from lmcot.config import OpenAIFrozen
 from lmcot.config.addresses import VARIABLE, check_base_url
 from lmcot.errors import UserError
+from lmcot.network import is_loopback
 
 _SHORT_SECRET = 8
 """Shorter secrets are redacted as whole words only, since 'x' is in every sentence."""
@@ -112,16 +112,6 @@ def request_options(access: Access) -> dict[str, Any]:
     """The options of each request: without a key, no Authorization header is sent."""
     own = any(name.lower() == "authorization" for name in access.headers)
     return {} if access.key or own else {"headers": {"Authorization": openai.Omit()}}
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _host(settings: OpenAIFrozen) -> str:

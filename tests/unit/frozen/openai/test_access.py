@@ -8,8 +8,9 @@ import pytest
 
 from lmcot.config import OpenAIFrozen
 from lmcot.errors import UserError
-from lmcot.frozen.openai.access import Access, is_loopback
+from lmcot.frozen.openai.access import Access
 from lmcot.frozen.openai.backend import OpenAILM
+from lmcot.network import is_loopback
 from lmcot.records import Completion, Sampling
 from tests.support.endpoint import Answer, Endpoint, ask, check, client
 
