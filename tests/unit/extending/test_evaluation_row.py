@@ -26,7 +26,7 @@ CONFIG = Path(__file__).parents[3] / "configs" / "smoke_t5.yaml"
 
 
 class Frozen:
-    """A fleet whose frozen LM knows the answer if its prompt has the question twice."""
+    """A fleet and its client; the frozen LM knows the answer if it reads the question twice."""
 
     handles: Sequence[Any] = ()
 
@@ -37,11 +37,7 @@ class Frozen:
         """It is."""
 
     def map(
-        self,
-        method: Any,
-        units: Sequence[PromptUnit],
-        *,
-        on_result: Callable[[int, Replies], None],
+        self, units: Sequence[PromptUnit], *, on_result: Callable[[int, Replies], None]
     ) -> None:
         """Answers the units, the last one first."""
         for index, unit in reversed(list(enumerate(units))):
@@ -74,6 +70,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extended: None) -> Iter
         yield Frozen([question.example for question in opened.validation])
 
     monkeypatch.setattr(Run, "frozen_fleet", frozen_fleet)
+    monkeypatch.setattr(Run, "frozen_client", lambda opened, fleet: fleet)
     monkeypatch.setattr(work, "check_plan", lambda *stage: None)  # there is no cluster
     with RunDirectory(tmp_path) as directory, Monitor(tmp_path) as monitor:
         yield Run(config, directory, monitor, Interruption())
