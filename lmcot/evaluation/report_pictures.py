@@ -26,7 +26,7 @@ from lmcot.monitor.figures import (
 
 
 def draw_pictures(report: Mapping[str, Any], run_dir: Path) -> dict[str, str]:
-    """Draws what the report holds; returns the file names by what they show."""
+    """Draws the report's pictures; returns their file names by what they show."""
     pictures = {"Accuracy by row": "report.png"}
     _accuracy(report, run_dir / "report.png")
     name = "report-cost.png"

@@ -56,7 +56,7 @@ def _scores(report: Mapping[str, Any]) -> str:
 
 
 def no_answers(empty: int, cut: int) -> str:
-    """How many answers are missing, for the end of a sentence; nothing where none is."""
+    """The number of missing answers, to end a sentence with; empty if none is missing."""
     told = [f"{count} {what}" for count, what in ((empty, "empty"), (cut, "cut")) if count]
     return f"; {', '.join(told)}" if told else ""
 
@@ -241,7 +241,7 @@ def _settings(report: Mapping[str, Any]) -> str:
 
 
 def _named(value: Any) -> Any:
-    """Of many settings the one that names what they are of."""
+    """The setting that names a section, such as a data set's path; other values as they are."""
     if not isinstance(value, Mapping):
         return value
     return next((value[key] for key in ("source", "model", "path", "kind") if key in value), value)
