@@ -1,4 +1,4 @@
-"""What of a question's context the models get to see: distractors, token budget, text."""
+"""Selects the part of a question's context that the models see: distractors, token budget, text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lmcot.records import Example, Paragraph
 
 CountTokens = Callable[[str], int]
 _LONGEST_WORD = 40
-"""What is longer without white space is no word: languages without it are cut anywhere."""
+"""A longer run without white space is not a word: such languages are cut at any character."""
 
 
 def apply_context(
@@ -74,18 +74,18 @@ def _choose(example: Example, settings: ContextSettings) -> tuple[Paragraph, ...
 
 @dataclass(slots=True)
 class _Front:
-    """Up to where the text of a paragraph is taken."""
+    """How far the text of one paragraph is taken."""
 
     index: int
-    """Of the paragraph."""
+    """Index of the paragraph."""
     lead: str
-    """What stands before its first sentence."""
+    """Text before its first sentence."""
     sentences: list[tuple[int, str]]
-    """Those that are not taken yet, each with its place in the paragraph."""
+    """Sentences that are not taken yet, each with its index in the paragraph."""
     may_end_within: bool
-    """Whether a sentence may be cut that is longer than the whole budget."""
+    """Whether a sentence that is longer than the whole budget may be cut."""
     offset: int = 0
-    """Up to where the first of them is taken."""
+    """How many characters of the first of them are taken."""
 
 
 _Taken = tuple[int, int, int | None]
@@ -95,7 +95,7 @@ _Taken = tuple[int, int, int | None]
 def _take_in_turn(
     example: Example, paragraphs: Sequence[Paragraph], budget: int, count_tokens: CountTokens
 ) -> list[_Taken]:
-    """What to keep, in order of taking."""
+    """The sentences to keep, in the order in which they are taken."""
     wanted = {fact.title for fact in example.supporting_facts}
     gold = {paragraph.title for paragraph in paragraphs} & wanted
     fronts = [
@@ -154,7 +154,7 @@ def _take(
 
 
 def _fitting(text: str, budget: int, count_tokens: CountTokens, lead: str) -> int:
-    """The length of the longest beginning, found by halving, that fits with what leads it.
+    """The length of the longest prefix that fits with the text before it, by bisection.
 
     It ends before white space, or between any characters where there is none nearby.
     """
@@ -180,7 +180,7 @@ def _fitting(text: str, budget: int, count_tokens: CountTokens, lead: str) -> in
 
 
 def _between_characters(text: str, end: int) -> int:
-    """The nearest place before ``end`` that parts no letter from the marks on it."""
+    """The nearest position before ``end`` that does not separate a letter from its marks."""
     while end and (
         unicodedata.category(text[end])[0] == "M" or "\u200d" in text[end - 1 : end + 1]
     ):
@@ -191,7 +191,7 @@ def _between_characters(text: str, end: int) -> int:
 def _beginning(
     example: Example, paragraphs: Sequence[Paragraph], budget: int, count_tokens: CountTokens
 ) -> tuple[Paragraph, ...]:
-    """As much of one sentence as fits, a gold one if there is one; without its title if need be."""
+    """The part of one sentence that fits: a gold one if possible, without a title if necessary."""
     wanted = {(fact.title, fact.sent_id) for fact in example.supporting_facts}
     found = [
         (paragraph, index)

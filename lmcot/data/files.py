@@ -1,4 +1,4 @@
-"""Files of questions: which ones a path names, and what their bytes are once unpacked."""
+"""Files of questions: the files that a path names, and their unpacked bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lmcot.storage import fetched, is_remote, matching
 _SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _NO_QUESTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-"""What the `datasets` library writes beside the questions."""
+"""Files that the `datasets` library writes beside the questions."""
 _SPLITS = {
     "train": "train", "training": "train",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
@@ -57,7 +57,7 @@ def question_files(path: str) -> list[Path]:
     """The files that a path names, on this machine's disk: one, a folder's, or a pattern's; sorted.
 
     Raises:
-        UserError: if there are none, or they are of several splits.
+        UserError: if there are no such files, or they belong to several splits.
     """
     found = matching(path)
     local = [fetched(one) if is_remote(one) else one for one in found]
@@ -109,7 +109,7 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
     """A file's bytes, unpacked.
 
     Raises:
-        UserError: if it cannot be read, is damaged, or is of a kind that holds no questions.
+        UserError: if it cannot be read, is damaged, or is of a kind that cannot hold questions.
     """
     kind = None
     try:
@@ -180,7 +180,7 @@ def _refuse_other_kinds(start: bytes, path: Path) -> None:
         found = "a zip archive in another archive"
     if found is not None:
         raise UserError(
-            f"{path} is {found}, which holds no questions as they are read here: give JSON lines, "
+            f"{path} is {found}, which is not a file of questions: give JSON lines, "
             "a JSON array, CSV, TSV or parquet, packed or not (see docs/data.md)"
         )
     if start.startswith(b"version https://git-lfs."):
@@ -193,7 +193,7 @@ def as_utf8(stream: io.BufferedReader, path: Path) -> io.BufferedReader:
     """The stream without a byte order mark; text of another Unicode encoding becomes UTF-8.
 
     Raises:
-        UserError: if it is binary, or not valid in the encoding that it begins like.
+        UserError: if it is binary, or not valid in the encoding that its first bytes announce.
     """
     start = stream.peek(4)[:4]
     if start.startswith(codecs.BOM_UTF8):

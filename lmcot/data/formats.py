@@ -22,7 +22,7 @@ QUESTIONS = ("question", "query", "input")
 IDENTITIES = ("id", "_id", "qid", "question_id", "query_id", "uid", "guid")
 """Fields that hold a record's id, in the same way."""
 DERIVED = "content-"
-"""The prefix of ids that are made of a record's content."""
+"""Prefix of ids that are derived from a record's content."""
 
 
 Layout = Literal["lines", "array"]
@@ -31,7 +31,7 @@ Layout = Literal["lines", "array"]
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """What is known of a file of questions beforehand."""
+    """What the settings say about a file of questions."""
 
     layout: Layout | None = None
     """How the file must be laid out; None: in any way that is recognised."""
@@ -40,7 +40,7 @@ class Format:
     requires: tuple[str, ...] = ()
     """Fields that every record must have."""
     renamed: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
-    """Puts a record of JSON with fields of its own into the fields of docs/data.md; it may raise
+    """Puts a JSON record with other fields into the fields of docs/data.md; it may raise
     `BadRecord`."""
 
 
@@ -51,13 +51,13 @@ FORMATS: dict[str, Format] = {
     "2wikimultihopqa": Format("array", "2wikimultihopqa"),
     "musique": Format("lines", "musique", requires=("paragraphs",)),
 }
-"""By their names in the settings (`lmcot.config.data.FileFormat`)."""
+"""Each format by its name in the settings (`lmcot.config.data.FileFormat`)."""
 
 
 def parse_record(record: object, dataset: str = "", requires: Sequence[str] = ()) -> Example:
     """The `Example` that a record holds.
 
-    A record without an id gets one that is made of its content, and so is always the same.
+    A record without an id gets an id that is derived from its content, and so never changes.
 
     Args:
         dataset: the data set's name, if the record does not give it.

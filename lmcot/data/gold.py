@@ -21,22 +21,23 @@ _ANSWERS = (
     "answer_aliases",
     "answer_alias",
 )
-"""Fields that hold right answers: the first one's is the main answer, the others' are aliases."""
+"""Fields that hold right answers: the first one holds the main answer, the others aliases."""
 _OTHERWISE = ("ground_truth", "target", "targets", "output")
-"""Read where a record has none of those: beside them, they may hold a prediction."""
+"""Fields that are read only if a record has none of those: beside them they may hold a
+prediction."""
 _TEXTS = ("text", "value", "answer", "answers", "spans", "span", "number", "aliases",
           "normalized_aliases")  # fmt: skip
-"""Where an answer that is an object has its texts: SQuAD, TriviaQA, KILT, DROP."""
+"""Keys that hold the texts of an answer that is an object: SQuAD, TriviaQA, KILT, DROP."""
 
 
 def right_answers(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """All right answers, the main one first; those that differ in letter case only are one.
+    """All right answers, the main one first; answers that differ only in letter case are one.
 
     true and false are yes and no. A whole number with a decimal point (a year, as tables store it)
-    counts without it, too.
+    is also right without it.
 
     Raises:
-        BadRecord: if there is none.
+        BadRecord: if there is no answer.
     """
     fields = [name for name in _ANSWERS if record.get(name) is not None]
     fields = fields or [name for name in _OTHERWISE if record.get(name) is not None][:1]

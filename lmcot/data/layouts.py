@@ -25,7 +25,7 @@ Located = tuple[str, object]
 
 _SPACE = re.compile(r"\s*")
 _WRAPPERS = ("data", "questions", "examples", "records", "rows", "items", "instances")
-"""Keys whose list holds the records, in an object around them."""
+"""Keys of an object around records that hold the list of records."""
 _DELIMITERS = ",\t;|"
 _LONGEST_CELL = 2**31 - 1
 
@@ -87,7 +87,7 @@ def _has_more(stream: io.BufferedReader) -> bool:
 
 
 def _goes_on(line: bytes) -> bool:
-    """Whether a line is the beginning of a JSON value that takes more lines."""
+    """Whether a line is the beginning of a JSON value that spans several lines."""
     try:
         text = line.decode("utf-8").rstrip()
         json.loads(text)
@@ -117,7 +117,7 @@ def _lines(lines: Iterator[tuple[int, bytes]], path: Path, format: Format) -> It
 
 
 def _renamed(value: object, format: Format) -> object:
-    """The value with known fields, or what is wrong with it."""
+    """The value with the known field names, or what is wrong with it."""
     if format.renamed is None or not isinstance(value, Mapping):
         return value
     try:
@@ -204,7 +204,7 @@ def _skip_space(text: str, position: int) -> int:
 
 
 def _records_in(value: object, where: str, path: Path) -> Iterator[Located]:
-    """A record by itself, or the records that an object around them holds."""
+    """The record itself, or the records inside an object around them."""
     found = _inside(value, path)
     if found is None:
         yield where, value
@@ -266,7 +266,7 @@ def _row(names: Sequence[object], cells: object) -> object:
 
 
 def _is_of_pandas(value: Mapping[str, Any]) -> bool:
-    """Whether it maps columns to rows by their numbers, as a data frame is written by default."""
+    """Whether it maps columns to numbered rows, as pandas writes a data frame by default."""
     keys = [one.keys() if isinstance(one, Mapping) else None for one in value.values()]
     numbers = keys and keys[0] and all(isinstance(key, str) and key.isdigit() for key in keys[0])
     return bool(numbers) and all(one == keys[0] for one in keys) and _question_in(list(value))

@@ -1,4 +1,4 @@
-"""Questions from the shipped sample, a file or the Hugging Face hub become `Example` records."""
+"""Loads questions from the shipped sample, files or the Hugging Face hub as `Example` records."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PROBLEMS_KEPT = 5
 
 @dataclass(frozen=True, slots=True)
 class LoadedExamples:
-    """Examples in the order of their source, and what was skipped."""
+    """Examples in the order of their source, and the number of skipped records."""
 
     examples: list[Example] = field(default_factory=list)
     skipped: int = 0
@@ -30,7 +30,7 @@ class LoadedExamples:
 
     @property
     def without_id(self) -> int:
-        """How many records had no id, and got one that is made of their content."""
+        """Number of records without an id, which got one that is derived from their content."""
         return sum(example.id.startswith(DERIVED) for example in self.examples)
 
 
@@ -64,7 +64,7 @@ class _Opened:
     """A source whose records can be read."""
 
     name: str
-    """What errors call it."""
+    """The name of the source in error messages."""
     records: Iterator[Located]
     dataset: str
     """The data set's name, for records that do not give it."""

@@ -30,7 +30,7 @@ CONTEXTS = (
     "docs",
     "retrieval_result",
 )
-"""Fields that hold a context; the first one that a record has counts."""
+"""Fields that hold a context; of several in a record, the first in this order is read."""
 _TITLES = ("title", "name", "heading")
 _BODIES = ("sentences", "content", "text", "paragraph_text", "passage_text", "contents", "passage",
            "paragraph", "body", "context", "snippet")  # fmt: skip
@@ -38,7 +38,7 @@ _MARKS = ("is_supporting", "is_selected", "supporting")
 """Fields that mark a whole passage as supporting: MuSiQue, MS MARCO."""
 _INDICES = ("sent_id", "sentence_id", "sent_idx", "sentence_index")
 _NUMBERED = re.compile(r"^Passage \d+:[ \t]*\n", re.MULTILINE)
-"""Between the passages of LongBench's contexts; their first lines are titles."""
+"""Separates the passages of LongBench's contexts, whose first lines are titles."""
 _BLANK_LINES = re.compile(r"\n\s*\n")
 
 
@@ -47,7 +47,7 @@ class _Passage:
     title: str
     sentences: tuple[str, ...]
     whole: bool
-    """Whether it came as one text."""
+    """Whether the passage came as one text."""
     supports: bool = False
 
 
@@ -105,7 +105,7 @@ def _of_text(text: str, title: object, field: str) -> list[_Passage]:
 
 
 def _titled(text: str) -> tuple[str, str]:
-    """A first line that is a title, and the text after it; no title if there is one line only."""
+    """The first line as the title, and the text after it; no title if there is only one line."""
     title, _, rest = text.partition("\n")
     return (title.strip().strip('"'), rest) if rest.strip() else ("", text)
 
@@ -178,7 +178,7 @@ def _fact(row: object, number: int, passages: Sequence[_Passage]) -> tuple[str, 
 def _exact(
     found: Sequence[tuple[str, int | None]], passages: Sequence[_Passage]
 ) -> dict[SupportingFact, None]:
-    """Facts of single sentences, each once; the whole of a passage is all its sentences."""
+    """Facts that name single sentences, each once; a whole passage becomes all its sentences."""
     whole = {passage.title for passage in passages if passage.whole}
     facts: dict[SupportingFact, None] = {}
     for title, index in found:

@@ -1,4 +1,4 @@
-"""What the models are asked: templates (data, in YAML) filled with an example."""
+"""Prompts for the models: templates (data, in YAML) that are filled with an example."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Template(Settings):
     """One kind of question: an optional system line and the user's text."""
 
     system: str = ""
-    """Sent first, as it is; empty: no system message."""
+    """System message, sent unchanged; empty: none is sent."""
     user: str
     """The question, with fields in braces."""
 
@@ -70,25 +70,25 @@ class DemonstrationParagraph(Settings):
     """One paragraph of a demonstration's context."""
 
     title: str
-    """Its title."""
+    """Title of the paragraph."""
     sentences: tuple[str, ...] = Field(min_length=1)
-    """Its sentences."""
+    """Sentences of the paragraph."""
 
 
 class Demonstration(Settings):
     """A worked example."""
 
     context: tuple[DemonstrationParagraph, ...]
-    """What the question is answered from."""
+    """Passages that the question is answered from."""
     question: str
-    """The question."""
+    """The question of the demonstration."""
     rationale: str
     """The reasoning, ending in its answer."""
     answer: str
-    """The answer."""
+    """The right answer."""
 
     def fields(self) -> dict[str, str]:
-        """What it puts into a template."""
+        """The fields that it fills in a template."""
         context = [Paragraph(p.title, p.sentences) for p in self.context]
         return {
             "context": render_context(context),
@@ -133,7 +133,7 @@ class PromptTemplates:
     name: str
     """Name or path of the templates file."""
     file: TemplateFile
-    """What it says."""
+    """The parsed templates file."""
 
     def rationale(self, example: Example) -> Prompt:
         """Asks the small LM for a rationale that ends in its answer."""
@@ -186,10 +186,10 @@ def reply_sampling(template: DemonstratedTemplate, max_new_tokens: int) -> Sampl
 
 
 def load_templates(name_or_path: str) -> PromptTemplates:
-    """Templates that come with lmcot, by name, or a YAML file of one's own, by its path.
+    """Templates that come with lmcot, by name, or your own YAML file, by its path.
 
     Raises:
-        UserError: if there is no such file, naming the names there are; or if a key of it is
+        UserError: if there is no such file, naming those that exist; or if a key of it is
             missing, unknown or wrong, naming the key.
     """
     if name_or_path.endswith((".yaml", ".yml")):

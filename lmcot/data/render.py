@@ -1,4 +1,4 @@
-"""A prompt as the text or the tokens that one tokenizer's model reads."""
+"""Renders a prompt as the text or the tokens that a model reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ANCHOR = "\n"
 
 
 _UNSEEN = "[\\u00ad\\u200b-\\u200f\\u2060\\ufeff]*"
-"""Characters that some tokenizers drop before they look for marks."""
+"""Characters that some tokenizers drop before they search for special tokens."""
 _LT, _GT, _BAR, _SLASH = "[<\uff1c\ufe64]", "[>\uff1e\ufe65]", "[|\uff5c]", "[/\uff0f]?"
 _OPEN, _CLOSE = r"[\[\uff3b]", r"[\]\uff3d]"
 """Marks' characters, and what text normalisation makes of them."""
@@ -57,7 +57,7 @@ def tame(text: str) -> str:
 
 
 class Tokenizer(Protocol):
-    """What is needed of a transformers tokenizer."""
+    """The part of a transformers tokenizer that rendering needs."""
 
     @property
     def chat_template(self) -> Any:
@@ -69,11 +69,11 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: Any, /, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids."""
+        """Token ids of a text."""
         ...
 
     def decode(self, token_ids: Any, /) -> Any:
-        """Text."""
+        """Text of token ids."""
         ...
 
 
@@ -128,7 +128,7 @@ def rationale_ids(
 def encode_continuation(
     prompt_ids: Sequence[int], text: str, tokenizer: Tokenizer, *, encoder_decoder: bool
 ) -> list[int]:
-    """Tokens of a text as it goes on after a prompt, without special tokens.
+    """Tokens of a text that continues a prompt, without special tokens.
 
     For a causal model a space parts it from the prompt, unless there is white space already. It is
     tokenised behind a line break that is then cut off, since tokenizers in the manner of Llama 2
@@ -145,7 +145,7 @@ def encode_continuation(
 
 
 def parted(before: str, text: str) -> str:
-    """The text, with a space in front if neither side has white space there."""
+    """The text, with a space before it if neither side has white space there."""
     joined = before and not before[-1].isspace() and not text[:1].isspace()
     return f" {text}" if joined else text
 

@@ -1,4 +1,4 @@
-"""Which questions come next: a sampler that can stop and go on exactly where it was."""
+"""Draws the next questions: a sampler that can stop and resume exactly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lmcot.errors import UserError
 
 
 class PromptSampler:
-    """Draws indices of ``count`` examples, each once an epoch, in an order of each epoch's own.
+    """Draws indices of ``count`` examples, each once per epoch, in a new order in each epoch.
 
     The order depends on (seed, epoch) alone, so a position is all there is to remember.
     """
@@ -24,7 +24,7 @@ class PromptSampler:
         self._order = self._permutation()
 
     def next(self, n: int) -> list[int]:
-        """The next ``n`` indices, over the bounds of epochs."""
+        """The next ``n`` indices, across epochs if necessary."""
         drawn: list[int] = []
         while len(drawn) < n:
             if self._position == self._count:
@@ -36,7 +36,7 @@ class PromptSampler:
         return drawn
 
     def state(self) -> dict[str, int]:
-        """Where the sampler is, as plain numbers for `restore`."""
+        """The position of the sampler, as plain numbers for `restore`."""
         return {
             "count": self._count,
             "seed": self._seed,
@@ -45,7 +45,7 @@ class PromptSampler:
         }
 
     def restore(self, state: dict[str, int]) -> None:
-        """Goes on from a state.
+        """Resumes from a state.
 
         Raises:
             UserError: if the state is not of this sampler's examples and seed.

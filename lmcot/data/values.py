@@ -1,4 +1,4 @@
-"""What values of a record are: text, JSON as text, and what is wrong with them."""
+"""Reads the values of a record: text, lists that are written as text, and bad values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 DECODER = json.JSONDecoder(parse_float=Decimal)
-"""Numbers with a fraction stay as they are written."""
+"""A decoder that keeps numbers with a fraction as they are written."""
 
 
 class BadRecord(Exception):
@@ -24,7 +24,7 @@ class BadRecord(Exception):
 
 
 def is_text(value: object) -> TypeGuard[str]:
-    """Whether a value is a string that a tokenizer takes: JSON can spell lone surrogates."""
+    """Whether a value is a string that a tokenizer accepts: JSON can contain lone surrogates."""
     return isinstance(value, str) and not _SURROGATE.search(value)
 
 
@@ -36,7 +36,7 @@ def composed(text: str) -> str:
 def decoded(value: object, *, lists_of_text_only: bool = False) -> object:
     """The list or object that a string spells, as JSON or as Python writes it; else the value.
 
-    Tables of one value a cell (CSV) and some public sets hold lists in this form.
+    Tables with one value per cell (CSV) and some public data sets hold lists in this form.
     """
     if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
         return value

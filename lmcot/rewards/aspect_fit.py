@@ -1,7 +1,7 @@
-"""Fitting aspects to human labels, and measuring how well any score tells the labels apart.
+"""Fits aspects to human labels, and measures how well a score separates the labels.
 
 Everything counts by question: folds keep a question's rationales together, and intervals
-resample questions, for rationales of one question are no independent evidence.
+resample questions, because rationales of one question are not independent.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Array = NDArray[np.float64]
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 _FOLDS = 5
 MIN_QUESTIONS = 10
-"""Questions that each class must come from: two a fold."""
+"""Questions that each class must come from: two per fold."""
 
 
 class UnfitLabels(UserError):
-    """Labels that nothing can be learned from."""
+    """Labels from which nothing can be learned."""
 
 
 def fit_aspect(features: Array, labels: Sequence[bool], questions: Sequence[str]) -> LearnedAspect:
@@ -70,13 +70,14 @@ def out_of_fold(features: Array, labels: Sequence[bool], questions: Sequence[str
 
 
 def folds(labels: NDArray[np.bool_], questions: NDArray[Any]) -> list[tuple[Any, Any]]:
-    """Indices to train and to test on, five times; no question is in both, classes are spread."""
+    """Five splits into training and test indices, balanced; no question is in both."""
     splitter = _sklearn().model_selection.StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0)
     return list(splitter.split(np.zeros(len(labels)), labels, questions))
 
 
 def auc(scores: Sequence[float] | Array, labels: Sequence[bool]) -> float:
-    """Area under the ROC curve: how often a good one scores above a bad one; ties count half."""
+    """Area under the ROC curve: the share of pairs in which the good one scores higher; ties count
+    half."""
     wins = _wins(np.asarray(scores), np.asarray(labels, dtype=bool))
     return float(wins.mean())
 
@@ -107,7 +108,7 @@ def auc_interval(
 
 
 def _wins(scores: Array, labels: NDArray[np.bool_]) -> Array:
-    """Of each good rationale against each bad one, 1, 1/2 or 0: shape (good, bad)."""
+    """1, 1/2 or 0 for each good rationale against each bad one: shape (good, bad)."""
     difference = scores[labels][:, None] - scores[~labels][None, :]
     wins: Array = (np.sign(difference) + 1) / 2
     return wins
@@ -118,8 +119,8 @@ def _check_classes(labels: NDArray[np.bool_], questions: Sequence[str]) -> None:
         found = {question for question, y in zip(questions, labels, strict=True) if y == value}
         if len(found) < MIN_QUESTIONS:
             raise UnfitLabels(
-                f"only {len(found)} questions are labelled {str(value).lower()}, and it takes "
-                f"{MIN_QUESTIONS} of true and of false each: label more"
+                f"only {len(found)} questions are labelled {str(value).lower()}, but "
+                f"{MIN_QUESTIONS} of true and of false each are needed: label more"
             )
 
 
@@ -146,7 +147,7 @@ def _fitted(features: Array, labels: NDArray[np.bool_], strength: float) -> Any:
 
 
 def _sklearn() -> Any:
-    """Imported here: only fitting needs it."""
+    """scikit-learn, which is imported here because only fitting needs it."""
     try:
         import sklearn.linear_model
         import sklearn.model_selection

@@ -1,9 +1,9 @@
-"""The aspects of a rationale's quality (after Lee et al. 2024), each from its source.
+"""Measures the aspects of a rationale's quality (after Lee et al. 2024), each from its source.
 
 ``metrics`` is a measure without a reference (`lmcot.rewards.metrics`, and fluency below);
 ``judge`` is the frozen LM's probability of "yes" to one question about the aspect; ``learned`` is
 a model of such measures (`lmcot.rewards.learned`). Each value is in [0, 1], and an empty rationale
-has 0 of everything.
+has 0 in every aspect.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lmcot.rewards.learned import load_learned
 from lmcot.rewards.metrics import TEXT_METRICS
 
 Columns = dict[str, list[Measured]]
-"""By a measure's name, its value for each rationale."""
+"""The values of each measure, by its name: one for each rationale."""
 
 TEXT_MEASURES = tuple(f"metrics/{aspect}" for aspect in TEXT_METRICS)
 """Metrics of the text alone."""
@@ -58,11 +58,11 @@ class AspectComponent(Component):
 
     @property
     def aspect(self) -> Aspect:
-        """Which aspect it is."""
+        """The name of the aspect."""
         return self.setting.removeprefix("aspects.")
 
     def settings(self, rewards: GuidanceRewards) -> AspectSettings:
-        """The aspect's settings, its source named."""
+        """The aspect's settings, with ``auto`` resolved."""
         off = AspectSettings(source="off")
         return rewards.aspects.get(self.aspect, off).resolved(ASPECTS[self.aspect])
 
@@ -85,7 +85,7 @@ class AspectComponent(Component):
         return frozenset(call for call in asked if call is not None)
 
     def remedy(self, rewards: GuidanceRewards) -> str:
-        """What to do where the frozen LM does not offer those calls."""
+        """The advice where the frozen LM does not offer those calls."""
         judged = "" if "choose" in self.calls(rewards) else "its source to 'judge', "
         return f"set {judged}its weight to 0 or its source to 'off'"
 
@@ -110,7 +110,7 @@ def aspect_component(aspect: Aspect) -> str:
 
 
 class AspectMeter:
-    """Measures rationales as the settings say; it holds the models that this takes.
+    """Measures rationales as the settings say, and holds the models that this needs.
 
     The sentence-embedding model is loaded when a measure first needs it.
     """
@@ -150,7 +150,7 @@ class AspectMeter:
         frozen: FrozenLM | None = None,
         templates: PromptTemplates | None = None,
     ) -> list[dict[str, Measured]]:
-        """For each rationale the value, or failure, of every aspect that is not off, by component.
+        """The value, or failure, of each aspect that is not off, by component, for each rationale.
 
         Raises:
             UserError: if the learned model was fitted to another frozen LM's judgements.
@@ -229,8 +229,8 @@ def _judged(
 ) -> Columns:
     """The frozen LM's probability of "yes", by aspect.
 
-    All in one call, the questions about a rationale side by side: what they begin with, context
-    and rationale, is then read once for all of them.
+    One call asks everything, with the questions about a rationale side by side: their common
+    prefix, context and rationale, is then read once.
     """
     asked = _not_empty(rationales)
     prompts = [
@@ -250,8 +250,8 @@ def _fluency(
     """The inverse of the rationale's perplexity under the frozen LM, after the bare question.
 
     ``exp(log p(rationale | question) / tokens)``: the geometric mean of the tokens'
-    probabilities, ROSCOE's Perplexity-Chain under another model. Without the context, for copying
-    from it is cheap and no sign of fluency.
+    probabilities, ROSCOE's Perplexity-Chain under another model. The context is left out, because
+    copying from it is easy and no sign of fluency.
     """
     asked = _not_empty(rationales)
     prompts = [(Message("user", examples[i].question),) for i in asked]

@@ -1,4 +1,4 @@
-"""From the components of a judgement to the one scalar that PPO maximises."""
+"""Combines the components of a judgement into the scalar that PPO maximises."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def scalar_reward(judgement: Judgement, rewards: Rewards) -> float:
 
 
 def taken_off(rollout: Rollout, penalties: Penalties, max_new_tokens: int) -> dict[str, float]:
-    """What is taken from a rationale's reward for its length, by ``penalty/NAME``; each at least 0.
+    """The penalties on a rationale's length, by ``penalty/NAME``; each is at least 0.
 
     ``missing_end``: the whole setting if the rationale was cut at the length limit. ``length``:
     nothing up to ``length_free * max_new_tokens`` tokens, from there rising linearly to the whole

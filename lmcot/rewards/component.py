@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lmcot.rewards.aspects import AspectMeter
 
 Measured = float | Failure
-"""A value, or why there is none."""
+"""A value, or the reason why there is none."""
 
 
 @dataclass
@@ -24,15 +24,15 @@ class Context:
     """What a component may use to measure some rationales."""
 
     frozen: FrozenLM
-    """For calls that the component names in its ``needs``."""
+    """The frozen LM, for the calls that the component names in its ``needs``."""
     templates: PromptTemplates
-    """What the frozen LM is asked."""
+    """Templates of the frozen LM's prompts."""
     demonstrations: int
-    """Worked examples in a prompt."""
+    """Number of worked examples in a prompt."""
     answers: Sequence[Answer | Failure]
-    """What the frozen LM answered, given each rationale."""
+    """The frozen LM's answer given each rationale, or its failure."""
     meter: AspectMeter
-    """Measures the aspects."""
+    """The meter of the aspects."""
     _aspects: list[dict[str, Measured]] = field(default_factory=list)
 
     def aspect(
@@ -47,7 +47,7 @@ class Context:
 
 
 Measurement = Callable[[Sequence[Example], Sequence[str], Context], list[Measured]]
-"""From rationales, and the example that each belongs to, to a value or failure for each."""
+"""Gives a value or a failure for each rationale, from the example that it belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +57,15 @@ class Component:
     name: str
     """Its name in judgements and metrics."""
     setting: str
-    """The field of `GuidanceRewards` that holds its weight; None there: it is not measured."""
+    """The field of `GuidanceRewards` with its weight; where that is None, it is not measured."""
     values: str
     """The range of its values, in words."""
     meaning: str
-    """What it says of a rationale, in words."""
+    """What it says about a rationale, in words."""
     measure: Measurement
-    """Measures it."""
+    """The function that measures it."""
     needs: frozenset[Measure] = frozenset()
-    """Calls to the frozen LM that it takes beside the answers."""
+    """Calls to the frozen LM that it makes beside the answers."""
 
     def weight(self, rewards: GuidanceRewards) -> float | None:
         """Its weight in the reward; 0: it is measured and logged only; None: not measured."""
@@ -73,12 +73,12 @@ class Component:
         return weight
 
     def calls(self, rewards: GuidanceRewards) -> frozenset[Measure]:
-        """Calls to the frozen LM that it takes with these settings."""
+        """Calls to the frozen LM that it makes with these settings."""
         del rewards
         return self.needs
 
     def remedy(self, rewards: GuidanceRewards) -> str:
-        """What to do with its setting where the frozen LM does not offer those calls."""
+        """The advice about its setting where the frozen LM does not offer those calls."""
         del rewards
         return "leave it out"
 

@@ -1,4 +1,4 @@
-"""The table of the reward's components: judging, weighing, checks, metrics and docs ask it."""
+"""The table of the reward's components, which judging, weighing, checks, metrics and docs use."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ COMPONENTS: tuple[Component, ...] = (
 def components() -> list[Component]:
     """All components in the order in which they are measured and added up.
 
-    Those of the table that take no further calls, one for each aspect, then the others.
+    The components of the table without further calls come first, then the aspects, then the others.
     """
     free = [one for one in COMPONENTS if not one.needs]
     return [*free, *map(AspectComponent.of, ASPECTS), *(one for one in COMPONENTS if one.needs)]

@@ -1,4 +1,4 @@
-"""A reward of the user's own: a function in a module of theirs, named ``module:function``."""
+"""Custom rewards: functions in the user's own modules, named ``module:function``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lmcot.rewards.component import Measured
 
 
 class CustomReward(Protocol):
-    """What the user writes: ``def reward(example, rollout, judgement) -> float``.
+    """The function that the user writes: ``def reward(example, rollout, judgement) -> float``.
 
     The judgement holds the other components, the frozen LM's answer and ``contains_gold``.
     """
@@ -60,20 +60,20 @@ def load_custom(name: str) -> CustomReward:
 
 @dataclass(frozen=True, slots=True)
 class Custom:
-    """A reward of the user's own, ready to be asked."""
+    """A custom reward, loaded."""
 
     component: str
     """The name of its component in a judgement."""
     function: str
     """The function's name, as ``module:function``."""
     reward: CustomReward
-    """The function."""
+    """The loaded function."""
 
     def of(self, judgement: Judgement, example: Example, rollout: Rollout) -> Measured:
         """The reward of one rationale; a value that is not a finite real number is a failure.
 
         Raises:
-            UserError: if the user's function raises an exception, which is theirs to fix.
+            UserError: if the user's function raises an exception.
         """
         # A copy: what the function does to it must not reach the other components.
         shown = replace(judgement, components=dict(judgement.components))
@@ -92,7 +92,7 @@ class Custom:
 
 
 def load_customs(rewards: GuidanceRewards) -> list[Custom]:
-    """All rewards of the user's own that the settings name. Raises as `load_custom` does."""
+    """All custom rewards that the settings name. Raises as `load_custom` does."""
     return [
         Custom(component, one.function, load_custom(one.function))
         for component, one in rewards.custom_rewards.items()

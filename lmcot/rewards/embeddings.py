@@ -1,7 +1,7 @@
-"""Sentence embeddings, and the scores of ROSCOE (Golovneva et al. 2022) that are made of them.
+"""Sentence embeddings, and the ROSCOE scores (Golovneva et al. 2022) that use them.
 
-The scores are features for `lmcot.rewards.learned` and a yardstick for `lmcot.rewards.metrics`.
-Torch is imported when a model is loaded, and not before.
+The scores are features for `lmcot.rewards.learned` and a baseline for `lmcot.rewards.metrics`.
+Torch is imported only when a model is loaded.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from lmcot.text.sentences import split_sentences
 Vectors = NDArray[np.float32]
 _BATCH = 32
 _REMEMBERED = 16384
-"""Sentences whose embeddings are kept: 25 MB of all-MiniLM-L6-v2's."""
+"""Number of sentences whose embeddings are kept: 25 MB for all-MiniLM-L6-v2."""
 
 
 class SentenceEmbedder:
     """A sentence-embedding model: the mean of the last hidden states, of unit length.
 
     That is how all-MiniLM-L6-v2 was trained (Reimers and Gurevych 2019, "Sentence-BERT"). The
-    same sentence has the same embedding in any company, up to rounding.
+    same sentence has the same embedding in any batch, up to rounding.
     """
 
     def __init__(self, source: str, max_tokens: int = 256) -> None:
@@ -52,7 +52,7 @@ class SentenceEmbedder:
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"rewards.embeddings '{source}' is no sentence-embedding model that loads: {reason}"
+                f"rewards.embeddings '{source}' is not a sentence-embedding model: {reason}"
             ) from error
         if model.config.is_encoder_decoder:
             raise UserError(
@@ -92,7 +92,7 @@ class SentenceEmbedder:
         return vectors
 
     def _remember(self, found: dict[str, Vectors]) -> None:
-        """The least recently used go first."""
+        """Keeps embeddings; the least recently used are dropped first."""
         for sentence, vector in found.items():
             self._known[sentence] = vector
             self._known.move_to_end(sentence)

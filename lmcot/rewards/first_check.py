@@ -50,7 +50,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A component that takes calls to the frozen LM beside its answers."""
+    """A component that makes calls to the frozen LM beside its answers."""
 
     component: Component
     setting: str

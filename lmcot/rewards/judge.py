@@ -1,4 +1,4 @@
-"""Judging rationales: the frozen LM's answers, and the components that are measured of them."""
+"""Judges rationales: the frozen LM's answers, and the components that are measured."""
 
 from __future__ import annotations
 
@@ -111,9 +111,9 @@ class RewardModel:
 def answer_prompts(
     frozen: FrozenLM, prompts: Sequence[Prompt], sampling: Sampling
 ) -> list[Answer | Failure]:
-    """The frozen LM's greedy answer to each prompt, as written and as read out of that.
+    """The frozen LM's greedy answer to each prompt, as written and as extracted.
 
-    A reply that was cut within its hidden thinking says nothing of the prompt: a failure.
+    A reply that was cut within its hidden thinking is a failure.
     """
     return [
         completion if isinstance(completion, Failure) else _answer(completion)

@@ -1,6 +1,6 @@
-"""Aspects by a model that was fitted to human labels: logistic regression, kept as JSON.
+"""Learned aspects: logistic regression that was fitted to human labels, stored as JSON.
 
-`lmcot.rewards.aspect_fit` fits it. Predicting takes no library.
+`lmcot.rewards.aspect_fit` fits it. Prediction needs no library.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ _Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class LearnedAspect(Settings):
-    """Logistic regression on standardised features, and how well it did on unseen questions."""
+    """Logistic regression on standardised features, and its accuracy on unseen questions."""
 
     mean: tuple[_Number, ...]
     """Mean of each feature in the labels."""
     scale: tuple[PositiveFloat, ...]
-    """Standard deviation of each feature there."""
+    """Standard deviation of each feature in the labels."""
     coef: tuple[_Number, ...]
     """Weight of each standardised feature."""
     intercept: _Number
-    """Log-odds at the means."""
+    """Log-odds at the mean of all features."""
     auc: Fraction
-    """Area under the ROC curve, out of fold; questions never straddle folds."""
+    """Area under the ROC curve, out of fold; a question's rationales are in one fold."""
     auc_interval: tuple[Fraction, Fraction]
-    """Its 95% interval, by a bootstrap that resamples questions."""
+    """95% interval of the AUC, by a bootstrap that resamples questions."""
     labels: PositiveInt
     """Number of labelled rationales."""
     questions: PositiveInt
-    """Number of their questions."""
+    """Number of questions that the labels belong to."""
 
     def probability(self, features: Sequence[float]) -> float:
         """``1 / (1 + exp(-(b + sum_k w_k (x_k - mean_k) / scale_k)))``, in [0, 1]."""
@@ -53,13 +53,13 @@ class LearnedModel(Settings):
     """The file that ``lmcot aspects fit`` writes."""
 
     format: Literal[1] = 1
-    """Version of this layout."""
+    """Version of this file format."""
     features: tuple[str, ...] = Field(min_length=1)
     """Names of the features, in order (`lmcot.rewards.aspects.AspectMeter.columns`)."""
     frozen: str | None = None
     """Identity of the frozen LM that judged, if any feature is its judgement."""
     aspects: dict[Aspect, LearnedAspect] = Field(min_length=1)
-    """What was fitted."""
+    """The fitted aspects, by name."""
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> LearnedModel:
@@ -73,7 +73,7 @@ class LearnedModel(Settings):
         return self.aspects[aspect].probability([features[name] for name in self.features])
 
     def check_frozen(self, identity: str | None) -> None:
-        """Refuses another frozen LM than the one whose judgements the model was fitted to.
+        """Refuses a frozen LM other than the one whose judgements the model was fitted to.
 
         Raises:
             UserError: naming both.
@@ -89,7 +89,7 @@ def load_learned(path: str | Path) -> LearnedModel:
     """Reads a model file.
 
     Raises:
-        UserError: if it is not there or not such a file.
+        UserError: if the file does not exist or is not such a file.
     """
     try:
         return LearnedModel.model_validate_json(local_path(path).read_bytes())
@@ -103,8 +103,8 @@ def load_learned(path: str | Path) -> LearnedModel:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"])) or "file"
         raise UserError(
-            f"'{path}' is no file that 'lmcot aspects fit' wrote ({where}: {problem['msg']}): fit "
-            "the aspects again"
+            f"'{path}' is not a file that 'lmcot aspects fit' wrote ({where}: {problem['msg']}): "
+            "fit the aspects again"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""How much likelier a rationale makes the gold answer, to the frozen LM."""
+"""The gain in the gold answer's likelihood that a rationale brings, by the frozen LM."""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@
 
 They are pure functions of text, in the manner of ROSCOE (Golovneva et al. 2022, "ROSCOE: A Suite
 of Metrics for Scoring Step-by-Step Reasoning"): a rationale's sentences are the steps h_i, and a
-step is scored by how well it aligns with what it should rest on. ROSCOE aligns by the cosine of
-sentence embeddings, ``(1 + cos) / 2``; here words are aligned, for on human labels that told
-supported rationales from unsupported ones better (docs/rewards.md) and costs no model. ROSCOE's
-own scores are in `lmcot.rewards.embeddings`.
+step is scored by how well it aligns with what should support it. ROSCOE aligns by the cosine of
+sentence embeddings, ``(1 + cos) / 2``. Here words are aligned, because on human labels that
+separated supported from unsupported rationales better (docs/rewards.md) and it needs no model.
+ROSCOE's own scores are in `lmcot.rewards.embeddings`.
 
 Content words are lower-cased words and numbers without function words. They are counted with
 their repetitions (``|H|`` is the number of words, ``A ∩ B`` takes the smaller count of each, as in
@@ -27,7 +27,7 @@ from lmcot.records import Example, Paragraph
 from lmcot.text.sentences import split_sentences
 
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
-# What a rationale says about itself ("so the answer is") is no content either.
+# Words about the rationale itself ("so the answer is") are not content either.
 _FUNCTION_WORD_LIST = """
 a an the this that these those some any each every all both either neither such other another
 i you he she it we they me him her us them my your his hers its our their theirs who whom whose
@@ -47,7 +47,7 @@ def factuality(example: Example, rationale: str) -> float:
     ``mean_i max_j |H_i ∩ S_j| / |H_i|``, H_i the content words of the rationale's sentences and
     S_j those of the passages, titles included. This is ROSCOE's Faithfulness-Step with clipped
     word precision in place of the cosine, and passages as the source's parts: a sentence may
-    gather what several sentences of one passage say, but not mix passages.
+    combine several sentences of one passage, but not several passages.
     """
     passages = [content_words(_passage(paragraph)) for paragraph in example.context]
     steps = _steps(rationale)
@@ -74,7 +74,7 @@ def coherence(example: Example, rationale: str) -> float:
 
     ``mean_i max_{E before H_i} |H_i ∩ E| / min(|H_i|, |E|)`` (the overlap coefficient); the
     question comes before the first sentence. A sentence of the same content words as an earlier
-    one, or as the question, moves nothing on and counts 0: what ROSCOE's Repetition-Step,
+    one, or as the question, adds nothing and counts 0: what ROSCOE's Repetition-Step,
     ``(1 - max cos(h_i, h_j)) / 2``, is after. ROSCOE has no score of links between steps.
     """
     steps = _steps(rationale)
@@ -140,7 +140,7 @@ def _passage(paragraph: Paragraph) -> str:
 
 
 def _common(words: Counter[str], others: Counter[str]) -> int:
-    """``|A ∩ B|``; by hand, for ``&`` would build a counter each time."""
+    """``|A ∩ B|``, summed directly because ``&`` would build a counter each time."""
     return sum(min(count, others[word]) for word, count in words.items() if word in others)
 
 
@@ -157,7 +157,7 @@ def _distinct_share(words: list[str], n: int) -> float:
 
 
 def _syllables(word: str) -> int:
-    """Groups of vowels, a silent final e left out; digits count one each."""
+    """Number of vowel groups, without a silent final e; each digit counts as one."""
     if word.isdigit():
         return len(word)
     plain = "".join(c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c))

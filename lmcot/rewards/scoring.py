@@ -1,6 +1,6 @@
-"""What a unit's judgements come to: rewards, and the numbers that are summed up.
+"""The rewards of a unit's judgements, and the numbers that are averaged over a step.
 
-All of it is done where rationales are judged: the driver only adds up columns.
+This is done in the reward actors; the driver only aggregates columns.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def columns(
 
 
 def _lacks(judgement: Judgement, missing: Missing) -> float:
-    """Whether the frozen LM's answer is missing in this way; NaN where it was not asked."""
+    """Whether the frozen LM's answer is missing for this reason; NaN where it was not asked."""
     return math.nan if judgement.answer is None else float(judgement.answer.missing == missing)
 
 

@@ -116,7 +116,7 @@ def test_the_file_comes_back_as_it_was(tmp_path: Path) -> None:
     ("text", "words"),
     [
         (None, "cannot be read"),
-        ("{", "is no file that 'lmcot aspects fit' wrote"),
+        ("{", "is not a file that 'lmcot aspects fit' wrote"),
         ('{"format": 2, "features": ["a"], "aspects": {}}', "format: Input should be 1"),
         (f'{{"features": ["a", "b"], "aspects": {{"fluency": {_aspect().model_dump_json()}}}}}',
          "has not one mean, scale and coef per feature"),
