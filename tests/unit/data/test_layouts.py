@@ -203,7 +203,7 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
     ("json", json.dumps(TWO, indent=1).encode()[:-40], "is not valid JSON at line "),
     ("jsonl", b"<!DOCTYPE html><html>404</html>", "is a page of HTML or XML"),
     ("jsonl", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
-    ("pdf", b"%PDF-1.7\n", "is a PDF document, which holds no questions"),
+    ("pdf", b"%PDF-1.7\n", "is a PDF document, which is not a file of questions"),
     ("bin", b"\x01\x02\x03\x00", "is a binary file of an unknown kind"),
     ("tar", b"q.jsonl".ljust(257, b"\0") + b"ustar\x0000" + b"\0" * 248, "is a tar archive"),
 ]
