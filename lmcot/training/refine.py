@@ -70,10 +70,10 @@ def _train(
         timer = StepTimer(fleets, learners, pipeline)
         for step in range(state.step, steps):
             run.interruption.check()
-            _publish(learners, step, pipeline, interim)
+            _publish_and_sample(learners, step, pipeline, interim)
             timer.mark("publish")
 
-            batch = pipeline.take(step)  # sampled and judged
+            batch = pipeline.take(step)  # waits until it is sampled and judged
             timer.mark("wait")
 
             learned = pipeline.work_until(learners.ppo_step(batch.scored, step))
@@ -97,14 +97,20 @@ def _train(
             if state.step % run.config.checkpoints.every == 0 or state.step == steps:
                 learners.checkpoint(state)
             on_step(state.step, metrics)
-        _publish(learners, steps, pipeline, interim)
+        _publish_and_sample(learners, steps, pipeline, interim)
         interim.finish(pipeline)
     learners.check_learned()
     learners.export(run.directory.policy(run_files.REFINED), run.directory.critic)
 
 
-def _publish(learners: Learners, step: int, pipeline: Pipeline, interim: InterimEvaluation) -> None:
-    """Publishes the policy after ``step`` steps, where batches or an evaluation are due with it."""
+def _publish_and_sample(
+    learners: Learners, step: int, pipeline: Pipeline, interim: InterimEvaluation
+) -> None:
+    """Publishes the policy after ``step`` steps and has it sampled, if anything is due with it.
+
+    Due are the batches that this version samples, and perhaps an evaluation. Does not wait for
+    them.
+    """
     evaluates = interim.due(step)
     if not evaluates and not pipeline.wants(step):
         return
