@@ -289,3 +289,52 @@ def test_an_interruption_is_seen_while_waiting(
     stand.run.interruption.check = interrupt
     with pytest.raises(Interrupted):
         stand.pipeline.take(0)
+
+
+class FakeGuest:
+    """Has one unit sampled beside those of the batches, and calls the frozen LM by itself."""
+
+    def __init__(self) -> None:
+        self.came: list[str] = []
+        self.turns = 0
+        self.frozen_seconds = 0.0
+        self.abandoned = False
+
+    def sampled(self, key: str, rollouts: Any) -> None:
+        self.came.append(key)
+
+    def refs(self) -> list[Any]:
+        return []
+
+    def turn(self) -> None:
+        self.turns += 1
+        self.frozen_seconds += 0.5
+
+    def abandon(self) -> None:
+        self.abandoned = True
+
+
+def test_a_guest_has_its_turns_and_its_share_of_the_frozen_lms_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand, guest = Stand(tmp_path, monkeypatch), FakeGuest()
+    stand.reward.answer = lambda unit: replace(judged(unit), frozen_seconds=2.0)
+    fleets: Any = Fleets(stand.rollout, stand.reward)  # type: ignore[arg-type]
+    sources: list[Any] = []
+
+    def wait(*given: Any) -> None:
+        sources.extend(given)
+        stand.all_done()
+
+    monkeypatch.setattr(module, "wait_for_news", wait)
+    with Pipeline(stand.run, fleets, stand.learners, fresh_state(stand.run), guest) as pipeline:
+        pipeline.sample(0, ())
+        step_1 = stand.rollout.units["step-1/0"]
+        stand.rollout.units["guest's"] = replace(step_1, unit_id="guest's")
+        pipeline.take(0)
+        assert guest.came == ["guest's"]
+        assert guest.turns > 0
+        assert pipeline.frozen_seconds == 2 * 2.0 + 0.5 * guest.turns
+        assert guest in sources, "its calls end the driver's waits, too"
+        assert not guest.abandoned
+    assert guest.abandoned
