@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,17 @@ def start(folder: Path, settings: ActorsSettings = SETTINGS) -> Fleet[Any]:
     fleet = Fleet("test", Worker, SMALL, settings, arguments={"folder": str(folder)})
     fleet.wait_ready()
     return fleet
+
+
+def test_an_actors_process_is_prepared_before_it_imports_its_class() -> None:
+    def facts(_: RolloutActor) -> tuple[str | None, str | None, bool]:
+        variables = (os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_NUM_THREADS"))
+        return *variables, "sklearn" in sys.modules
+
+    policy = PolicySettings(source="random:llama")
+    actor = ray.remote(RolloutActor).remote(policy, policy.source, PromptSettings(), threads=1)
+    assert ray.get(actor.apply.remote(facts), timeout=120) == ("1000", "1", False)
+    ray.kill(actor)
 
 
 def test_results_come_in_the_order_of_the_units(tmp_path: Path) -> None:
