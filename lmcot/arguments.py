@@ -1,4 +1,4 @@
-"""What the `lmcot` command takes."""
+"""The arguments of the `lmcot` command."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's parser, with a subcommand for each thing that it does."""
+    """The command's parser, with its subcommands."""
     parser = argparse.ArgumentParser(
         prog="lmcot",
         description="LM-guided chain of thought: a small language model is distilled and refined "
@@ -48,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--retry-failed",
                 action="store_true",
-                help="ask the teacher again where it failed (a dead endpoint, a refused prompt)",
+                help="retry questions where the teacher failed (dead endpoint, refused prompt)",
             )
         if name == "evaluate":
             command.add_argument(
@@ -71,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help=text, description=text)
     _add_config(plan)
     _add_overrides(plan)
-    text = "check a machine, or a cluster, and say what to mend before a run"
+    text = "check a machine, or a cluster, and say what to fix before a run"
     doctor = commands.add_parser("doctor", help=text, description=text)
     _add_config(doctor, required=False)
     doctor.add_argument("--run-dir", type=place, metavar="DIR", help="whether it can be written")
@@ -98,26 +98,24 @@ def _add_run_dir(command: argparse.ArgumentParser) -> None:
         type=place,
         metavar="DIR",
         help="where the run leaves everything, a folder or a URL (s3://, gs://, ...); the same DIR "
-        "again goes on with it",
+        "again resumes it",
     )
 
 
 def _add_sweep(commands: Any) -> None:
-    text = "refine over a search space, with Ray Tune, and show which settings do best"
+    text = "refine over a search space, with Ray Tune, and show the best settings"
     command = commands.add_parser("sweep", help=text, description=text)
     _add_config(command)
     command.add_argument(
-        "--space", required=True, metavar="FILE", help="what is varied and how, a YAML file"
+        "--space", required=True, metavar="FILE", help="the search space, a YAML file"
     )
     _add_run_dir(command)
-    command.add_argument(
-        "--retry-failed", action="store_true", help="run the trials that failed again"
-    )
+    command.add_argument("--retry-failed", action="store_true", help="run failed trials again")
     _add_overrides(command)
 
 
 def _add_cache(commands: Any) -> None:
-    text = "show, or clear, what the frozen LM's replies on this machine's disk take up"
+    text = "show the size of the frozen LM's replies on this machine's disk, or clear them"
     cache = commands.add_parser("cache", help=text, description=text)
     cache.add_argument("action", choices=("show", "clear"))
     cache.add_argument("--folder", metavar="DIR", help="frozen.cache.folder, if it is set")
@@ -163,7 +161,7 @@ def _add_debug(commands: Any) -> None:
     summaries = {
         "rollout": "sample and judge the first steps' rationales, without a learner",
         "learn": "learn from rationales on disk, without any other actor",
-        "replay": "do a step's learning once more, and compare its metrics",
+        "replay": "repeat a step's learning, and compare its metrics",
     }
     for name, summary in summaries.items():
         part = parts.add_parser(name, help=summary, description=summary)
@@ -176,7 +174,7 @@ def _add_debug(commands: Any) -> None:
             part.add_argument(
                 "--rollouts", type=local_path, metavar="DIR", help="default: the run's own"
             )
-            part.add_argument("--steps", type=int, metavar="N", help="default: all that are there")
+            part.add_argument("--steps", type=int, metavar="N", help="default: all available")
         else:
             part.add_argument("--step", type=int, required=True, metavar="N")
         _add_overrides(part)
@@ -194,7 +192,7 @@ def _add_serve(commands: Any) -> None:
     command.add_argument(
         "--update",
         action="store_true",
-        help="put it in the place of what the cluster serves already, without a failed request",
+        help="replace what the cluster already serves, without a failed request",
     )
     command.add_argument(
         "--status", action="store_true", help="only show what the cluster of RAY_ADDRESS serves"
@@ -225,7 +223,7 @@ def _add_inspect(commands: Any) -> None:
     command.add_argument("--limit", type=int, default=5, metavar="N", help="default: 5")
     command.add_argument(
         "--order", choices=("file", "best", "worst"), default="file",
-        help="by reward; with --evaluation by what F1 gained",
+        help="by reward; with --evaluation by the gain in F1",
     )  # fmt: skip
     command.add_argument(
         "--evaluation",
@@ -237,5 +235,5 @@ def _add_inspect(commands: Any) -> None:
 
 def _add_overrides(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "overrides", nargs="*", metavar="key.sub=value", help="settings that replace the file's"
+        "overrides", nargs="*", metavar="key.sub=value", help="overrides of the file's settings"
     )

@@ -1,4 +1,4 @@
-"""The `lmcot` command: one subcommand a stage.
+"""The `lmcot` command, with a subcommand for each stage.
 
 Heavy imports happen inside the commands: `lmcot --help` answers at once.
 """
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_NOBODY_READS = 141
-"""As of a command that SIGPIPE ended: ``lmcot inspect RUN | head`` has what it asked for."""
+"""Exit code as after SIGPIPE: ``lmcot inspect RUN | head`` ended as intended."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code (0 done, 2 for the user to mend, 130 interrupted)."""
+    """Runs a command; returns the exit code (0 done, 2 for the user to fix, 130 interrupted)."""
     try:
         try:
             options = parse_arguments(arguments)
             prepare()
             return _run(options)
         finally:
-            sys.stdout.flush()  # here rather than at the interpreter's end, where nobody handles it
+            sys.stdout.flush()  # here, since an error at the interpreter's end would not be handled
     except UserError as error:
         print(f"lmcot: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except (Interrupted, KeyboardInterrupt):
-        print("lmcot: interrupted; the same command goes on from here", file=sys.stderr)
+        print("lmcot: interrupted; rerun the same command to resume", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         if not _nobody_reads():
             raise
-        # What is left in the buffer would fail again at the interpreter's end.
+        # The rest of the buffer would fail again at the interpreter's end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_NOBODY_READS
     except OSError as error:
@@ -54,14 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         where = f" (writing {error.filename})" if error.filename else ""
         print(
-            f"lmcot: no space left on the disk{where}: free some and run the same command again",
+            f"lmcot: no space left on the disk{where}: free some and rerun the same command",
             file=sys.stderr,
         )
         return EXIT_USER_ERROR
 
 
 def _nobody_reads() -> bool:
-    """Whether what reads the standard output is gone."""
+    """Whether the reader of standard output is gone."""
     poller = select.poll()
     poller.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poller.poll(0))
@@ -113,7 +113,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _evaluate_config(options: argparse.Namespace) -> Config:
-    """The settings given, else the run's own; with --of that run's policies."""
+    """The given settings, or else the run's own; with --of, that run's policies."""
     from lmcot.config import load_config
     from lmcot.storage import reaching
 
@@ -124,7 +124,9 @@ def _evaluate_config(options: argparse.Namespace) -> Config:
         policies = _policies_of(options)
         there = options.config is not None or file.is_file()
     if not there:
-        raise UserError(f"'{run}' is no run directory (it has no config.yaml): give --config FILE")
+        raise UserError(
+            f"'{run}' is not a run directory (it has no config.yaml): give --config FILE"
+        )
     return load_config(str(file), [*policies, *options.overrides])
 
 

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something that the user can mend: bad settings, data, models or requests.
+    """A fault that the user can fix: bad settings, data, models or requests.
 
     Its message is one sentence that names what is wrong and what to do. The command line prints
     it without a traceback and ends with exit code 2.
@@ -10,9 +10,9 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):
-    """The user asked the run to end; what was done is kept, and the same command goes on."""
+    """The user asked the run to end; progress is saved, and the same command resumes."""
 
 
 def first_line(error: object) -> str:
-    """The first line of what an error says; the name of its type if it says nothing."""
+    """The first line of an error's message, or its type's name if it has none."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Files and folders that are there complete or not at all."""
+"""Writes files and folders so that they are complete or absent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lmcot.errors import UserError
 
 
 def cache_folder() -> Path:
-    """Where converted models and the frozen LM's replies are kept, on this node's own disk.
+    """The folder on this node's disk for converted models and the frozen LM's replies.
 
     ``$LMCOT_CACHE``, else ``~/.cache/lmcot``.
 
@@ -36,8 +36,8 @@ def cache_folder() -> Path:
 
 
 def can_write(folder: Path) -> bool:
-    """Whether a folder can be written to, or made: a file without a name is made in it, or in the
-    nearest folder above it that is there."""
+    """Whether a folder can be written to or made, tried by an unnamed file in the nearest existing
+    folder."""
     whole = folder.absolute()
     there = next(one for one in (whole, *whole.parents) if os.path.exists(one))
     try:
@@ -80,7 +80,7 @@ def _put_if_absent(partial: Path, folder: Path) -> None:
 
 
 def _put_in_place(partial: Path, folder: Path) -> bool:
-    """Renames, with what was there out of the way; False if another process came in between."""
+    """Replaces a folder by renaming; False if another process came in between."""
     with tempfile.TemporaryDirectory(
         prefix=f".{folder.name}-old-", dir=folder.parent, ignore_cleanup_errors=True
     ) as out_of_the_way:
@@ -99,7 +99,7 @@ def _put_in_place(partial: Path, folder: Path) -> bool:
 
 
 def write_atomically(path: Path, content: str | bytes, *, private: bool = False) -> None:
-    """Writes a file by way of a temporary one, so that no reader sees half of it.
+    """Writes a file through a temporary one, so that no reader sees half of it.
 
     Args:
         private: for questions, prompts and replies: only the file's owner may read it.
@@ -116,10 +116,10 @@ def write_atomically(path: Path, content: str | bytes, *, private: bool = False)
 
 
 def open_private(path: Path, mode: Literal["wb", "ab"]) -> BinaryIO:
-    """Opens a file that only its owner may read, also where it was there before."""
+    """Opens a file that only its owner may read, even if it existed before."""
     how = os.O_APPEND if mode == "ab" else os.O_TRUNC
     file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o600), mode)
-    with suppress(PermissionError):  # another user's, who decides that
+    with suppress(PermissionError):  # another user's file, whose mode that user decides
         os.fchmod(file.fileno(), 0o600)
     return file
 
@@ -137,7 +137,7 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
         remedy: what to do if the file is damaged.
 
     Raises:
-        UserError: if it cannot be read, or holds something else.
+        UserError: if the file cannot be read, or does not hold a JSON object.
     """
     try:
         return _object(path.read_bytes())
@@ -150,7 +150,7 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
 def read_lines(
     path: Path, remedy: str, *, whole: bool = False, needed: Collection[str] = ()
 ) -> list[dict[str, Any]]:
-    """The JSON objects that a file holds, one a line; none if there is no file.
+    """The JSON objects of a file, one per line; none if there is no file.
 
     A last line that a kill cut short is left out.
 
@@ -198,7 +198,7 @@ def whole_object(text: bytes, needed: Collection[str]) -> dict[str, Any]:
 def _object(text: bytes) -> dict[str, Any]:
     found = json.loads(text)
     if not isinstance(found, dict):
-        raise ValueError("it holds no JSON object")
+        raise ValueError("it is not a JSON object")
     return found
 
 

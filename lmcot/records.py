@@ -1,4 +1,4 @@
-"""What flows between rooms: plain, picklable, cheap records.
+"""Plain, picklable, cheap records that flow between rooms.
 
 Token ids are the truth. What the sampler emitted is what the learner trains on; text is kept for
 people and for the frozen LM, and is never tokenised again for training.
@@ -17,14 +17,13 @@ import numpy.typing as npt
 
 Role = Literal["system", "user", "assistant"]
 Missing = Literal["", "empty", "cut"]
-"""Why a reply holds no answer: none is in it, or the limit of tokens cut it before. Empty: it does.
-"""
+"""Why a reply holds no answer: it has none, or was cut before it. Empty if it holds one."""
 _Record = TypeVar("_Record")
 
 
 def _quickly_pickled(cls: type[_Record]) -> type[_Record]:
-    """For records by the thousand: dataclasses with slots look their fields up at each pickling,
-    which takes longer than all the rest of it."""
+    """Speeds up pickling for records by the thousand: dataclasses with slots look up their fields
+    each time, which takes longer than the rest."""
     names = tuple(one.name for one in fields(cls))  # type: ignore[arg-type]
     read = attrgetter(*names)
 
@@ -49,7 +48,7 @@ class Paragraph:
 @_quickly_pickled
 @dataclass(frozen=True, slots=True)
 class SupportingFact:
-    """Points at one sentence of the context: paragraph title and sentence index (from 0)."""
+    """A pointer to one sentence of the context: paragraph title and sentence index (from 0)."""
 
     title: str
     sent_id: int
@@ -69,7 +68,7 @@ class Example:
     level: str = ""
     dataset: str = ""
     aliases: tuple[str, ...] = ()
-    """Other right answers, as the data set lists them."""
+    """Other right answers that the data set lists."""
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -77,9 +76,9 @@ class Example:
         return (self.answer, *self.aliases)
 
     def gold_sentences(self) -> tuple[str, ...]:
-        """The sentences that the supporting facts point at, in the order of the context.
+        """The sentences that the supporting facts point to, in the order of the context.
 
-        Facts that point outside the context are left out (2WikiMultiHopQA has a few).
+        Facts that point outside the context are ignored (2WikiMultiHopQA has a few).
         """
         wanted = {(fact.title, fact.sent_id) for fact in self.supporting_facts}
         return tuple(
@@ -103,18 +102,18 @@ Prompt = tuple[Message, ...]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the frozen LM generates: greedy at temperature 0, else seeded sampling."""
+    """The frozen LM's sampling settings: greedy at temperature 0, else seeded."""
 
     max_new_tokens: int
     temperature: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] | None = ()
-    """The reply ends before the first of these strings; None: before a blank line where prompts
-    are plain text, and where the model ends it where they are rendered by a chat template."""
+    """Strings before which the reply ends. None: before a blank line if prompts are plain text, and
+    where the model ends it if they are rendered by a chat template."""
 
 
 class FailureKind(StrEnum):
-    """Whether asking again may help."""
+    """The kind of a failure, which says whether a retry may help."""
 
     TRANSIENT = "transient"
     PERMANENT = "permanent"
@@ -130,18 +129,19 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the frozen LM wrote for one prompt. ``tokens_in``/``tokens_out`` are counted by it."""
+    """The frozen LM's reply to one prompt, with ``tokens_in`` and ``tokens_out`` as it counts
+    them."""
 
     text: str
-    """Its reply; empty if it wrote nothing but hidden thinking."""
+    """The reply; empty if it is only hidden thinking."""
     tokens_in: int
     tokens_out: int
-    """With those of the thinking."""
+    """Tokens written, including those of the thinking."""
     finish_reason: Literal["stop", "length"]
     thinking: str = ""
-    """Its hidden thinking, or a note where the endpoint does not show it; empty: none."""
+    """Hidden thinking, or a note if the endpoint does not show it; empty if there is none."""
     estimated: bool = False
-    """Whether a count is an estimate by length, since the endpoint gave none."""
+    """Whether a count is an estimate by length because the endpoint gave none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,16 +187,16 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What was asked of the frozen LM; adds up with ``+``."""
+    """Requests to the frozen LM and their tokens; adds up with ``+``."""
 
     asked: int = 0
-    """Requests that came."""
+    """Number of requests made."""
     sent: int = 0
-    """Requests that the model got; the others the cache answered."""
+    """Requests sent to the model; the cache answered the others."""
     tokens: int = 0
-    """Tokens that the model read and wrote for those that were sent."""
+    """Tokens that the model read and wrote for requests that were sent."""
     estimated: int = 0
-    """Requests among those sent whose tokens are an estimate: the endpoint counts none."""
+    """Requests sent whose tokens are an estimate because the endpoint counts none."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -215,12 +215,12 @@ class Annotation:
     teacher: str
     rationale: str
     answer: str
-    """The answer that the teacher came to; empty if it came to none."""
+    """The teacher's answer; empty if it gave none."""
     kept: bool
     reason: str
-    """Why it was kept or rejected."""
+    """Reason why it was kept or rejected."""
     made_from: str = ""
-    """Digest of the question and settings that it was made from; empty if it is not known."""
+    """Digest of the question and settings that it was made from; empty if unknown."""
 
 
 @_quickly_pickled
@@ -231,12 +231,12 @@ class Rollout:
     unit_id: str
     example_id: str
     sample: int
-    """Which of the question's K samples this is."""
+    """Index among the question's K samples."""
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
-    """With the EOS token if the policy ended; without, if it was cut."""
+    """Token ids, with the EOS token unless the rationale was cut."""
     logprobs: tuple[float, ...]
-    """Of each response token, under the distribution that it was sampled from."""
+    """Log-probability of each response token under the distribution that it was sampled from."""
     finish_reason: Literal["eos", "length"]
     text: str
     policy_version: int
@@ -245,12 +245,12 @@ class Rollout:
 @_quickly_pickled
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What the reward side says of one rollout: components by name, or a failure instead."""
+    """The judgement of one rollout: reward components by name, or a failure instead."""
 
     components: dict[str, float] = field(default_factory=dict)
     answer: Answer | None = None
     contains_gold: bool | None = None
-    """Whether the rationale holds the gold answer: expected of a good one, not a fault."""
+    """Whether the rationale holds the gold answer, as a good one should."""
     failure: Failure | None = None
     unmeasured: dict[str, str] = field(default_factory=dict)
     """Components of weight 0 that could not be measured, and why."""
@@ -265,25 +265,25 @@ class ScoredRollout:
     judgement: Judgement
     reward: float
     penalties: dict[str, float] = field(default_factory=dict)
-    """What was taken from the judgement's components, by name."""
+    """Penalties subtracted from the judgement's components, by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Numbers of some rationales, one column for each of them in their order."""
+    """Numbers of some rationales: a row for each name, a column for each rationale."""
 
     names: tuple[str, ...]
-    """Of the rows."""
+    """Names of the rows."""
     values: npt.NDArray[np.float64]
     """[names, rationales]; NaN where a rationale has no such number."""
 
     def __getitem__(self, name: str) -> npt.NDArray[np.float64]:
-        """All rationales' numbers of this name."""
+        """The numbers with this name, of all rationales."""
         return self.values[self.names.index(name)]
 
     @staticmethod
     def joined(parts: Sequence[Columns]) -> Columns:
-        """The rationales of all parts; a name that a part lacks is NaN there."""
+        """The rationales of all parts; the numbers that a part lacks are NaN."""
         names = tuple(dict.fromkeys(name for part in parts for name in part.names))
         return Columns(names, np.concatenate([part._with(names) for part in parts], axis=1))
 
@@ -310,8 +310,8 @@ class RunState:
 
 
 def to_json(record: Any) -> dict[str, Any]:
-    """A record as plain JSON types. What holds no record is taken as it is, not copied."""
-    # The names themselves: fields() makes them anew at each call, which is most of the work.
+    """A record as plain JSON types. Values without records are not copied."""
+    # The names are cached: fields() makes them at each call, which is most of the work.
     return {name: _to_json(getattr(record, name)) for name in record.__dataclass_fields__}
 
 

@@ -1,8 +1,8 @@
-"""Folders and files on this machine's disk or at a URL that fsspec knows (s3://, gs://, ...).
+"""Access to folders and files on this machine's disk or at a URL that fsspec knows (s3://, ...).
 
-A `Place` is a `pathlib.Path` or, for a URL, a `UPath`, which behaves like one. What needs real
-files (DeepSpeed, transformers) works in a folder on this node's disk, whose content is uploaded
-when it is complete, or fetched before.
+A `Place` is a `pathlib.Path` or, for a URL, a `UPath`, which behaves like one. Libraries that need
+real files (DeepSpeed, transformers) work in a folder on this node's disk, whose content is fetched
+before, or uploaded when it is complete.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
-"""They have no folders; and fsspec keeps listings of them, which do not show what others write."""
+"""These protocols have no folders; and fsspec caches their listings, which miss others' writes."""
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-"""lmcot's extra that brings what a protocol needs."""
+"""The extra of lmcot that a protocol needs."""
 _MISTAKES = (TypeError, AttributeError, LookupError, NameError, AssertionError)
-"""Those of a program; storage fails with errors of many types, some of them plain `Exception`."""
+"""Errors of a program, unlike storage's, which are of many types, some plain `Exception`."""
 _VERSION_KEYS = ("ETag", "etag", "generation", "mtime", "LastModified", "created")
-"""Where file systems say which version of a file this is; the first one that is there."""
+"""Keys under which file systems give a file's version; the first one present counts."""
 
 
 def is_url(text: str) -> bool:
@@ -60,7 +60,7 @@ def place(text: str | Place) -> Place:
     """A path, as `local_path` reads it, or the place that a URL names.
 
     Raises:
-        UserError: if nothing that is installed can open such a URL.
+        UserError: if no installed package can open such a URL.
     """
     if isinstance(text, Path) or (isinstance(text, str) and not is_url(text)):
         return local_path(text)
@@ -83,10 +83,10 @@ def place(text: str | Place) -> Place:
 
 
 def matching(text: str) -> list[Place]:
-    """What a path names: itself if it is there, else what it matches as a pattern, sorted.
+    """The places that a path names: itself if it exists, else the sorted matches of a pattern.
 
     Patterns are as in the shell: ``*``, ``?``, ``[...]``, and ``**`` for folders of any depth; at
-    a URL, ``*`` and ``**``. A URL without a pattern is taken to be there.
+    a URL, ``*`` and ``**``. A URL without a pattern is taken to exist.
 
     Raises:
         UserError: if the place cannot be reached.
@@ -110,7 +110,7 @@ def is_remote(one: Place) -> TypeIs[UPath]:
 
 @contextmanager
 def reaching(one: Place) -> Iterator[None]:
-    """Turns what keeps from reading or writing at a URL into a `UserError` that names it."""
+    """Turns errors of reading or writing at a URL into a `UserError` that names it."""
     try:
         yield
     except (UserError, UnicodeDecodeError, *_MISTAKES):
@@ -151,7 +151,7 @@ def _version(info: dict[str, Any]) -> str:
 
 
 def write_whole(file: Place, text: str) -> None:
-    """Writes a file so that no reader sees half of it: an object store puts it as a whole."""
+    """Writes a file so that no reader sees half of it: an object store writes it atomically."""
     if not is_remote(file):
         write_atomically(file, text)
         return
@@ -160,7 +160,7 @@ def write_whole(file: Place, text: str) -> None:
 
 
 def put(file: UPath, content: bytes | Path) -> None:
-    """Puts a file at a URL, with the folders above it; raises what the file system raises."""
+    """Writes a file at a URL, with the folders above it; the file system's errors pass through."""
     if file.protocol not in _OBJECT_STORES:
         file.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, bytes):
@@ -170,7 +170,7 @@ def put(file: UPath, content: bytes | Path) -> None:
 
 
 def remove(one: Place) -> None:
-    """Removes a folder with all that is in it, if it is there."""
+    """Removes a folder with its content, if it exists."""
     if not is_remote(one):
         if one.exists():
             shutil.rmtree(one)
@@ -181,7 +181,7 @@ def remove(one: Place) -> None:
 
 
 def upload(folder: Path, to: UPath) -> None:
-    """Puts all files of a folder below a URL; what is there already under other names stays."""
+    """Uploads all files of a folder below a URL; files with other names stay there."""
     with reaching(to):
         for name in versions_of(folder):
             put(to / name, folder / name)
@@ -198,7 +198,7 @@ def download(source: UPath, folder: Path) -> None:
 
 @contextmanager
 def added_to(folder: Place) -> Iterator[Path]:
-    """A folder on this disk to write files into, which are added to ``folder`` at the end."""
+    """Gives a folder on this disk whose files are added to ``folder`` at the end."""
     if not is_remote(folder):
         yield folder
         return
@@ -209,7 +209,7 @@ def added_to(folder: Place) -> Iterator[Path]:
 
 @contextmanager
 def replacing(folder: Place) -> Iterator[Path]:
-    """A new folder on this disk to fill, which takes the place of ``folder`` at the end.
+    """Gives a new folder on this disk, which replaces ``folder`` at the end.
 
     On a disk that happens at once; at a URL file by file, so that a marker elsewhere should say
     when it is complete.
@@ -226,7 +226,7 @@ def replacing(folder: Place) -> Iterator[Path]:
 
 @contextmanager
 def on_disk(folder: Place) -> Iterator[Path]:
-    """A folder on this disk with what ``folder`` holds, for as long as the context is open."""
+    """Gives a folder on this disk with the content of ``folder``, while the context is open."""
     if not is_remote(folder):
         yield folder
         return
@@ -236,7 +236,7 @@ def on_disk(folder: Place) -> Iterator[Path]:
 
 
 def fetched(source: UPath) -> Path:
-    """This node's copy of the folder or file at a URL, fetched anew when it has changed there.
+    """This node's copy of the folder or file at a URL, fetched again when it has changed there.
 
     It stays in the cache; processes of one node fetch it once.
 
@@ -264,7 +264,7 @@ def fetched(source: UPath) -> Path:
 
 
 def forget(source: UPath) -> None:
-    """Removes this node's copies of what is at a URL."""
+    """Removes this node's copies of a URL."""
     for copy in (cache_folder() / "fetched").glob(f"{source.name}-*"):
         shutil.rmtree(copy, ignore_errors=True)
 
@@ -276,7 +276,7 @@ def _of_file(file: UPath) -> tuple[int, str]:
 
 @contextmanager
 def _workspace() -> Iterator[Path]:
-    """An empty folder in the cache, on a disk that is large enough for models."""
+    """Gives an empty folder in the cache, whose disk is large enough for models."""
     parent = cache_folder() / "work"
     private_folder(parent)
     with tempfile.TemporaryDirectory(dir=parent) as folder:

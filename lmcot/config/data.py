@@ -17,7 +17,7 @@ class SampleData(Settings):
 
     kind: Literal["sample"]
     split: Literal["train", "validation"]
-    """The sample file to read."""
+    """The sample's split, a file for each."""
 
 
 class FileData(Settings):

@@ -1,4 +1,4 @@
-"""Settings of a sweep: what is varied, how trials are drawn, and when they are stopped early."""
+"""Settings of a sweep: its space, how trials are drawn, and when they are stopped early."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ _SAME_IN_ALL = (
     "refine.steps",
     "teacher",
 )
-"""Trials start from one policy and are compared step by step; the rest is none of refine's."""
+"""These keys cannot vary: trials start from one policy and are compared step by step; the others do
+not concern refine."""
 _FORMS = ("choice", "uniform", "loguniform", "randint", "grid")
 _LONGEST_NAME = 80
 _DIGITS = 4
-"""Of drawn numbers: they are to be read, typed and found as folders."""
+"""Significant digits of drawn numbers, which people read, type and find as folders."""
 
 
 class Choice(Settings):
@@ -65,7 +66,7 @@ class Uniform(Settings):
         return _ordered(bounds)
 
     def draw(self, rng: random.Random) -> float:
-        """A number of few digits."""
+        """Draws a number of few digits."""
         return _short(rng.uniform(*self.uniform), self.uniform)
 
 
@@ -141,28 +142,30 @@ class AshaSettings(Settings):
     grace_steps: PositiveInt = 10
     """Steps that every trial may do; then, and at each of the next rungs, the worse ones end."""
     reduction_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 3.0
-    """One in so many trials goes on beyond a rung; rungs lie at so many times the one before."""
+    """One in this many trials continues beyond a rung; each rung has this many times the steps of
+    the one before."""
     brackets: PositiveInt = 1
-    """Trials are dealt to so many brackets; each next one has its first rung one rung later."""
+    """Number of brackets that trials are dealt to; each bracket's first rung is one rung later than
+    the one before's."""
 
 
 class SweepSettings(Settings):
-    """The search space, and how it is searched."""
+    """The search space and the search."""
 
     space: Annotated[dict[str, Dimension], Field(min_length=1)]
-    """What is varied: a setting's dotted key, and its values."""
+    """The values of each varied setting, by its dotted key."""
     metric: str = "reward/mean"
     """A metric of refine's steps, as in metrics.jsonl."""
     mode: Literal["max", "min"] = "max"
-    """Whether more of it is better, or less."""
+    """Whether larger or smaller values are better."""
     average_over: PositiveInt = 5
-    """Trials are compared by the metric's mean over so many last steps: single ones are noisy."""
+    """Trials are compared by the metric's mean over this many last steps: single ones are noisy."""
     trials: PositiveInt = 1
-    """How often values are drawn; each time, every combination of the grids is tried."""
+    """Number of draws; for each, every combination of the grids is tried."""
     concurrent: PositiveInt = 1
-    """Trials at once, at most; fewer if the cluster has no room for them."""
+    """Largest number of trials at once; there are fewer if the cluster lacks room."""
     seed: NonNegativeInt = 0
-    """Of the drawing; each trial's own seed is the configuration's."""
+    """Seed of the draws; each trial's own seed is the configuration's."""
     driver_cpus: PositiveFloat = 0.1
     """Ray CPUs reserved for the process that drives a trial: it mostly waits for its actors."""
     asha: AshaSettings = AshaSettings()
@@ -204,7 +207,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Number and values: its folder, and its row of the table."""
+        """Number and values, which name its folder and its row of the table."""
         values = ",".join(f"{key.rpartition('.')[2]}={v}" for key, v in self.values.items())
         plain = re.sub(r"[^\w=,.+-]+", "_", values)
         return f"{self.number:04d}-{plain}"[:_LONGEST_NAME]
@@ -223,7 +226,7 @@ def load_sweep(path: str | Path) -> SweepSettings:
 
 
 def plan_trials(config: str | Path, overrides: list[str], sweep: SweepSettings) -> list[Trial]:
-    """All trials, their settings checked, and so is each value that one may yet draw.
+    """Makes all trials and checks their settings, and each value that could still be drawn.
 
     Raises:
         UserError: naming the key and the value that are wrong.

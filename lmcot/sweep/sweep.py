@@ -1,7 +1,7 @@
 """A sweep: `refine` over a search space, as trials of Ray Tune that ASHA stops early.
 
-Ray Tune runs the trials; what became of them is in their run directories and in the sweep's own
-record, from which the same command goes on: a kill leaves nothing half written there.
+Ray Tune runs the trials; their results are in their run directories and in the sweep's own
+record, from which the same command resumes: a kill leaves nothing half written there.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ if TYPE_CHECKING:
 _TUNE = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trials have metrics of their own
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `Interruption` has it
-    "RAY_AIR_NEW_OUTPUT": "0",  # the other output is not silent at verbosity 0
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output is not silent at verbosity 0
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # settings may hold relative paths
 }
-_NOTICE = "ending the sweep; its trials go on from their last checkpoints"
+_NOTICE = "ending the sweep; its trials can resume from their last checkpoints"
 _FREED_S = 30.0
-"""How long processes of a sweep that was killed may take to end."""
+"""Time limit for the processes of a killed sweep to end."""
 
 
 def sweep(
     config: str | Path, overrides: list[str], space: str | Path, run_dir: Place, *, retry: bool
 ) -> None:
-    """Runs the trials that are left, prints the table, and writes the best settings.
+    """Runs the remaining trials, prints the table, and writes the best settings.
 
     Args:
         config: file of the settings that the trials share.
@@ -62,7 +62,7 @@ def sweep(
     Raises:
         UserError: before a trial starts, if settings, space or directory are wrong; or if all
             trials failed.
-        Interrupted: the same call goes on.
+        Interrupted: the same call resumes.
     """
     if is_remote(run_dir):
         raise UserError(
@@ -81,7 +81,7 @@ def sweep(
         if left:
             for number in left:
                 _prepare(table.folder / table.rows[number].trial, trials[number - 1], directory)
-            # Ray sets a handler for signals of its own: ours comes after it.
+            # After Ray, which sets a signal handler of its own.
             with ray_cluster(base.actors), Interruption(_NOTICE) as interruption:
                 _check_cluster(settings, [trials[number - 1] for number in left])
                 directory.write_config(base)
@@ -120,7 +120,7 @@ def _prepare(folder: Path, trial: Trial, sweep_directory: RunDirectory) -> None:
     """Makes a trial's run directory, with the distilled policy that all start from.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no distilled policy.
     """
     deadline = time.monotonic() + _FREED_S
     while True:
@@ -157,7 +157,7 @@ def _run(
     table: SweepTable,
     interruption: Interruption,
 ) -> None:
-    """Has Ray Tune run the trials that are left."""
+    """Has Ray Tune run the remaining trials."""
     by_number = {trial.number: trial for trial in trials}
     storage = table.folder.with_name("tune")
     shutil.rmtree(storage, ignore_errors=True)
@@ -193,7 +193,7 @@ def _run(
 def _scheduler(
     settings: SweepSettings, trials: list[Trial], left: list[int], table: SweepTable
 ) -> ASHAScheduler:
-    """ASHA, told of the trials that are done: it compares the others with them."""
+    """ASHA, which is given the finished trials to compare the others with."""
     steps = trials[0].config.refine.steps
     scheduler = ASHAScheduler(
         time_attr="step",
@@ -217,7 +217,7 @@ def _scheduler(
 
 @contextmanager
 def _tune_set_up() -> Iterator[None]:
-    """Ray Tune with its own reports and logs off; they would bury ours."""
+    """Turns off Ray Tune's own reports and logs, which would bury ours."""
     before = {name: os.environ.get(name) for name in _TUNE}
     logger = logging.getLogger("ray.tune")
     level = logger.level
@@ -235,7 +235,7 @@ def _tune_set_up() -> Iterator[None]:
 
 
 class _Watch(tune.Callback):
-    """Records what becomes of the trials, shows it, and ends the sweep when asked to."""
+    """Records and shows the trials' results, and ends the sweep on request."""
 
     def __init__(
         self,
@@ -253,30 +253,30 @@ class _Watch(tune.Callback):
         self._started: dict[int, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks for a way to resume that is not used here."""
+        """Empty: Tune pickles its callbacks only for its own resume, which is not used here."""
         return {}
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Looks for a request to end; what it raises ends Tune."""
+        """Checks for a request to end; the exception it raises ends Tune."""
         if self._interruption.requested:
             for number in list(self._started):
                 self._table.record(number, "unfinished", None, self._seconds(number))
         self._interruption.check()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Takes the time."""
+        """Notes the trial's start time."""
         self._started[trial.config["trial"]] = time.monotonic()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Shows how far it is."""
+        """Shows the progress."""
         if "step" in result:
             values = {self._settings.metric: result["value"]}
             self._bar.update(0, trial=trial.config["trial"], step=result["step"], **values)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Records a trial that came to its end, or was stopped early."""
+        """Records a trial that finished or was stopped early."""
         number = trial.config["trial"]
         directory = RunDirectory(self._table.folder / self._table.rows[number].trial)
         facts = directory.finished(stage.STAGE)

@@ -1,4 +1,4 @@
-"""What became of a sweep's trials: `sweep.json` is the record, `sweep.md` a view of it."""
+"""The results of a sweep's trials: `sweep.json` is the record, `sweep.md` a view of it."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from lmcot.errors import UserError
 from lmcot.files import read_object, write_atomically
 from lmcot.sweep.space import SweepSettings, Trial
 from lmcot.sweep.trial import running_means, steps_done
+from lmcot.text.characters import markdown_cell
 
 Status = Literal["unfinished", "finished", "stopped early", "failed"]
 
 
 @dataclass
-class Row:
-    """A trial, and how far it came."""
+class TrialRow:
+    """A trial and its results so far."""
 
     trial: str
     values: dict[str, Any]
     status: Status = "unfinished"
     reason: str | None = None
-    """Why it failed."""
+    """Reason of the failure, if it failed."""
     seconds: float = 0.0
-    """That it ran, its actors' start included."""
+    """Wall-clock seconds, including actor start-up."""
     steps: int = 0
     last: float | None = None
-    """The metric, as averaged, after the last step."""
+    """The averaged metric after the last step."""
     best: float | None = None
-    """The metric, as averaged, where it was best."""
+    """The best value of the averaged metric."""
     kl: float | None = None
     """KL to the reference policy, at the last step."""
 
@@ -41,7 +42,7 @@ class SweepTable:
     """The rows of all trials, by number."""
 
     def __init__(self, run_dir: Path, sweep: SweepSettings, trials: list[Trial]) -> None:
-        """Takes up what an earlier call of the same sweep recorded.
+        """Reads the record of an earlier call of the same sweep.
 
         Raises:
             UserError: if that was another sweep.
@@ -51,17 +52,17 @@ class SweepTable:
         self._view = run_dir / "sweep.md"
         self._sweep = sweep
         self._trials = {trial.number: trial for trial in trials}
-        self.rows = {trial.number: Row(trial.name, trial.values) for trial in trials}
-        names = {field.name for field in fields(Row)}
+        self.rows = {trial.number: TrialRow(trial.name, trial.values) for trial in trials}
+        names = {field.name for field in fields(TrialRow)}
         for number, before in enumerate(self._recorded(), 1):
             row = self.rows.get(number)
-            if row is None or _plain(row.values) != before["values"]:
+            if row is None or _as_json(row.values) != before["values"]:
                 raise UserError(
                     f"the sweep in '{run_dir}' began with other trials ('{before['trial']}' is not "
-                    "among them now): set 'space', 'seed' and 'trials' back, or begin anew with "
+                    "among them now): set 'space', 'seed' and 'trials' back, or start again with "
                     "another --run-dir"
                 )
-            self.rows[number] = Row(**{key: before[key] for key in names - {"values"}},
+            self.rows[number] = TrialRow(**{key: before[key] for key in names - {"values"}},
                                     values=row.values)  # fmt: skip
         for number, row in self.rows.items():
             self._measure(number)
@@ -72,7 +73,7 @@ class SweepTable:
     def _recorded(self) -> list[dict[str, Any]]:
         remedy = "put it back from a copy, or use another --run-dir"
         rows = read_object(self._record, remedy).get("trials", [])
-        known = {field.name for field in fields(Row)} - {"values"}
+        known = {field.name for field in fields(TrialRow)} - {"values"}
         if not all(isinstance(row, dict) and known <= row.keys() for row in rows):
             raise UserError(
                 f"the file '{self._record}' is damaged (a trial is incomplete): {remedy}"
@@ -80,11 +81,11 @@ class SweepTable:
         return sorted(rows, key=lambda row: str(row["trial"]))
 
     def numbers(self, *statuses: Status) -> list[int]:
-        """Trials of these statuses, in their order."""
+        """Numbers of the trials with these statuses, in order."""
         return [number for number, row in self.rows.items() if row.status in statuses]
 
-    def record(self, number: int, status: Status, reason: str | None, seconds: float) -> Row:
-        """Records what became of a trial, or how long an unfinished one ran."""
+    def record(self, number: int, status: Status, reason: str | None, seconds: float) -> TrialRow:
+        """Records a trial's results, or how long an unfinished one ran."""
         row = self.rows[number]
         row.status, row.reason = status, reason
         row.seconds += seconds
@@ -103,7 +104,7 @@ class SweepTable:
             "metric": self._sweep.metric,
             "mode": self._sweep.mode,
             "average_over": self._sweep.average_over,
-            "trials": [_plain(asdict(self.rows[number])) for number in self._ranked()],
+            "trials": [_as_json(asdict(self.rows[number])) for number in self._ranked()],
         }
         write_atomically(self._record, json.dumps(record, indent=1) + "\n")
         write_atomically(self._view, self.markdown())
@@ -154,12 +155,12 @@ class SweepTable:
         row.kl = steps[-1].get("kl")
 
 
-def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
+def _as_json(value: Any) -> Any:
+    """The value as JSON gives it back."""
     return json.loads(json.dumps(value))
 
 
 def _shown(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    return f"{value:.4g}" if isinstance(value, float) else markdown_cell(str(value))

@@ -1,4 +1,4 @@
-"""One trial of a sweep: `refine` in a placement group and a run directory of its own."""
+"""One trial of a sweep is `refine` in its own placement group and run directory."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _ROUNDING = 1e-9
 def run_trial(
     config: dict[str, Any], *, sweep: SweepSettings, trials: dict[int, Trial], folder: str
 ) -> None:
-    """Ray Tune's trainable: refines with a trial's settings, and tells Tune of every step.
+    """Ray Tune's trainable: refines with a trial's settings, and reports every step to Tune.
 
     Args:
         config: holds the trial's number.
-        folder: where the trials' run directories lie.
+        folder: folder of the trials' run directories.
     """
     use_threads(threads=1)
     trial = trials[config["trial"]]
@@ -37,13 +37,13 @@ def run_trial(
 
     def tell(upto: int) -> None:
         nonlocal told
-        # From the file: Tune hears of the steps before a resume too, and of none twice.
+        # From the file, so that Tune also gets the steps before a resume, and no step twice.
         for step, value in enumerate(running_means(path, sweep)[told:upto], told + 1):
             tune.report({"step": step, "value": value})
             told = step
 
     def on_step(step: int, _: dict[str, float]) -> None:
-        # A trial that is stopped at its last step would not come to write what it learned.
+        # A trial that is stopped at its last step would not get to write its results.
         tell(min(step, trial.config.refine.steps - 1))
 
     with open_run(trial.config, path, varied=trial.values.keys()) as run:
@@ -70,8 +70,7 @@ def running_means(folder: Path, sweep: SweepSettings) -> list[float]:
         if sweep.metric not in line:
             known = ", ".join(sorted(line.keys() - {"step", "stage", "time"}))
             raise UserError(
-                f"'{sweep.metric}' is none of the metrics of refine's steps: set metric to one of "
-                f"{known}"
+                f"'{sweep.metric}' is not a metric of refine's steps: set metric to one of {known}"
             )
         values.append(line[sweep.metric])
     means = []

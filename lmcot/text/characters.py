@@ -1,4 +1,4 @@
-"""Control characters: texts of users may not hold them, and none is sent to a terminal."""
+"""Characters that a terminal or a table would interpret: they are refused, replaced or escaped."""
 
 from __future__ import annotations
 
@@ -27,3 +27,8 @@ def check_printable(text: str) -> str:
 def printable(text: str) -> str:
     """The text for a screen: each control character is replaced; tabs and line feeds stay."""
     return _HIDDEN.sub("\ufffd", text)
+
+
+def markdown_cell(text: str) -> str:
+    """The text as a cell of a Markdown table shows it literally."""
+    return text.replace("|", "\\|")

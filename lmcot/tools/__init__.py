@@ -1,1 +1,1 @@
-"""Commands that train nothing: show, compare, doctor, debug, plan, fit-aspects."""
+"""The commands that train nothing: show, compare, doctor, debug, plan, fit-aspects."""

@@ -1,4 +1,4 @@
-"""Several runs side by side: their reports, and paired differences on the questions in common."""
+"""Compares runs: their reports side by side, and paired differences on their common questions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from lmcot.evaluation.predictions import Prediction, row_result
 from lmcot.evaluation.report import RowResult, compare_rows
 from lmcot.files import write_atomically
 from lmcot.storage import reaching
+from lmcot.text.characters import markdown_cell
 
 if TYPE_CHECKING:
     from lmcot.storage import Place
 
 _METRICS = (("em", "EM"), ("f1", "F1"))
 _SHOWN = 40
-"""Settings that differ; what is beyond is only counted."""
+"""Largest number of differing settings shown; the others are only counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +34,14 @@ class _Evaluated:
     report: dict[str, Any]
     rows: dict[str, RowResult]
     questions: dict[str, tuple[str, str]]
-    """Text and gold answer by id."""
+    """Text and gold answer of each question by id."""
     config: Config | None
 
 
 def compare(
     paths: Sequence[Place], *, markdown: Path | None = None, output: Path | None = None
 ) -> dict[str, Any]:
-    """Prints the runs side by side; the first one is what the others are compared with.
+    """Prints the runs side by side; the others are compared with the first one.
 
     Args:
         markdown, output: files for the same as Markdown and as JSON.
@@ -121,8 +122,8 @@ def _check_same_data(first: _Evaluated, other: _Evaluated) -> None:
     common = first.questions.keys() & other.questions.keys()
     if not common:
         raise UserError(
-            f"'{first.name}' and '{other.name}' were evaluated on other data: they have none of "
-            f"their {len(first.questions)} and {len(other.questions)} questions in common"
+            f"'{first.name}' and '{other.name}' were evaluated on other data: their "
+            f"{len(first.questions)} and {len(other.questions)} questions have none in common"
         )
     for key in sorted(common):
         if first.questions[key] != other.questions[key]:
@@ -133,7 +134,7 @@ def _check_same_data(first: _Evaluated, other: _Evaluated) -> None:
 
 
 def _tests(first: _Evaluated, other: _Evaluated) -> dict[str, dict[str, Any]]:
-    """The other run's rows less those of the first one, where both have them."""
+    """Differences between the other run's rows and the first run's, for rows that both have."""
     how = first.report["bootstrap"]
     found = {}
     for row, mine in other.rows.items():
@@ -145,7 +146,7 @@ def _tests(first: _Evaluated, other: _Evaluated) -> dict[str, dict[str, Any]]:
 
 
 def _differing(runs: Sequence[_Evaluated]) -> dict[str, list[Any]]:
-    """The settings that are not the same in all runs; nothing of runs that kept none."""
+    """The settings that differ between runs; runs without recorded settings are ignored."""
     settings = [{} if run.config is None else flat_settings(run.config) for run in runs]
     kept = [one for one in settings if one]
     keys = dict.fromkeys(key for one in kept for key in one)
@@ -197,7 +198,7 @@ def _text(found: Mapping[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else f"`{value}`".replace("|", "\\|")
+    return "" if value is None else markdown_cell(f"`{value}`")
 
 
 def _score(summary: Mapping[str, Any] | None, metric: str) -> str:

@@ -1,4 +1,4 @@
-"""Parts of refinement by themselves: sampling alone, learning alone, a step once more.
+"""Runs parts of refinement by themselves: sampling alone, learning alone, or a step again.
 
 What they write lies in ``debug/`` below the run directory; the run itself is left as it is.
 """
@@ -31,7 +31,7 @@ from lmcot.training.step_metrics import mean_reward, step_metrics
 
 
 class _NoLearners:
-    """Stands where the learners would be: nothing to wait for, nothing to lose."""
+    """Stands in for the learners, with nothing to wait for or to lose."""
 
     def refs(self) -> list[Any]:
         return []
@@ -44,13 +44,14 @@ class _NoLearners:
 
 
 def rollout_only(run: Run, *, steps: int, policy: str | None = None) -> list[dict[str, float]]:
-    """Samples and judges the first steps' batches, without a learner: is the signal there?
+    """Samples and judges the first steps' batches without a learner, to see whether there is
+    signal.
 
     Args:
         policy: model source to sample with; unset: what refinement starts from.
 
     Returns:
-        the metrics of each batch, which ``debug/rollout/`` holds beside the rationales.
+        the metrics of each batch, which are also in ``debug/rollout/`` with the rationales.
     """
     roles = {name: role for name, role in refine_roles(run.config).items() if name != "learner"}
     check_plan("debug rollout", roles, run.config.actors)
@@ -80,10 +81,10 @@ def learn_only(run: Run, *, rollouts: Path | None = None, last: int | None = Non
 
     Args:
         rollouts: a folder of ``step-NNNNNN.jsonl``; unset: the run's own.
-        last: up to which step; unset: all that are there.
+        last: the last step to learn from; unset: all available steps.
 
     Raises:
-        UserError: if there are none, or a step is missing between them.
+        UserError: if there are no rationales, or a step between others is missing.
     """
     folder = rollouts or run.directory.path / run_files.ROLLOUTS
     steps = last or last_step(folder)
@@ -100,7 +101,7 @@ def learn_only(run: Run, *, rollouts: Path | None = None, last: int | None = Non
 
 
 def replay(run: Run, *, step: int) -> dict[str, tuple[float, float]]:
-    """Does a step's learning once more, from the newest checkpoint before it.
+    """Repeats a step's learning from the newest checkpoint before it.
 
     Returns:
         the metrics that came out otherwise: name to (then, now). None does where the settings,
@@ -142,7 +143,7 @@ def _start_learners(run: Run, stack: ExitStack) -> Learners:
 
 
 def _fresh(run: Run, what: str) -> Path:
-    """A folder for a debug run's files, without those of the one before."""
+    """An empty folder for a debug run's files."""
     folder = run.directory.path / "debug" / what
     (folder / run_files.METRICS).unlink(missing_ok=True)
     for old in (folder / run_files.ROLLOUTS, folder / run_files.TENSORBOARD):

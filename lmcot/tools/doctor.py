@@ -1,4 +1,4 @@
-"""`lmcot doctor`: is this machine, or each node of a cluster, fit for a run? Says what to mend."""
+"""`lmcot doctor` checks whether this machine, or each node of a cluster, is fit for a run."""
 
 from __future__ import annotations
 
@@ -28,47 +28,48 @@ _LEAST_MEMORY, _LEAST_BESIDE_STORE = GIB, GIB // 4
 _PACKAGES = ("lmcot", "ray", "torch", "transformers", "deepspeed")
 _PYTHON = (3, 11)
 
-Verdict = Literal["ok", "note", "mend"]
+Verdict = Literal["ok", "note", "fix"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     verdict: Verdict
     text: str
-    """What was found; what to do about it, unless all is well."""
+    """What was found and, if there is a problem, how to fix it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is so on one machine."""
+    """The facts about one machine."""
 
     name: str
     python: tuple[int, int, int]
     versions: dict[str, str]
-    """Of the packages that matter; empty for one that is not installed."""
+    """Versions of the packages that matter; empty if one is not installed."""
     temp: str
-    """Where Ray puts its files."""
+    """Folder of Ray's files."""
     temp_free: int
     shm_free: int
-    """Bytes of shared memory, where Ray keeps objects."""
+    """Free bytes of shared memory, where Ray keeps objects."""
     open_files: int
     gpus: int
     compiler: str
-    """Path of the C++ compiler, which DeepSpeed builds its operators with; empty: there is none."""
+    """Path of the C++ compiler, which DeepSpeed builds its operators with; empty if there is
+    none."""
     memory: int = 2**40
-    """Bytes that are available, as Ray counts them."""
+    """Available bytes, as Ray counts them."""
     unmet: tuple[str, ...] = field(default=())
-    """Requirements of lmcot that what is installed does not meet."""
+    """Requirements of lmcot that are not met."""
     troubles: tuple[str, ...] = field(default=())
-    """Why Ray or lmcot would not start here, a sentence each."""
+    """Reasons why Ray or lmcot would not start here, a sentence each."""
     notices: tuple[str, ...] = field(default=())
-    """What is used in place of what the environment names, a sentence each."""
+    """Replacements for what the environment names, a sentence each."""
 
 
 def doctor(config: Config | None, run_dir: Place | None) -> int:
-    """Prints what was found, machine by machine.
+    """Prints the findings for each machine.
 
     Returns:
         how many things are to be mended.
@@ -76,8 +77,8 @@ def doctor(config: Config | None, run_dir: Place | None) -> int:
     count = 0
     for one in _findings(config, run_dir):
         print(f"{one.verdict:5s} {one.text}", flush=True)
-        count += one.verdict == "mend"
-    print(f"{count} to mend" if count else "all is well")
+        count += one.verdict == "fix"
+    print(f"{count} problem{'s' * (count != 1)} to fix" if count else "all is well")
     return count
 
 
@@ -87,7 +88,7 @@ def _findings(config: Config | None, run_dir: Place | None) -> Iterator[Finding]
         local = list(_looked_at("this machine", lambda: examine(local_facts(), config)))
         yield from local
         yield from _looked_at("the service", lambda: _served(config, _gpus()))
-        if not any(one.verdict == "mend" for one in local):
+        if not any(one.verdict == "fix" for one in local):
             yield from _looked_at("Ray", lambda: _started(config))
     else:
         yield from _looked_at(
@@ -101,18 +102,18 @@ def _findings(config: Config | None, run_dir: Place | None) -> Iterator[Finding]
 
 
 def _looked_at(what: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """The findings of a look; one that fails is a finding, and the others follow all the same."""
+    """The findings of a check; a check that fails becomes a finding, and the others still run."""
     try:
         yield from look()
     except UserError as error:
-        yield Finding("mend", f"{what}: {error}")
+        yield Finding("fix", f"{what}: {error}")
     except Exception as error:
         reason = f"{first_line(error)} ({type(error).__name__})"
-        yield Finding("mend", f"{what} cannot be looked at: {reason}")
+        yield Finding("fix", f"{what} cannot be checked: {reason}")
 
 
 def examine(facts: Facts, config: Config | None) -> list[Finding]:
-    """What one machine's facts come to."""
+    """The findings from one machine's facts."""
     where = f"{facts.name}: "
     found = [
         _found(
@@ -144,7 +145,7 @@ def examine(facts: Facts, config: Config | None) -> list[Finding]:
         *_object_store(facts, config),
         _found(
             facts.open_files >= _LEAST_FILES,
-            f"{where}{facts.open_files} open files admitted",
+            f"{where}open-file limit {facts.open_files}",
             "raise it (ulimit -n 65536) before `ray start`: each actor takes some hundred",
             worse="note",
         ),
@@ -154,7 +155,7 @@ def examine(facts: Facts, config: Config | None) -> list[Finding]:
             "install one (g++): DeepSpeed builds its operators with it",
         ),
     ]
-    found += [Finding("mend", where + trouble) for trouble in facts.troubles]
+    found += [Finding("fix", where + trouble) for trouble in facts.troubles]
     found += [Finding("note", where + notice) for notice in facts.notices]
     wanted = _gpus_wanted(config)
     enough = facts.gpus > 0 or not wanted
@@ -162,14 +163,14 @@ def examine(facts: Facts, config: Config | None) -> list[Finding]:
         "the settings ask for GPUs: drivers, or a CUDA build of torch, are missing, or "
         "CUDA_VISIBLE_DEVICES hides them"
     )
-    # One machine of a cluster may well be without.
-    worse: Literal["note", "mend"] = "mend" if _address(config) is None else "note"
+    # A node of a cluster may have no GPU.
+    worse: Literal["note", "fix"] = "fix" if _address(config) is None else "note"
     found.append(_found(enough, f"{where}{facts.gpus} GPUs", remedy, worse=worse))
     return found
 
 
 def examine_nodes(nodes: Sequence[Facts], config: Config | None) -> list[Finding]:
-    """All machines of a cluster, and whether they agree."""
+    """The findings for all machines of a cluster, and whether they agree."""
     found = [one for facts in nodes for one in examine(facts, config)]
     for package in _PACKAGES:
         versions = {facts.versions.get(package, "") for facts in nodes}
@@ -177,12 +178,12 @@ def examine_nodes(nodes: Sequence[Facts], config: Config | None) -> list[Finding
             told = ", ".join(
                 f"{facts.name} has {facts.versions.get(package) or 'none'}" for facts in nodes
             )
-            found.append(Finding("mend", f"{package} differs between nodes ({told}): install one"))
+            found.append(Finding("fix", f"{package} differs between nodes ({told}): install one"))
     return found
 
 
 def local_facts(name: str = "this machine") -> Facts:
-    """Of the machine that this runs on."""
+    """The facts about the machine that this runs on."""
     from lmcot.actors.resources.surroundings import available_memory, look_around
 
     temp, troubles, notices = look_around()
@@ -204,7 +205,7 @@ def local_facts(name: str = "this machine") -> Facts:
 
 
 def cluster_facts(config: Config | None, address: str) -> list[Facts]:
-    """Of every node that is alive.
+    """The facts about every node that is alive.
 
     Raises:
         UserError: if the cluster cannot be joined, or a node does not answer in time.
@@ -230,7 +231,7 @@ def cluster_facts(config: Config | None, address: str) -> list[Facts]:
         except GetTimeoutError:
             raise UserError(
                 f"waited {settings.start_timeout_s:.0f} s for the {len(asked)} nodes of the "
-                "cluster to tell what they have: is lmcot installed on each of them?"
+                "cluster to report their facts: is lmcot installed on each of them?"
             ) from None
 
 
@@ -242,27 +243,27 @@ def _address(config: Config | None) -> str | None:
 
 
 def _existing(path: str | Path) -> Path:
-    """The path, or the nearest one above it that is there."""
+    """The path, or the nearest existing one above it."""
     whole = Path(path).absolute()
     return next(one for one in (whole, *whole.parents) if os.path.exists(one))
 
 
 def _object_store(facts: Facts, config: Config | None) -> Iterable[Finding]:
-    """Whether the object store that the settings ask for fits; unset, it is made to fit."""
+    """Checks that the object store of the settings fits; if unset, it is made to fit."""
     if config is None or config.actors.object_store_gib is None or _address(config):
         return
     asked = int(config.actors.object_store_gib * GIB)
     where = f"{facts.name}: actors.object_store_gib {config.actors.object_store_gib:g}"
     if asked > facts.memory - _LEAST_BESIDE_STORE:
         text = f"{where}, but {_gib(facts.memory)} of memory are available"
-        yield Finding("mend", f"{text}: lower it, or free some")
+        yield Finding("fix", f"{text}: lower it, or free some")
     elif asked > facts.shm_free:
         text = f"{where}, but {_gib(facts.shm_free)} of shared memory are free"
         yield Finding("note", f"{text}: Ray maps files in its folder instead, which is slow")
 
 
 def _started(config: Config | None) -> Iterable[Finding]:
-    """Starts Ray on this machine as a run would, and ends it."""
+    """Checks that Ray starts on this machine as a run would start it."""
     from lmcot.actors.resources.cluster import ray_cluster
     from lmcot.config import ActorsSettings
 
@@ -270,9 +271,7 @@ def _started(config: Config | None) -> Iterable[Finding]:
         yield Finding("ok", "Ray starts on this machine")
 
 
-def _found(
-    well: bool, text: str, remedy: str, *, worse: Literal["note", "mend"] = "mend"
-) -> Finding:
+def _found(well: bool, text: str, remedy: str, *, worse: Literal["note", "fix"] = "fix") -> Finding:
     return Finding("ok", text) if well else Finding(worse, f"{text}: {remedy}")
 
 
@@ -284,7 +283,7 @@ def _version(package: str) -> str:
 
 
 def _unmet() -> Iterable[str]:
-    """Requirements, extras left out, that are not installed in a version that fits."""
+    """Requirements, without extras, of which no matching version is installed."""
     from packaging.requirements import Requirement
 
     try:
@@ -316,7 +315,8 @@ def _gpus_wanted(config: Config | None) -> bool:
 
 
 def _served(config: Config | None, gpus: int) -> Iterable[Finding]:
-    """Whether the service's replicas have room on this machine; `lmcot plan` looks at clusters."""
+    """Checks that the service's replicas have room on this machine; `lmcot plan` checks
+    clusters."""
     if config is None or config.frozen is None:
         return
     from ray._private.utils import get_num_cpus
@@ -327,7 +327,7 @@ def _served(config: Config | None, gpus: int) -> Iterable[Finding]:
     machine = Node("this machine", {"CPU": float(get_num_cpus()), "GPU": float(gpus)})
     plan = find_served_plan(config, [machine])
     if plan.short:
-        yield Finding("mend", plan.refusal)
+        yield Finding("fix", plan.refusal)
     else:
         yield Finding("ok", f"there is room for the replicas of `lmcot serve` ({plan.summary})")
 
@@ -350,7 +350,7 @@ def _frozen(config: Config) -> Iterable[Finding]:
     try:
         checked = check_frozen(config, load_templates(config.prompts.templates))
     except UserError as error:
-        yield Finding("mend", f"the frozen LM: {error}")
+        yield Finding("fix", f"the frozen LM: {error}")
         return
     asked = f" (asked: {cost_in_words(checked.usage)})" if checked.usage.sent else ""
     yield Finding("ok", f"the frozen LM is there{asked}")
@@ -365,7 +365,7 @@ def _writable(run_dir: Place) -> Finding:
             write_whole(probe, "written to see whether it can be")
             remove(probe)
         except UserError as error:
-            return Finding("mend", f"the run directory: {error}")
+            return Finding("fix", f"the run directory: {error}")
         return Finding("ok", f"the run directory {run_dir} can be written")
     there = _existing(run_dir)
     try:
@@ -373,7 +373,7 @@ def _writable(run_dir: Place) -> Finding:
             free = shutil.disk_usage(there).free
     except OSError as error:
         text = f"the run directory {run_dir} cannot be written ({error.strerror})"
-        return Finding("mend", f"{text}: choose another")
+        return Finding("fix", f"{text}: choose another")
     return _found(
         free >= _LEAST_DISK, f"{_gib(free)} free for the run directory {run_dir}", "free some"
     )

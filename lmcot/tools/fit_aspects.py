@@ -1,4 +1,4 @@
-"""``lmcot aspects``: fit aspects to human labels, and score rationales, in this process alone.
+"""``lmcot aspects`` fits aspects to human labels and scores rationales, in this process alone.
 
 Labels and rationales are JSON lines, gzipped or not: ``id`` (or ``question_id``), ``question``,
 ``context`` (or ``paragraphs``: ``{title, sentences}`` each, or plain strings), ``rationale``, and
@@ -43,12 +43,12 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
     "embeddings": (*TEXT_MEASURES, *ROSCOE_MEASURES),
     "all": (*TEXT_MEASURES, *ROSCOE_MEASURES, *JUDGE_MEASURES),
 }
-"""What a model may be fitted on."""
+"""Sources of the features that a model is fitted on."""
 
 
 @dataclass(frozen=True)
 class Rationale:
-    """One line of a file: a rationale, what it is about, and the line's other columns."""
+    """One line of a file: a rationale, its example, and the line's other columns."""
 
     example: Example
     text: str
@@ -59,7 +59,7 @@ class Rationale:
 
 @dataclass(frozen=True)
 class Judge:
-    """A frozen LM and how it is asked."""
+    """A frozen LM and its prompts."""
 
     frozen: FrozenLM
     templates: PromptTemplates
@@ -73,7 +73,7 @@ def fit(
     features: str = "metrics",
     config: Config | None = None,
 ) -> LearnedModel:
-    """Fits every aspect that the file has labels of, and writes the model.
+    """Fits every aspect that has labels in the file, and writes the model.
 
     An aspect whose labels do not do (of one class, or of too few questions) is left out and said.
 
@@ -82,7 +82,7 @@ def fit(
         features: a key of `FEATURES`; ``all`` needs ``config``, whose frozen LM judges.
 
     Raises:
-        UserError: if the file or the settings do not do, or no aspect can be fitted.
+        UserError: if the file or the settings are unsuitable, or no aspect can be fitted.
     """
     rationales = read_rationales(labels)
     columns = _label_columns(rationales, mapped or {})
@@ -108,10 +108,10 @@ def score(
 ) -> None:
     """Writes a line of JSON for each rationale, to ``output`` or the terminal: id and aspects.
 
-    ``metrics`` measures fluency only with a ``config``, for it takes a frozen LM.
+    ``metrics`` measures fluency only with a ``config``, since that needs a frozen LM.
 
     Raises:
-        UserError: if a file or setting does not do, or the frozen LM fails.
+        UserError: if a file or setting is unsuitable, or the frozen LM fails.
     """
     read = read_rationales(rationales)
     rewards, needs_judge = _scoring(source, model, config)
@@ -138,7 +138,7 @@ def read_rationales(path: Path) -> list[Rationale]:
     """The lines of a file of rationales.
 
     Raises:
-        UserError: naming the line and field that does not do.
+        UserError: naming the line and field that is wrong.
     """
     found = [_rationale(record, where) for where, record in read_records(path)]
     if not found:
@@ -175,7 +175,7 @@ def _rationale(record: object, where: str) -> Rationale:
     question = {
         "id": record.get("id", record.get("question_id")),
         "question": record.get("question"),
-        "answer": "unknown",  # no measure looks at it
+        "answer": "unknown",  # no measure uses it
         "context": record.get("context") or record.get("paragraphs"),
     }
     try:
@@ -188,12 +188,12 @@ def _label_columns(rationales: Sequence[Rationale], mapped: Mapping[str, str]) -
     aspects = tuple(ASPECTS)
     for name in mapped:
         if name not in aspects:
-            raise UserError(f"'{name}' is no aspect: use one of {', '.join(aspects)}")
+            raise UserError(f"'{name}' is not an aspect: use one of {', '.join(aspects)}")
     held = {column for one in rationales for column in one.columns}
     found = {a: mapped.get(a, a) for a in aspects if a in mapped or a in held}
     if not found:
         raise UserError(
-            "the file has no column that is named as an aspect: name one with --label, for "
+            "the file has no column with an aspect's name: name one with --label, for "
             "example --label factuality=COLUMN"
         )
     return found
@@ -213,7 +213,7 @@ def _fitted(
     labels: Mapping[Aspect, Sequence[bool]],
     questions: Sequence[str],
 ) -> dict[Aspect, LearnedAspect]:
-    """What can be fitted, and a line on each aspect."""
+    """Fits what can be fitted, and prints a line on each aspect."""
     import numpy as np
 
     from lmcot.rewards.aspect_fit import UnfitLabels, fit_aspect
@@ -237,7 +237,7 @@ def _fitted(
 def _scoring(
     source: Source, model: Path | None, config: Config | None
 ) -> tuple[GuidanceRewards, bool]:
-    """What to measure, and whether it takes a frozen LM."""
+    """The settings of the measures, and whether they need a frozen LM."""
     aspects = list(ASPECTS)
     if source == "learned":
         if model is None:
@@ -268,7 +268,7 @@ def _open_judge(config: Config | None, asked_by: str) -> Judge:
         raise UserError(
             f"{asked_by} needs a frozen LM: give --config, a file with a 'frozen' section"
         )
-    # Else a library's warning stands among the scores on the standard output.
+    # Otherwise a library's warning would appear among the scores on standard output.
     use_threads(config.actors.frozen.threads)
     templates = load_templates(config.prompts.templates)
     checked = check_frozen(config, templates, "fit")
@@ -279,7 +279,7 @@ def _open_judge(config: Config | None, asked_by: str) -> Judge:
 
 
 def _values(values: Sequence[Measured]) -> list[float]:
-    """The values, if there is no failure among them."""
+    """The values, if none is a failure."""
     good = [value for value in values if not isinstance(value, Failure)]
     failures = [value for value in values if isinstance(value, Failure)]
     if failures:

@@ -1,4 +1,4 @@
-"""Whether the cluster has room for each stage: `lmcot plan`."""
+"""`lmcot plan` shows whether the cluster has room for each stage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lmcot.training.train import wanted_stages
 
 
 def stage_plans(config: Config) -> list[Plan]:
-    """The resource plan of each stage that `lmcot train` would run, and of `lmcot serve`.
+    """The resource plan, on the present cluster, of `lmcot train`'s stages and `lmcot serve`.
 
     On the cluster as it is now.
 
@@ -32,7 +32,7 @@ def show_plan(config: Config) -> None:
     """Prints the plan of each stage.
 
     Raises:
-        UserError: about the first stage that does not fit, unless nodes may join.
+        UserError: if a stage does not fit, about the first such stage, unless nodes may join.
     """
     with ray_cluster(config.actors):
         plans = stage_plans(config)

@@ -1,4 +1,4 @@
-"""What a policy wrote, for reading in the terminal: no model is loaded."""
+"""Shows what a policy wrote in the terminal; no model is loaded."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _OF_A_PREDICTION = ("id", "question", "gold", "rationale", "answer", "em", "f1")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked for."""
+    """The rationales to show."""
 
     steps: range | None = None
-    """Unset: the last one."""
+    """Steps of refinement; unset: the last one."""
     question: str = ""
-    """An id, or part of the question's text; empty: any."""
+    """A question's id, or part of its text; empty: any question."""
     limit: int = 5
     order: Order = "file"
 
 
 def parse_steps(text: str) -> range:
-    """``7`` or ``3-9``.
+    """The steps that a text such as ``7`` or ``3-9`` names.
 
     Raises:
         UserError: if it is neither.
@@ -53,7 +53,7 @@ def parse_steps(text: str) -> range:
 
 
 def show_rollouts(run: Place, wanted: Wanted, *, as_json: bool = False) -> None:
-    """Prints rationales of refinement, with what earlier steps had for the same question.
+    """Prints rationales of refinement, with those of earlier steps for the same question.
 
     Raises:
         UserError: if there are none, or none as they are asked for.
@@ -83,7 +83,7 @@ def show_rollouts(run: Place, wanted: Wanted, *, as_json: bool = False) -> None:
 
 
 def show_evaluation(run: Place, wanted: Wanted, *, as_json: bool = False) -> None:
-    """Prints what the refined policy's rationales and answers are beside the distilled one's.
+    """Prints the refined policy's rationales and answers beside the distilled one's.
 
     Of the rows that the run was evaluated with: the distilled policy beside the untrained one
     where there is no refined one.
@@ -126,12 +126,12 @@ def show_evaluation(run: Place, wanted: Wanted, *, as_json: bool = False) -> Non
 
 
 def _lacking(answer: Mapping[str, Any]) -> str:
-    """Whether a reply was cut before its answer, or was empty."""
+    """Says if a reply was cut before its answer, or was empty."""
     return f" ({answer['missing']})" if answer.get("missing") else ""
 
 
 def _steps(run: Place) -> list[int]:
-    """The steps of which the run has rationales, in ascending order."""
+    """The steps with rationales in the run, in ascending order."""
     run_files.check_format(run)
     steps = run_files.rollout_steps(run / run_files.ROLLOUTS)
     if not steps:
@@ -140,7 +140,7 @@ def _steps(run: Place) -> list[int]:
 
 
 def _rollouts(run: Place, step: int) -> Iterator[dict[str, Any]]:
-    """The records of a step's rationales, with the number of the step."""
+    """The records of a step's rationales, with the step's number."""
     path = run / run_files.ROLLOUTS / run_files.rollouts_name(step)
     return ({"step": step, **record} for record in read_records(path, RECORD_KEYS))
 
@@ -155,7 +155,7 @@ def _is_asked_for(key: str, question: str, wanted: Wanted) -> bool:
 
 
 def _picked(records: Iterator[dict[str, Any]], wanted: Wanted) -> list[dict[str, Any]]:
-    """So many of them, in the order that is asked for; only those are kept in memory."""
+    """The requested number of records, in the requested order; only those are kept in memory."""
     if wanted.order == "file":
         return [record for record, _ in zip(records, range(wanted.limit), strict=False)]
     judged = (record for record in records if record["reward"] is not None)
@@ -166,7 +166,7 @@ def _picked(records: Iterator[dict[str, Any]], wanted: Wanted) -> list[dict[str,
 def _earlier(
     run: Place, steps: Sequence[int], found: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """The first rationale of each question, where that is of an earlier step than all shown."""
+    """The first rationale of each question, if its step is earlier than all shown."""
     first = min(record["step"] for record in found)
     missing = {record["example_id"] for record in found}
     earlier: dict[str, dict[str, Any]] = {}
@@ -212,7 +212,7 @@ def _rollout_text(record: Mapping[str, Any], before: Mapping[str, Any] | None) -
 
 
 def _changed(before: str | None, after: str) -> str:
-    """The text, with what is gone as ``[-words-]`` and what is new as ``{+words+}``."""
+    """The text, with removed words as ``[-words-]`` and new ones as ``{+words+}``."""
     if before is None:
         return _safe(after)
     old, new = _safe(before).split(), _safe(after).split()

@@ -184,7 +184,7 @@ def test_the_stages_one_by_one(trained: Path) -> None:
         process.send_signal(signal.SIGINT)
         told, _ = process.communicate(timeout=120)
     assert process.returncode == 130, told
-    assert "the same command goes on from here" in told
+    assert "rerun the same command to resume" in told
     run(f"lmcot evaluate {run_dir}", trained)
     report = json.loads((trained / "runs" / "mine" / "report.json").read_text(encoding="utf-8"))
     assert "guided_distilled" in report["rows"]

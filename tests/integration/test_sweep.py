@@ -162,8 +162,8 @@ def test_an_ended_and_a_killed_sweep_go_on(
             driver.kill()
         assert driver.returncode == code
         if number == signal.SIGINT:
-            assert "ending the sweep; its trials go on from their last checkpoints" in told
-            assert "the same command goes on from here" in told
+            assert "ending the sweep; its trials can resume from their last checkpoints" in told
+            assert "rerun the same command to resume" in told
             assert rows(tmp_path)["0001"]["status"] == "unfinished"
         reached = len(steps_logged(tmp_path))
         assert reached < steps

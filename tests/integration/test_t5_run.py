@@ -222,7 +222,7 @@ def test_an_interrupted_run_ends_where_one_in_one_go_ends(tmp_path: Path) -> Non
     process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=120)[1]
     assert process.returncode == 130, errors
-    assert "the same command goes on from here" in errors
+    assert "rerun the same command to resume" in errors
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive, f"left running: {alive}"
 

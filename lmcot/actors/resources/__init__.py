@@ -1,1 +1,1 @@
-"""What a cluster has room for: the resource plan, placement, and joining or starting Ray."""
+"""A cluster's resources: the resource plan, placement, and joining or starting Ray."""

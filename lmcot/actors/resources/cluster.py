@@ -1,4 +1,4 @@
-"""The Ray cluster: joined or started, checked for room, and left as it was found."""
+"""Joins or starts the Ray cluster, checks it for room, and leaves it as it was found."""
 
 from __future__ import annotations
 
@@ -34,8 +34,7 @@ from lmcot.process import do_without_home
 def ray_cluster(settings: ActorsSettings) -> Iterator[None]:
     """Joins the cluster of ``actors.address`` or RAY_ADDRESS, else starts one on this machine.
 
-    A cluster that was started here is ended at the end; a Ray connection that was there before
-    stays.
+    A cluster that was started here is stopped at the end; an earlier Ray connection stays.
 
     Raises:
         UserError: if the cluster cannot be joined, or Ray does not start here.
@@ -43,7 +42,7 @@ def ray_cluster(settings: ActorsSettings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Notices that ask nothing of the user would bury the progress.
+    # Notices that need no action would bury the progress.
     for name in ("ray.rllib", "ray._private.authentication"):
         logging.getLogger(name).setLevel(logging.ERROR)
     address = joined_address(settings)
@@ -71,7 +70,7 @@ def joined_address(settings: ActorsSettings) -> str | None:
 
 def _join(address: str, settings: ActorsSettings) -> None:
     do_without_home()
-    with suppress(UserError):  # without a cache there is no token in it
+    with suppress(UserError):  # without a cache there is no cached token
         provide_token(make=False)
     check_cluster(address, settings.start_timeout_s)
     ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
@@ -109,8 +108,8 @@ def _complaint(address: str | None, error: Exception) -> str:
 def find_plan(stage: str, roles: Roles, published: Published | None = None) -> Plan:
     """The resource plan of a stage on the cluster as it is now.
 
-    Inside a placement group that captures this process's actors (a trial of Ray Tune) the group
-    is all there is, and it has placed its bundles already: strategies say nothing there.
+    Inside a placement group that captures this process's actors (a trial of Ray Tune) only the
+    group's resources count, and its bundles are already placed: strategies have no effect there.
     """
     group = captured_in()
     if group is None:
@@ -126,7 +125,7 @@ def find_plan(stage: str, roles: Roles, published: Published | None = None) -> P
 def check_plan(
     stage: str, roles: Roles, settings: ActorsSettings, published: Published | None = None
 ) -> None:
-    """Says what the actors of a stage take, before one waits for room for ever.
+    """Prints what a stage's actors take, so that none waits for room for ever.
 
     Raises:
         UserError: naming what is short and what would fit, unless nodes may join.
@@ -142,7 +141,7 @@ def check_plan(
 
 
 def nodes(*, free: bool = False) -> list[Node]:
-    """The nodes that are alive, by address; where several share one, by their id too.
+    """The nodes that are alive, by address, and by id if several share an address.
 
     Args:
         free: with what nobody has reserved there, instead of all that they have.
@@ -165,7 +164,7 @@ def nodes(*, free: bool = False) -> list[Node]:
 
 
 def _nodes_of_group(group: PlacementGroup) -> list[Node]:
-    """What a group holds on each node, less what this process takes of it."""
+    """A group's resources on each node, less those that this process takes."""
     table = placement_group_table(group)
     held: dict[str, Counter[str]] = {}
     for number, bundle in table["bundles"].items():

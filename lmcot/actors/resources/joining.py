@@ -1,4 +1,4 @@
-"""Looks at a Ray cluster before it is joined.
+"""Checks a Ray cluster before it is joined.
 
 Ray itself waits for a cluster that is gone for a quarter of an hour and cannot be interrupted. So
 its address is tried first, then the whole of `ray.init` in a process of its own.
@@ -23,7 +23,7 @@ from lmcot.errors import UserError, first_line
 from lmcot.monitor.progress import say
 
 _ANSWER_LIMIT_S = 10.0
-"""How long an address may stay without anybody who answers: a head that is just starting."""
+"""Time limit for an address to answer: a head may be just starting."""
 _TELL_AFTER_S = 5.0
 _CLIENT_PORT = 10001
 _REHEARSAL = """
@@ -43,7 +43,7 @@ ray.shutdown()
 """
 _USUAL_TOKEN = "~/.ray/auth_token"
 _NO_TOKEN = ("InvalidAuthToken", "Invalid or missing authentication token", "AuthenticationError")
-"""What shows in Ray's log or message where the cluster refuses a token, or there is none."""
+"""Phrases of Ray's log or messages if the cluster refuses a token, or there is none."""
 _HOPELESS = (
     (
         "Failed to connect to",
@@ -51,18 +51,18 @@ _HOPELESS = (
         "what answers there does not speak Ray's protocol: correct the port (6379 is usual, "
         f"{_CLIENT_PORT} for ray://)",
     ),
-    ("Failed to get cluster ID", 10, "it does not tell its id: look at it with 'ray status'"),
+    ("Failed to get cluster ID", 10, "it does not give its id: check it with 'ray status'"),
 )
-"""What shows in Ray's log, how many times, where it will not come to an end; and what it means."""
+"""Phrases of Ray's log, how often they appear if joining never ends, and what they mean."""
 _SIGNS = {
     "version": "install the versions of Ray and Python that the cluster has",
     "raylet": "run lmcot on a node of the cluster ('ray start --address=...' makes this one)",
 }
-"""What to do, by a word of Ray's message."""
+"""The remedy for each word of Ray's message."""
 
 
 def check_cluster(address: str, limit_s: float) -> None:
-    """Looks whether a cluster can be joined from here.
+    """Checks that a cluster can be joined from here.
 
     Args:
         address: as `ray.init` takes it.
@@ -78,7 +78,7 @@ def check_cluster(address: str, limit_s: float) -> None:
 
 
 def _endpoint(address: str) -> tuple[str, int]:
-    """Host and port that an address stands for."""
+    """The host and port of an address."""
     try:
         if address.startswith("ray://"):
             host_port = address.removeprefix("ray://").partition("/")[0]
@@ -125,7 +125,7 @@ def _wait_for_answer(address: str, host: str, port: int, limit_s: float) -> None
 
 
 def _rehearse(address: str, limit_s: float) -> None:
-    """Joins the cluster in a process of its own, whose log is not shown."""
+    """Joins the cluster in a separate process, whose log is not shown."""
     with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, "-c", _REHEARSAL, address],
@@ -148,7 +148,7 @@ def _rehearse(address: str, limit_s: float) -> None:
 
 
 def _watch(process: subprocess.Popen[bytes], log: IO[bytes], address: str, limit_s: float) -> str:
-    """Waits for the process to end; why it will not, if that shows before."""
+    """Waits for the process to end; returns why it will not, if that shows before."""
     started = time.monotonic()
     told = False
     while (passed := time.monotonic() - started) < limit_s:
@@ -165,13 +165,13 @@ def _watch(process: subprocess.Popen[bytes], log: IO[bytes], address: str, limit
             say(f"waiting up to {limit_s:.0f} s to join the Ray cluster at '{address}'")
             told = True
     return (
-        f"it took more than {limit_s:.0f} s: look at the cluster with 'ray status', or raise "
+        f"it took more than {limit_s:.0f} s: check the cluster with 'ray status', or raise "
         "actors.start_timeout_s"
     )
 
 
 def _reason(told: str, log: str) -> str:
-    """What Ray raised, or else the last line of its log, and what to do if that is known."""
+    """Ray's error, or else the last line of its log, and the remedy if it is known."""
     if any(sign in told + log for sign in _NO_TOKEN):
         return _about_token()
     try:
@@ -188,12 +188,12 @@ def _reason(told: str, log: str) -> str:
 
 
 def _about_token() -> str:
-    """Which token was refused, by the place that Ray took it from, and what to do."""
+    """A sentence naming the source of the refused token, and the remedy."""
     mode, path = os.environ.get("RAY_AUTH_MODE", "token"), os.environ.get("RAY_AUTH_TOKEN_PATH")
     usual = os.path.expanduser(_USUAL_TOKEN)
     if mode.lower() != "token":
         return (
-            f"it asks for a token, and RAY_AUTH_MODE={mode} has none sent: set "
+            f"it requires a token, and RAY_AUTH_MODE={mode} sends none: set "
             f"RAY_AUTH_MODE=token, and the cluster's own token in RAY_AUTH_TOKEN or {_USUAL_TOKEN}"
         )
     if os.environ.get("RAY_AUTH_TOKEN"):
@@ -204,7 +204,7 @@ def _about_token() -> str:
         refused = f"in '{usual}'"
     else:
         return (
-            "it asks for a token, and there is none here: set RAY_AUTH_MODE=token, and the "
+            "it requires a token, and there is none here: set RAY_AUTH_MODE=token, and the "
             f"cluster's own token in RAY_AUTH_TOKEN or {_USUAL_TOKEN}"
         )
     return (

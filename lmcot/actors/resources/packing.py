@@ -1,4 +1,4 @@
-"""Whether actors fit on nodes all at the same time: Ray's arithmetic, and a bounded search."""
+"""Finds out whether actors fit on nodes together, by Ray's arithmetic and a bounded search."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from itertools import product
 from lmcot.config import RoleSettings
 
 GRAIN = 10_000
-"""Ray counts resources in this part of one."""
+"""Units per resource in Ray's arithmetic."""
 _UNITS = {"GPU", "neuron_cores", "TPU", "NPU", "HPU", "RBLN", "FURIOSA", "TTNPU", "MBLT"}
-"""Resources that are devices: an actor has a share of one, or several whole ones."""
+"""Resources that are devices: an actor takes a share of one, or several whole ones."""
 _BARE = {"CPU": 0.001}
 _EFFORT = 10_000
-"""Arrangements that are looked at before the search gives up."""
+"""Number of arrangements that are tried before the search gives up."""
 
 _Free = tuple[tuple[int, ...], ...]
-"""What is left on a node, resource by resource: of each device, or as a single amount."""
+"""Free amounts on a node for each resource: one for each device, or a single amount."""
 _Cluster = tuple[tuple[bool, _Free], ...]
-"""All nodes, in sorted order since nodes that have the same left are interchangeable; each with
-whether it holds an actor of the role that is being placed, where its strategy asks."""
+"""All nodes, sorted since nodes with the same free amounts are interchangeable; each says whether
+it holds an actor of the role being placed, if its strategy asks for that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node of the cluster, and all that it has by Ray's names."""
+    """A node of the cluster, and its resources by Ray's names."""
 
     name: str
     resources: Mapping[str, float]
@@ -33,21 +33,21 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class _Actor:
-    """One actor that looks for a node."""
+    """One actor to place on a node."""
 
     needs: tuple[int, ...]
     strategy: str
     first: bool
-    """Of its role."""
+    """Whether it is the first of its role."""
 
 
 def bundle(role: RoleSettings) -> dict[str, float]:
-    """What a placement group holds for one actor; Ray refuses an empty bundle."""
+    """The bundle of a placement group for one actor; Ray refuses an empty one."""
     return role.takes or dict(_BARE)
 
 
 def amounts(resources: Mapping[str, float]) -> str:
-    """Such as ``8 CPUs and 1 GPU``."""
+    """A text such as ``8 CPUs and 1 GPU``."""
     parts = [
         f"{amount:g} {name}{'s' if name in ('CPU', 'GPU') and amount != 1 else ''}"
         for name, amount in resources.items()
@@ -56,17 +56,17 @@ def amounts(resources: Mapping[str, float]) -> str:
 
 
 def listed(parts: Sequence[str]) -> str:
-    """Such as ``a, b and c``."""
+    """A text such as ``a, b and c``."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)
 
 
 def grains(amount: float) -> int:
-    """An amount in Ray's arithmetic."""
+    """An amount in the units of Ray's arithmetic."""
     return round(amount * GRAIN)
 
 
 def capacity(role: RoleSettings, node: Node) -> int:
-    """How many actors of a role a node holds if there are no others."""
+    """Number of actors of a role that an otherwise empty node holds."""
     return min(
         _times(name, amount, node.resources.get(name, 0.0)) for name, amount in bundle(role).items()
     )
@@ -75,7 +75,7 @@ def capacity(role: RoleSettings, node: Node) -> int:
 def fits(
     roles: Sequence[RoleSettings], nodes: Sequence[Node], *, effort: int = _EFFORT
 ) -> bool | None:
-    """Whether all actors have a place at the same time.
+    """Whether all actors fit together.
 
     The first arrangement that is tried puts the largest actors first, each where least is left;
     then all others follow, so that a refusal is certain.
@@ -118,7 +118,7 @@ def _times(name: str, amount: float, there: float) -> int:
 
 
 def _devices(name: str, node: Node) -> tuple[int, ...]:
-    """What a node has of one resource before anything is placed."""
+    """A node's amounts of one resource before anything is placed."""
     amount = grains(node.resources.get(name, 0.0))
     if name not in _UNITS:
         return (amount,)
@@ -129,7 +129,7 @@ def _devices(name: str, node: Node) -> tuple[int, ...]:
 def _largest_first(
     roles: Sequence[RoleSettings], nodes: Sequence[Node], names: Sequence[str]
 ) -> list[_Actor]:
-    """All actors, role by role; the size is the largest share of what any node has."""
+    """All actors, role by role; their size is the largest share of any node's resources."""
     most = {name: max((n.resources.get(name, 0.0) for n in nodes), default=0.0) for name in names}
 
     def size(role: RoleSettings) -> float:
@@ -146,7 +146,7 @@ def _largest_first(
 def _placed(
     actor: _Actor, before: _Cluster, names: Sequence[str], totals: Sequence[int]
 ) -> Iterator[_Cluster]:
-    """The cluster with one more actor, in all ways that differ; first where least is left."""
+    """The clusters that result from placing one more actor, first where least is left."""
     if actor.first:
         before = tuple(sorted((False, free) for _, free in before))
     begun = any(held for held, _ in before)
@@ -167,12 +167,12 @@ def _placed(
 
 
 def _taken(free: _Free, needs: tuple[int, ...], names: Sequence[str]) -> Iterator[_Free]:
-    """What a node may have left once it holds an actor; nothing if it has no room."""
+    """The amounts that a node may have left with one more actor; none if it has no room."""
     return product(*map(_taken_of, names, free, needs))
 
 
 def _taken_of(name: str, devices: tuple[int, ...], need: int) -> list[tuple[int, ...]]:
-    """What may be left of one resource: which device gives a share is a choice."""
+    """The amounts that may be left of one resource: the device that gives a share can be chosen."""
     if not need:
         return [devices]
     if name in _UNITS and need >= GRAIN:

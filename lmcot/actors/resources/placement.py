@@ -1,4 +1,4 @@
-"""Room for the actors of one role: a Ray placement group, or the one that this process is in."""
+"""Reserves room for a role's actors in a Ray placement group, new or this process's own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lmcot.config import RoleSettings
 
 
 def captured_in() -> PlacementGroup | None:
-    """The placement group that takes in what this process starts, as in a trial of Ray Tune."""
+    """The placement group that captures this process's actors, as in a trial of Ray Tune."""
     group = get_current_placement_group()
     if group is None:
         return None
@@ -25,12 +25,12 @@ def captured_in() -> PlacementGroup | None:
 class Placement:
     """Room for the actors of one role, reserved for all of them or for none.
 
-    In a process whose placement group captures its actors there is no other group: that one's
-    owner has settled what they may take, and where.
+    If this process's placement group captures its actors, no other group is made: its owner has
+    settled what they may take, and where.
     """
 
     def __init__(self, role: str, settings: RoleSettings) -> None:
-        """Asks for the room; `wait` waits for it.
+        """Requests the room; `wait` waits for it.
 
         Args:
             role: its name below ``actors``.
@@ -46,7 +46,7 @@ class Placement:
         """Keyword arguments for ``options`` of the actor class.
 
         Args:
-            number: which actor of the role, from 0.
+            number: index of the actor within the role, from 0.
         """
         options: dict[str, Any] = {
             "num_cpus": self._settings.cpus,
@@ -75,7 +75,7 @@ class Placement:
         )
 
     def remove(self) -> None:
-        """Gives the room back, and ends what is still in it; may be called again."""
+        """Gives the room back, and ends the actors still in it; may be called again."""
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None

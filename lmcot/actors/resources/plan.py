@@ -1,4 +1,4 @@
-"""The resource plan: what the actors of a stage take, what the nodes have, and what would fit.
+"""The resource plan compares what a stage's actors take with what the nodes have.
 
 It is worked out before an actor starts, since Ray lets actors without room wait in silence.
 """
@@ -15,21 +15,21 @@ from lmcot.actors.resources.packing import Node, amounts, bundle, capacity, fits
 from lmcot.config import RoleSettings
 
 _REMEDIES = 3
-"""How many settings a refusal names."""
+"""Number of settings that a refusal names."""
 _REMEDY_EFFORT = 2_000
-"""A remedy that takes longer to find than this many arrangements is not offered."""
+"""A remedy that takes more than this many arrangements to find is not offered."""
 _GIB = 2**30
 
 Roles = Mapping[str, RoleSettings]
-"""By their names below ``actors``."""
+"""The settings of roles, by their names below ``actors``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The weights that lie in the object stores while a stage runs."""
+    """The weights in the object stores while a stage runs."""
 
     nbytes: int
-    """Of one version."""
+    """Bytes of one version."""
     versions: int
 
 
@@ -43,7 +43,7 @@ class Remedy:
     value: Any
     instead: Any
     section: str = "actors"
-    """Of the settings."""
+    """The section of the settings."""
 
     def __str__(self) -> str:
         value, instead = (_shown(v) for v in (self.value, self.instead))
@@ -51,7 +51,7 @@ class Remedy:
         return f"{self.section}.{self.role}.{field} {value} instead of {instead}"
 
     def applied(self, roles: Roles) -> dict[str, RoleSettings]:
-        """The roles with this setting."""
+        """The roles, with this setting applied."""
         role = roles[self.role]
         group, _, name = self.field.partition(".")
         value = {**role.resources, name: self.value} if name else self.value
@@ -60,28 +60,28 @@ class Remedy:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a stage takes and whether the nodes have it; made by `make_plan`."""
+    """A stage's needs, and whether the nodes meet them; made by `make_plan`."""
 
     stage: str
     roles: Roles
     nodes: Sequence[Node]
     short: str
-    """What is short; empty if nothing is known to be."""
+    """What is known to be short; empty if nothing is."""
     remedies: Sequence[Remedy]
     notices: Sequence[str]
-    """Whole sentences about what may go wrong all the same."""
+    """Sentences about what may still go wrong."""
     section: str = "actors"
-    """Of the settings that the roles are in."""
+    """The section of the settings that the roles are in."""
 
     @property
     def refusal(self) -> str:
-        """One sentence: what is short, and which settings would mend it."""
+        """One sentence: what is short, and which settings would fix it."""
         return (
-            f"the actors of '{self.stage}' do not fit on the cluster ({self.short}): {self._mend}"
+            f"the actors of '{self.stage}' do not fit on the cluster ({self.short}): {self._advice}"
         )
 
     @property
-    def _mend(self) -> str:
+    def _advice(self) -> str:
         settings = listed([f"{self.section}.{name}" for name in self.roles])
         lower = f"lower several settings of {settings}"
         use = f"use {' or '.join(map(str, self.remedies))}" if self.remedies else lower
@@ -89,7 +89,7 @@ class Plan:
 
     @property
     def summary(self) -> str:
-        """One line: who takes how much of what there is."""
+        """One line: how much of the cluster each role takes."""
         who = ", ".join(f"{role.count} {name}" for name, role in self.roles.items())
         there = totals(self.nodes)
         what = ", ".join(
@@ -100,7 +100,7 @@ class Plan:
         return f"{self.stage}: actors ({who}) take {what} on {where}"
 
     def describe(self) -> str:
-        """Tables of the roles and of the nodes, and the verdict."""
+        """Tables of the roles and nodes, and the verdict."""
         roles = [("role", "count", "each takes", "all take", "strategy")]
         for name, role in self.roles.items():
             one = bundle(role)
@@ -111,7 +111,7 @@ class Plan:
         for node in self.nodes:
             has = [f"{node.resources.get(name, 0.0):g}" for name in names]
             nodes.append((node.name, *has, f"{_object_store(node) / _GIB:.2f} GiB"))
-        verdict = f"does not fit ({self.short}): {self._mend}" if self.short else "fits"
+        verdict = f"does not fit ({self.short}): {self._advice}" if self.short else "fits"
         return "\n".join(
             [self.stage, *_table(roles), "", *_table(nodes), "", verdict, *self.notices]
         )
@@ -124,7 +124,7 @@ def make_plan(
     published: Published | None = None,
     section: str = "actors",
 ) -> Plan:
-    """Works out whether all actors of a stage fit at the same time.
+    """Finds out whether all actors of a stage fit together.
 
     Args:
         roles: what takes part, by the names below ``actors``.
@@ -135,7 +135,7 @@ def make_plan(
     settled = _fit(roles, nodes)
     if settled is None:
         notices.append(
-            f"{stage}: whether all actors fit at the same time was not found out: they may wait "
+            f"{stage}: it was not found out whether all actors fit together: they may wait "
             f"for room up to {section}.start_timeout_s"
         )
     if published is not None and nodes:
@@ -148,7 +148,7 @@ def make_plan(
 
 
 def needed(roles: Roles) -> dict[str, float]:
-    """What all actors take together, CPUs and GPUs first."""
+    """The resources that all actors take together, CPUs and GPUs first."""
     names = {name for role in roles.values() for name in bundle(role)}
     return {
         name: math.fsum(role.count * bundle(role).get(name, 0.0) for role in roles.values())
@@ -157,20 +157,20 @@ def needed(roles: Roles) -> dict[str, float]:
 
 
 def totals(nodes: Sequence[Node]) -> dict[str, float]:
-    """What all nodes have together."""
+    """The resources that all nodes have together."""
     names = {name for node in nodes for name in node.resources}
     return {name: math.fsum(n.resources.get(name, 0.0) for n in nodes) for name in names}
 
 
 def _fit(roles: Roles, nodes: Sequence[Node], **effort: int) -> bool | None:
-    """As `fits`, after the looks that settle most cases at once."""
+    """As `fits`, after checks that settle most cases at once."""
     if _short_totals(roles, nodes) or any(_alone(n, r, nodes) for n, r in roles.items()):
         return False
     return fits(list(roles.values()), nodes, **effort)
 
 
 def _shortage(roles: Roles, nodes: Sequence[Node]) -> str:
-    """What is short, for roles that do not fit: the totals, else where it breaks."""
+    """What is short, for roles that do not fit: totals, or else the roles without room."""
     found = _short_totals(roles, nodes)
     if not found:
         found = [text for name, role in roles.items() if (text := _alone(name, role, nodes))]
@@ -189,7 +189,7 @@ def _short_totals(roles: Roles, nodes: Sequence[Node]) -> list[str]:
 
 
 def _alone(name: str, role: RoleSettings, nodes: Sequence[Node]) -> str:
-    """Why a role does not fit even if there are no others; empty if it does."""
+    """Why a role does not fit even by itself; empty if it does."""
     room = [capacity(role, node) for node in nodes]
     each, count = amounts(bundle(role)), role.count
     if not any(room):
@@ -211,22 +211,22 @@ def _alone(name: str, role: RoleSettings, nodes: Sequence[Node]) -> str:
 
 
 def _remedies(roles: Roles, nodes: Sequence[Node]) -> Iterator[Remedy]:
-    """Of each setting the largest value with which all fit, if there is one."""
+    """For each setting the largest value with which all fit, if there is one."""
 
-    def mends(remedy: Remedy) -> bool:
+    def fitting(remedy: Remedy) -> bool:
         return _fit(remedy.applied(roles), nodes, effort=_REMEDY_EFFORT) is True
 
     for name, role in roles.items():
         soft = Remedy(name, "placement", role.placement.removeprefix("STRICT_"), role.placement)
-        if soft.value != soft.instead and mends(soft):
+        if soft.value != soft.instead and fitting(soft):
             yield soft
-        yield from _largest(name, "count", role.count, lambda i: i, mends)
-        yield from _largest(name, "cpus", role.cpus, lambda i: i / 100, mends)
+        yield from _largest(name, "count", role.count, lambda i: i, fitting)
+        yield from _largest(name, "cpus", role.cpus, lambda i: i / 100, fitting)
         # Ranks of one group cannot share a GPU.
         shares = name != "learner" or role.count == 1
-        yield from _largest(name, "gpus", role.gpus, _nth_gpus if shares else _less_one, mends)
+        yield from _largest(name, "gpus", role.gpus, _nth_gpus if shares else _less_one, fitting)
         for resource, amount in role.resources.items():
-            yield from _largest(name, f"resources.{resource}", amount, lambda i: i / 100, mends)
+            yield from _largest(name, f"resources.{resource}", amount, lambda i: i / 100, fitting)
 
 
 def _largest(
@@ -234,20 +234,22 @@ def _largest(
     field: str,
     instead: float,
     nth: Callable[[int], float],
-    mends: Callable[[Remedy], bool],
+    fitting: Callable[[Remedy], bool],
 ) -> Iterator[Remedy]:
-    """The largest of ``nth(1), nth(2), ...`` below ``instead`` that mends the plan.
+    """The largest of ``nth(1), nth(2), ...`` below ``instead`` with which the plan fits.
 
     The less is taken the better it fits, so it is found by bisection.
     """
     below = range(1, bisect_left(range(1, math.ceil(instead * 100) + 1), instead, key=nth) + 1)
-    found = bisect_left(below, True, key=lambda i: not mends(Remedy(role, field, nth(i), instead)))
+    found = bisect_left(
+        below, True, key=lambda i: not fitting(Remedy(role, field, nth(i), instead))
+    )
     if found:
         yield Remedy(role, field, nth(below[found - 1]), instead)
 
 
 def _nth_gpus(index: int) -> float:
-    """None at all, shares of one GPU in hundredths, then whole GPUs."""
+    """Zero, then shares of one GPU in hundredths, then whole GPUs."""
     return (index - 1) / 100 if index <= 100 else index - 100
 
 
@@ -260,7 +262,7 @@ def _less_one(index: int) -> float:
 
 
 def _loss(remedy: Remedy) -> float:
-    """What share a remedy takes away; another placement takes nothing."""
+    """The share that a remedy takes away; another placement takes nothing."""
     return 0.0 if remedy.field == "placement" else 1 - remedy.value / remedy.instead
 
 

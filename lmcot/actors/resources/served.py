@@ -1,4 +1,4 @@
-"""What the replicas of the service take of the cluster."""
+"""The resource plan of the service's replicas."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from lmcot.actors.resources.plan import Plan, Roles, make_plan
 from lmcot.config import Config, RoleSettings, ServedRole
 
 _COMPUTES, _WAITS = 1.0, 0.1
-"""CPUs of a replica where the settings leave them open."""
+"""CPUs of a replica if the settings leave them open."""
 
 
 def find_served_plan(
     config: Config, nodes: Sequence[Node], held: Mapping[str, float] | None = None
 ) -> Plan:
-    """The resource plan of the service: small LM, frozen LM, and what takes requests in.
+    """The resource plan of the service: small LM, frozen LM and ingress.
 
     Where the settings leave a role's CPUs open, it gets as much less than it would take as the
     nodes have room for.
@@ -36,7 +36,7 @@ def _roles(config: Config, nodes: Sequence[Node], held: Mapping[str, float]) -> 
         }
 
     def shares_that_fit(*, most: bool) -> int:
-        """The largest share of the usual CPUs, in hundredths; 0 if there is none."""
+        """The largest share of the usual CPUs that fits, in hundredths; 0 if none does."""
         return bisect_left(
             range(1, 101), True,
             key=lambda n: fits(list(with_share(n, most=most).values()), nodes) is False,
@@ -44,12 +44,12 @@ def _roles(config: Config, nodes: Sequence[Node], held: Mapping[str, float]) -> 
 
     if config.actors.autoscaling:
         return with_share(100)
-    # Replicas that join under load need room, too.
+    # Replicas that join under load also need room.
     return with_share(shares_that_fit(most=True) or shares_that_fit(most=False) or 1)
 
 
 def _served(config: Config) -> dict[str, tuple[ServedRole, float]]:
-    """Each role's settings, and the CPUs that it usually takes."""
+    """Each role's settings and usual CPUs."""
     settings = config.serve
     computes = config.frozen is None or config.frozen.local_source is not None
     return {

@@ -1,4 +1,4 @@
-"""What Ray needs of this machine: a folder for its files, a place for its token, memory.
+"""Prepares what Ray needs on this machine: a folder for its files, a place for its token, memory.
 
 What the environment names is used where it can be; where it cannot, something else is, and a line
 says so. `lmcot doctor` tells the same as findings.
@@ -22,17 +22,17 @@ from lmcot.monitor.progress import say
 from lmcot.process import do_without_home
 
 _SOCKET_PATH_LIMIT = 107
-"""Bytes in the path of a Unix socket."""
+"""Largest length of a Unix socket's path, in bytes."""
 _BELOW_RAY_FOLDER = len("/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store.99")
 LEAST_OPEN_FILES = 1024
-"""Ray's own processes need some hundred each."""
+"""Smallest usable limit: each of Ray's own processes needs some hundred."""
 _LEAST_OBJECT_STORE, _MOST_OBJECT_STORE = 128 * 2**20, 2**32
 _SHARE_OF_MEMORY = 0.3
-"""Ray's own share for its object store."""
+"""Share of memory that Ray by default gives its object store."""
 
 
 def ray_folder() -> tuple[str, str]:
-    """Where Ray puts its files on this machine, and why not where it would by itself.
+    """The folder for Ray's files on this machine, and why it is not the usual one.
 
     Returns:
         a folder that can be written, with room for the paths of sockets below; and a sentence
@@ -53,7 +53,7 @@ def ray_folder() -> tuple[str, str]:
 
 
 def _unfit(folder: str) -> str:
-    """Why Ray cannot have its files there; empty if it can."""
+    """Why Ray cannot use a folder for its files; empty if it can."""
     variable = next((one for one in ("RAY_TMPDIR", "TMPDIR") if one in os.environ), "")
     named = f"the folder '{folder}'" + (f" (from {variable})" if variable else "")
     most = _SOCKET_PATH_LIMIT - _BELOW_RAY_FOLDER
@@ -65,7 +65,7 @@ def _unfit(folder: str) -> str:
 
 
 def object_store_bytes(gib: float | None) -> int:
-    """How much memory Ray's object store on this machine may take: weights of a few versions.
+    """Bytes of memory for Ray's object store on this machine: weights of a few versions.
 
     Args:
         gib: what the settings ask for; None: a third of the shared memory that is free and Ray's
@@ -78,12 +78,12 @@ def object_store_bytes(gib: float | None) -> int:
 
 
 def available_memory() -> int:
-    """Bytes, as Ray counts them: a container's limit counts too."""
+    """Available bytes of memory as Ray counts them, within a container's limit."""
     return int(ray_utils.estimate_available_memory())
 
 
 def free_shared_memory() -> int:
-    """Bytes in /dev/shm; where that is missing, Ray maps files instead."""
+    """Free bytes in /dev/shm; if that is missing, Ray maps files instead."""
     try:
         stats = os.statvfs("/dev/shm")
     except OSError:
@@ -92,7 +92,7 @@ def free_shared_memory() -> int:
 
 
 def check_open_files() -> None:
-    """Looks at the limit of open files, which Ray raises as far as it may.
+    """Checks the limit of open files, which Ray raises as far as it may.
 
     Raises:
         UserError: if Ray's processes would end for want of files.
@@ -106,7 +106,7 @@ def check_open_files() -> None:
 
 
 def provide_token(*, make: bool = True) -> None:
-    """Has Ray keep its token in lmcot's cache where ``~/.ray`` cannot be written.
+    """Has Ray keep its token in lmcot's cache if ``~/.ray`` cannot be written.
 
     Args:
         make: whether to make a token where none is kept. A cluster that is joined has its own
@@ -141,7 +141,7 @@ def _write_secret(path: Path, text: str) -> None:
 
 
 def look_around() -> tuple[str, list[str], list[str]]:
-    """Where Ray would put its files, why it would not start here, and what else is noteworthy.
+    """The folder for Ray's files, reasons why Ray would not start here, and notices.
 
     Changes nothing and never raises.
     """
@@ -167,7 +167,7 @@ def look_around() -> tuple[str, list[str], list[str]]:
 
 
 def prepare_machine() -> None:
-    """Looks at this machine before Ray starts on it, and makes up for what it lacks.
+    """Checks this machine before Ray starts on it, and makes up for what it lacks.
 
     Raises:
         UserError: about what Ray cannot do without.

@@ -27,7 +27,7 @@ from lmcot.models.generation.attention import (
 )
 from lmcot.models.generation.stacks import Entry, StackSet, memberships
 from lmcot.models.generation.suffixes import SuffixCache, visible_from
-from lmcot.models.generation.tree import Node
+from lmcot.models.generation.tree import TreeNode
 from lmcot.models.generation.work import Row
 
 NAME = "lmcot_tree"
@@ -40,7 +40,7 @@ _active: ContextVar[ForwardPass] = ContextVar("forward_pass")
 class Segment:
     """Tokens ``begin`` to ``end`` of a node, which a pass reads."""
 
-    node: Node
+    node: TreeNode
     begin: int
     end: int
     source: Entry | None = None

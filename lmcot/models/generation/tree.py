@@ -14,15 +14,15 @@ SHORTEST_SHARED = 32
 """Tokens that two prompts must share for it to pay: each part costs products of its own."""
 
 
-class Node:
+class TreeNode:
     """Tokens that stand between two forks of the tree, with their keys and values."""
 
-    def __init__(self, tokens: tuple[int, ...], start: int, parent: Node | None) -> None:
+    def __init__(self, tokens: tuple[int, ...], start: int, parent: TreeNode | None) -> None:
         self.tokens = tokens
         self.start = start
         """Position of its first token."""
         self.parent = parent
-        self.children: list[Node] = []
+        self.children: list[TreeNode] = []
         self.users = 0
         """Prompts that end here or below."""
         self.done = 0
@@ -41,7 +41,7 @@ class Node:
         self.values = [value.clone() for value in self.values]
         self.entry = None
 
-    def path(self) -> list[Node]:
+    def path(self) -> list[TreeNode]:
         """The nodes from the top to this one."""
         above = self.parent.path() if self.parent else []
         return [*above, self] if self.tokens else above
@@ -54,13 +54,13 @@ class PrefixTree:
         """Args: keep_tokens: so many tokens stay for later prompts when nobody uses them."""
         self._keep_tokens = keep_tokens
         self._releases = 0
-        self.root = Node((), 0, None)
+        self.root = TreeNode((), 0, None)
         self.tokens = 0
         """All tokens of the tree."""
         self.idle_tokens = 0
         """Those that nobody uses."""
 
-    def insert(self, tokens: Sequence[int], shareable: int) -> Node:
+    def insert(self, tokens: Sequence[int], shareable: int) -> TreeNode:
         """The node that a prompt ends in, new, and below what it shares with others.
 
         Args:
@@ -75,7 +75,7 @@ class PrefixTree:
                 break
             node = child if common == len(child.tokens) else self._split(child, common)
             position += common
-        leaf = Node(tokens[position:], position, node)
+        leaf = TreeNode(tokens[position:], position, node)
         node.children.append(leaf)
         self.tokens += len(leaf.tokens)
         self.idle_tokens += len(leaf.tokens)
@@ -98,7 +98,7 @@ class PrefixTree:
                 return position
             node = child
 
-    def release(self, leaf: Node) -> None:
+    def release(self, leaf: TreeNode) -> None:
         """A prompt is done with; what nobody needs goes, the longest unused first."""
         self._releases += 1
         path = leaf.path()
@@ -124,7 +124,7 @@ class PrefixTree:
             leaves = [node for node in self._all() if node.users == 0 and not node.children]
             self._drop(min(leaves, key=lambda node: node.used))
 
-    def _drop(self, node: Node) -> None:
+    def _drop(self, node: TreeNode) -> None:
         assert node.parent is not None
         for child in list(node.children):
             self._drop(child)
@@ -133,10 +133,10 @@ class PrefixTree:
         self.tokens -= len(node.tokens)
         self.idle_tokens -= len(node.tokens)
 
-    def _split(self, node: Node, at: int) -> Node:
+    def _split(self, node: TreeNode, at: int) -> TreeNode:
         """A new node above takes the first tokens; whoever holds the old one still ends there."""
         assert node.parent is not None
-        upper = Node(node.tokens[:at], node.start, node.parent)
+        upper = TreeNode(node.tokens[:at], node.start, node.parent)
         upper.users, upper.used, upper.children = node.users, node.used, [node]
         upper.done = min(node.done, at)
         upper.keys = [key[:, :at] for key in node.keys]
@@ -149,7 +149,7 @@ class PrefixTree:
         node.entry = None
         return upper
 
-    def _all(self) -> Iterator[Node]:
+    def _all(self) -> Iterator[TreeNode]:
         waiting = list(self.root.children)
         while waiting:
             node = waiting.pop()
@@ -157,9 +157,9 @@ class PrefixTree:
             yield node
 
 
-def _longest(node: Node, tokens: tuple[int, ...]) -> tuple[Node | None, int]:
+def _longest(node: TreeNode, tokens: tuple[int, ...]) -> tuple[TreeNode | None, int]:
     """The child that shares most, and how many tokens."""
-    found: tuple[Node | None, int] = (None, 0)
+    found: tuple[TreeNode | None, int] = (None, 0)
     for child in node.children:
         common = _common(child.tokens, tokens)
         if common > found[1]:

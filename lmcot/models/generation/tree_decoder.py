@@ -14,7 +14,7 @@ from lmcot.models.generation.passes import ForwardPass, Segment
 from lmcot.models.generation.requests import SampleRequest
 from lmcot.models.generation.stacks import Entry, StackSet
 from lmcot.models.generation.suffixes import SuffixCache
-from lmcot.models.generation.tree import Node, PrefixTree
+from lmcot.models.generation.tree import PrefixTree, TreeNode
 from lmcot.models.generation.work import (
     Logits,
     Row,
@@ -190,7 +190,7 @@ class TreeDecoder:
             task.sequences = make_sequences(task, self._start_id)
             for sequence in task.sequences:
                 sequence.source = entry
-                sequence.leaf = Node(sequence.tokens, 0, None)
+                sequence.leaf = TreeNode(sequence.tokens, 0, None)
             self._reading.extend(task.sequences)
 
     def _settle(self) -> None:
@@ -211,7 +211,7 @@ class TreeDecoder:
         """
         budget = max(self._max_batch_tokens - len(self.rows), _LEAST_READING)
         logits = _MOST_WANTED
-        done: dict[Node, int] = {}
+        done: dict[TreeNode, int] = {}
         segments: list[Segment] = []
         wanted: list[Wanted] = []
         where: list[int] = []
@@ -260,7 +260,7 @@ class TreeDecoder:
         logits: Tensor = output.logits[0]
         return logits
 
-    def _entry(self, node: Node) -> Entry:
+    def _entry(self, node: TreeNode) -> Entry:
         if node.entry is None or not node.entry.users:
             node.entry = Entry(node.keys, node.values, node.start)
             self._new_entries.append(node.entry)

@@ -18,7 +18,7 @@ from lmcot.models.generation.sampling import uniforms
 
 if TYPE_CHECKING:
     from lmcot.models.generation.stacks import Entry
-    from lmcot.models.generation.tree import Node
+    from lmcot.models.generation.tree import TreeNode
 
 
 @dataclass(eq=False)
@@ -45,7 +45,7 @@ class Sequence:
     """Logits are wanted at this token and at all behind it."""
     continuations: tuple[int, ...] = ()
     """Those of a `ScoreRequest` that read these tokens: they differ in their last one at most."""
-    leaf: Node | None = None
+    leaf: TreeNode | None = None
     """Where they end in the tree."""
     source: Entry | None = None
     """What an encoder read for them."""

@@ -264,7 +264,7 @@ def test_the_command_fits_and_scores(tmp_path: Path, capsys: pytest.CaptureFixtu
     ("more", "changes", "words"),
     [
         (["--label", "factuality=no_such"], {}, "'no_such', the label of factuality, must be true"),
-        (["--label", "beauty=supported"], {}, "'beauty' is no aspect: use one of factuality"),
+        (["--label", "beauty=supported"], {}, "'beauty' is not an aspect: use one of factuality"),
         (["--label", "supported"], {}, "--label 'supported' is not of the form ASPECT=COLUMN"),
         ([], {"fluency": 1}, "'fluency', the label of fluency, must be true or false"),
         ([], {}, "no aspect could be fitted"),

@@ -149,7 +149,7 @@ def test_the_metric_is_a_mean_over_the_last_steps(tmp_path: Path) -> None:
     log(tmp_path, trial, 1.0, 3.0, None, 5.0)
     folder = tmp_path / "trials" / trial.name
     assert running_means(folder, sweep) == [1.0, 2.0, 3.0, 5.0]
-    with pytest.raises(UserError, match="'rewards' is none of the metrics of refine's steps: set "):
+    with pytest.raises(UserError, match="'rewards' is not a metric of refine's steps: set "):
         running_means(folder, sweep.model_copy(update={"metric": "rewards"}))
 
 

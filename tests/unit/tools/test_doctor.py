@@ -68,7 +68,7 @@ def test_gpus_that_are_asked_for() -> None:
 
 @pytest.mark.parametrize(
     ("memory", "shared", "verdicts"),
-    [(8, 8, []), (2.2, 8, ["mend"]), (8, 1, ["note", "note"])],
+    [(8, 8, []), (2.2, 8, ["fix"]), (8, 1, ["note", "note"])],
 )
 def test_an_object_store_that_is_asked_for(
     memory: float, shared: int, verdicts: list[str], monkeypatch: pytest.MonkeyPatch
@@ -89,9 +89,10 @@ def doctored(
         monkeypatch.setenv(name, value)
     code = main(["doctor"])
     said = capsys.readouterr().out
-    assert code == (2 if "mend  " in said else 0)
+    assert code == (2 if "fix   " in said else 0)
+    count = said.count("fix   ")
     assert said.splitlines()[-1] == (
-        "all is well" if code == 0 else f"{said.count('mend  ')} to mend"
+        "all is well" if code == 0 else f"{count} problem{'s' * (count != 1)} to fix"
     )
     return said
 
@@ -120,7 +121,7 @@ def test_a_cluster_that_is_gone_is_a_finding(
     monkeypatch.setenv("RAY_ADDRESS", "no-port")
     assert main(["doctor", "--run-dir", str(tmp_path)]) == 2
     said = capsys.readouterr().out
-    assert "mend  the cluster: the Ray cluster at 'no-port' cannot be joined" in said
+    assert "fix   the cluster: the Ray cluster at 'no-port' cannot be joined" in said
     assert "free for the run directory" in said, "the others are looked at all the same"
 
 
@@ -132,12 +133,12 @@ def test_a_look_that_fails_is_a_finding(
 
     monkeypatch.setattr(doctors, "_gpus", fail)
     said = doctored(capsys, monkeypatch)
-    assert "mend  this machine cannot be looked at: no such device (OSError)" in said
+    assert "fix   this machine cannot be checked: no such device (OSError)" in said
 
 
 def test_nodes_must_agree() -> None:
     other = replace(WELL, name="other", versions={**WELL.versions, "ray": "2.59.0"})
-    found = [one for one in examine_nodes([WELL, other], None) if one.verdict == "mend"]
+    found = [one for one in examine_nodes([WELL, other], None) if one.verdict == "fix"]
     assert [one.text for one in found] == [
         "ray differs between nodes (node has 2.60.0, other has 2.59.0): install one"
     ]
@@ -161,8 +162,8 @@ def test_this_machine_and_what_the_settings_need(
     assert f"note  127.0.0.1:{port}, where `lmcot serve` would listen, is not free" in said
     assert "free for the run directory" in said
     assert not (tmp_path / "run").exists(), "it only looks"
-    assert code == (2 if "mend  " in said else 0)
+    assert code == (2 if "fix   " in said else 0)
     assert main([*command, "/proc/nowhere", "frozen.source=random:nobody"]) == 2
     said = capsys.readouterr().out
-    assert "mend  the frozen LM: there is no model 'random:nobody'" in said
-    assert "mend  the run directory /proc/nowhere cannot be written" in said
+    assert "fix   the frozen LM: there is no model 'random:nobody'" in said
+    assert "fix   the run directory /proc/nowhere cannot be written" in said

@@ -1,4 +1,4 @@
-"""The resource plan: what is short, which settings would mend it, and how it reads."""
+"""The resource plan: what is short, which settings would fix it, and how it reads."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from lmcot.models.generation.attention import Partial, Scoring, attend, attend_p
 from lmcot.models.generation.requests import Request, SampleRequest, ScoreRequest, unfit
 from lmcot.models.generation.sampling import pick, uniforms
 from lmcot.models.generation.suffixes import SuffixCache, visible_from
-from lmcot.models.generation.tree import SHORTEST_SHARED, Node, PrefixTree
+from lmcot.models.generation.tree import SHORTEST_SHARED, PrefixTree, TreeNode
 from lmcot.records import FailureKind
 
 CPU = torch.device("cpu")
@@ -297,7 +297,7 @@ def test_uniforms_are_a_function_of_the_seed() -> None:
 # --- tree.py ------------------------------------------------------------------------------------
 
 
-def _fill(leaf: Node, tokens: Sequence[int]) -> None:
+def _fill(leaf: TreeNode, tokens: Sequence[int]) -> None:
     """What a pass does: keys that tell a token and its position, values of the opposite sign."""
     for node in leaf.path():
         if node.done < len(node.tokens):
@@ -307,7 +307,7 @@ def _fill(leaf: Node, tokens: Sequence[int]) -> None:
             node.done = len(node.tokens)
 
 
-def _check_path(leaf: Node, tokens: Sequence[int]) -> None:
+def _check_path(leaf: TreeNode, tokens: Sequence[int]) -> None:
     """A leaf's path spells its prompt, and so do the keys and values along it."""
     path = leaf.path()
     assert path[-1] is leaf
@@ -320,7 +320,7 @@ def _check_path(leaf: Node, tokens: Sequence[int]) -> None:
     assert torch.equal(torch.cat([node.values[0][0] for node in path]), -expected)
 
 
-def _nodes(tree: PrefixTree) -> list[Node]:
+def _nodes(tree: PrefixTree) -> list[TreeNode]:
     found, waiting = [], list(tree.root.children)
     while waiting:
         found.append(waiting.pop())
@@ -328,7 +328,7 @@ def _nodes(tree: PrefixTree) -> list[Node]:
     return found
 
 
-def _check_counts(tree: PrefixTree, leaves: Sequence[Node]) -> None:
+def _check_counts(tree: PrefixTree, leaves: Sequence[TreeNode]) -> None:
     nodes = _nodes(tree)
     assert tree.tokens == sum(len(node.tokens) for node in nodes)
     assert tree.idle_tokens == sum(len(node.tokens) for node in nodes if node.users == 0)
@@ -362,7 +362,7 @@ def test_tree_keeps_every_prompt_in_any_order(
     """None inserts the next prompt, a number releases one of those that are held."""
     tree = PrefixTree(keep)
     prompts = iter(_prompts(seed, len(orders)))
-    held: list[tuple[Node, tuple[int, ...]]] = []
+    held: list[tuple[TreeNode, tuple[int, ...]]] = []
     for order in orders:
         if order is None:
             prompt = next(prompts)
