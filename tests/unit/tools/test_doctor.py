@@ -46,7 +46,7 @@ def test_a_machine_that_is_well() -> None:
         ({"versions": {"lmcot": ""}}, "lmcot missing: install lmcot"),
         ({"temp_free": GIB}, "1.0 GiB free in /tmp.*RAY_TMPDIR"),
         ({"shm_free": 64 * 2**20}, "0.1 GiB of shared memory.*--shm-size"),
-        ({"open_files": 1024}, "1024 open files.*ulimit -n"),
+        ({"open_files": 1024}, "open-file limit 1024.*ulimit -n"),
         ({"compiler": ""}, r"compiler missing.*g\+\+"),
         ({"memory": GIB // 2}, "0.5 GiB of memory available: too little for Ray"),
         ({"troubles": ("HOME is /nowhere",)}, "HOME is /nowhere"),
