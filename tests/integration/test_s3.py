@@ -180,7 +180,7 @@ def test_what_is_not_there_is_told_in_one_sentence(bucket: str, trained: str) ->
         (["inspect", "s3://no-such-bucket/x"], "bucket does not exist"),
         (["compare", trained, f"{bucket}/none"], "report.json is missing"),
         (["evaluate", "--run-dir", f"{bucket}/none"], "is not a run directory"),
-        (["serve", "--run-dir", f"{bucket}/none"], "is no run directory"),
+        (["serve", "--run-dir", f"{bucket}/none"], "is not a run directory"),
         (["refine", "--config", str(SMOKE), "--run-dir", "s3://no-such-bucket/x"],
          "bucket does not exist"),
         (["refine", "--config", f"{bucket}/none.yaml", "--run-dir", f"{bucket}/new"],
