@@ -17,11 +17,11 @@ _STRETCHED_ALREADY = ("default", "llama3", "longrope")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one model."""
+    """The limits of one model."""
 
     source: str
     window: int | None
-    """Positions that it has; None if they have no end."""
+    """Number of positions; None if they have no end."""
     encoder_decoder: bool
     """Whether the prompt has a window of its own, apart from the reply's."""
 

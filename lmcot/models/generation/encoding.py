@@ -43,7 +43,7 @@ def encode(
 
 
 class SourceStandIn:
-    """Has cross-attention layers ask for their keys in place of making them anew each time."""
+    """Has cross-attention layers ask for their keys instead of making them each time."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         text = model.config.get_text_config(decoder=True)

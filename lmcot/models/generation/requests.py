@@ -20,12 +20,12 @@ _MOST_TOKENS = 2**20
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """Samples that go on after a prompt."""
+    """A request for samples that continue a prompt."""
 
     prompt_ids: Sequence[int]
     """For an encoder-decoder the encoder's input."""
     seeds: Sequence[int]
-    """One for each sample: it draws from a generator of its own."""
+    """A seed for each sample, which draws from its own generator."""
     max_new_tokens: int
     temperature: float = 1.0
     """Of the model's distribution, from which nothing is cut off; 0 is greedy."""
@@ -41,7 +41,7 @@ class ScoreRequest:
 
     prompt_ids: Sequence[int]
     continuations: Sequence[Sequence[int]]
-    """None of them empty."""
+    """The continuations, none of which is empty."""
     deadline: float | None = None
 
 

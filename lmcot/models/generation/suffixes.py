@@ -33,7 +33,7 @@ class SuffixCache:
         return len(self.lengths)
 
     def add(self, rows: int) -> None:
-        """So many more rows, at the end."""
+        """Adds rows at the end."""
         for tensor in (*self._keys, *self._values):
             tensor[self.rows : self.rows + rows] = 0
         self.lengths.extend([0] * rows)

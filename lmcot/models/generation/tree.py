@@ -58,7 +58,7 @@ class PrefixTree:
         self.tokens = 0
         """All tokens of the tree."""
         self.idle_tokens = 0
-        """Those that nobody uses."""
+        """Number of tokens that nobody uses."""
 
     def insert(self, tokens: Sequence[int], shareable: int) -> TreeNode:
         """The node that a prompt ends in, new, and below what it shares with others.

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Task:
-    """One request that is waiting or at work."""
+    """One request that is waiting or in flight."""
 
     number: int
     request: Request
     sequences: list[Sequence] = field(default_factory=list)
-    """What is read for it."""
+    """Sequences that are read for it."""
     samples: int = 0
-    """Of a `SampleRequest`: how many are complete."""
+    """Number of complete samples of a `SampleRequest`."""
     logprobs: list[list[float]] = field(default_factory=list)
     """Of a `ScoreRequest`: for each continuation those that are there so far."""
 
