@@ -173,7 +173,7 @@ def test_a_budget_for_failures_stops_the_run_and_it_goes_on_later(
     endpoint.respond = _sound
     done = _refine(tmp_path / "run", endpoint, "frozen.max_retries=0")
     assert done.returncode == 0, done.stderr
-    assert f"goes on after step {steps_done}" in done.stderr
+    assert f"resuming after step {steps_done}" in done.stderr
     assert _metrics(tmp_path / "run") == _metrics(sound)
 
 
