@@ -68,7 +68,7 @@ def test_ray_up_of_ones_own_machines(tmp_path: Path) -> None:
     reached = found["reached"]
     assert "ending at the next safe point, with a checkpoint" in found["stopped"]
     assert "interrupted; rerun the same command to resume" in found["stopped"]
-    assert f"refine: goes on after step {reached}" in found["again"]
+    assert f"refine: resuming after step {reached}" in found["again"]
     assert "evaluate: the report is in s3://lmcot/mine/report.md" in found["again"]
     assert "Job 'second' succeeded" in found["again"]
     assert found["done"] == reached + 2

@@ -86,7 +86,7 @@ def test_a_run_goes_on_on_another_machine_as_if_nothing_had_been(
     run(url, steps)
     told = capsys.readouterr().err
     assert "is presumed dead" in told
-    assert f"goes on after step {reached}" in told
+    assert f"resuming after step {reached}" in told
     folder = working_folder(url)
     assert_counted_once(folder, STEPS)
     assert metrics(folder) == metrics(tmp_path / "undisturbed")

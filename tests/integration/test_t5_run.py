@@ -233,7 +233,7 @@ def test_an_interrupted_run_ends_where_one_in_one_go_ends(tmp_path: Path) -> Non
     family = children_of(process)
     process.kill()
     errors = process.communicate(timeout=120)[1]
-    assert f"refine: goes on after step {until}" in errors
+    assert f"refine: resuming after step {until}" in errors
     # Nobody was there to end them: they end by themselves, or are ended here.
     for survivor in psutil.wait_procs(family, timeout=15)[1]:
         survivor.kill()
@@ -242,7 +242,7 @@ def test_an_interrupted_run_ends_where_one_in_one_go_ends(tmp_path: Path) -> Non
 
     done = run("refine", broken, *EIGHT_STEPS)
     assert done.returncode == 0, done.stderr
-    assert "refine: goes on after step" in done.stderr
+    assert "refine: resuming after step" in done.stderr
     assert comparable(broken) == comparable(whole)
     for step in range(1, STEPS + 1):
         name = f"step-{step:06d}.jsonl"
