@@ -7,13 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lmcot.config import EvaluateSettings
 from lmcot.config.rows import ROWS, Need, RowSpec, Shown, find_row
+from lmcot.config.stages import TRAINING_STAGES
 from lmcot.errors import UserError
 from lmcot.records import Example
-
-_MISSING = {
-    "distilled": "run 'lmcot distill' on the run directory, or set evaluate.distilled",
-    "refined": "run 'lmcot refine' on the run directory, or set evaluate.refined",
-}
 
 
 def chosen_rows(settings: EvaluateSettings, policies: Sequence[str]) -> list[RowSpec]:
@@ -33,12 +29,19 @@ def chosen_rows(settings: EvaluateSettings, policies: Sequence[str]) -> list[Row
                 continue
             raise UserError(
                 f"evaluate.rows holds '{one.name}', but there is no {policy} policy: "
-                f"{_MISSING[policy]}, or take the row out"
+                f"{_way_to(policy)}, or take the row out"
             )
         rows.append(one)
     if not rows:
         raise UserError("evaluate.rows is empty: name a row, or leave it unset")
     return rows
+
+
+def _way_to(policy: str) -> str:
+    """How to get a policy that is missing."""
+    stage = next(one for one in TRAINING_STAGES if one.policy == policy)
+    given = f", or set evaluate.{policy}" if policy in EvaluateSettings.model_fields else ""
+    return f"run 'lmcot {stage.name}' on the run directory{given}"
 
 
 def check_rows(rows: Sequence[str], examples: Sequence[Example]) -> None:
