@@ -36,7 +36,7 @@ from ray import serve as ray_serve
 from lmcot.answering.exchange import Draw, Reply, Shown, Told, Wish, Written
 from lmcot.answering.pair import Pair, open_pair
 from lmcot.config import dump_config, load_config
-from lmcot.records import Paragraph
+from lmcot.records import Answer, Paragraph
 from lmcot.serve import app
 from lmcot.serve.run import start
 
@@ -87,7 +87,7 @@ class FrozenLM:
     ) -> Reply:
         """An answer at once."""
         river = "Humboldt River"
-        return Reply(river, river, tokens_in=100, tokens_out=3, version="stand-in")
+        return Reply(Answer(river, river, 100, 3), version="stand-in")
 
     async def write_object(
         self,
@@ -99,7 +99,7 @@ class FrozenLM:
         wish: Wish,
     ) -> Reply:
         """No object: prose."""
-        return Reply(answer, tokens_in=100, tokens_out=3, version="stand-in")
+        return Reply(Answer(answer, "", 100, 3), version="stand-in")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from lmcot.records import Failure, Paragraph
+from lmcot.records import Answer, Failure, Paragraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +69,23 @@ class Wish:
     """Longest answer; what is beyond is cut off."""
 
 
+NOTHING_SAID = Answer("", "", 0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The frozen LM's reply, with the answer that is read out of it."""
+    """What the frozen LM said to one prompt, or why it said nothing."""
 
-    text: str = ""
-    answer: str = ""
-    cut: bool = False
-    """Whether the answer may be longer: it ends where the reply, or the wished length, ended."""
-    tokens_in: int = 0
-    tokens_out: int = 0
+    answer: Answer = NOTHING_SAID
+    """The reply and the answer that was read out of it; empty if it failed."""
     failure: str | None = None
     version: str = ""
     """The model that answered."""
+
+    @property
+    def cut(self) -> bool:
+        """Whether the answer may be longer: the reply, or the wished length, ended within it."""
+        return self.answer.missing == "cut"
 
 
 class Writer(Protocol):

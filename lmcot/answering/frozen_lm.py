@@ -12,7 +12,7 @@ from lmcot.answering.asking import Asking
 from lmcot.answering.exchange import Reply, Wish
 from lmcot.answering.presence import Presence, without_address
 from lmcot.config import Config
-from lmcot.records import Completion, Example, Failure, Paragraph
+from lmcot.records import Answer, Completion, Example, Failure, Missing, Paragraph
 from lmcot.text.reading import read_answer
 
 _log = logging.getLogger("lmcot.answering")
@@ -90,8 +90,10 @@ class FrozenLM:
         reply = read_reply(found, self._name)
         if wish.max_tokens is None:
             return reply
-        short = self._asking.shortened(reply.answer, wish.max_tokens)
-        return replace(reply, answer=short, cut=reply.cut or short != reply.answer)
+        said = reply.answer
+        short = self._asking.shortened(said.extracted, wish.max_tokens)
+        missing: Missing = said.missing if short == said.extracted else "cut"
+        return replace(reply, answer=replace(said, extracted=short, missing=missing))
 
     def _write_object(
         self,
@@ -107,11 +109,9 @@ class FrozenLM:
         (found,) = self._lm.generate([prompt], self._asking.object_sampling(wish.max_tokens))
         if isinstance(found, Failure):
             return self._failed(found)
-        cut = found.finish_reason == "length"
-        return Reply(
-            found.text, cut=cut, tokens_in=found.tokens_in, tokens_out=found.tokens_out,
-            version=self._name,
-        )  # fmt: skip
+        missing: Missing = "cut" if found.finish_reason == "length" else ""
+        said = Answer(found.text, "", found.tokens_in, found.tokens_out, missing)
+        return Reply(said, version=self._name)
 
     def _failed(self, failure: Failure) -> Reply:
         _log.warning("the frozen LM failed: %s", failure.reason)
@@ -123,7 +123,4 @@ def read_reply(found: Completion, version: str) -> Reply:
     said = read_answer(found)
     if said.silent:
         return Reply(failure=said.silent, version=version)
-    return Reply(
-        said.text, said.extracted, said.missing == "cut", said.tokens_in, said.tokens_out,
-        version=version,
-    )  # fmt: skip
+    return Reply(said, version=version)

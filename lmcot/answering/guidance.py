@@ -114,7 +114,7 @@ async def _formed(
     )
     if reply.failure is not None:
         raise FrozenLMFailed(reply.failure)
-    found, reason = await asyncio.to_thread(form.read, reply.text)
+    found, reason = await asyncio.to_thread(form.read, reply.answer.text)
     if found is None and form.open and form.fault({"answer": response.answer}) is None:
         found = {"answer": response.answer}
     if found is None:
@@ -125,8 +125,8 @@ async def _formed(
         )
     tokens = response.tokens.model_copy(
         update={
-            "large_lm_in": response.tokens.large_lm_in + reply.tokens_in,
-            "large_lm_out": response.tokens.large_lm_out + reply.tokens_out,
+            "large_lm_in": response.tokens.large_lm_in + reply.answer.tokens_in,
+            "large_lm_out": response.tokens.large_lm_out + reply.answer.tokens_out,
         }
     )
     return response.model_copy(update={"structured": found, "tokens": tokens})
@@ -152,21 +152,21 @@ def _response(
     if unguided is not None and unguided.failure is not None:
         raise FrozenLMFailed(unguided.failure)
     found = vote(
-        [replies[number].answer for number in answered],
+        [replies[number].answer.extracted for number in answered],
         [_is_cut(written[number]) for number in answered],
     )
     winner = answered[found.winner or 0]
     votes = [
         Vote(
             rationale=one.text,
-            answer=reply.answer,
-            reply=reply.text,
+            answer=reply.answer.extracted,
+            reply=reply.answer.text,
             tokens=Tokens(
                 # The prompt is read once for all rationales.
                 small_lm_in=shown.prompt_tokens if number == 0 else 0,
                 small_lm_out=one.tokens,
-                large_lm_in=reply.tokens_in,
-                large_lm_out=reply.tokens_out,
+                large_lm_in=reply.answer.tokens_in,
+                large_lm_out=reply.answer.tokens_out,
             ),
             finish_reason=one.finish_reason,
             answer_cut=reply.cut,
@@ -183,12 +183,12 @@ def _response(
         answer_cut=replies[winner].cut,
         confidence=found.share,
         votes=votes,
-        unguided=unguided.answer if unguided is not None else None,
+        unguided=unguided.answer.extracted if unguided is not None else None,
         tokens=Tokens(
             small_lm_in=shown.prompt_tokens,
             small_lm_out=sum(one.tokens for one in written),
-            large_lm_in=sum(one.tokens_in for one in (*replies, *more)),
-            large_lm_out=sum(one.tokens_out for one in (*replies, *more)),
+            large_lm_in=sum(one.answer.tokens_in for one in (*replies, *more)),
+            large_lm_out=sum(one.answer.tokens_out for one in (*replies, *more)),
         ),
         timings=timings,
         versions=Versions(small=shown.version, frozen=replies[winner].version),

@@ -17,7 +17,7 @@ from starlette.routing import Mount
 from lmcot.answering.exchange import Draw, Piece, Reply, Shown, Told, Wish, Written
 from lmcot.answering.schemas import Versions
 from lmcot.config import parse_config
-from lmcot.records import Failure, FailureKind, Paragraph
+from lmcot.records import Answer, Failure, FailureKind, Paragraph
 from lmcot.serve.api import Service, make_app
 
 
@@ -53,7 +53,7 @@ class _Frozen:
     ) -> Reply:
         await asyncio.sleep(0.01)
         answer = "a guess" if rationale is None else "the answer"
-        return Reply(answer, answer, tokens_in=100, tokens_out=2, version="a stand-in")
+        return Reply(Answer(answer, answer, 100, 2), version="a stand-in")
 
     async def write_object(
         self,
@@ -66,7 +66,7 @@ class _Frozen:
     ) -> Reply:
         properties = json.loads(schema).get("properties", {})
         found = dict.fromkeys(properties, answer)
-        return Reply(json.dumps(found), tokens_in=50, tokens_out=9, version="a stand-in")
+        return Reply(Answer(json.dumps(found), "", 50, 9), version="a stand-in")
 
 
 def stub_app(**settings: Any) -> Any:

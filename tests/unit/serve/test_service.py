@@ -15,7 +15,7 @@ from lmcot.answering.exchange import Draw, Piece, Reply, Shown, Told, Wish, Writ
 from lmcot.answering.schemas import Versions
 from lmcot.config import ServeSettings, parse_config
 from lmcot.errors import UserError
-from lmcot.records import Failure, FailureKind, Paragraph
+from lmcot.records import Answer, Failure, FailureKind, Paragraph
 from lmcot.serve.access import digest, token_digests
 from lmcot.serve.api import NotReady, Service, make_app
 from tests.support.asgi import Answered, call
@@ -84,7 +84,8 @@ class Frozen:
             return Reply(failure=self.failure)
         answer = "Reno" if rationale is None or rationale.endswith("is 0.") else "Humboldt"
         self.wishes.append(wish)
-        return Reply(self.said or f"{answer}.", answer, self.cut, 100, 2, version="large")
+        said = Answer(self.said or f"{answer}.", answer, 100, 2, missing="cut" if self.cut else "")
+        return Reply(said, version="large")
 
     async def write_object(
         self,
@@ -96,7 +97,7 @@ class Frozen:
         wish: Wish,
     ) -> Reply:
         self.objects.append((answer, json.loads(schema)))
-        return Reply(self.object, tokens_in=50, tokens_out=9, version="large")
+        return Reply(Answer(self.object, "", 50, 9), version="large")
 
 
 class Stand:
