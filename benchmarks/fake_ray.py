@@ -55,7 +55,7 @@ class _Ref:
         return self.name
 
     def __reduce__(self) -> tuple[type[_Ref], tuple[()]]:
-        return _Ref, ()  # a reference travels without its object
+        return _Ref, ()  # a reference is pickled without its object
 
 
 class _Method:
