@@ -1,4 +1,4 @@
-# `make` lists what there is to do. Needs Python 3.11 or newer and a C++ compiler (g++).
+# `make` lists the targets. It needs Python 3.11 or newer and a C++ compiler (g++).
 
 VENV  := .venv
 BIN   := $(CURDIR)/$(VENV)/bin
