@@ -1,12 +1,12 @@
-# `make` lists what there is to do. Needs Python 3.11 or newer and a C++ compiler (g++).
+# `make` lists the targets. It needs Python 3.11 or newer and a C++ compiler (g++).
 
 VENV  := .venv
 BIN   := $(CURDIR)/$(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP   := $(VENV)/bin/python -m pip --disable-pip-version-check
 FLAGS := -q --progress-bar off -c constraints.txt
-# Half of an end-to-end test is waiting for processes to start, end or be missed. Each file goes to
-# one of two processes, which have folders and Ray clusters of their own.
+# End-to-end tests spend half their time waiting for processes to start, end or time out. Each file
+# goes to one of two processes, which have their own folders and Ray clusters.
 WORKERS := -n 2 --dist loadfile
 # Commands run as if the environment were activated: DeepSpeed looks for ninja on the PATH.
 RUN   := PATH="$(BIN):$$PATH"
@@ -50,7 +50,7 @@ test: $(STAMP) ## run all tests, the end-to-end ones too (about 25 minutes)
 	@echo "Running all tests, in two processes (about 25 minutes)."
 	@$(RUN) pytest $(WORKERS) --durations=20
 
-# What loads no model and starts no process: to be run on each save.
+# Tests that load no model and start no process, fast enough to run on each save.
 QUICK := tests/unit/config tests/unit/text tests/unit/monitor tests/unit/run tests/unit/test_*.py \
 	tests/unit/learner/test_maths.py tests/unit/learner/test_kl_control.py \
 	tests/unit/learner/test_reward_scale.py tests/unit/actors/test_ledger.py \
@@ -93,8 +93,8 @@ clean: ## remove the environment and caches; runs/ stays
 		.import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The first Python that is new enough, as $$python; PYTHON=... names another.
-# A name on the PATH may be a mere shim, so each one is run before it is believed.
+# Sets $$python to the first Python that is new enough; PYTHON=... names another.
+# A name on the PATH may be a shim, so each candidate is run to check it.
 define find_python
 python=; \
 for name in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do \

@@ -1,12 +1,12 @@
-"""How long rollout actors wait for a new version of the weights.
+"""Measures how long rollout actors wait for a new version of the weights.
 
     python -m benchmarks.broadcast [--rounds 9]
 
-SmolLM2-135M in bfloat16 goes to four rollout actors on this machine: from the moment when the
-learner's object is put until all four have checked and loaded it. Printed is that time as a ratio
-to the least work that there is: putting the object once, and four times a bare copy of all tensors
-and a CRC-32 of all their bytes, spread over the cores without loss. All are medians of things timed
-in turns; put, copy and CRC in this process, while the actors stand by.
+SmolLM2-135M in bfloat16 goes to four rollout actors on this machine; the time runs from when the
+learner's object is stored until all four have checked and loaded it. The benchmark prints its ratio
+to the minimum work: one put of the object, and four bare copies of all tensors with a CRC-32 of
+their bytes, spread over the cores without loss. All times are medians, measured in turns; put, copy
+and CRC run in this process while the actors are idle.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ GOAL = 1.3
 
 
 def _broadcast(fleet: Fleet[RolloutActor], weights: Weights) -> None:
-    """One version's way, as `lmcot refine` sends it."""
+    """Sends one version as `lmcot refine` does."""
     fleet.configure(RolloutActor.use_weights, (ray.put(weights),))
 
 
 def _least_work(tensors: list[Tensor], places: list[Tensor], weights: Weights) -> None:
-    """What one actor cannot do without."""
+    """Does the minimum work of one actor."""
     zlib.crc32(weights.buffer.data)
     for place, tensor in zip(places, tensors, strict=True):
         place.copy_(tensor)
 
 
 def _new_version() -> tuple[list[Tensor], Weights]:
-    """Tensors other than those that the actors start with, and packed."""
+    """Tensors that differ from the actors' initial ones, and their packed form."""
     model, _ = load_model(SMOLLM2, "bfloat16")
     named = [(name, parameter.detach().neg()) for name, parameter in model.named_parameters()]
     tensors = [tensor for _, tensor in named]
@@ -56,7 +56,7 @@ def _new_version() -> tuple[list[Tensor], Weights]:
 
 
 def measure(rounds: int) -> dict[str, float]:
-    """Median seconds of ``put``, of ``load`` (the least work of one actor) and of ``broadcast``."""
+    """Median seconds of ``put``, ``load`` (the minimum work of one actor) and ``broadcast``."""
     use_threads(threads=1)
     tensors, weights = _new_version()
     places = [torch.empty_like(tensor) for tensor in tensors]
@@ -90,11 +90,11 @@ def measure(rounds: int) -> dict[str, float]:
 
 
 def _drop(_: ray.ObjectRef) -> None:
-    """Lets go of an object."""
+    """Drops a reference to an object."""
 
 
 def main() -> None:
-    """Prints the times and their ratio."""
+    """Prints the times and their ratio to the minimum."""
     parser = argparse.ArgumentParser(description="Time of a weight broadcast.")
     parser.add_argument("--rounds", type=int, default=9)
     taken = measure(parser.parse_args().rounds)

@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _rates(path: Path, processes: int) -> tuple[float, float]:
-    """Replies written and looked up a second by all processes, in calls of 16 as units make."""
+    """Replies written and looked up per second by all processes, in calls of 16 as in a unit."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
     results = context.SimpleQueue()

@@ -1,4 +1,4 @@
-"""What the learner's benchmarks work on: models, and prompts and responses of mixed lengths."""
+"""Inputs of the learner's benchmarks: models, and prompts and responses of mixed lengths."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Case:
 
     @property
     def pairs(self) -> list[TokenPair]:
-        """Prompts and responses, in the order of arrival."""
+        """Prompts and responses in order of arrival."""
         return [(one.rollout.prompt_ids, one.rollout.response_ids) for one in self.scored]
 
 
 def load_case(model: str, **learner: object) -> Case:
-    """The case of a model; ``learner`` are settings of the engine."""
+    """Loads the case of a model; ``learner`` has settings of the engine."""
     source = SMOLLM2 if model == "smollm2" else str(t5_small())
     name = "SmolLM2-135M" if model == "smollm2" else "T5 of FLAN-T5-small's shape, random"
     config = _config(source, learner)
@@ -49,7 +49,7 @@ def load_case(model: str, **learner: object) -> Case:
 
 
 def questions() -> DataSource:
-    """HotpotQA's training questions in ``$LMCOT_DATA``, else the sample that comes with lmcot."""
+    """HotpotQA's training questions from ``$LMCOT_DATA``, else lmcot's own sample."""
     data = os.environ.get("LMCOT_DATA")
     if data:
         return FileData(kind="file", path=str(Path(data) / "hotpotqa-train.jsonl.gz"))
@@ -69,8 +69,8 @@ def _config(source: str, learner: dict[str, object]) -> Config:
 
 
 def _scored(config: Config) -> list[ScoredRollout]:
-    """Responses in the order in which actors might return them: questions mixed."""
-    tokenizer = load_tokenizer(SMOLLM2)  # of both: a random T5 has none of its own
+    """Responses in an order in which actors might return them, with questions mixed."""
+    tokenizer = load_tokenizer(SMOLLM2)  # for both models, since a random T5 has none
     templates = load_templates("default")
     examples = load_examples(config.data.train, limit=QUESTIONS).examples
     chooser = random.Random(0)
@@ -95,7 +95,7 @@ def _shortened(example: Example, paragraphs: int) -> Example:
 
 
 def t5_small() -> Path:
-    """A random T5 of FLAN-T5-small's shape (77 million parameters), made once."""
+    """The folder of a random T5 of FLAN-T5-small's shape (77 million parameters), built once."""
     folder = cache_folder() / "models" / "benchmark-t5-small"
     if not folder.is_dir():
         torch.manual_seed(0)

@@ -33,7 +33,7 @@ SAMPLING = Sampling(max_new_tokens=8)
 
 @contextmanager
 def serving(delay_s: float) -> Iterator[str]:
-    """The address of an endpoint that says "yes" to everything, each time after this delay."""
+    """The address of an endpoint that answers "yes" to every request after a delay."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     server = context.Process(target=_serve, args=[there, delay_s], daemon=True)
@@ -55,7 +55,7 @@ def _serve(told: Connection, delay_s: float) -> None:
         choice = {"message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}
         return Response(json.dumps({"choices": [choice]}), media_type="application/json")
 
-    # Any free port; only the server knows which, once it has started.
+    # The server chooses a free port and reports it once it has started.
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
 
     async def run() -> None:
@@ -69,7 +69,7 @@ def _serve(told: Connection, delay_s: float) -> None:
 
 
 def _time(lm: OpenAILM, requests: int) -> float:
-    """Seconds that so many requests take."""
+    """Seconds that a number of requests take."""
     prompts = [(Message("user", f"Question {number}"),) for number in range(requests)]
     started = time.perf_counter()
     found = lm.generate(prompts, SAMPLING)
@@ -81,7 +81,7 @@ def _time(lm: OpenAILM, requests: int) -> float:
 
 
 def measure(url: str, requests: int, concurrency: int) -> list[float]:
-    """Time of all requests over that of one, of each repeat; the first of all is not counted."""
+    """Ratio of the time of all requests to that of one, per repeat, after one warm-up."""
     lm = OpenAILM(
         OpenAIFrozen(
             backend="openai", base_url=url, model="m", concurrency=concurrency, max_retries=0

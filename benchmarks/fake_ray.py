@@ -1,8 +1,8 @@
-"""Ray's calls without Ray: actors that take their time and do nothing, all in one process.
+"""A fake Ray in one process, whose actors take time but do nothing.
 
-What Ray would serialise is serialised, for that is the driver's work. What the actors do is not: it
-is counted in `FakeRay.spent`, and no part of the driver's own time. An actor has no thread: from
-when on a call's result is there is known as soon as the call is made.
+It serialises what Ray would serialise, since that is the driver's work. The actors' work is not:
+its time is counted in `FakeRay.spent` and not in the driver's. Actors have no threads, since the
+time at which a call's result is ready is known when the call is made.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lmcot.training import start
 
 
 class StandIn:
-    """In an actor's place; its methods say in ``took`` how long they take."""
+    """Stand-in for an actor, whose methods say in ``took`` how long they take."""
 
     def __init__(self) -> None:
         self.took = 0.0
@@ -36,7 +36,7 @@ class StandIn:
         return "pong"
 
     def setup(self, *_: Any, **__: Any) -> str:
-        """Is ready at once, and has nothing to say."""
+        """Returns at once, without notices."""
         return ""
 
 
@@ -55,7 +55,7 @@ class _Ref:
         return self.name
 
     def __reduce__(self) -> tuple[type[_Ref], tuple[()]]:
-        return _Ref, ()  # a reference travels without its object
+        return _Ref, ()  # a reference is pickled without its object
 
 
 class _Method:
@@ -79,11 +79,11 @@ class _Method:
         return _Ref(payload, actor.free_at)
 
     def _resolved(self, value: Any) -> Any:
-        """An argument as the actor gets it: the object, where it is a reference."""
+        """An argument as the actor gets it, with a reference replaced by its object."""
         return self._ray.get(value) if isinstance(value, _Ref) else value
 
     def _applied(self, func: str | Callable[..., Any], *args: Any) -> Any:
-        """What ``apply`` is to call: a method by its name, or one of the class stood in for."""
+        """The method that ``apply`` calls, from its name or from the replaced class."""
         if isinstance(func, str):
             return getattr(self._actor, func), args
         if func.__qualname__.startswith(f"{self._role}."):
@@ -92,7 +92,7 @@ class _Method:
 
 
 class _Apply(_Method):
-    """RLlib's manager names the function, our own calls do not."""
+    """The method ``apply``; RLlib's manager passes the function by name, our calls do not."""
 
     def remote(self, *args: Any, **kwargs: Any) -> _Ref:
         if "func" in kwargs:
@@ -119,30 +119,30 @@ class _Class:
 
 
 class FakeRay:
-    """As much of the module `ray` as the driver uses."""
+    """The part of the module `ray` that the driver uses."""
 
     exceptions = ray.exceptions
 
     def __init__(self, stand_ins: Mapping[str, type[StandIn]]) -> None:
-        """Args: stand_ins: by the names of the actor classes."""
+        """Args: stand_ins: stand-ins by the name of the actor class."""
         self.stand_ins = stand_ins
         self.spent = 0.0
-        """CPU seconds that went into the actors' results."""
+        """CPU seconds spent on the actors' results."""
 
     def remote(self, actor_class: type) -> Any:
-        """The class, whose actors are stand-ins."""
+        """Wraps a class so that its actors are stand-ins."""
         return _Class(self, actor_class.__name__)
 
     def put(self, value: Any) -> Any:
-        """A reference to a copy."""
+        """Stores a copy and returns its reference."""
         return _Ref(cloudpickle.dumps(value))
 
     def get(self, ref: Any) -> Any:
-        """A copy of the object."""
+        """Returns a copy of the object."""
         return cloudpickle.loads(ref.payload)
 
     def kill(self, *_: Any, **__: Any) -> None:
-        """Nobody dies."""
+        """Does nothing."""
 
     def wait(
         self,
@@ -152,7 +152,7 @@ class FakeRay:
         timeout: float | None = None,
         fetch_local: bool = True,
     ) -> tuple[list[Any], list[Any]]:
-        """Sleeps until so many are ready, or the time is up."""
+        """Sleeps until enough references are ready or the time is up."""
         times = sorted(ref.ready_at for ref in refs)
         until = times[num_returns - 1]
         if timeout is not None:
@@ -166,7 +166,7 @@ class FakeRay:
 
 @contextmanager
 def faked(stand_ins: Mapping[str, type[StandIn]]) -> Iterator[FakeRay]:
-    """Puts a fake Ray below the fleets and the learners; nothing above them is touched."""
+    """Puts a fake Ray below the fleets and the learners; the code above is unchanged."""
     fake = FakeRay(stand_ins)
     with ExitStack() as stack:
         for module in (fleet, news, learner_group, actor_manager):

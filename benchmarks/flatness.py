@@ -1,12 +1,12 @@
-"""Does a long run keep to its memory? The toy task with a frozen LM, some hundred steps of it.
+"""Measures whether memory stays flat in a long run of the toy task with a frozen LM.
 
     python -m benchmarks.flatness [--steps 300]
 
-Sampled every few steps: what every process holds for itself (USS) and its open files, by role, and
-what is used of the object store. Printed are the medians of the second and of the last quarter of
+Every few steps it samples the unshared memory (USS) and open files of all processes, by role, and
+the used bytes of the object store. It prints the medians of the second and the last quarter of
 the run, and their ratio; the first quarter is warm-up. The goal is a ratio of at most 1.05, or a
-rise of no more than 4 MiB or 4 files where a figure is small. Ray's own processes are listed too;
-its idle workers are left out, since they come and go.
+rise of at most 4 MiB or 4 files where a figure is small. Ray's own processes are listed too,
+except its idle workers, which come and go.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Sample = dict[tuple[str, str], float]
 
 @dataclass(frozen=True)
 class Trend:
-    """Medians of an earlier and a later part of a run."""
+    """The medians of an earlier and a later part of a run."""
 
     name: str
     unit: str
@@ -64,16 +64,16 @@ class Trend:
 
     @property
     def ratio(self) -> float:
-        """Of the later to the earlier one."""
+        """Ratio of the later to the earlier median."""
         return self.after / self.before if self.before else float(self.after == 0) or float("inf")
 
     def flat(self, goal: float, tolerated: float) -> bool:
-        """Whether it has risen neither by that ratio nor, where it is small, by that amount."""
+        """Whether the rise is within the ratio or, for a small figure, within the amount."""
         return self.ratio <= goal or self.after - self.before <= tolerated
 
 
 def take_sample() -> Sample:
-    """What this process, its actors and Ray hold now."""
+    """Samples the memory and files of this process, its actors and Ray."""
     found: Sample = defaultdict(float)
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         try:
@@ -88,7 +88,7 @@ def take_sample() -> Sample:
 
 
 def _role(process: psutil.Process) -> str | None:
-    """The driver, an actor's class, or a part of Ray; None: not to be looked at."""
+    """The role of a process: the driver, an actor's class or a part of Ray; None to skip it."""
     if process.pid == psutil.Process().pid:
         return "driver"
     title = " ".join(process.cmdline())
@@ -98,7 +98,7 @@ def _role(process: psutil.Process) -> str | None:
 
 
 def _stored() -> int:
-    """Bytes used of the object stores of all nodes."""
+    """Used bytes of the object stores of all nodes."""
     return sum(
         node_stats(
             node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False
@@ -109,7 +109,7 @@ def _stored() -> int:
 
 
 def trends(before: Sequence[Sample], after: Sequence[Sample]) -> list[Trend]:
-    """One for each figure that both parts have."""
+    """The trend of each figure that both parts have."""
     names = sorted({name for one in before for name in one} & {n for one in after for n in one})
     return [
         Trend(
@@ -122,7 +122,7 @@ def trends(before: Sequence[Sample], after: Sequence[Sample]) -> list[Trend]:
 
 
 def sampled_run(folder: Path, steps: int, *overrides: str, every: int = EVERY) -> list[Sample]:
-    """Refines so many steps; a sample after every few of them."""
+    """Refines for a number of steps and takes a sample after every few."""
     found: list[Sample] = []
 
     def on_step(step: int, metrics: dict[str, float]) -> None:

@@ -1,13 +1,13 @@
-"""The generation engine against transformers' `generate()`, and against its own matrix products.
+"""Compares the generation engine with transformers' `generate()` and with its matrix products.
 
     LMCOT_DATA=FOLDER python -m benchmarks.generation [--model smollm2|t5] [--dtype bfloat16]
         [--repeats 3]
 
-FOLDER holds ``hotpotqa-train.jsonl.gz`` (questions in lmcot's own format); without it the sample
-that comes with lmcot is used. There are 16 prompts: questions with their gold paragraphs. Printed
-are ratios of medians of things timed in turns in one process; the peak of resident memory of each,
-in a process of its own; and a profile of the engine's operators. ``--dtype auto``, the default, is
-bfloat16 where the processor computes in it, else float32.
+FOLDER holds ``hotpotqa-train.jsonl.gz`` (questions in lmcot's own format); without it lmcot's own
+sample is used. The 16 prompts are questions with their gold paragraphs. The benchmark prints ratios
+of medians, timed in turns in one process; the peak resident memory of each task, in a separate
+process; and a profile of the engine's operators. ``--dtype auto``, the default, is
+bfloat16 where the processor supports it, else float32.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SHORTEST, LONGEST = 8, 128
 
 
 class Load(NamedTuple):
-    """How much is generated."""
+    """The amount of text to generate."""
 
     questions: int
     samples: int
@@ -55,7 +55,7 @@ ALONE = Load(1, 1, TOKENS)
 
 
 def own_length(tokens: Any) -> int:
-    """A length between the shortest and the longest, told by a sample's first token."""
+    """A length between the shortest and the longest, which a sample's first token determines."""
     return SHORTEST + int(tokens[0]) * 7919 % (LONGEST - SHORTEST + 1)
 
 
@@ -69,7 +69,7 @@ class _OwnLength(StoppingCriteria):
 
 
 class Bench:
-    """One model, and what is asked of it."""
+    """One model and the tasks that it is timed on."""
 
     def __init__(self, model: str, dtype: Dtype) -> None:
         source = SMOLLM2 if model == "smollm2" else str(t5_small())
@@ -90,11 +90,11 @@ class Bench:
 
     @cached_property
     def engine(self) -> GenerationEngine:
-        """The engine."""
+        """Builds the generation engine."""
         return GenerationEngine(self.model, pad_id=self.pad_id)
 
     def sample(self, load: Load) -> None:
-        """Samples by the engine."""
+        """Samples with the engine."""
         stop = (lambda ids: len(ids) >= own_length(ids)) if load.varied else None
         self.engine.sample(
             [
@@ -105,7 +105,7 @@ class Bench:
 
     @torch.inference_mode()
     def generate(self, load: Load) -> None:
-        """The same by transformers."""
+        """Samples the same with transformers."""
         pad = pad_right if self.model.config.is_encoder_decoder else pad_left
         ids, mask = pad(self.prompts[: load.questions], self.pad_id)
         read = 1 if self.model.config.is_encoder_decoder else ids.shape[1]
@@ -129,21 +129,21 @@ class Bench:
         )
 
     def begin_decoding(self) -> None:
-        """Has all prompts read, so that only decoding is left."""
-        for prompt in self.prompts:  # more tokens than are ever timed
+        """Reads all prompts, so that only decoding remains."""
+        for prompt in self.prompts:  # more tokens than are timed
             self.engine.submit(SampleRequest(prompt, range(SAMPLES), 256))
         rows = QUESTIONS * SAMPLES
         while sum(event.__class__.__name__ == "TokenEvent" for event in self.engine.step()) < rows:
             pass
 
     def decode(self) -> None:
-        """Eight steps of all rows."""
+        """Decodes eight steps of all rows."""
         for _ in range(8):
             self.engine.step()
 
     @torch.inference_mode()
     def products(self) -> None:
-        """The matrix products of eight steps of all rows, and nothing else."""
+        """Computes only the matrix products of eight steps of all rows."""
         for _ in range(8):
             for weight, given in self._weights:
                 torch.nn.functional.linear(given, weight)
@@ -161,7 +161,7 @@ class Bench:
         ]
 
     def judge(self, questions: int) -> None:
-        """So many yes-or-no questions on the rationale of one example."""
+        """Scores a number of yes-or-no questions on the rationale of one example."""
         example = self.examples[0]
         rationale = " ".join(example.gold_sentences())
         options = [self.tokenizer.encode(word)[:1] for word in (" yes", " no")]
@@ -176,7 +176,7 @@ Things = dict[str, Callable[[], None]]
 
 
 def things(bench: Bench, model: str) -> Things:
-    """What is timed, and measured for its memory."""
+    """The tasks whose time and memory are measured."""
     found: Things = {
         "engine, alone": partial(bench.sample, ALONE),
         "generate(), alone": partial(bench.generate, ALONE),
@@ -192,7 +192,7 @@ def things(bench: Bench, model: str) -> Things:
 
 
 def report(model: str, dtype: Dtype, repeats: int) -> None:
-    """Times everything for one model and prints the ratios."""
+    """Times all tasks for one model and prints the ratios."""
     bench = Bench(model, dtype)
     lengths = [len(prompt) for prompt in bench.prompts]
     print(
@@ -204,7 +204,7 @@ def report(model: str, dtype: Dtype, repeats: int) -> None:
     rows: list[tuple[str, float]] = []
     for first, second in zip(names[::2], names[1::2], strict=True):
         pair = {first: timed[first], second: timed[second]}
-        # The first pair, which is quick, warms up for the others.
+        # The first pair is quick and warms up for the others.
         seconds = medians(pair, repeats, warm_up=first == names[0])
         rows.extend(seconds.items())
         ratio = seconds[second] / seconds[first]
@@ -238,7 +238,7 @@ def report(model: str, dtype: Dtype, repeats: int) -> None:
 
 
 def main() -> None:
-    """Runs the benchmark, or one thing of it for its memory."""
+    """Runs the benchmark, or one task to measure its memory."""
     parser = argparse.ArgumentParser(description="How fast the generation engine is.")
     parser.add_argument("--model", choices=MODELS, action="append")
     parser.add_argument("--dtype", choices=get_args(Dtype), default="auto")

@@ -74,7 +74,7 @@ def frozen_lm() -> TransformersLM:
 
 
 def batch(number: int) -> tuple[list[Example], list[Rollout]]:
-    """Real questions with their gold paragraphs; a question's rationales differ in length."""
+    """Real questions with their gold paragraphs, and rationales of different lengths for each."""
     loaded = load_examples(questions(), limit=-(-number // SAMPLES)).examples
     gold = ContextSettings(distractors=0, max_tokens=256)
     reduced = apply_context(loaded, gold, lambda text: len(text) // 4)

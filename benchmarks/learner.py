@@ -1,18 +1,18 @@
-"""How much of the machine a PPO update uses.
+"""Measures how much of the machine a PPO update uses.
 
     LMCOT_DATA=FOLDER python -m benchmarks.learner [--model smollm2|t5] [--repeats 3]
 
-FOLDER holds ``hotpotqa-train.jsonl.gz`` (questions in lmcot's own format); without it the sample
-that comes with lmcot is used. Prompts are questions with contexts of mixed lengths, four responses
-each, made of the supporting sentences cut at random. Printed are ratios of medians of things timed
-in turns in one process, each with its peak of resident memory, measured in a process of its own:
+FOLDER holds ``hotpotqa-train.jsonl.gz`` (questions in lmcot's own format); without it lmcot's own
+sample is used. Prompts are questions with contexts of mixed lengths and four responses each, which
+are supporting sentences cut at random. It prints ratios of medians, timed in turns in one process,
+and the peak resident memory of each task, measured in a separate process:
 
 - a whole update (old and reference passes, forward and backward, Adam) against a plain padded
-  loop in the order of arrival, with logits at all positions: the same work, so the ratio of their
+  loop in order of arrival, with logits at all positions: the same work, so the ratio of their
   times is that of their non-padding tokens per second;
 - the update's rate of floating-point operations against that of a bare forward and backward pass
-  over the same tensors, by counting both in forward passes (update: 5, bare: 3);
-- one optimiser step of the engine against the same in bare torch, at accumulation 1 and 8.
+  over the same tensors, counting both in forward passes (update: 5, bare: 3);
+- one optimiser step of the engine against one in bare torch, at accumulation 1 and 8.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ from lmcot.models.sources import load_model
 from lmcot.process import use_threads
 
 ROWS = 4
-"""Responses in one micro-batch of the plain loop."""
+"""Responses per micro-batch of the plain loop."""
 
 
 @dataclass
 class Bench:
-    """The things that are timed, each on models of its own."""
+    """The tasks that are timed, each on its own models."""
 
     case: Case
 
     @cached_property
     def session(self) -> LearnerSession:
-        """The learner."""
+        """Builds the learner."""
         return LearnerSession(
             self.case.config, refine_plan(self.case.config, self.case.source, 1000)
         )
 
     @cached_property
     def plain(self) -> tuple[PreTrainedModel, PreTrainedModel, torch.optim.Optimizer]:
-        """Policy, reference and Adam of the plain loop."""
+        """Builds the policy, reference and Adam of the plain loop."""
         lm, _ = load_model(self.case.source, "float32")
         disable_dropout(lm)
         reference = copy.deepcopy(lm).requires_grad_(False)
@@ -76,11 +76,11 @@ class Bench:
         return [planner.lay_out(pairs, micro) for micro in plan]
 
     def update(self) -> None:
-        """One PPO step."""
+        """Runs one PPO step."""
         self.session.ppo.step(self.case.scored, 0)
 
     def plain_update(self) -> None:
-        """The same work as it is usually first written: padded, in the order of arrival."""
+        """Does the same work as a plain implementation: padded, in order of arrival."""
         lm, reference, adam = self.plain
         pairs, loss_tokens = self.case.pairs, sum(len(r) for _, r in self.case.pairs)
         chunks = [pairs[start : start + ROWS] for start in range(0, len(pairs), ROWS)]
@@ -96,14 +96,14 @@ class Bench:
         adam.zero_grad()
 
     def bare(self) -> None:
-        """Forward and backward over the update's own tensors, and nothing else."""
+        """Runs only forward and backward passes over the update's own tensors."""
         lm = self.plain[0]
         for batch in self.laid_out:
             response_logits(lm, batch)[0].float().logsumexp(-1).sum().backward()
         lm.zero_grad()
 
     def engine_step(self, accumulation: int) -> None:
-        """One optimiser step of the engine."""
+        """Runs one optimiser step of the engine."""
         engine: TrainEngine = self.session._engine
         for batch in self._some(accumulation):
             logits, _ = engine.forward(batch, values=False)
@@ -111,7 +111,7 @@ class Bench:
         engine.step()
 
     def torch_step(self, accumulation: int) -> None:
-        """The same in bare torch."""
+        """Runs the same optimiser step in bare torch."""
         lm, _, adam = self.plain
         policy = Policy(lm)
         for batch in self._some(accumulation):
@@ -122,7 +122,7 @@ class Bench:
         adam.zero_grad()
 
     def _some(self, number: int) -> list[SequenceBatch]:
-        """So many micro-batches of a few hundred tokens."""
+        """A number of micro-batches of a few hundred tokens."""
         planner, pairs = self.session._planner, self.case.pairs
         return [
             planner.lay_out(pairs, MicroBatch(((index % len(pairs),),))) for index in range(number)
@@ -130,7 +130,7 @@ class Bench:
 
 
 def _plain_logprobs(lm: PreTrainedModel, chunk: Sequence[Any]) -> Tensor:
-    """[rows, response] of padded rows; padding is included, as it is paid for all the same."""
+    """Log-probabilities [rows, response] of padded rows, including padding, which costs time."""
     responses, mask = pad_right([response for _, response in chunk], 0)
     if lm.config.is_encoder_decoder:
         ids, seen = pad_right([prompt for prompt, _ in chunk], 0)
@@ -163,7 +163,7 @@ def _seconds(bench: Bench, names: Sequence[str], repeats: int) -> dict[str, floa
 
 
 def report(model: str, repeats: int) -> None:
-    """Times everything for one model and prints the ratios."""
+    """Times all tasks for one model and prints the ratios."""
     bench = Bench(load_case(model))
     tokens = sum(len(prompt) + len(response) for prompt, response in bench.case.pairs)
     print(f"\n## {bench.case.name}: {len(bench.case.pairs)} responses, {tokens} tokens")
@@ -186,7 +186,7 @@ def report(model: str, repeats: int) -> None:
 
 
 def main() -> None:
-    """Runs the benchmark, or one thing of it for its memory."""
+    """Runs the benchmark, or one task to measure its memory."""
     parser = argparse.ArgumentParser(description="How much of the machine a PPO update uses.")
     parser.add_argument("--model", choices=MODELS, action="append")
     parser.add_argument("--repeats", type=int, default=3)

@@ -1,13 +1,13 @@
-"""What a learner holds while it distils a real model in bfloat16, beside a bare loop in torch.
+"""Compares the memory of a learner that distils a model in bfloat16 with a bare torch loop.
 
     python -m benchmarks.learner_memory [--steps 40] [--layers 30] [--tokens 4096]
 
-SmolLM2-135M, or its first few layers, learns the supporting facts of HotpotQA's questions: eight
-rationales a step, whose lengths differ at every step. Printed are GiB of resident memory: after
-the third and after the last step, and at the peak. The bare loop does the same forward and
+SmolLM2-135M, or its first few layers, learns the supporting facts of HotpotQA's questions, with
+eight rationales of varying lengths per step. The benchmark prints GiB of resident memory after
+the third step, after the last step and at the peak. The bare loop does the same forward and
 backward passes and steps with torch's AdamW; it keeps bfloat16 moments, the learner a float32 copy
-of the parameters, their gradients and moments, and both are told apart. Each runs in a process of
-its own.
+of the parameters, gradients and moments, and the table separates the two. Each runs in its own
+process.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from lmcot.process import use_threads
 WAYS = ("learner", "bare")
 BATCH = 8
 EARLY = 3
-"""The step after which the first figure is taken: by then all that lasts is there."""
+"""The step after which memory is first measured; by then all lasting memory is allocated."""
 _LONGEST = 128
 
 Step = Callable[[Sequence[TokenPair]], object]
@@ -48,7 +48,7 @@ Step = Callable[[Sequence[TokenPair]], object]
 
 @dataclass(frozen=True)
 class Held:
-    """GiB of resident memory."""
+    """Resident memory in GiB."""
 
     early: float
     late: float
@@ -57,7 +57,7 @@ class Held:
 
 
 def measure(way: str, source: str, steps: int, tokens: int) -> Held:
-    """One of the ways in a process of its own."""
+    """Measures the learner or the bare loop in a separate process."""
     command = [sys.executable, "-m", "benchmarks.learner_memory", "--way", way, "--source", source]
     sizes = ["--steps", str(steps), "--tokens", str(tokens)]
     done = subprocess.run([*command, *sizes], stdout=subprocess.PIPE, text=True, check=True)
@@ -65,7 +65,7 @@ def measure(way: str, source: str, steps: int, tokens: int) -> Held:
 
 
 def first_layers(count: int, folder: Path) -> str:
-    """SmolLM2 with its first layers alone: fast, and of the same widths and vocabulary."""
+    """SmolLM2 with only its first layers, which is fast and keeps widths and vocabulary."""
     model, tokenizer = load_model(SMOLLM2, "bfloat16")
     trunk = model.model
     trunk.layers = trunk.layers[:count]
@@ -148,12 +148,12 @@ def _run(way: str, source: str, steps: int, tokens: int) -> Held:
 
 
 def state_gib(parameters: int) -> float:
-    """What the learner's float32 copy, gradients and moments take beyond bfloat16 moments."""
+    """GiB of the learner's float32 copy, gradients and moments beyond bfloat16 moments."""
     return parameters * (4 * 4 - 2 * 2) / 2**30
 
 
 def main() -> None:
-    """Prints the table, or one way's figures."""
+    """Prints the table, or the figures of one measurement."""
     parser = argparse.ArgumentParser(description="Memory of a learner beside a bare loop.")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--layers", type=int, default=30)

@@ -1,11 +1,11 @@
-"""What two learners hold in memory, by ZeRO stage.
+"""Measures the memory of two learners by ZeRO stage.
 
     python -m benchmarks.memory [--model smollm2|t5]
 
-Two processes form a group and do two PPO updates on a batch of mixed lengths. Printed are, for the
-larger of the two, its resident memory at the peak and after the last update, in GiB and as a ratio
-to stage 0. On the CPU both are whole processes: about 1 GiB is Python and its libraries, 0.5 GiB
-the reference model (SmolLM2 in float32), and the peak holds activations, which no stage divides.
+Two processes form a group and do two PPO updates on a batch of mixed lengths. The benchmark prints
+the resident memory of the larger one at the peak and after the last update, in GiB and as a ratio
+to stage 0. On the CPU this covers whole processes: about 1 GiB is Python and its libraries, 0.5 GiB
+the reference model (SmolLM2 in float32), and the peak includes activations, which no stage divides.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SETTINGS = (
     {"zero_stage": 3},
 )
 BUDGET = 768
-"""Tokens in a micro-batch: few, for it is the engine's own memory that is looked for."""
+"""Tokens per micro-batch; few, since the benchmark measures the engine's own memory."""
 
 
 def _rank(
@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Memory of two learners by ZeRO stage.")
     parser.add_argument("--model", choices=MODELS, default="smollm2")
     model = parser.parse_args().model
-    load_case(model)  # what must be converted is converted once
+    load_case(model)  # converts the model once, before the processes start
     print("| stage | peak, GiB | after an update, GiB | ratio to stage 0 |\n|---|---|---|---|")
     first: float | None = None
     for learner in SETTINGS:

@@ -1,18 +1,18 @@
-"""How much of a step asynchronous refinement hides.
+"""Measures how much of a step asynchronous refinement hides.
 
     python -m benchmarks.overlap [--prompts 4] [--samples 4] [--tokens 48] [--steps 4]
 
 SmolLM2-135M samples rationales for HotpotQA questions and learns from them (GRPO) on this machine;
-the frozen LM is an HTTP endpoint in a process of its own that takes half a second for each reply.
+the frozen LM is an HTTP endpoint in a separate process that takes half a second for each reply.
 Every rationale takes nine requests: an answer, and a question for each aspect.
 
-First each phase by itself, on the batches that the runs will meet: sampling, learning (with the
-publishing of the weights), judging. The endpoint's concurrency is set to what makes judging last
-as long as sampling and learning together. Then `refine` at max_staleness 0 and at 1. At 0 the
-units of a batch are judged while others are sampled, so its step is shorter than the sum of the
-phases. The least that a step could take is the longer of judging and of sampling + learning, for
-those two share the machine's cores; the gain is the share of what lies between it and the
-synchronous step that the asynchronous one saves. The goal is 0.8.
+First it measures each phase separately, on the batches of the runs: sampling, learning (including
+the publishing of the weights), judging. It sets the endpoint's concurrency so that judging lasts
+as long as sampling and learning together. Then it runs `refine` at max_staleness 0 and at 1. At 0
+the units of a batch are judged while others are sampled, so its step is shorter than the sum of the
+phases. A step takes at least the longer of judging and of sampling + learning, since
+those two share the machine's cores; the gain is the share of the time between this bound and the
+synchronous step that the asynchronous step saves. The goal is 0.8.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from lmcot.training.refine import refine
 
 DELAY_S = 0.5
 WARM_UP = 2
-"""First steps of a run, which are not counted; nor is the last one, with nothing to sample."""
+"""First steps of a run that are not counted; the last one, which samples nothing, is not either."""
 PHASES = 3
-"""Batches that each phase is measured on; the first one warms up."""
+"""Number of batches on which each phase is measured; the first is a warm-up."""
 REQUESTS = 1 + len(ASPECTS)
-"""That the judging of one rationale takes."""
+"""Number of requests to judge one rationale."""
 GOAL = 0.8
 
 Batch = list[tuple[RolloutUnit, Packed[list[Rollout]]]]
@@ -55,7 +55,7 @@ Batch = list[tuple[RolloutUnit, Packed[list[Rollout]]]]
 
 @dataclass(frozen=True)
 class Case:
-    """What the command line asks for."""
+    """The case that the command line describes."""
 
     prompts: int
     samples: int
@@ -65,7 +65,7 @@ class Case:
     dtype: str
 
     def config(self, url: str, *, staleness: int = 0, concurrency: int = 1) -> Config:
-        """Its settings."""
+        """The settings of this case."""
         sample = {"kind": "sample", "split": "train"}
         computing = {"cpus": 0.5, "threads": self.threads}
         return parse_config(
@@ -110,7 +110,7 @@ class Case:
 
 
 def units_of(run: Run, step: int) -> list[RolloutUnit]:
-    """The units of a step, as `refine` draws them."""
+    """The units of a step, drawn as in `refine`."""
     config = run.config
     sampler = PromptSampler(len(run.train), config.seed)
     for _ in range(step + 1):
@@ -134,7 +134,7 @@ def units_of(run: Run, step: int) -> list[RolloutUnit]:
 
 
 def measure_rollout(run: Run) -> tuple[float, list[Batch]]:
-    """Seconds of sampling alone, and what was sampled."""
+    """Seconds of sampling alone, and the samples."""
     taken, batches = [], []
     with run.rollout_fleet(SMOLLM2, trains=True) as fleet:
         fleet.wait_ready()
@@ -148,7 +148,7 @@ def measure_rollout(run: Run) -> tuple[float, list[Batch]]:
 
 
 def measure_learn(run: Run, batches: list[Batch]) -> float:
-    """Seconds of learning alone, and of publishing what was learnt."""
+    """Seconds of learning alone, and of publishing the new weights."""
     chooser = random.Random(0)
     taken = []
     with Learners(run, refine_plan(run.config, SMOLLM2, run.config.refine.steps)) as learners:
@@ -184,7 +184,7 @@ def measure_judge(run: Run, batches: list[Batch]) -> float:
 
 
 def measure_run(config: Config, folder: Path) -> dict[str, float]:
-    """Medians of a run's metrics over the steps that count."""
+    """Medians of a run's metrics over the counted steps."""
     with open_run(config, folder) as run:
         refine(run)
     counted: list[dict[str, Any]] = read_metrics(folder / "metrics.jsonl")[WARM_UP:-1]
@@ -193,7 +193,7 @@ def measure_run(config: Config, folder: Path) -> dict[str, float]:
 
 
 def show_run(name: str, found: dict[str, float]) -> None:
-    """A run's line."""
+    """Prints the line of a run."""
     idle = ", ".join(
         f"{key.removeprefix('idle/')} {share:.0%}"
         for key, share in found.items()
@@ -235,7 +235,7 @@ def measure(case: Case, url: str, folder: Path) -> None:
 
 
 def main() -> None:
-    """Measures once."""
+    """Runs the measurement once."""
     parser = argparse.ArgumentParser(description="The gain of asynchronous refinement.")
     parser.add_argument("--prompts", type=int, default=4, help="questions in a step")
     parser.add_argument("--samples", type=int, default=4, help="rationales for each")

@@ -1,4 +1,4 @@
-"""What the driver costs, and how the fleets grow with their actors.
+"""Measures the cost of the driver, and how throughput grows with the number of actors.
 
     python -m benchmarks.scaling [--profile] [--steps 3] [--large-units]
 
@@ -8,12 +8,12 @@ Two measurements, drawn together in docs/images/scaling.png:
   tokenised, records scored and written) on a fake Ray whose actors take a second for a unit of 16
   rationales, half a second to judge it, two seconds to learn; with 1 to 256 rollout actors, a
   quarter as many reward actors, and four units for each rollout actor and step (weak scaling);
-- real: rollout actors in processes of their own that sleep, through a real fleet and a real Ray;
+- real: sleeping rollout actors in separate processes, through a real fleet and a real Ray;
   with 1 to 32 of them, each with eight units.
 
-The driver's share is its CPU time over the time that passed; with 256 + 64 actors the goal is 5%.
-With --large-units only the largest fake run, with units of 64 rationales that take four times as
-long. With --profile the largest fake run is profiled instead, which slows it down.
+The driver's share is its CPU time over elapsed time; with 256 + 64 actors the goal is 5%.
+--large-units only does the largest fake run, with units of 64 rationales that take four times as
+long. --profile only profiles the largest fake run, which slows it down.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from lmcot.training.refine import refine
 
 FAKE, REAL = (1, 4, 16, 64, 256), (1, 2, 4, 8, 16, 32)
 UNITS, PROMPTS, SAMPLES = 4, 4, 4
-"""Units for each rollout actor in a step, prompts in a unit, rationales for each."""
+"""Units per rollout actor and step, prompts per unit, and rationales per prompt."""
 REAL_UNITS = 8
 GOAL = 0.05
 IMAGE = Path(__file__).parents[1] / "docs" / "images" / "scaling.png"
@@ -54,17 +54,17 @@ IMAGE = Path(__file__).parents[1] / "docs" / "images" / "scaling.png"
 
 @dataclass(frozen=True)
 class Point:
-    """One number of actors."""
+    """The measurement for one number of actors."""
 
     actors: int
     throughput: float
-    """Rationales a second."""
+    """Rationales per second."""
     ideal: float
-    """Those of actors that never wait."""
+    """Rationales per second of actors that never wait."""
     driver: float
-    """CPU seconds of the driver for 1,000 rationales."""
+    """CPU seconds of the driver per 1,000 rationales."""
     share: float
-    """CPU time of the driver over the time that passed."""
+    """CPU time of the driver over elapsed time."""
 
 
 class _Rollout(StandIn):
@@ -108,7 +108,7 @@ class _Learner(StandIn):
 
 
 def fake_config(data: Path, actors: int, steps: int, longer: int) -> Config:
-    """A run with so many rollout actors, and units so many times as long."""
+    """The settings for a number of rollout actors and units that are ``longer`` times as long."""
     rewards = max(1, actors // 4)
     file = {"kind": "file", "path": str(data)}
     return parse_config(
@@ -140,7 +140,7 @@ def fake_config(data: Path, actors: int, steps: int, longer: int) -> Config:
 
 
 def write_questions(path: Path, count: int) -> None:
-    """HotpotQA's sample over and over, until there are enough."""
+    """Writes HotpotQA's sample repeatedly until there are enough questions."""
     found = load_examples(SampleData(kind="sample", split="train")).examples
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
@@ -151,10 +151,10 @@ def write_questions(path: Path, count: int) -> None:
 def fake_point(
     actors: int, steps: int, profile: cProfile.Profile | None = None, longer: int = 1
 ) -> Point:
-    """Refines on a fake Ray; the first step and the last are not counted.
+    """Refines on a fake Ray, without counting the first and the last step.
 
     Args:
-        longer: how many times as long units are, in questions and in seconds.
+        longer: factor on the units, in questions and in seconds.
     """
     lines: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -195,7 +195,7 @@ def fake_point(
 
 
 def real_point(actors: int) -> Point:
-    """Units through a real fleet of processes that sleep."""
+    """Passes units through a real fleet of sleeping processes."""
     examples = load_examples(SampleData(kind="sample", split="train"), limit=PROMPTS).examples
     units = [
         RolloutUnit(
@@ -217,7 +217,7 @@ def real_point(actors: int) -> Point:
 
 
 def show(name: str, points: Sequence[Point]) -> None:
-    """A table."""
+    """Prints a table."""
     print(
         f"\n| {name} actors | rationales/s | of the ideal | driver, CPU s per 1,000 | share |\n"
         "|---|---|---|---|---|"
@@ -231,7 +231,7 @@ def show(name: str, points: Sequence[Point]) -> None:
 
 
 def plot(fake: Sequence[Point], real: Sequence[Point]) -> None:
-    """Throughput, and the driver's share, by the number of rollout actors."""
+    """Plots throughput and the driver's share by the number of rollout actors."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -265,7 +265,7 @@ def plot(fake: Sequence[Point], real: Sequence[Point]) -> None:
 
 
 def show_profile(steps: int) -> None:
-    """Where the largest fake run spends its time."""
+    """Prints where the largest fake run spends its time."""
     profile = cProfile.Profile(time.process_time)
     fake_point(FAKE[-1], steps, profile)
     stats = pstats.Stats(profile)

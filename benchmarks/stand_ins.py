@@ -1,7 +1,7 @@
-"""Actors that take their time and compute nothing; they never import torch.
+"""Actors that take time but compute nothing and never import torch.
 
-In a fake Ray they are told of, in a real one they sleep; what they give back is of the size and the
-shape of the real thing.
+In a fake Ray their time is only counted; in a real one they sleep. Their results have the size and
+shape of real ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lmcot.records import Answer, Judgement, Rollout, Usage
 
 SAMPLE_S, JUDGE_S, LEARN_S = 1.0, 0.5, 2.0
 PROMPT, RESPONSE = 250, 64
-"""Tokens of a prompt and of a response."""
+"""Number of tokens of a prompt and of a response."""
 _chance = random.Random(0)
 _WORDS = ("the", "film", "was", "made", "by", "a", "man", "who", "lived", "near", "that", "town")
 _IDS = [tuple(_chance.choices(range(49152), k=RESPONSE)) for _ in range(64)]
@@ -30,7 +30,7 @@ COMPONENTS = ("em", "f1", "inclusion", *(f"aspect/{name}" for name in ASPECTS))
 
 
 def sampled(unit: RolloutUnit) -> Packed[list[Rollout]]:
-    """Rationales as a policy would give them back."""
+    """Rationales as a policy would return them."""
     examples = unit.questions.open()
     picked = iter(_chance.sample(range(64), len(examples) * unit.samples))
     return Packed.of([
@@ -44,7 +44,7 @@ def sampled(unit: RolloutUnit) -> Packed[list[Rollout]]:
 
 
 def judged(unit: ScoreUnit, config: Config) -> Scored:
-    """Judgements as the reward side would give them."""
+    """Judgements as a reward actor would return them."""
     values = dict.fromkeys(COMPONENTS, 0.5)
     rollouts = unit.rollouts.open()
     judgements = [
@@ -60,23 +60,23 @@ def judged(unit: ScoreUnit, config: Config) -> Scored:
 
 
 class Sleeper(ActorBase):
-    """A rollout actor in a process of its own, as far as a driver can tell."""
+    """A stand-in for a rollout actor, in a separate process, that sleeps."""
 
     def setup(self) -> str:
-        """Is ready at once."""
+        """Returns at once, without notices."""
         return ""
 
     def sample(self, unit: RolloutUnit) -> Packed[list[Rollout]]:
-        """Gives back a unit's rationales when their time has passed."""
+        """Sleeps for a unit's time and returns its rationales."""
         time.sleep(SAMPLE_S)
         return sampled(unit)
 
 
 def about(seconds: float) -> float:
-    """That time, give or take a fifth."""
+    """The given time, varied by up to a fifth."""
     return seconds * _chance.uniform(0.8, 1.2)
 
 
 def training_metrics() -> dict[str, Any]:
-    """As many as a PPO step gives back."""
+    """As many metrics as a PPO step returns."""
     return {"kl": 0.1, "batch/tokens": 4096.0, **{f"metric/{number}": 0.5 for number in range(20)}}

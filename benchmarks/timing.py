@@ -1,4 +1,4 @@
-"""How the benchmarks time: medians of things done in turns, peaks in processes of their own."""
+"""Timing for the benchmarks: medians of tasks run in turns, and peak memory per process."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 def medians(
     things: Mapping[str, Callable[[], None]], repeats: int, *, warm_up: bool = True
 ) -> dict[str, float]:
-    """Seconds of each thing; they are done in turns, so that a slow minute is shared by all.
+    """Median seconds of each task; they run in turns, so that a slow minute affects all.
 
     Args:
-        warm_up: whether a turn that is not counted comes first.
+        warm_up: whether an uncounted turn comes first.
     """
     taken: dict[str, list[float]] = {name: [] for name in things}
     for turn in range(not warm_up, repeats + 1):
@@ -29,9 +29,9 @@ def medians(
 
 
 def own_peak() -> float:
-    """GiB of resident memory that this process has held at most.
+    """Peak resident memory of this process in GiB.
 
-    Not by getrusage, which in a new process begins with what its parent held.
+    It does not use getrusage, which in a new process starts at the peak of the parent.
     """
     status = Path("/proc/self/status").read_text(encoding="ascii")
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
@@ -39,7 +39,7 @@ def own_peak() -> float:
 
 
 def peak_memory(module: str, *arguments: str) -> float:
-    """GiB of resident memory of a process that does one thing once, and prints it at the end."""
+    """Peak memory in GiB of a process that does one task once and prints its peak at the end."""
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])

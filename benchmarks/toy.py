@@ -1,11 +1,11 @@
-"""Does every estimator learn the toy task, on both architectures?
+"""Tests whether every estimator learns the toy task, on both architectures.
 
     python -m benchmarks.toy [--seeds 3] [--staleness 0]
 
-The task is that of examples/one_process.py: write numbers that increase; the best reward is 1. One
-process with one thread holds sampler and learner, so the times are the learner's. Prints for each
-combination, seed by seed, after how many steps the mean reward of five steps passed 0.95, and the
-CPU seconds that it took; tests run some of them. With --staleness N each batch was sampled by a
+The task is that of examples/one_process.py: write increasing numbers; the best reward is 1. Sampler
+and learner share one process with one thread. For each combination and seed it prints the number of
+steps after which the mean reward of five steps passed 0.95, and the
+CPU seconds that it took; tests run some of them. With --staleness N each batch is sampled by a
 policy that is N steps old, as in asynchronous refinement.
 """
 
@@ -29,7 +29,7 @@ _CRITIC_MODEL = "{kind: gae, lam: 1.0, value_coefficient: 1.0, critic: {kind: mo
 ESTIMATORS = {
     "gae, value head": ["refine.advantage={kind: gae, lam: 1.0, value_coefficient: 1.0}"],
     "gae, critic model": [f"refine.advantage={_CRITIC_MODEL}"],
-    # Its advantages do not have unit variance: the same bonus would outweigh them.
+    # These advantages do not have unit variance, so the same bonus would outweigh them.
     "rloo": ["refine.advantage={kind: rloo}", "refine.entropy_coefficient=0.01"],
     "grpo": ["refine.advantage={kind: grpo}"],
 }
@@ -37,21 +37,21 @@ ESTIMATORS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run went."""
+    """The result of one run."""
 
     rewards: list[float]
     """Mean reward of each step."""
     seconds: float
-    """CPU time of this process: what else the machine does is left out."""
+    """CPU time of this process, which excludes other work on the machine."""
 
     @property
     def last(self) -> float:
-        """Mean over the last five steps."""
+        """Mean reward of the last five steps."""
         return statistics.fmean(self.rewards[-5:])
 
 
 def toy_config(model: str, estimator: str, seed: int = 0, staleness: int = 0) -> Config:
-    """The toy's settings with another model and estimator."""
+    """The settings of the toy with another model and estimator."""
     overrides = [
         f"policy.source={model}",
         *ESTIMATORS[estimator],
@@ -63,7 +63,7 @@ def toy_config(model: str, estimator: str, seed: int = 0, staleness: int = 0) ->
 
 
 def learn(config: Config) -> Outcome:
-    """Refines until the task is solved, or its steps are done."""
+    """Refines until the task is solved or all steps are done."""
     session = LearnerSession(config, refine_plan(config, config.policy.source, config.refine.steps))
     sampler = Sampler(config, session.policy.lm)
     started = time.process_time()

@@ -1,16 +1,16 @@
-"""How much the service bears, what it adds, and whether it keeps to its memory.
+"""Measures the service's throughput, overhead, limits and memory.
 
     benchmarks/serving/run.sh [--parts overhead load bound memory fuzz] [--seconds 30]
 
-Each part starts Ray Serve on loopback and asks it with locust (the fuzzer is schemathesis):
+Each part starts Ray Serve on loopback and sends requests with locust (the fuzzer is schemathesis):
 
-- overhead: stand-ins for both models, one user: what the service itself takes (p50; goal: 20 ms);
+- overhead: stand-ins for both models, one user: the service's own time (p50; goal: 20 ms);
 - load: SmolLM2-135M guides itself, 1, 4, 16 and 64 users; throughput at 16 users over that at 1
   (goal: 2.5);
-- bound: 64 users where 16 requests are admitted at once: only 503s beyond, and all is well again
-  with 4 users;
-- memory: stand-ins, 2,000 requests; what the replicas hold, the last quarter over the second;
-- fuzz: stand-ins, requests that schemathesis makes of the OpenAPI schema: never a 500.
+- bound: 64 users with a limit of 16 requests in flight: only 503s beyond it, and normal service
+  with 4 users afterwards;
+- memory: stand-ins, 2,000 requests; memory of the replicas, the last quarter over the second;
+- fuzz: stand-ins, requests that schemathesis makes from the OpenAPI schema: never a 500.
 """
 
 from __future__ import annotations
@@ -46,36 +46,36 @@ USERS = (1, 4, 16, 64)
 
 
 class SmallLM:
-    """A stand-in that computes nothing."""
+    """A stand-in for the small LM that computes nothing."""
 
     def __init__(self, *_: Any) -> None:
         return
 
     def version(self) -> str:
-        """Its name."""
+        """The name of the stand-in."""
         return "stand-in"
 
     async def there(self) -> bool:
-        """Always."""
+        """Always returns True."""
         return True
 
     async def write(
         self, question: str, context: Sequence[Paragraph], draw: Draw
     ) -> AsyncGenerator[Told, None]:
-        """Rationales at once."""
+        """Returns rationales at once."""
         yield Shown(tuple(context), 9, "stand-in")
         for sample in range(draw.samples):
             yield Written(sample, "It is the Humboldt River.", 7, "eos")
 
 
 class FrozenLM:
-    """Likewise."""
+    """A stand-in for the frozen LM that computes nothing."""
 
     def __init__(self, *_: Any) -> None:
         return
 
     def identity(self) -> str:
-        """Its name."""
+        """The name of the stand-in."""
         return "stand-in"
 
     async def answer(
@@ -85,7 +85,7 @@ class FrozenLM:
         rationale: str | None,
         wish: Wish | None = None,
     ) -> Reply:
-        """An answer at once."""
+        """Returns an answer at once."""
         river = "Humboldt River"
         return Reply(Answer(river, river, 100, 3), version="stand-in")
 
@@ -98,13 +98,13 @@ class FrozenLM:
         schema: str,
         wish: Wish,
     ) -> Reply:
-        """No object: prose."""
+        """Returns prose instead of an object."""
         return Reply(Answer(answer, "", 100, 3), version="stand-in")
 
 
 @contextmanager
 def service(folder: Path, *overrides: str, stubs: bool) -> Iterator[str]:
-    """The service of SmolLM2 as it comes, or of stand-ins; gives its address."""
+    """Runs the service with SmolLM2 or stand-ins and yields its address."""
     config = load_config(str(ROOT / "configs" / "quickstart.yaml"), ["frozen.cache.enabled=false"])
     (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
@@ -124,7 +124,7 @@ def _nothing() -> Iterator[None]:
 
 
 def locust(tools: Path, url: str, users: int, seconds: float, tokens: int = 24) -> dict[str, Any]:
-    """What so many users met: answers a second, latencies in ms, failures by their reason."""
+    """Runs locust; returns answers per second, latencies in ms and failures by reason."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [
@@ -154,7 +154,7 @@ def locust(tools: Path, url: str, users: int, seconds: float, tokens: int = 24) 
 
 
 def overhead(tools: Path, seconds: float) -> None:
-    """What the service itself takes."""
+    """Measures the service's own time."""
     with tempfile.TemporaryDirectory() as folder, service(Path(folder), stubs=True) as url:
         locust(tools, url, 1, 5)
         found = locust(tools, url, 1, seconds)
@@ -162,7 +162,7 @@ def overhead(tools: Path, seconds: float) -> None:
 
 
 def load(tools: Path, seconds: float) -> None:
-    """Throughput by the number of users."""
+    """Measures throughput by the number of users."""
     rates = {}
     options = ["serve.small.threads=2", "serve.frozen.threads=2", "serve.max_requests=128"]
     with (
@@ -184,7 +184,7 @@ def load(tools: Path, seconds: float) -> None:
 
 
 def bound(tools: Path, seconds: float) -> None:
-    """Past the bound, and back."""
+    """Exceeds the limit of requests in flight, then returns below it."""
     with (
         tempfile.TemporaryDirectory() as folder,
         service(Path(folder), "serve.max_requests=16", "serve.small.threads=2", stubs=False) as url,
@@ -196,7 +196,7 @@ def bound(tools: Path, seconds: float) -> None:
 
 
 def memory(tools: Path, seconds: float) -> None:
-    """What the replicas hold while 2,000 requests are answered."""
+    """Measures the memory of the replicas during 2,000 requests."""
     with tempfile.TemporaryDirectory() as folder, service(Path(folder), stubs=True) as url:
         held: dict[int, list[float]] = {}
         asked = 0
@@ -222,7 +222,7 @@ def _replicas() -> list[psutil.Process]:
 
 
 def fuzz(tools: Path, seconds: float) -> None:
-    """Whatever the schema allows, and what it does not."""
+    """Sends valid and invalid requests that schemathesis makes from the schema."""
     with tempfile.TemporaryDirectory() as folder, service(Path(folder), stubs=True) as url:
         done = subprocess.run(
             [
@@ -236,7 +236,7 @@ def fuzz(tools: Path, seconds: float) -> None:
 
 
 def main() -> None:
-    """Runs the parts that are asked for."""
+    """Runs the requested parts."""
     parts = {
         "overhead": overhead, "load": load, "bound": bound, "memory": memory, "fuzz": fuzz,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What locust's users do: ask for guided answers, one after the other."""
+"""The users of locust, who ask for guided answers one after the other."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ CONTEXT = [
 
 
 class Asking(HttpUser):
-    """Each question is a new one: nothing comes from a cache."""
+    """A user who asks a new question each time, so that no answer comes from a cache."""
 
     @task
     def answer(self) -> None:
-        """One answer."""
+        """Asks for one answer."""
         body = {
             "question": f"Which river does Elko straddle, number {next(_NUMBERS)}?",
             "context": CONTEXT,

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The service under load, and under a fuzzer.
+# Tests the service under load and with a fuzzer.
 #
 #     benchmarks/serving/run.sh [options of benchmarks.serving.load]
 #
-# locust and schemathesis get an environment of their own, made at the first call: LOAD_VENV names it,
+# locust and schemathesis get their own environment, created by the first call: LOAD_VENV names it,
 # by default .venv beside this script. `python` must be that of lmcot's environment.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)

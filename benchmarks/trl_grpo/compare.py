@@ -1,15 +1,15 @@
-"""A whole GRPO step: `lmcot refine` beside TRL's GRPOTrainer, in samples a second.
+"""Compares a whole GRPO step of `lmcot refine` with TRL's GRPOTrainer, in samples per second.
 
     benchmarks/trl_grpo/run.sh [--dtype auto|float32|bfloat16] [--steps 4] [--questions 16]
         [--rows 4 8 16]
 
 Both refine SmolLM2-135M with a reference model on the same HotpotQA questions with their gold
-paragraphs, 16 a step, four samples each of at most 64 tokens at temperature 1, one optimiser step
-with a KL term, on two threads; the reward looks at two numbers of the text and costs nothing.
-lmcot's side is the real command with its actors: sampling, judging, learning and the broadcast of
-the weights. TRL's is timed with each number of rows in a micro-batch (``--rows``), and the fastest
-counts. The first step of each is not counted; of the others, it is the median. ``--dtype auto``,
-the default, is bfloat16 where the processor computes in it, else float32.
+paragraphs, 16 per step, four samples each of at most 64 tokens at temperature 1, one optimiser step
+with a KL term, on two threads; the reward only reads two numbers in the text and costs nothing.
+For lmcot this runs the real command with its actors: sampling, judging, learning and the broadcast
+of the weights. TRL is timed with each number of rows in a micro-batch (``--rows``), and the fastest
+counts. Each time is the median over all steps but the first. ``--dtype auto``,
+the default, is bfloat16 where the processor supports it, else float32.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PARTS = ("publish", "sample", "judge", "learn")
 
 
 def config(dtype: str, questions: int, steps: int, budget: int) -> Config:
-    """Args: questions: in a step; budget: tokens in a micro-batch of the learner."""
+    """Args: questions: number per step; budget: tokens per micro-batch of the learner."""
     sample = {"kind": "sample"}
     computing = {"count": 1, "cpus": 0.5, "threads": THREADS}
     return parse_config(
@@ -76,7 +76,7 @@ def config(dtype: str, questions: int, steps: int, budget: int) -> Config:
 
 
 def workload(run: Run) -> dict[str, Any]:
-    """What TRL is to do: the same questions, step by step, as text and as tokens."""
+    """The workload for TRL: the same questions, step by step, as text and as tokens."""
     settings = run.config
     sampler = PromptSampler(len(run.train), settings.seed)
     steps = []
@@ -109,7 +109,7 @@ def workload(run: Run) -> dict[str, Any]:
 
 
 def time_lmcot(settings: Config, folder: Path) -> tuple[float, dict[str, Any]]:
-    """Seconds of a step, with what it is made of on stderr; and the workload."""
+    """Seconds of a step, whose parts are printed on stderr, and the workload."""
     with open_run(settings, folder) as run:
         work = workload(run)
         refine(run)
@@ -130,12 +130,12 @@ def time_lmcot(settings: Config, folder: Path) -> tuple[float, dict[str, Any]]:
 
 
 def time_trl(python: str, work: dict[str, Any], rows: int, folder: Path) -> float:
-    """Seconds of a step."""
+    """Seconds of a step of TRL."""
     given, found = folder / "workload.json", folder / f"trl-{rows}.json"
     given.write_text(json.dumps(work), encoding="utf-8")
     script = str(Path(__file__).with_name("trl_side.py"))
     environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
-    environment.pop("PYTHONPATH", None)  # TRL's packages are its own
+    environment.pop("PYTHONPATH", None)  # TRL has its own packages
     subprocess.run(
         [python, script, str(given), str(found), "--rows", str(rows)],
         env=environment,
@@ -159,7 +159,7 @@ def _tell(name: str, seconds: list[float], tokens: float, reward: float) -> None
 
 
 def main() -> None:
-    """Prints samples a second of both, and their ratio."""
+    """Prints samples per second of both, and their ratio."""
     parser = argparse.ArgumentParser(description="A whole GRPO step beside TRL's.")
     parser.add_argument("--trl-python", required=True, help="of an environment with TRL")
     parser.add_argument("--dtype", choices=get_args(Dtype), default="auto")

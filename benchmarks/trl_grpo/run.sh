@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A whole GRPO step of lmcot beside one of TRL's GRPOTrainer, in one go.
+# Compares a whole GRPO step of lmcot with one of TRL's GRPOTrainer.
 #
 #     benchmarks/trl_grpo/run.sh [options of benchmarks.trl_grpo.compare]
 #
-# TRL gets an environment of its own, made at the first call: TRL_VENV names it, by default .venv
+# TRL gets its own environment, created by the first call: TRL_VENV names it, by default .venv
 # beside this script. `python` must be that of lmcot's environment.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)

@@ -1,11 +1,11 @@
-"""TRL's part of the comparison, for an environment with TRL and without lmcot.
+"""TRL's part of the comparison, which runs in an environment with TRL and without lmcot.
 
     python trl_side.py WORKLOAD.json RESULT.json --rows 8
 
-Times each step of GRPOTrainer on the prompts of the workload, on the CPU. The settings are those
-that do the same work as lmcot's in the least time: no gradient checkpointing, no checkpoints, one
-call of generate() for the whole step, and no pass for the old log-probabilities, which TRL spares
-itself where a batch is used once.
+It times each step of GRPOTrainer on the prompts of the workload, on the CPU. The settings do the
+same work as lmcot's in the least time: no gradient checkpointing, no checkpoints, one
+call of generate() for the whole step, and no pass for the old log-probabilities, which TRL skips
+if a batch is used once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 
 class _Clock(TrainerCallback):
-    """Notes when steps end."""
+    """Records when steps end."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -39,18 +39,18 @@ class _Clock(TrainerCallback):
 
 
 def increasing(completions: list[str], **_: Any) -> list[float]:
-    """lmcot's rule for the toy task, with two numbers: 1 if the first is less than the second."""
+    """The reward of lmcot's toy task for two numbers: 1 if the first is less than the second."""
     numbers = [[int(n) for n in re.findall(r"\d+", text)[:2]] for text in completions]
     return [float(len(found) == 2 and found[0] < found[1]) for found in numbers]
 
 
 def settings(work: dict[str, Any], rows: int, folder: str) -> GRPOConfig:
-    """Args: rows: samples in one micro-batch."""
+    """Args: rows: samples per micro-batch."""
     samples = work["samples"] * len(work["steps"][0])
     return GRPOConfig(
         output_dir=folder,
         use_cpu=True,
-        bf16=False,  # autocast: the weights have their dtype already
+        bf16=False,  # this is autocast; the weights already have their dtype
         model_init_kwargs={"dtype": work["dtype"]},
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=samples // rows,
@@ -60,7 +60,7 @@ def settings(work: dict[str, Any], rows: int, folder: str) -> GRPOConfig:
         num_iterations=1,
         beta=work["kl"],
         epsilon=work["clip"],
-        loss_type="dapo",  # a mean over all tokens of the step, as lmcot's
+        loss_type="dapo",  # a mean over all tokens of the step, as in lmcot
         scale_rewards="group",
         learning_rate=work["learning_rate"],
         lr_scheduler_type="constant",
@@ -79,7 +79,7 @@ def settings(work: dict[str, Any], rows: int, folder: str) -> GRPOConfig:
 
 
 def main() -> None:
-    """Writes the seconds of each step, and what TRL logged of it."""
+    """Writes the seconds of each step and TRL's log of it."""
     parser = argparse.ArgumentParser(description="Time GRPO steps of TRL.")
     parser.add_argument("workload", type=Path)
     parser.add_argument("result", type=Path)

@@ -2,4 +2,4 @@
 
 from lmcot.process import spare_imports
 
-spare_imports()  # in a process that was prepared; it changes nothing in any other
+spare_imports()  # only has an effect in a prepared process

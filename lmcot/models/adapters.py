@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 def add_adapters(lm: PreTrainedModel, settings: LoraSettings, seed: int) -> PreTrainedModel:
-    """Wraps a model so that only its new adapters train; at first they change nothing.
+    """Wraps a model so that only its new adapters train; they start as the identity.
 
     Raises:
-        UserError: if ``target_modules`` names no layer of the model, or one that is tied to
-            another: merged, its adapter would change both.
+        UserError: if ``target_modules`` names no layer of the model, or a layer with tied
+            weights: merging its adapter would change both layers.
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
@@ -57,20 +57,20 @@ def add_adapters(lm: PreTrainedModel, settings: LoraSettings, seed: int) -> PreT
 
 
 def has_adapters(lm: nn.Module) -> bool:
-    """Whether `add_adapters` made it."""
+    """Whether `add_adapters` made the model."""
     return hasattr(lm, "disable_adapter")
 
 
 @contextmanager
 def adapters_off(lm: nn.Module) -> Iterator[None]:
-    """The model as it was before its adapters trained."""
+    """Disables the adapters inside the block, so that the model is the base model."""
     model: Any = lm
     with model.disable_adapter():
         yield
 
 
 def save_adapters(lm: nn.Module, tensors: Mapping[str, Tensor], folder: Place) -> None:
-    """Writes adapters in peft's format, complete or not at all.
+    """Writes adapters atomically, in peft's format.
 
     Args:
         tensors: the trained parameters, by their names in ``lm``.
@@ -79,12 +79,12 @@ def save_adapters(lm: nn.Module, tensors: Mapping[str, Tensor], folder: Place) -
     for config in model.peft_config.values():
         config.base_model_name_or_path = _from_anywhere(config.base_model_name_or_path)
     with replacing(folder) as partial:
-        # Else peft asks the hub whether the base model's vocabulary has another size.
+        # Otherwise peft asks the hub whether the vocabulary of the base model was resized.
         model.save_pretrained(partial, state_dict=dict(tensors), save_embedding_layers=False)
 
 
 def _from_anywhere(base: str) -> str:
-    """A model's name that means the same in every folder: a hub id, or a whole path."""
+    """A model's name that is valid in every working directory: a hub id or an absolute path."""
     return os.path.abspath(base) if os.path.isdir(base) else base
 
 
@@ -108,7 +108,7 @@ def _dtype_of(adapters: Path) -> torch.dtype:
 
 
 def main() -> None:
-    """``python -m lmcot.models.adapters``: merges in a plain process, that has no engine."""
+    """``python -m lmcot.models.adapters``: merges in a process without a DeepSpeed engine."""
     parser = argparse.ArgumentParser(description=merge_adapters.__doc__)
     parser.add_argument("source")
     parser.add_argument("adapters", type=place)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask, both int64 [rows, longest], with the padding at the end.
+    """Ids and mask, both int64 [rows, longest], with padding at the end.
 
-    The mask comes from the lengths: a pad token that is also EOS keeps its place.
+    The mask is computed from the lengths, so a real EOS token stays visible if EOS also pads.
     """
     longest = max((len(row) for row in rows), default=0)
     ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
@@ -23,7 +23,7 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tenso
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask, both int64 [rows, longest], with the padding at the front."""
+    """Ids and mask, both int64 [rows, longest], with padding at the front."""
     longest = max((len(row) for row in rows), default=0)
     ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
     mask = torch.zeros_like(ids)

@@ -1,4 +1,4 @@
-"""What a model can take: how many positions, which token ids. From its config, without weights."""
+"""A model's limits (positions and token ids), read from its config without loading weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _STRETCHED_ALREADY = ("default", "llama3", "longrope")
-"""Kinds of rotary scaling whose configs give the window that results."""
+"""Kinds of rotary scaling whose configs already give the scaled window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,10 @@ class Limits:
     window: int | None
     """Number of positions; None if they have no end."""
     encoder_decoder: bool
-    """Whether the prompt has a window of its own, apart from the reply's."""
+    """Whether prompt and reply have separate windows."""
 
     def fit(self, prompt: int, reply: int) -> bool:
-        """Whether a prompt and a reply of so many tokens have room."""
+        """Whether a prompt and a reply of these lengths fit in the window."""
         if self.window is None:
             return True
         needed = max(prompt, reply) if self.encoder_decoder else prompt + reply
@@ -34,10 +34,10 @@ class Limits:
 
 
 def read_limits(source: str, tokenizer: PreTrainedTokenizerBase) -> Limits:
-    """The limits of a source's model, which is to read what a tokenizer writes.
+    """Reads the limits of a source's model and checks that the tokenizer fits it.
 
     Raises:
-        UserError: if there is no model at the source, or it has no embedding for some token.
+        UserError: if there is no model at the source, or it lacks an embedding for a token.
     """
     config = load_config(source)
     _check_tokens(source, config, tokenizer)
@@ -45,16 +45,16 @@ def read_limits(source: str, tokenizer: PreTrainedTokenizerBase) -> Limits:
 
 
 def window_of(config: Any) -> int | None:
-    """How many positions a model has; None if they have no end, as relative ones (T5's, ALiBi).
+    """The number of positions of a model; None if unlimited, as with T5 and ALiBi.
 
-    Learned positions end there, and a traceback is all that follows. Rotary ones can be computed
-    beyond, but nothing was learned there.
+    Beyond its window, a model with learned positions raises an error. Rotary positions can be
+    computed there, but the model was not trained on them.
     """
     text = config.get_text_config(decoder=True)
     window = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
     if not isinstance(window, int) or window <= 0:
         return None
-    # Per kind of layer (Gemma 3) the window is the one that results, too.
+    # With scaling per kind of layer (Gemma 3), the config also gives the scaled window.
     scaling = getattr(text, "rope_parameters", None) or {}
     kind = scaling.get("rope_type", "default")
     if kind in _STRETCHED_ALREADY:
@@ -64,10 +64,10 @@ def window_of(config: Any) -> int | None:
 
 
 def _check_tokens(source: str, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Compares the tokenizer with the rows of the model's embedding.
+    """Checks that the model has an embedding for every token that can occur.
 
-    A special token without a row is borne as long as nothing uses it: text never holds one, and
-    Gemma 3's tokenizer has one for images, which its text models do not know.
+    Unused special tokens may lack one: text never contains them, and Gemma 3's tokenizer has
+    one for images that its text models lack.
     """
     rows = int(config.get_text_config(decoder=True).vocab_size)
     used = {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}

@@ -1,4 +1,4 @@
-"""The output layer at chosen positions: its product is the largest of a small model."""
+"""Applies the output layer only at chosen positions; it is a small model's largest product."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def output_at(output: nn.Module, where: Tensor) -> Iterator[list[Tensor]]:
-    """Has the output layer read [1, tokens, width] in place of [rows, length, width]."""
+    """Makes the output layer read [1, tokens, width] instead of [rows, length, width]."""
     seen: list[Tensor] = []
 
     def select(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:

@@ -1,4 +1,4 @@
-"""The small LM as the learner trains it: response logits and values, for both architectures."""
+"""The small LM that the learner trains: response logits and values for both architectures."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lmcot.models.sequences import Row, SequenceBatch, make_batch
 
 
 class Policy(nn.Module):
-    """A language model, with a critic where one is needed.
+    """A language model with an optional critic.
 
-    The critic is either a linear head on the model's own last hidden state, or a model of its
-    own. Its output starts near zero (Huang et al. 2024, "The N implementation details of RLHF
+    The critic is either a linear head on the model's last hidden state or a separate model.
+    Its output starts near zero (Huang et al. 2024, "The N implementation details of RLHF
     with PPO", detail 6), so that early values do not disturb the advantages.
     """
 
@@ -29,19 +29,19 @@ class Policy(nn.Module):
 
     @property
     def start_id(self) -> int | None:
-        """The token that the decoder starts with, if the model has an encoder for the prompt."""
+        """The decoder's start token; None for a decoder-only model."""
         config = self.lm.config
         return int(config.decoder_start_token_id) if config.is_encoder_decoder else None
 
     def forward(
         self, batch: SequenceBatch, *, values: bool, head_only: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits and, if asked for, values at each response token.
+        """Logits and optionally values at each response token.
 
-        Those of a token are the logits that predict it, and the value of the state before it.
+        A token gets the logits that predict it and the value of the state before it.
 
         Args:
-            head_only: the values' gradient ends at the value head, and does not reach the trunk.
+            head_only: whether the gradient of the values stops at the value head.
 
         Returns:
             logits [tokens, vocabulary] in the model's dtype, values [tokens] in float32 or None.
@@ -57,7 +57,7 @@ class Policy(nn.Module):
 
 
 def value_head(lm: PreTrainedModel, seed: int) -> nn.Linear:
-    """A linear layer from the last hidden state to one value, near zero."""
+    """A linear layer from the last hidden state to one value, initialised near zero."""
     hidden = int(lm.config.get_text_config(decoder=True).hidden_size)
     head = nn.Linear(hidden, 1, dtype=lm.dtype, device=lm.device)
     weight = torch.randn(1, hidden, generator=torch.Generator().manual_seed(seed))
@@ -75,10 +75,10 @@ def critic_model(lm: PreTrainedModel, seed: int) -> PreTrainedModel:
 
 
 def response_logits(lm: nn.Module, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
-    """Logits that predict the response tokens, and the hidden states that they come from.
+    """Logits that predict the response tokens, and their hidden states.
 
-    The output layer is given those positions alone: its product is the largest of a small
-    model, and its result the largest tensor.
+    The output layer runs only at these positions: it is a small model's largest product, and
+    its result the largest tensor.
 
     Returns:
         logits [tokens, vocabulary]; hidden states [tokens, width].
@@ -95,8 +95,8 @@ def response_logits(lm: nn.Module, batch: SequenceBatch) -> tuple[Tensor, Tensor
             "position_ids": batch.positions,
         }
     else:
-        # A decoder alone with its response needs no mask: later padding is hidden by causality,
-        # and the start token, for T5 the pad token, must stay visible.
+        # With one response per row the decoder needs no mask: causality hides the padding at the
+        # end, and the start token, which is T5's pad token, must stay visible.
         arguments = {
             "input_ids": batch.encoder_ids,
             "attention_mask": batch.encoder_mask,
@@ -111,11 +111,11 @@ def response_logits(lm: nn.Module, batch: SequenceBatch) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def shares_prompts(lm: nn.Module, start_id: int | None) -> bool:
-    """Whether responses behind one prompt get the logits that each would get alone.
+    """Whether responses that share one prompt get the same logits as each alone.
 
-    Asked of the model itself, with made-up tokens: an architecture may see positions or
-    attention in ways of its own (sliding windows, recurrence, biases by distance). It is asked in
-    float32: in 16 bits the rounding of a deep model hides what would be seen.
+    This runs the model on made-up tokens, since an architecture may treat positions or attention
+    in its own way (sliding windows, recurrence, biases by distance). It runs in float32, since
+    16-bit rounding in a deep model would hide the difference.
     """
     model: Any = lm
     if model.dtype != torch.float32:
@@ -123,7 +123,7 @@ def shares_prompts(lm: nn.Module, start_id: int | None) -> bool:
     text = model.config.get_text_config(decoder=True)
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"} or getattr(text, "sliding_window", None):
-        return False  # a window shows only behind prompts longer than it
+        return False  # a window only shows with prompts longer than it
     generator = torch.Generator().manual_seed(0)
 
     def made_up(length: int) -> list[int]:
@@ -134,22 +134,22 @@ def shares_prompts(lm: nn.Module, start_id: int | None) -> bool:
     try:
         together, _ = response_logits(model, make_batch(rows, pad_id=0, start_id=start_id))
     except (RuntimeError, ValueError, TypeError, IndexError):
-        return False  # it does not take a mask of this form
+        return False  # the model does not accept a mask of this shape
     apart, _ = response_logits(model, make_batch(alone, pad_id=0, start_id=start_id))
     return float((together - apart).abs().max()) < _ROUNDING * float(apart.std())
 
 
 _ROUNDING = 1e-4
-"""What the order of sums may change of the trial's logits, in parts of their spread."""
+"""Tolerated difference of the trial's logits from rounding, as a share of their spread."""
 _TRIAL = {9: (5, 3, 6), 4: (2, 7)}
-"""Length of a prompt, and of its responses."""
+"""Length of each prompt in the trial, and the lengths of its responses."""
 
 
 def disable_dropout(model: nn.Module) -> None:
     """Sets every dropout to p = 0.
 
-    Not by ``eval()``: gradient checkpointing needs train mode. The model's config keeps its own
-    values, so that a saved model trains as before elsewhere.
+    ``eval()`` would not do, since gradient checkpointing needs train mode. The model's config
+    keeps its values, so that a saved model trains elsewhere as before.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):

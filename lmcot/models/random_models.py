@@ -1,4 +1,4 @@
-"""Tiny random models with tokenizers made on the spot: they prove code paths, not language."""
+"""Tiny random models with generated tokenizers: they test code paths, not language."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lmcot.errors import UserError
 from lmcot.files import finished_folder
 
 _FORM = 3
-"""Part of the cached folder's name: raised when what is built here changes."""
+"""Version in the cached folder's name; raise it when the models built here change."""
 _KINDS = ("llama", "t5", "counting-llama", "counting-t5")
 _WORDS = (
     "the a of in and is was are born city country film band album river year first people "
@@ -31,10 +31,10 @@ _SPECIAL = ["<pad>", "</s>", "<unk>"]
 
 
 def build_random_model(kind: str, cache: Path) -> Path:
-    """The folder of a random model, built if it is not in the cache.
+    """The folder of a random model, which is built if it is not in the cache.
 
-    Kinds: ``llama`` and ``t5`` have a tokenizer trained on sentences made on the spot;
-    ``counting-llama`` and ``counting-t5`` know the digits and the toy task's words only.
+    Kinds: ``llama`` and ``t5`` have a tokenizer trained on generated sentences;
+    ``counting-llama`` and ``counting-t5`` only know the digits and the words of the toy task.
 
     Raises:
         UserError: if there is no such kind.
@@ -69,7 +69,7 @@ def _counting_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _text_tokenizer(*, ends: bool) -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on made-up sentences; ``ends``: adds EOS to a text, as T5's does."""
+    """Byte-level BPE trained on generated sentences; ``ends`` appends EOS to a text, as T5 does."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -125,7 +125,7 @@ def _t5(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
             num_heads=4,
             dropout_rate=0.1,
             feed_forward_proj="gated-gelu",
-            # At the default of 1 the first logits are so large that nothing but one token is drawn.
+            # At the default of 1 the initial logits are so large that only one token is drawn.
             initializer_factor=0.1,
             tie_word_embeddings=False,
             pad_token_id=tokenizer.pad_token_id,

@@ -1,8 +1,8 @@
-"""Prompts with their responses as the learner's tensors: one row for a prompt and several of them.
+"""The learner's tensors: each row holds a prompt and one or more of its responses.
 
-The responses of one row lie end to end and do not see each other, so that what they share, their
-prompt, goes through the model once. For a decoder-only model a row reads ``prompt r1 r2 ...``; an
-encoder-decoder's encoder reads the prompt, its decoder ``start r1 start r2 ...``.
+The responses of a row lie end to end and do not see each other, so that their shared prompt goes
+through the model once. A decoder-only model reads ``prompt r1 r2 ...``; in an encoder-decoder the
+encoder reads the prompt and the decoder ``start r1 start r2 ...``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Row(NamedTuple):
 class SequenceBatch:
     """Rows as padded tensors, int64 on the CPU.
 
-    A response's last token is predicted, but not read: nothing follows it.
+    The last token of a response is predicted but not read, since nothing follows it.
     """
 
     ids: Tensor
@@ -53,9 +53,9 @@ class SequenceBatch:
         return bool(self.segments.max() > 1)
 
     def attention_mask(self) -> Tensor:
-        """What a token may see: its prompt and its own response, up to itself.
+        """The mask that lets a token see its prompt and its own response, up to itself.
 
-        Padding sees itself, for a row of nothing has no softmax.
+        Padding sees itself, since softmax is undefined over no keys.
 
         Returns:
             bool [rows, 1, length, length], queries before keys.
@@ -71,12 +71,11 @@ def make_batch(rows: Sequence[Row], *, pad_id: int, start_id: int | None) -> Seq
     """Pads rows for one forward pass.
 
     Args:
-        start_id: the token that an encoder-decoder's decoder starts with; None for a
-            decoder-only model.
+        start_id: the decoder's start token; None for a decoder-only model.
 
     Raises:
-        ValueError: if a response is empty: there is nothing to learn from it; or a prompt is:
-            no token would predict the response's first.
+        ValueError: if a response is empty, so that nothing can be learned from it, or a prompt
+            is, so that no token predicts the first one of the response.
     """
     if any(not response for row in rows for response in row.responses):
         raise ValueError("a response is empty")
@@ -120,7 +119,7 @@ def _lay_out(row: Row, start_id: int | None) -> _Layout:
         layout.ids.extend(read)
         layout.segments.extend([segment] * len(read))
         layout.positions.extend(range(len(prompt), len(prompt) + len(read)))
-        # The first token is predicted by the prompt's last one, or by the start token.
+        # The last token of the prompt, or the start token, predicts the first one.
         layout.columns.extend([len(prompt) - 1] if start_id is None else [])
         layout.columns.extend(range(begin, begin + len(read)))
     return layout

@@ -1,7 +1,7 @@
-"""Where weights come from: hub ids, folders, GGUF files, both in packages or at URLs too.
+"""Sources of weights: hub ids, and folders or GGUF files on disk, in packages or at URLs.
 
-Every source ends as a Hugging Face folder (or hub id) that plain transformers loads; GGUF files
-are converted once and kept in the cache. Only safetensors are read, and no remote code.
+Every source resolves to a Hugging Face folder (or hub id) that plain transformers loads; GGUF
+files are converted once and cached. Only safetensors are read, and no remote code runs.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 
     from lmcot.storage import Place
 
-# Unset, transformers asks at the terminal whether to run a model's own code.
+# If this is unset, transformers asks at the terminal whether to run a model's own code.
 _NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def resolve_source(source: str) -> str:
-    """A folder or hub id that transformers can load, made from any form of source.
+    """Resolves any form of source to a folder or hub id that transformers can load.
 
     Raises:
-        UserError: if there is no model at the source, saying what was looked for.
+        UserError: if there is no model at the source; the message says what was expected.
     """
     if source.startswith("random:"):
         from lmcot.models.random_models import build_random_model
@@ -79,7 +79,7 @@ def resolve_source(source: str) -> str:
 
 
 def resolve_dtype(dtype: Dtype) -> torch.dtype:
-    """``auto`` is bfloat16 where the hardware computes in it, else float32.
+    """The torch dtype; ``auto`` is bfloat16 where the hardware supports it, else float32.
 
     A CPU without bfloat16 units emulates it, tens of times slower than float32.
     """
@@ -93,15 +93,15 @@ def resolve_dtype(dtype: Dtype) -> torch.dtype:
 
 
 def device() -> torch.device:
-    """The GPU that this process was given, else the CPU."""
+    """The GPU assigned to this process, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a source; a missing pad token becomes its EOS token.
+    """Loads the tokenizer of a source; EOS becomes the pad token if there is none.
 
     Raises:
-        UserError: if there is none.
+        UserError: if the source has no tokenizer, or the tokenizer no EOS token.
     """
     resolved = resolve_source(source)
     with _refusing(f"'{source}' has no tokenizer that loads"):
@@ -116,14 +116,14 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 def load_model(
     source: str, dtype: Dtype = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of a source in evaluation mode on this process's device, and its tokenizer.
+    """Loads a source's model, in evaluation mode on this process's device, and its tokenizer.
 
-    Its generation settings are reset: sampling filters that a model's own generation_config
-    smuggles in would change what is sampled.
+    The generation settings are reset, since sampling filters in the model's own
+    generation_config would change the samples.
 
     Raises:
         UserError: if the source is not a causal or sequence-to-sequence language model, or
-            some of its weights are missing or of another shape.
+            some of its weights are missing or have the wrong shape.
     """
     tokenizer = load_tokenizer(source)
     resolved = resolve_source(source)
@@ -138,7 +138,7 @@ def load_model(
             ignore_mismatched_sizes=True,
             **_NO_CODE,
         )
-    # Transformers would make these weights up.
+    # Transformers would initialise these weights at random.
     unfit = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
     if unfit:
         raise UserError(
@@ -156,7 +156,7 @@ def load_model(
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """All token ids that end a sequence: the tokenizer's and the model's own."""
+    """All token ids that end a sequence, from the tokenizer and the model."""
     own = model.generation_config.eos_token_id if model.generation_config else None
     ids = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
     return frozenset(token for token in ids if token is not None)
@@ -168,7 +168,7 @@ def count_parameters(model: torch.nn.Module) -> int:
 
 
 def parameters_of(source: str) -> int:
-    """Number of parameters of a source's model, from its config alone: no weights are read.
+    """Number of parameters of a source's model, computed from its config without weights.
 
     Raises:
         UserError: if there is no model at the source.
@@ -197,10 +197,10 @@ def save_model(
     folder: Place,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes a Hugging Face folder (safetensors), complete or not at all.
+    """Writes a Hugging Face folder (safetensors) atomically.
 
     Args:
-        tensors: the parameters by name, where the model's own are partitioned.
+        tensors: the parameters by name; needed if those of the model are partitioned.
     """
     state = None
     if tensors is not None:
@@ -213,7 +213,7 @@ def save_model(
 
 
 def save_tensors(tensors: Mapping[str, Tensor], folder: Place) -> None:
-    """Writes ``folder/model.safetensors``, complete or not at all."""
+    """Writes ``folder/model.safetensors`` atomically."""
     with replacing(folder) as partial:
         save_file(dict(tensors), partial / "model.safetensors")
 
@@ -235,9 +235,9 @@ def _check_folder(path: Path) -> None:
 
 
 def _in_package(source: str) -> Path:
-    """The ``.gguf`` file or the model folder that an installed package holds."""
+    """The ``.gguf`` file or model folder in an installed package."""
     package, _, name = source.removeprefix("package:").partition("/")
-    # find_spec does not import the package: its own dependencies need not be installed.
+    # find_spec does not import the package, so its dependencies need not be installed.
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
@@ -254,7 +254,7 @@ def _in_package(source: str) -> Path:
 
 
 def _converted(gguf: Path) -> Path:
-    """The cached Hugging Face folder of a GGUF file, converted now if it is not there yet."""
+    """The Hugging Face folder of a GGUF file, which is converted if it is not in the cache."""
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     folder = cache_folder() / "models" / f"{gguf.stem}-{digest}"
@@ -265,7 +265,7 @@ def _converted(gguf: Path) -> Path:
         loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **where)
         config = AutoConfig.from_pretrained(gguf.parent, **where)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
-        # What comes straight from GGUF is marked as quantised and refuses to be saved.
+        # A model loaded from GGUF is marked as quantised and refuses to be saved.
         clean = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, **_NO_CODE)
         clean.load_state_dict(loaded.state_dict())
     clean.generation_config = loaded.generation_config
@@ -274,7 +274,7 @@ def _converted(gguf: Path) -> Path:
 
 
 def _attention(config: Any) -> str | None:
-    """None is transformers' choice, which leaves soft caps of scores out without a word."""
+    """Chooses the attention implementation; transformers' default (None) ignores soft caps."""
     return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
 
 
@@ -284,7 +284,7 @@ def _auto_class(config: Any) -> Any:
 
 @contextmanager
 def _refusing(refusal: str) -> Iterator[None]:
-    """Turns what broken models cause into a `UserError`: errors of any type, save a full disk."""
+    """Turns any error of a broken model into a `UserError`, but not lack of disk or memory."""
     try:
         yield
     except Exception as error:

@@ -1,7 +1,7 @@
-"""Attention in parts: over a prefix that many rows share, over each row's own tokens, merged.
+"""Attention in parts, over a shared prefix and over each row's own tokens, and the merge.
 
-Softmax attention over keys that lie in several places is the average of the attention over each
-place, weighted by the sums of its exponentials (the log-sum-exp merge: Milakov and Gimelshein 2018,
+Softmax attention over keys in several places is the average of the attention over each place,
+weighted by its sum of exponentials (the log-sum-exp merge: Milakov and Gimelshein 2018,
 "Online normalizer calculation for softmax"; Juravsky et al. 2024, "Hydragen", for prefixes).
 """
 
@@ -15,42 +15,42 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 _LOWEST = -1e30
-"""Stands for the greatest of no scores: finite, for infinities have no difference."""
+"""The maximum over no scores; finite, because infinities cannot be subtracted."""
 
 
 class Scoring(NamedTuple):
-    """How a layer makes scores of products."""
+    """How a layer turns query-key products into scores."""
 
     scale: float
     softcap: float | None = None
-    """Scores are ``softcap * tanh(score / softcap)``."""
+    """If set, scores become ``softcap * tanh(score / softcap)``."""
 
 
 class Partial(NamedTuple):
     """Attention of queries over some of their keys, in float32."""
 
     total: Tensor
-    """[..., queries, width] values, weighted by ``exp(score - greatest)``; not divided"""
+    """[..., queries, width] sum of values weighted by ``exp(score - greatest)``"""
     greatest: Tensor
-    """[..., queries]"""
+    """[..., queries] greatest score"""
     mass: Tensor
     """[..., queries] sum of ``exp(score - greatest)``"""
 
     def normalised(self) -> Tensor:
-        """[..., queries, width] what attention over these keys alone gives."""
+        """Attention over these keys alone: [..., queries, width]."""
         return self.total / self.mass.unsqueeze(-1)
 
 
 def attend_partly(
     query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, bias: Tensor | None = None
 ) -> Partial:
-    """Attention over the keys at hand.
+    """Unnormalised attention over some of the keys.
 
     Args:
         query: [..., queries, width]
         key: [..., keys, width]
         value: [..., keys, value width]
-        bias: added to the scores, -inf where a key is not seen; broadcasts to
+        bias: added to the scores, -inf where a key is hidden; broadcasts to
             [..., queries, keys].
     """
     scores = torch.matmul(query * scoring.scale, key.transpose(-1, -2)).float()
@@ -68,7 +68,7 @@ def attend_partly(
 def attend_wholly(
     query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, bias: Tensor | None = None
 ) -> Tensor:
-    """As `attend_partly`, where these are all the keys: [rows, heads, queries, width]."""
+    """Attention as in `attend_partly`, but over all keys: [rows, heads, queries, width]."""
     if scoring.softcap is not None:
         part = attend_partly(query, key, value, scoring, bias)
         return part.normalised().to(query.dtype)
@@ -77,7 +77,7 @@ def attend_wholly(
 
 
 def join(parts: Sequence[Partial]) -> Partial:
-    """Parts of [slots, heads, ...] end to end, and at the end one that nothing was attended in."""
+    """Concatenates parts of [slots, heads, ...] and appends an empty slot."""
     total, mass = parts[0].total, parts[0].mass
     nothing = Partial(
         total.new_zeros(1, *total.shape[1:]),
@@ -88,11 +88,11 @@ def join(parts: Sequence[Partial]) -> Partial:
 
 
 def merge(parts: Partial, members: Tensor) -> Tensor:
-    """Attention over all keys of each row, from that over some of them at a time.
+    """Attention of each row over all its keys, merged from parts.
 
     Args:
         parts: total [slots, heads, width], greatest and mass [slots, heads]
-        members: [rows, parts] the slots of each row
+        members: [rows, parts] slots of each row
 
     Returns:
         [rows, heads, width]
@@ -113,13 +113,13 @@ def attend(
     causal: bool,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Attention of one sequence's tokens, all keys at hand.
+    """Attention of one sequence's tokens over all keys.
 
     Args:
         query: [heads, queries, width]
-        key: [key heads, keys, width]; heads are a multiple of key heads
+        key: [key heads, keys, width]; ``heads`` is a multiple of ``key heads``
         value: [key heads, keys, width]
-        causal: each query sees the keys up to its own, as many as there are queries and keys.
+        causal: whether each query only sees keys up to its own; needs as many queries as keys.
         bias: as in `attend_partly`; broadcasts to [heads, queries, keys].
 
     Returns:

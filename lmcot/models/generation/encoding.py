@@ -1,4 +1,4 @@
-"""What an encoder-decoder reads: encoded once, with keys and values for its decoder made once."""
+"""Prompts of encoder-decoders, encoded once, with cross-attention keys and values made once."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lmcot.models.generation.stacks import Entry
 def encode(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_id: int, max_batch_tokens: int
 ) -> list[Entry]:
-    """Cross-attention keys and values of each prompt, in batches of about one length."""
+    """Cross-attention keys and values of each prompt, in batches of similar lengths."""
     entries: dict[int, Entry] = {}
     for batch in _batches([len(prompt) for prompt in prompts], max_batch_tokens):
         ids, mask = pad_right([prompts[index] for index in batch], pad_id)
         ids, mask = ids.to(model.device), mask.to(model.device)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         start = model.config.decoder_start_token_id
-        # One token through the decoder makes the keys and values, whatever its layers are called.
+        # One decoder token makes the keys and values, whatever the names of the layers.
         model(
             input_ids=ids,
             attention_mask=mask,
@@ -43,7 +43,7 @@ def encode(
 
 
 class SourceStandIn:
-    """Has cross-attention layers ask for their keys instead of making them each time."""
+    """Stand-in for the encoder, so that cross-attention keys are not computed at each step."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         text = model.config.get_text_config(decoder=True)
@@ -57,29 +57,29 @@ class SourceStandIn:
         ]
 
     def arguments(self) -> dict[str, Any]:
-        """What the model is given besides its decoder's tokens."""
+        """Arguments for the model besides the decoder's tokens."""
         cross = DynamicCache()
         for layer in range(self._layers):
             cross.update(self.key, self.key, layer)
             cross.layers[layer].keys = cross.layers[layer].values = self.key
         return {
             "encoder_outputs": BaseModelOutput(last_hidden_state=self._hidden),
-            # Of the decoder's own cache nothing is used but that it is empty.
+            # The decoder's own cache only has to be empty.
             "past_key_values": EncoderDecoderCache(DynamicCache(), cross),
             "use_cache": True,
         }
 
     @contextmanager
     def biases(self, distances: int) -> Iterator[dict[int, Tensor]]:
-        """Relative position biases, while the modules that make them return stand-ins.
+        """Computes relative position biases and makes their modules return stand-ins.
 
-        They would make them for tokens that lie in order.
+        The modules themselves assume that tokens lie in order.
 
         Returns:
-            by identity of the stand-in, biases [heads, distances].
+            Biases [heads, distances] by the identity of their stand-in.
         """
         made: dict[int, Tensor] = {}
-        held = []  # as long as they live nothing else has their identity
+        held = []  # keeps the stand-ins alive, so that their identities stay unique
         try:
             for module in self._biased:
                 bias = module.compute_bias(1, distances, past_seen_tokens=distances - 1)
@@ -98,7 +98,7 @@ def _return(stand_in: Tensor, *_: object, **__: object) -> Tensor:
 
 
 def _batches(lengths: Sequence[int], max_batch_tokens: int) -> Iterator[list[int]]:
-    """Indices packed by length, within a number of tokens with padding."""
+    """Batches of indices by length, each within a number of tokens including padding."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
         if batch and lengths[index] * (len(batch) + 1) > max_batch_tokens:

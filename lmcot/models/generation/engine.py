@@ -1,4 +1,4 @@
-"""The generation engine: requests join and leave at any step, each token drawn is handed out."""
+"""The generation engine: requests join and leave at any step, and every token is an event."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ Scores = tuple[tuple[float, ...], ...]
 class GenerationEngine:
     """Samples from one model and scores with it, many requests at once.
 
-    Not for several threads at a time. The same requests, submitted in the same order to an engine
-    that was idle and keeps no prefixes, give the same results to the bit; in other company they
-    differ by the rounding of the arithmetic only.
+    The engine is not thread-safe. The same requests, submitted in the same order to an idle engine
+    that keeps no prefixes, give bitwise the same results; batched with other requests, results
+    only differ by rounding.
 
     Args:
-        model: of either architecture; between requests others may use it.
-        max_batch_tokens: tokens that go through the model in one pass; a longer prompt takes
-            several. Samples come first, so many at most; 64 tokens of waiting prompts are read
-            beside any number of them.
-        max_cached_tokens: tokens whose keys and values are held at once; requests wait for room.
-        keep_prefix_tokens: tokens of finished prompts that are kept for later ones that begin
-            alike, the least recently used going first.
+        model: a model of either architecture, which others may use between requests.
+        max_batch_tokens: maximum tokens per pass; a longer prompt takes several passes. Samples
+            come first and are limited to this number; besides them, each pass reads at least 64
+            tokens of waiting prompts.
+        max_cached_tokens: maximum tokens whose keys and values are cached; requests wait for room.
+        keep_prefix_tokens: maximum tokens of finished prompts that are cached for later prompts
+            with the same prefix; the least recently used are evicted first.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class GenerationEngine:
         self._decoder: Decoder = first
         reason = refusal(first)
         self.notice = ""
-        """What its user should know: that it takes the plain path, and why; else empty."""
+        """Says that the engine uses the plain path, and why; otherwise empty."""
         if reason is not None:
             name = type(model).__name__
             self.notice = f"{name} generates on the plain path, without shared prompts: {reason}"
@@ -98,22 +98,22 @@ class GenerationEngine:
         self._queue: deque[Task] = deque()
         self._working: dict[int, Task] = {}
         self._ends: list[Event] = []
-        """Of requests that end without a pass of the model: they wait to be handed out."""
+        """Pending events of requests that end without a forward pass."""
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything left to do, or to hand out."""
+        """Whether there are unfinished requests or pending events."""
         return bool(self._queue or self._working or self._ends)
 
     @property
     def waiting(self) -> set[int]:
-        """Numbers of requests that are not begun, or are over and not handed out."""
+        """Numbers of requests that are queued, or done with their event pending."""
         return {task.number for task in self._queue} | {event.request for event in self._ends}
 
     def submit(self, request: Request) -> int:
         """Queues a request and returns the number that its events carry.
 
-        What is wrong with it comes back as a `FailureEvent`.
+        An invalid request results in a `FailureEvent`.
         """
         self._numbers += 1
         failure = unfit(request, self._vocabulary, self._window, self._encoder_decoder)
@@ -128,7 +128,7 @@ class GenerationEngine:
 
     @torch.inference_mode()
     def cancel(self, number: int) -> None:
-        """Gives a request up, wherever it is; nothing more comes of it."""
+        """Cancels a queued or running request; no more events follow."""
         self._queue = deque(task for task in self._queue if task.number != number)
         self._ends = [event for event in self._ends if event.request != number]
         task = self._working.pop(number, None)
@@ -137,9 +137,9 @@ class GenerationEngine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """One pass of the model over what is at work, and what came of it.
+        """Runs one forward pass over the requests in flight and returns its events.
 
-        After an error, `reset` before the next one.
+        After an error, call `reset` before the next step.
         """
         expired = self._expire()
         self._ends.extend(expired)
@@ -152,31 +152,31 @@ class GenerationEngine:
         return events
 
     def reset(self) -> None:
-        """Drops what is at work and all that was computed for it: an error may have left it half
-        done. What waits is kept."""
+        """Drops all requests in flight and the cache, which an error may have left
+        inconsistent; queued requests are kept."""
         self._working.clear()
         self._decoder = self._new_decoder()
 
     def sample(self, requests: Seq[SampleRequest]) -> list[list[Generated] | Failure]:
-        """All samples of each request, in order; for an engine that is idle."""
+        """All samples of each request, in order; the engine must be idle."""
         return [samples_of(ends) for ends in self._run(requests)]
 
     def score(self, requests: Seq[ScoreRequest]) -> list[Scores | Failure]:
-        """For each request the log-probability (natural log) of each token of each continuation."""
+        """Log-probabilities (natural log) of each token of each continuation of each request."""
         return [scores_of(ends) for ends in self._run(requests)]
 
     def weights_changed(self) -> None:
-        """Drops what was computed with weights that are no longer the model's.
+        """Drops what was cached with the old weights.
 
         Raises:
-            RuntimeError: if a request is at work, whose tokens would be of two versions.
+            RuntimeError: if a request is in flight, since its tokens would mix two versions.
         """
         if self._working:
             raise RuntimeError(f"{len(self._working)} requests are at work with the old weights")
         self._decoder.clear()
 
     def _run(self, requests: Seq[Request]) -> list[list[Event]]:
-        """For each request what came of it, without its single tokens."""
+        """Runs requests to the end and returns the events of each, except token events."""
         if self.busy:
             raise RuntimeError("the engine is at work on other requests")
         numbers = {self.submit(request): index for index, request in enumerate(requests)}
@@ -205,7 +205,7 @@ class GenerationEngine:
         ]
 
     def _advance(self, logits: Logits) -> list[Event]:
-        """Draws tokens for the rows, and for those that begin now; adds up scores."""
+        """Draws tokens for running and new rows and collects scores."""
         rows, sources = list(logits.rows), list(range(len(logits.rows)))
         at = len(rows)
         scored: list[tuple[Wanted, Tensor]] = []
@@ -225,7 +225,7 @@ class GenerationEngine:
         return events
 
     def _draw(self, rows: list[Row], values: Tensor, sources: list[int]) -> list[Event]:
-        """One token for each row, from the logits that it comes from."""
+        """Draws one token for each row from its logits."""
         if sources != list(range(len(values))):
             values = values[torch.tensor(sources, device=values.device)]
         heat = [float(row.request.temperature) for row in rows]
@@ -238,7 +238,7 @@ class GenerationEngine:
             rows, drawn.tolist(), logprobs.tolist(), valid.tolist(), strict=True
         ):
             if row.task.number not in self._working:
-                continue  # another of its samples has failed
+                continue  # another sample of the request has failed
             if sound:
                 events.extend(self._take(row, token, logprob))
             else:
@@ -249,7 +249,7 @@ class GenerationEngine:
         task = row.task
         try:
             reason = row.take(token, logprob)
-        except Exception as error:  # of the request's own stop rule
+        except Exception as error:  # raised by the stop rule of the request
             self._end(task)
             why = f"its stop rule failed: {type(error).__name__}: {error}"
             return [_failed(task, FailureKind.PERMANENT, why)]
@@ -264,7 +264,7 @@ class GenerationEngine:
         return events
 
     def _score(self, wanted: Wanted, values: Tensor) -> list[Event]:
-        """The log-probabilities that some logits of a sequence tell."""
+        """Collects the log-probabilities from some logits of a sequence."""
         task = wanted.sequence.task
         request = task.request
         assert isinstance(request, ScoreRequest)
@@ -297,13 +297,13 @@ class GenerationEngine:
 
 
 def samples_of(ends: Seq[Event]) -> list[Generated] | Failure:
-    """The samples of one request, in order, from all that came of it."""
+    """The samples of one request, in order, or its failure, from its events."""
     samples = {one.sample: one.generated for one in ends if isinstance(one, SampleEvent)}
     return _failure(ends) or [samples[sample] for sample in sorted(samples)]
 
 
 def scores_of(ends: Seq[Event]) -> Scores | Failure:
-    """The scores of one request, from all that came of it."""
+    """The scores of one request, or its failure, from its events."""
     scores = [one.logprobs for one in ends if isinstance(one, ScoreEvent)]
     return _failure(ends) or scores[0]
 

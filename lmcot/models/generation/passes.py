@@ -1,7 +1,7 @@
-"""One forward pass over tokens that lie end to end: rows that are written, sequences that are read.
+"""One forward pass over concatenated tokens, of rows being written and of sequences being read.
 
-Every layer but attention treats each token by itself, so all tokens of a pass form one row
-[1, tokens] without padding; attention alone is taken over, through transformers' interface.
+Every layer but attention treats tokens independently, so all tokens of a pass form one row
+[1, tokens] without padding; only attention is replaced, through transformers' interface.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from lmcot.models.generation.tree import TreeNode
 from lmcot.models.generation.work import Row
 
 NAME = "lmcot_tree"
-"""Of our attention, in transformers' list. It has no mask function, so no masks are made."""
+"""Name of our attention in transformers; it has no mask function, so no masks are made."""
 
 _active: ContextVar[ForwardPass] = ContextVar("forward_pass")
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens ``begin`` to ``end`` of a node, which a pass reads."""
+    """Tokens ``begin`` to ``end`` of a node, read in one pass."""
 
     node: TreeNode
     begin: int
@@ -47,12 +47,12 @@ class Segment:
 
     @property
     def positions(self) -> range:
-        """Where its tokens stand."""
+        """Positions of the tokens in the sequence."""
         return range(self.node.start + self.begin, self.node.start + self.end)
 
 
 class ForwardPass:
-    """The attention of one pass: rows' tokens come first, then those of the segments."""
+    """The attention of one pass, whose tokens are those of the rows, then of the segments."""
 
     def __init__(
         self,
@@ -64,17 +64,17 @@ class ForwardPass:
         sources: StackSet,
         device: torch.device,
     ) -> None:
-        """Args: positions: of the rows' new tokens."""
+        """Args: positions: positions of the new tokens of the rows."""
         self._rows = len(rows)
         self._segments = segments
         self._suffixes = suffixes
         self._device = device
         self.biases: dict[int, Tensor] = {}
-        """By identity of what stands for them: relative position biases [heads, distance]."""
+        """Relative position biases [heads, distance] by the identity of their stand-in."""
         self.source_key: Tensor | None = None
-        """What a cross-attention layer is given in place of its keys."""
+        """Stand-in for the keys of cross-attention layers."""
         self.windows: set[int | None] = set()
-        """Sliding windows that layers asked for."""
+        """Sliding windows used by the layers."""
         self._own_biases: dict[tuple[int | None, int | None], Tensor | None] = {}
         self._segment_biases: dict[tuple[int, int | None, int | None], Tensor | None] = {}
         if rows:
@@ -86,14 +86,14 @@ class ForwardPass:
             self._members = memberships(held, self._seats, device) if self._seats else None
             read = [[row.source] for row in rows if row.source is not None]
             self._source_seats = sources.seat(read, at, device)
-            # Slots are counted behind those of the rows' own tokens; here each row has one.
+            # Slots are numbered after those of the rows' own tokens; here each row has one.
             self._source_slots = (
                 memberships(read, self._source_seats, device)[:, 1] - len(rows) if read else None
             )
 
     @contextmanager
     def running(self, model: nn.Module, configs: Sequence[Any]) -> Iterator[None]:
-        """Takes over the attention of the model for one call of it."""
+        """Replaces the model's attention for one call."""
         before = [config._attn_implementation for config in configs]
         token = _active.set(self)
         for config in configs:
@@ -117,12 +117,12 @@ class ForwardPass:
         window: int | None,
         bias: int | None,
     ) -> Tensor:
-        """Self-attention of all tokens of the pass; keeps their keys and values.
+        """Self-attention of all tokens in the pass; stores their keys and values.
 
         Args:
             query: [heads, tokens, width]
             key, value: [key heads, tokens, width]
-            bias: identity of what stands for the relative position bias.
+            bias: identity of the stand-in for the relative position bias.
 
         Returns:
             [tokens, heads, value width]
@@ -152,7 +152,7 @@ class ForwardPass:
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
     def cross_attention(self, layer: int, query: Tensor, scoring: Scoring) -> Tensor:
-        """Attention of all tokens over what their encoder read: [tokens, heads, width]."""
+        """Attention of all tokens over their encoded prompts: [tokens, heads, width]."""
         outputs = []
         if self._rows:
             rows = query[:, : self._rows].transpose(0, 1)
@@ -180,7 +180,7 @@ class ForwardPass:
         window: int | None,
         bias: int | None,
     ) -> Tensor:
-        """Rows' attention over their prefixes and their own tokens: [rows, heads, width]."""
+        """Attention of rows over their prefixes and their own tokens: [rows, heads, width]."""
         rows, heads, width = query.shape
         keys, values = self._suffixes.write(layer, key, value)
         grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], width)
@@ -197,7 +197,7 @@ class ForwardPass:
         return merge(join([own, *seated]), self._members)
 
     def _own_bias(self, window: int | None, bias: int | None) -> Tensor | None:
-        """Of rows' scores over their own tokens; broadcasts to [rows, key heads, shared, keys]."""
+        """Bias of rows over their own tokens; broadcasts to [rows, key heads, shared, keys]."""
         longest = max(self._lengths)
         if window is not None and window >= longest:
             window = None
@@ -212,9 +212,9 @@ class ForwardPass:
         return self._own_biases[window, bias]
 
     def _by_distance(self, distance: Tensor, window: int | None, bias: int | None) -> Tensor:
-        """[heads or 1, queries, keys] of how far each key lies before each query.
+        """Bias [heads or 1, queries, keys] from each key's distance before each query.
 
-        Hidden is what lies behind the query, and what lies outside the window.
+        It hides keys after the query and keys outside the window.
         """
         made = torch.zeros(1, *distance.shape, device=self._device)
         if bias is not None:
@@ -225,7 +225,7 @@ class ForwardPass:
     def _segment_bias(
         self, number: int, segment: Segment, window: int | None, bias: int | None
     ) -> Tensor | None:
-        """Of a segment's scores: None if causality, told by the shapes, is all there is to it."""
+        """Bias of a segment; None if plain causal attention over its own tokens is enough."""
         end = segment.positions.stop
         if window is not None and window >= end:
             window = None
@@ -240,7 +240,7 @@ class ForwardPass:
 
 
 def _keep(segment: Segment, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Stores a segment's keys and values; returns all that it sees, [key heads, seen, width]."""
+    """Stores a segment's keys and values; returns all visible ones [key heads, seen, width]."""
     node = segment.node
     if layer == len(node.keys):
         node.keys.append(key.new_empty(key.shape[0], len(node.tokens), key.shape[2]))
@@ -270,14 +270,14 @@ def tree_attention(
     position_bias: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Attention in the form of transformers' interface, for the pass that is running.
+    """Attention of the running pass, with the signature of transformers' interface.
 
     Args:
         query: [1, heads, tokens, width]
         key, value: [1, key heads, tokens, width]
 
     Returns:
-        [1, tokens, heads, width], and no weights.
+        [1, tokens, heads, width], and None for the weights.
     """
     active = _active.get()
     scoring = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap)

@@ -1,4 +1,4 @@
-"""Decodes batch by batch on a model's own attention and cache, if it cannot be taken over."""
+"""Decodes batch by batch with a model's own attention and cache, if they cannot be replaced."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lmcot.models.output_layer import output_at
 
 
 class PlainDecoder:
-    """Pads prompts, and reads one for each sample; what comes later waits for the batch to end."""
+    """Decodes padded batches, reading the prompt for each sample; new tasks wait for the next."""
 
     def __init__(self, model: PreTrainedModel, *, pad_id: int, max_batch_tokens: int) -> None:
         self.model = model
@@ -35,7 +35,7 @@ class PlainDecoder:
         self._encoder_decoder = bool(model.config.is_encoder_decoder)
         self._start_id = model.config.decoder_start_token_id if self._encoder_decoder else None
         taken = inspect.signature(model.forward).parameters
-        # Models with ALiBi take no position ids, recurrent ones no cache of keys and values.
+        # Models with ALiBi take no position ids, and recurrent ones no key-value cache.
         self._takes_positions = "position_ids" in taken
         self.takes_cache = "past_key_values" in taken
         self._waiting: list[Task] = []
@@ -43,7 +43,7 @@ class PlainDecoder:
         self._batch: _Batch | None = None
 
     def fits(self, task: Task) -> bool:
-        """Whether a task still fits into the batch that is being put together."""
+        """Whether a task fits into the next batch."""
         if self._batch is not None or self._to_score:
             return False
         tasks = [*self._waiting, task]
@@ -55,11 +55,11 @@ class PlainDecoder:
         return len(tasks) == 1 or longest * rows <= self._max_batch_tokens
 
     def admit(self, task: Task) -> None:
-        """Takes up a task."""
+        """Adds a task to the next batch."""
         self._waiting.append(task)
 
     def forward(self) -> Logits:
-        """One pass of the model."""
+        """Runs one pass of the model."""
         if self._batch is None:
             self._begin()
         if self._to_score:
@@ -71,24 +71,24 @@ class PlainDecoder:
         return Logits(values[kept], [self._batch.rows[index] for index in kept], [])
 
     def spawn(self, sequence: Sequence, rows: list[Row]) -> None:
-        """Never called: rows begin with the batch."""
+        """Always raises, since rows begin with their batch."""
         raise AssertionError("rows of a plain batch begin with it")
 
     def remove(self, row: Row) -> None:
-        """A row is done; it goes on to be computed until its batch ends."""
+        """Removes a finished row, which is still computed until its batch ends."""
         self.rows.remove(row)
         if not self.rows:
             self._batch = None
 
     def release(self, task: Task) -> None:
-        """A task is done, or given up."""
+        """Drops a finished or cancelled task."""
         for row in [row for row in self.rows if row.task is task]:
             self.remove(row)
         self._waiting = [one for one in self._waiting if one is not task]
         self._to_score = [one for one in self._to_score if one.task is not task]
 
     def clear(self) -> None:
-        """Nothing is kept."""
+        """Does nothing, since no prefixes are kept."""
 
     def _begin(self) -> None:
         tasks, self._waiting = self._waiting, []
@@ -109,7 +109,7 @@ class PlainDecoder:
         ]
         if self._encoder_decoder:
             ids, mask = pad_right([one.task.request.prompt_ids for one in sequences], self.pad_id)
-            # Padding follows the decoder's tokens, where causal attention does not look.
+            # Padding follows the decoder's tokens, so causal attention does not see it.
             decoder, _ = pad_right([one.tokens for one in sequences], self.pad_id)
             inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoder}
         else:
@@ -127,12 +127,12 @@ class PlainDecoder:
         return Logits(values, [], wanted)
 
     def positions(self, mask: Tensor) -> dict[str, Tensor]:
-        """The argument that tells positions behind padding in front, if the model takes it."""
+        """Position ids for prompts padded on the left, if the model takes them."""
         return {"position_ids": (mask.cumsum(-1) - 1).clamp_min(0)} if self._takes_positions else {}
 
 
 class _Batch:
-    """Rows that begin together, with the model's own cache."""
+    """Rows that begin together and use the model's own cache."""
 
     def __init__(self, decoder: PlainDecoder, rows: Seq[Row]) -> None:
         self.rows = list(rows)
@@ -169,7 +169,7 @@ class _Batch:
                 self._mask = torch.cat([self._mask, ones], dim=-1)
             positions = self._decoder.positions(self._mask)
             if self._begun and not self._decoder.takes_cache:
-                self._ids = torch.cat([self._ids, column], dim=-1)  # all is read again
+                self._ids = torch.cat([self._ids, column], dim=-1)  # every token is read again
             ids = column if self._begun and self._decoder.takes_cache else self._ids
             output = self._model(
                 input_ids=ids,

@@ -1,4 +1,4 @@
-"""What goes into the generation engine and what comes out."""
+"""Requests to the generation engine and its events."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lmcot.records import Failure, FailureKind
 
 FinishReason = Literal["eos", "length", "stop"]
 StopRule = Callable[[Sequence[int]], bool]
-"""Told the tokens of one sample so far, says whether it ends there."""
+"""Given the tokens of one sample so far, says whether the sample ends there."""
 
 _COLDEST, _HOTTEST = 1e-3, 1e3
 _MOST_TOKENS = 2**20
-"""Of one sample, for each of which a number is drawn beforehand; few models have such a window."""
+"""Maximum tokens of one sample; a random number is drawn for each in advance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,25 +23,25 @@ class SampleRequest:
     """A request for samples that continue a prompt."""
 
     prompt_ids: Sequence[int]
-    """For an encoder-decoder the encoder's input."""
+    """Token ids of the prompt; an encoder-decoder reads them in its encoder."""
     seeds: Sequence[int]
-    """A seed for each sample, which draws from its own generator."""
+    """One seed per sample, for its own random generator."""
     max_new_tokens: int
     temperature: float = 1.0
-    """Of the model's distribution, from which nothing is cut off; 0 is greedy."""
+    """Temperature of the model's full distribution; 0 is greedy."""
     eos_ids: frozenset[int] = frozenset()
     stop: StopRule | None = None
     deadline: float | None = None
-    """By ``time.monotonic()``: what is not done by then fails, in the queue or running."""
+    """Time by ``time.monotonic()`` after which an unfinished request fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """Given continuations of a prompt, whose log-probabilities are asked for."""
+    """A request for the log-probabilities of given continuations of a prompt."""
 
     prompt_ids: Sequence[int]
     continuations: Sequence[Sequence[int]]
-    """The continuations, none of which is empty."""
+    """Token ids of the continuations, none of which is empty."""
     deadline: float | None = None
 
 
@@ -50,19 +50,19 @@ Request = SampleRequest | ScoreRequest
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """One sample."""
+    """One finished sample."""
 
     response_ids: tuple[int, ...]
-    """With the EOS token where there was one."""
+    """Token ids of the sample, including EOS if it was drawn."""
     logprobs: tuple[float, ...]
-    """Natural log, of each token, under the distribution that it was drawn from; of a greedy
+    """Log-probability (natural log) of each token under the sampling distribution; for a greedy
     sample under the model's own."""
     finish_reason: FinishReason
 
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One more token of a sample."""
+    """A new token of a sample."""
 
     request: int
     sample: int
@@ -85,12 +85,12 @@ class ScoreEvent:
 
     request: int
     logprobs: tuple[tuple[float, ...], ...]
-    """Natural log of each token of each continuation."""
+    """Log-probabilities (natural log) of each token of each continuation."""
 
 
 @dataclass(frozen=True, slots=True)
 class FailureEvent:
-    """A request has failed as a whole; nothing more will come of it."""
+    """A request has failed as a whole; no more events follow."""
 
     request: int
     failure: Failure
@@ -102,11 +102,11 @@ Event = TokenEvent | SampleEvent | ScoreEvent | FailureEvent
 def unfit(
     request: Request, vocabulary: int, window: int | None, encoder_decoder: bool
 ) -> Failure | None:
-    """What is wrong with a request; None if nothing is.
+    """The failure of an invalid request; None if it is valid.
 
     Args:
-        vocabulary: the number of tokens that the model knows.
-        window: the positions that the model has; None if they are relative.
+        vocabulary: size of the model's vocabulary.
+        window: number of the model's positions; None if unlimited.
     """
     reason = _fault(request) or _unknown(request, vocabulary)
     if reason is None and window is not None:
@@ -115,7 +115,7 @@ def unfit(
 
 
 def tokens_after(request: Request) -> int:
-    """The most tokens that may stand after the prompt."""
+    """The maximum number of tokens after the prompt."""
     if isinstance(request, SampleRequest):
         return request.max_new_tokens
     return max(len(continuation) for continuation in request.continuations)
@@ -156,7 +156,7 @@ def _unknown(request: Request, vocabulary: int) -> str | None:
 
 def _too_long(request: Request, window: int, encoder_decoder: bool) -> str | None:
     prompt, more = len(request.prompt_ids), tokens_after(request)
-    # An encoder-decoder counts positions anew in its decoder.
+    # The decoder of an encoder-decoder counts positions from 0 again.
     needed = max(prompt, more) if encoder_decoder else prompt + more
     if needed <= window:
         return None

@@ -1,4 +1,4 @@
-"""Draws tokens from logits, each row with a number of its own."""
+"""Draws tokens from logits with one uniform number per row."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 _CHUNK = 256
-"""Tokens whose probabilities are first summed up, so that only one chunk need be searched."""
+"""Tokens per chunk; chunk sums tell which single chunk to search."""
 
 
 def uniforms(seed: int, length: int) -> Tensor:
-    """[length] float64 numbers in [0, 1), from a generator of one's own (on the CPU)."""
+    """Uniform float64 numbers in [0, 1), [length], from a new CPU generator."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(length, generator=generator, dtype=torch.float64)
 
 
 def pick(logits: Tensor, temperatures: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One token for each row.
+    """Draws one token for each row.
 
-    The cumulative distribution is inverted at the row's own number, so that what a row draws does
-    not depend on who shares its batch.
+    The cumulative distribution is inverted at the row's own number, so that the token does not
+    depend on the other rows of the batch.
 
     Args:
         logits: [rows, vocabulary]
-        temperatures: [rows] float32; where it is 0 the likeliest token is taken, with its
-            log-probability at temperature 1.
+        temperatures: [rows] float32; 0 takes the most likely token, with its log-probability at
+            temperature 1.
         uniform: [rows] float64 in [0, 1).
 
     Returns:
-        tokens [rows] int64; their log-probabilities [rows] float32; whether the row has a
-        distribution at all [rows]: not if a logit is NaN or +inf, or all are -inf.
+        tokens [rows] int64; their log-probabilities [rows] float32; whether the row is a valid
+        distribution [rows], which it is not if a logit is NaN or +inf, or all are -inf.
     """
     greedy = temperatures == 0
     scores = logits.float()
@@ -48,9 +48,9 @@ def pick(logits: Tensor, temperatures: Tensor, uniform: Tensor) -> tuple[Tensor,
 
 
 def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """The first token at which the running sum exceeds ``uniform`` times the whole: [rows].
+    """The first token whose cumulative sum exceeds ``uniform`` times the total: [rows].
 
-    Sums are in float64: the rounding of a sum over the vocabulary must not favour its end.
+    Sums are in float64, so that rounding does not favour the end of the vocabulary.
     """
     rows, vocabulary = probabilities.shape
     if vocabulary % _CHUNK:
@@ -68,7 +68,7 @@ def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _below(value: Tensor, bound: Tensor) -> Tensor:
-    """Rounding must not lead past the last token that has any probability."""
+    """Limits ``value`` below ``bound``, so that rounding never selects a token of probability 0."""
     return value.minimum(torch.nextafter(bound, torch.zeros_like(bound)))
 
 

@@ -1,4 +1,4 @@
-"""One generation engine for many threads."""
+"""A generation engine shared by many threads."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from lmcot.records import Failure
 
 _log = logging.getLogger("lmcot.generation")
 Listener = Callable[[Event | BaseException], None]
-"""Told everything that comes of a request, in the engine's thread: it must return at once."""
+"""Called with each event of a request, in the engine's thread; it must return at once."""
 
 
 @dataclass(eq=False)
 class Call:
-    """What one thread asked, and what came of it so far."""
+    """The requests of one caller and their events so far."""
 
     requests: Sequence[Request]
     listener: Listener | None = None
     ends: list[list[Event]] = field(init=False)
     open: dict[int, int] = field(default_factory=dict)
-    """The engine's number of each request that is not done, and its place in the call."""
+    """Maps the engine's number of each unfinished request to its index in the call."""
     done: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
 
@@ -42,11 +42,11 @@ class Call:
 
 
 class SharedEngine:
-    """What any thread asks goes through the model together with what the others ask.
+    """Batches the requests of all threads through one engine.
 
-    A thread of its own steps the engine while there is work; requests join it at the next step.
-    An error ends what was at work when it came, and nothing else.
-    Results differ from those of the engine alone by the rounding of the arithmetic only.
+    A background thread steps the engine while there is work; new requests join at the next step.
+    An error only ends the requests that were in flight.
+    Results only differ by rounding from those of an engine used alone.
     """
 
     def __init__(self, engine: GenerationEngine) -> None:
@@ -61,38 +61,38 @@ class SharedEngine:
 
     @property
     def notice(self) -> str:
-        """What its user should know of the engine; mostly empty."""
+        """The engine's notice; empty in most cases."""
         return self._engine.notice
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[list[Generated] | Failure]:
-        """All samples of each request, in order; waits for them."""
+        """Waits for all samples of each request and returns them in order."""
         return [samples_of(ends) for ends in self._run(requests)]
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Scores | Failure]:
-        """For each request the log-probability (natural log) of each token of each continuation."""
+        """Log-probabilities (natural log) of each token of each continuation of each request."""
         return [scores_of(ends) for ends in self._run(requests)]
 
     def listen(self, request: Request, listener: Listener) -> Call:
-        """Asks without waiting: the listener is told each token as it is drawn, then the end.
+        """Submits a request without waiting; the listener gets each token, then the end.
 
         The end is the last `SampleEvent` or the `ScoreEvent`, a `FailureEvent`, or an error of the
-        engine itself. If the listener raises, the call is given up.
+        engine itself. If the listener raises, the call is cancelled.
         """
         call = Call([request], listener)
         self._add(call)
         return call
 
     def cancel(self, call: Call) -> None:
-        """Gives a call up, wherever it is: nothing more comes of it after the engine's next step.
+        """Cancels a call; no events follow after the engine's next step.
 
-        Does nothing for a call that is done.
+        Does nothing if the call is done.
         """
         with self._changed:
             self._cancelled.append(call)
             self._changed.notify()
 
     def close(self) -> None:
-        """Ends the thread; what is at work is given up."""
+        """Ends the thread and fails all unfinished calls."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -124,14 +124,14 @@ class SharedEngine:
             while self._join():
                 for event in self._step():
                     self._hand_out(event)
-        except BaseException as error:  # raised again in every thread that waits
+        except BaseException as error:  # raised again in every waiting thread
             self._end(error)
         else:
             self._end(RuntimeError("it was closed"))
 
     def _join(self) -> bool:
-        """Submits what came in the meantime, waiting for some if there is no work; False at the
-        end."""
+        """Waits for work if there is none, then submits new calls and drops cancelled ones;
+        False once closed."""
         with self._changed:
             while not (self._waiting or self._cancelled or self._engine.busy or self._closed):
                 self._changed.wait()
@@ -152,7 +152,7 @@ class SharedEngine:
                 number = self._engine.submit(request)
                 call.open[number] = place
                 self._calls[number] = call
-        except Exception as error:  # it is not made of what a request is made of
+        except Exception as error:  # a field of the request has the wrong type
             self._fail(call, error)
 
     def _step(self) -> list[Event]:
@@ -161,7 +161,7 @@ class SharedEngine:
         except Exception as error:
             kept = self._engine.waiting
             lost = {call for number, call in self._calls.items() if number not in kept}
-            # If nothing was at work, the next step would come to the same.
+            # If nothing was in flight, the next step would fail in the same way.
             lost = lost or set(self._calls.values())
             self._engine.reset()
             for call in lost:
@@ -182,7 +182,7 @@ class SharedEngine:
         call.open.clear()
 
     def _tell(self, call: Call, event: Event | BaseException) -> bool:
-        """Whether the listener bore it."""
+        """Passes an event to the listener; False if the listener raised."""
         if call.listener is None:
             return True
         try:
@@ -194,7 +194,7 @@ class SharedEngine:
 
     def _hand_out(self, event: Event) -> None:
         call = self._calls.get(event.request)
-        if call is None:  # given up within this step
+        if call is None:  # cancelled during this step
             return
         if not self._tell(call, event):
             self._drop(call)
@@ -219,6 +219,6 @@ class SharedEngine:
 
 
 def _is_over(request: Request, ends: Sequence[Event]) -> bool:
-    """Whether nothing more comes of a request; a failure is one of the whole request."""
+    """Whether a request has ended; a failure always ends the whole request."""
     failed = isinstance(ends[-1], FailureEvent)
     return failed or isinstance(request, ScoreRequest) or len(ends) == len(request.seeds)

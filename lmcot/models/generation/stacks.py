@@ -1,4 +1,4 @@
-"""Prefixes of running samples in padded tensors, so that one product serves many of them."""
+"""Prefixes of running samples, stacked in padded tensors so that one product serves many."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from lmcot.models.generation.attention import Partial, Scoring, attend_partly, a
 from lmcot.models.generation.suffixes import visible_from
 
 _PADDING = 1.5
-"""The longest prefix of a stack may be so much longer than its shortest,"""
+"""Maximum ratio of the longest to the shortest prefix of a stack, before `_PADDING_TOKENS`."""
 _PADDING_TOKENS = 16
-"""and by so many tokens more."""
+"""Tokens added to the maximum length that `_PADDING` gives."""
 _TOKENS_PER_STACK = 10_000
-"""A stack too many costs its rows' next steps about what it costs to copy so many tokens."""
+"""Copying this many tokens costs about as much as one extra stack costs the next steps."""
 
 
 class Entry:
-    """One prefix: its keys and values as a row of a stack."""
+    """The keys and values of one prefix, as a row of a stack."""
 
     def __init__(self, keys: list[Tensor], values: list[Tensor], start: int) -> None:
-        """Args: keys: for each layer [key heads, tokens, width]; start: the first's position."""
+        """Args: keys: per layer [key heads, tokens, width]; start: position of the first."""
         self.keys, self.values = keys, values
         self.start = start
         self.length = keys[0].shape[1]
         self.users = 0
-        """Running samples behind it."""
+        """Number of running samples with this prefix."""
 
 
 class Stack:
-    """Entries of about one length."""
+    """Entries of similar length, in one tensor per layer."""
 
     def __init__(self, entries: list[Entry]) -> None:
-        """The entries' tensors become views of the stack's, so that nothing is held twice."""
+        """Turns the entries' tensors into views of the stack's, so that nothing is stored twice."""
         self.entries = entries
         self.length = max(entry.length for entry in entries)
         self.keys = _stacked([entry.keys for entry in entries], self.length)
@@ -42,9 +42,9 @@ class Stack:
 
 
 class Seats:
-    """Which rows attend to a stack's entries, as tensors: made once for all layers of a step.
+    """Tensors that say which rows attend to a stack's entries, built once per step.
 
-    Each entry has as many seats as the fullest one; seats that nobody takes do row 0 over again.
+    Each entry has as many seats as the fullest one; empty seats compute row 0 again.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Seats:
         positions: Tensor,
         device: torch.device,
     ) -> None:
-        """Args: rows_of: for each entry its rows; positions: [rows] of the rows' new tokens."""
+        """Args: rows_of: the rows of each entry; positions: [rows] positions of the new tokens."""
         self.stack = stack
         self.most = max(len(rows) for rows in rows_of)
         filled = [[*rows, *[0] * (self.most - len(rows))] for rows in rows_of]
@@ -67,7 +67,7 @@ class Seats:
         self._windows: dict[int, Tensor | None] = {}
 
     def partial(self, layer: int, query: Tensor, scoring: Scoring, window: int | None) -> Partial:
-        """Each seat's attention over its entry.
+        """Attention of each seat over its entry.
 
         Args:
             query: [rows, heads, width]
@@ -86,7 +86,7 @@ class Seats:
         )
 
     def whole(self, layer: int, query: Tensor, scoring: Scoring) -> Tensor:
-        """Each seat's attention, if its entry is all that it attends to: [seats, heads, width]."""
+        """Attention of seats that only attend to their entry: [seats, heads, width]."""
         key, value = self.stack.keys[layer], self.stack.values[layer]
         seated = self._seated(query, key)
         return self._unseated(
@@ -94,7 +94,7 @@ class Seats:
         )
 
     def _seated(self, query: Tensor, key: Tensor) -> Tensor:
-        """All queries of an entry, of every head that shares a key head, as rows of one product.
+        """Arranges all queries that share an entry and a key head as rows of one product.
 
         Returns:
             [entries, key heads, seats of an entry x shared heads, width]
@@ -106,7 +106,7 @@ class Seats:
         return split.transpose(1, 2).flatten(2, 3)
 
     def _unseated(self, found: Tensor, heads: int) -> Tensor:
-        """[seats, heads, width] of what belongs to `_seated`."""
+        """Turns a result for `_seated` queries into [seats, heads, width]."""
         entries, key_heads, _, width = found.shape
         split = found.view(entries, key_heads, self.most, -1, width).transpose(1, 2)
         return split.reshape(-1, heads, width)
@@ -119,7 +119,7 @@ class Seats:
         return self._windows[window]
 
     def _window_bias(self, window: int, shared: int) -> Tensor | None:
-        """[entries, 1, queries, keys], or what it is without a window if all is within it."""
+        """Bias [entries, 1, queries, keys], or the one without a window if all keys are in it."""
         distance = self._positions.unsqueeze(2) - self._key_positions.unsqueeze(1)
         outside = distance >= window
         if not bool(outside.any()):
@@ -130,13 +130,13 @@ class Seats:
 
 
 class StackSet:
-    """All prefixes that running samples attend to."""
+    """The stacks of all prefixes that running samples attend to."""
 
     def __init__(self) -> None:
         self.stacks: list[Stack] = []
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Takes up new entries, those of about one length and number of users together."""
+        """Adds entries, stacking those of similar length and number of users together."""
         if not entries:
             return
         fresh = _grouped(entries)
@@ -148,7 +148,7 @@ class StackSet:
         self.stacks.extend(Stack(group) for group in fresh)
 
     def prune(self) -> None:
-        """Lets go of stacks that nobody uses, and of the others' unused halves."""
+        """Drops unused stacks, and the unused entries of stacks that are at most half used."""
         kept = []
         for stack in self.stacks:
             used = [entry for entry in stack.entries if entry.users]
@@ -159,10 +159,10 @@ class StackSet:
     def seat(
         self, entries_of: Sequence[Sequence[Entry]], positions: Tensor, device: torch.device
     ) -> list[Seats]:
-        """The tables of a step.
+        """Builds the `Seats` of each stack for one step.
 
         Args:
-            entries_of: for each row the entries that it attends to.
+            entries_of: the entries that each row attends to.
         """
         rows_of: dict[int, list[int]] = {}
         for row, entries in enumerate(entries_of):
@@ -177,8 +177,11 @@ class StackSet:
 def memberships(
     entries_of: Sequence[Sequence[Entry]], seats: Sequence[Seats], device: torch.device
 ) -> Tensor:
-    """[rows, parts]: slots of each row's parts, where its own tokens are slot ``row``, and seats
-    follow in their order; the last slot of all is empty and stands for missing parts."""
+    """The slots of each row's parts: [rows, parts].
+
+    Slot ``row`` holds the row's own tokens, and the seats follow in order; the last slot is
+    empty and fills up missing parts.
+    """
     first: dict[int, int] = {}
     slot = len(entries_of)
     for seat in seats:
@@ -198,7 +201,7 @@ def memberships(
 
 
 def _stacked(held: Sequence[list[Tensor]], length: int) -> list[Tensor]:
-    """For each layer [entries, key heads, length, width]; what was held becomes views of it."""
+    """Stacks tensors per layer, [entries, key heads, length, width], and makes them views."""
     layers = []
     for layer, first in enumerate(held[0]):
         stacked = first.new_zeros(len(held), first.shape[0], length, first.shape[2])

@@ -9,19 +9,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _TOKENS_PER_CHARACTER = 4
-"""A character may take so many tokens, of a byte each."""
+"""Maximum tokens per character, at one byte each."""
 _SLACK = 8
-"""Tokens more, for some stand for no text at all."""
+"""Additional tokens, since some decode to no text."""
 
 
 class StopStrings:
-    """Ends a sample whose text holds one of some strings.
+    """Ends a sample whose text contains one of the strings.
 
-    Only the end of the text is looked at, since a sample is told token by token.
+    Only the end of the text is searched, since the rule is called after each token.
 
     Args:
-        ends: whether a sample really ends where one of the strings was found; it is asked for all
-            of the sample's tokens. Unset: it does.
+        ends: confirms, given all tokens of the sample, that it ends at the string that was found.
+            If unset, it always ends there.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class StopStrings:
         self._tokens = _TOKENS_PER_CHARACTER * longest + _SLACK
 
     def __call__(self, tokens: Sequence[int]) -> bool:
-        """Whether the text ends here."""
+        """Whether the sample ends after these tokens."""
         text = self._tokenizer.decode(tokens[-self._tokens :], skip_special_tokens=True)
         if not any(string in text for string in self._strings):
             return False

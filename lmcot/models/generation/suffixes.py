@@ -1,4 +1,4 @@
-"""Keys and values of what each running sample has written itself, in one tensor for all."""
+"""Keys and values of the tokens that running samples have written, in one tensor per layer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _FEWEST_ROWS, _FEWEST_TOKENS = 8, 64
 
 
 class SuffixCache:
-    """Rows lie dense from 0 on, so that a step works on a view of them.
+    """The cache of the rows' own tokens; rows are dense from 0, so that a step uses a view.
 
-    Tensors are allocated ahead and doubled when they are too small; they go when the last row
-    leaves. What stands behind a row's own tokens is zero, or was finite: a mask hides it, but
-    would not hide what is not finite from its neighbours.
+    Tensors are allocated ahead, doubled when they are too small, and freed when the last row
+    leaves. Values after a row's own tokens are masked, but must be finite, since a mask does not
+    remove NaN or infinity.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class SuffixCache:
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return len(self.lengths)
 
     def add(self, rows: int) -> None:
@@ -39,10 +39,10 @@ class SuffixCache:
         self.lengths.extend([0] * rows)
 
     def begin_with(self, row: int, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Puts tokens that were read elsewhere first in a row that is the only one.
+        """Starts the only row with tokens that were already read.
 
         Args:
-            keys, values: for each layer [key heads, tokens, width].
+            keys, values: per layer [key heads, tokens, width].
         """
         if self.rows != 1 or self.lengths[row]:
             raise ValueError("there are other rows, or the row has begun")
@@ -56,7 +56,7 @@ class SuffixCache:
         self.lengths[row] = length
 
     def remove(self, row: int) -> None:
-        """The last row takes the place of this one."""
+        """Removes a row; the last row takes its place."""
         length = self.lengths.pop()
         last = len(self.lengths)
         if row != last:
@@ -64,7 +64,7 @@ class SuffixCache:
             for tensor in (*self._keys, *self._values):
                 if last < len(tensor):
                     tensor[row] = tensor[last]
-                elif row < len(tensor):  # the last one has no room yet, for it has not begun
+                elif row < len(tensor):  # the last row has not begun, so it has no room yet
                     tensor[row] = 0
         if not self.lengths:
             self._keys, self._values, self._capacity = [], [], (0, 0)
@@ -85,15 +85,15 @@ class SuffixCache:
         self._column_index = torch.tensor(self.lengths, device=device)
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Puts each row's new token behind its others.
+        """Appends the new token of each row.
 
         Args:
             key: [rows, key heads, width]
             value: [rows, key heads, value width]
 
         Returns:
-            views [rows, key heads, longest, width] of all keys and values; what stands in a
-            shorter row behind its own tokens means nothing.
+            views [rows, key heads, longest, width] of all keys and values; those after the
+            tokens of a shorter row are meaningless.
         """
         if layer == len(self._keys):
             self._keys.append(self._new(key))
@@ -108,7 +108,7 @@ class SuffixCache:
         return held[0][: self.rows, :, :longest], held[1][: self.rows, :, :longest]
 
     def end_step(self) -> None:
-        """Counts what was written."""
+        """Adds the new tokens to the lengths."""
         self.lengths = [length + 1 for length in self.lengths]
 
     def _new(self, like: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def _doubled(size: int, needed: int) -> int:
 
 
 def visible_from(lengths: Sequence[int], longest: int, device: torch.device) -> Tensor | None:
-    """Bias [rows, 1, 1, longest] that hides what lies behind each length; None if nothing does."""
+    """Bias [rows, 1, 1, longest] that hides keys beyond each length; None if there are none."""
     if min(lengths) == longest:
         return None
     held = torch.tensor(lengths, device=device).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Whether a model's attention can be taken over: asked of the model itself, with made-up tokens."""
+"""Tests on made-up tokens whether the attention of a model can be replaced by ours."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Tokens = tuple[int, ...]
 
 
 def refusal(decoder: TreeDecoder) -> str | None:
-    """Why not; None if it can.
+    """The reason why the attention cannot be replaced; None if it can.
 
-    The decoder reads two prompts that begin alike and writes two samples behind each; every
-    logit is compared with the model's own.
+    The decoder reads prompts of which two share a prefix, writes two samples for each, and
+    compares all logits with the model's own.
     """
     model = decoder.model
     text = model.config.get_text_config(decoder=True)
@@ -50,8 +50,8 @@ def refusal(decoder: TreeDecoder) -> str | None:
     if windowed and decoder.windows <= {None}:
         return "its layers do not tell their sliding window"
     theirs = _theirs(model, prompts, written)
-    # What the arithmetic's rounding may change, in parts of the logits' spread.
-    # Thirty layers of bfloat16 come to 5e-2 (SmolLM2).
+    # The difference that rounding may cause, as a share of the logits' spread.
+    # Thirty bfloat16 layers reach 5e-2 (SmolLM2).
     tolerance = 1e-4 if model.dtype == torch.float32 else 1e-1
     difference = float(
         (ours.float() - theirs.float()).square().mean().sqrt() / theirs.float().std()
@@ -63,7 +63,7 @@ def refusal(decoder: TreeDecoder) -> str | None:
 
 @torch.inference_mode()
 def _ours(decoder: TreeDecoder, prompts: list[Tokens], written: list[list[Tokens]]) -> Tensor:
-    """[prompts, samples, 1 + written, vocabulary]"""
+    """Logits of the decoder: [prompts, samples, 1 + written, vocabulary]."""
     tasks = [
         Task(-1 - number, SampleRequest(prompt, seeds=[0] * len(samples), max_new_tokens=9))
         for number, (prompt, samples) in enumerate(zip(prompts, written, strict=True))
@@ -94,7 +94,7 @@ def _ours(decoder: TreeDecoder, prompts: list[Tokens], written: list[list[Tokens
 
 @torch.inference_mode()
 def _theirs(model: PreTrainedModel, prompts: list[Tokens], written: list[list[Tokens]]) -> Tensor:
-    """The same, from one plain forward pass for each prompt."""
+    """Logits of the model, as in `_ours`, from one plain forward pass per prompt."""
     found = []
     for prompt, samples in zip(prompts, written, strict=True):
         if model.config.is_encoder_decoder:

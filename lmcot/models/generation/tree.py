@@ -1,4 +1,4 @@
-"""The tree of prompts: what two of them begin with is kept, and computed, once."""
+"""The prefix tree of prompts, which stores and computes each shared prefix once."""
 
 from __future__ import annotations
 
@@ -11,61 +11,61 @@ if TYPE_CHECKING:
     from lmcot.models.generation.stacks import Entry
 
 SHORTEST_SHARED = 32
-"""Tokens that two prompts must share for it to pay: each part costs products of its own."""
+"""Minimum length of a shared prefix, since each part costs extra matrix products."""
 
 
 class TreeNode:
-    """Tokens that stand between two forks of the tree, with their keys and values."""
+    """Tokens between two forks of the tree, with their keys and values."""
 
     def __init__(self, tokens: tuple[int, ...], start: int, parent: TreeNode | None) -> None:
         self.tokens = tokens
         self.start = start
-        """Position of its first token."""
+        """Position of the node's first token."""
         self.parent = parent
         self.children: list[TreeNode] = []
         self.users = 0
-        """Prompts that end here or below."""
+        """Number of prompts in use that end here or below."""
         self.done = 0
-        """Tokens whose keys and values are there."""
+        """Number of tokens whose keys and values are computed."""
         self.keys: list[Tensor] = []
-        """For each layer [key heads, tokens, width]."""
+        """Keys per layer [key heads, tokens, width]."""
         self.values: list[Tensor] = []
         self.used = 0
-        """When it was last let go, in releases."""
+        """Number of the last release that passed this node."""
         self.entry: Entry | None = None
-        """Its place among what rows attend to."""
+        """The entry through which rows attend to this node."""
 
     def detach(self) -> None:
-        """Copies what it holds, so that it does not keep a larger tensor alive."""
+        """Copies the keys and values, so that they do not keep a larger tensor alive."""
         self.keys = [key.clone() for key in self.keys]
         self.values = [value.clone() for value in self.values]
         self.entry = None
 
     def path(self) -> list[TreeNode]:
-        """The nodes from the top to this one."""
+        """The nodes from the root to this one."""
         above = self.parent.path() if self.parent else []
         return [*above, self] if self.tokens else above
 
 
 class PrefixTree:
-    """Prompts as paths from the top; each ends in a node of its own."""
+    """A tree in which each prompt is a path from the root to its own node."""
 
     def __init__(self, keep_tokens: int = 0) -> None:
-        """Args: keep_tokens: so many tokens stay for later prompts when nobody uses them."""
+        """Args: keep_tokens: maximum unused tokens that are kept for later prompts."""
         self._keep_tokens = keep_tokens
         self._releases = 0
         self.root = TreeNode((), 0, None)
         self.tokens = 0
-        """All tokens of the tree."""
+        """Number of tokens in the tree."""
         self.idle_tokens = 0
-        """Number of tokens that nobody uses."""
+        """Number of unused tokens."""
 
     def insert(self, tokens: Sequence[int], shareable: int) -> TreeNode:
-        """The node that a prompt ends in, new, and below what it shares with others.
+        """Adds a prompt and returns its new node, below the prefix that it shares.
 
         Args:
-            shareable: so many tokens may be taken from others; fewer than there are, since what
-                comes out of the last ones is asked for.
+            shareable: maximum tokens to share with other prompts; less than the prompt, since
+                the logits of the last tokens are needed.
         """
         tokens = tuple(tokens)
         node, position = self.root, 0
@@ -86,7 +86,7 @@ class PrefixTree:
         return leaf
 
     def shared(self, tokens: Sequence[int], shareable: int) -> int:
-        """How many tokens a prompt would take from others."""
+        """The number of tokens that a prompt would share with others."""
         tokens = tuple(tokens)
         node, position = self.root, 0
         while True:
@@ -99,7 +99,7 @@ class PrefixTree:
             node = child
 
     def release(self, leaf: TreeNode) -> None:
-        """A prompt is done with; what nobody needs goes, the longest unused first."""
+        """Releases a prompt and evicts unused nodes, the least recently used first."""
         self._releases += 1
         path = leaf.path()
         for node in path:
@@ -109,14 +109,14 @@ class PrefixTree:
                 self.idle_tokens += len(node.tokens)
         for node in reversed(path):
             if node.users == 0 and node.done < len(node.tokens):
-                self._drop(node)  # given up half-way: of no use to anybody
+                self._drop(node)  # cancelled before it was fully read
         self._shrink(self._keep_tokens)
         for node in path:
             if node.users == 0 and node.parent is not None:
                 node.detach()
 
     def clear(self) -> None:
-        """Forgets what nobody uses."""
+        """Drops all unused nodes."""
         self._shrink(0)
 
     def _shrink(self, keep: int) -> None:
@@ -134,7 +134,7 @@ class PrefixTree:
         self.idle_tokens -= len(node.tokens)
 
     def _split(self, node: TreeNode, at: int) -> TreeNode:
-        """A new node above takes the first tokens; whoever holds the old one still ends there."""
+        """Moves the first tokens to a new parent; prompts that end in the old node still do."""
         assert node.parent is not None
         upper = TreeNode(node.tokens[:at], node.start, node.parent)
         upper.users, upper.used, upper.children = node.users, node.used, [node]
@@ -158,7 +158,7 @@ class PrefixTree:
 
 
 def _longest(node: TreeNode, tokens: tuple[int, ...]) -> tuple[TreeNode | None, int]:
-    """The child that shares most, and how many tokens."""
+    """The child with the longest common prefix, and its length."""
     found: tuple[TreeNode | None, int] = (None, 0)
     for child in node.children:
         common = _common(child.tokens, tokens)

@@ -1,4 +1,4 @@
-"""Decodes over the tree of prompts: what is shared is read once and attended to in one product."""
+"""Decodes with a prefix tree: a shared prefix is read once and attended to in one product."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from lmcot.models.generation.work import (
 from lmcot.models.output_layer import output_at
 
 _LEAST_READING = 64
-"""Tokens of waiting prompts that a pass reads, however many rows are written."""
+"""Minimum tokens of waiting prompts to read per pass, whatever the number of rows."""
 _MOST_WANTED = 512
-"""Rows of logits that a pass makes of what it reads: with the vocabulary they are large."""
+"""Maximum rows of logits per pass for tokens it reads, since a vocabulary is large."""
 
 
 class TreeDecoder:
-    """Rows are kept dense and in the order of the suffix cache."""
+    """Decodes with shared prefixes; rows are dense and in the order of the suffix cache."""
 
     def __init__(
         self,
@@ -65,10 +65,10 @@ class TreeDecoder:
         self._new_sources: list[Entry] = []
         self._reserved: dict[Task, int] = {}
         self.windows: set[int | None] = set()
-        """Sliding windows that the model's layers asked for."""
+        """Sliding windows used by the model's layers."""
 
     def fits(self, task: Task) -> bool:
-        """Whether a task's tokens and samples have room; a task alone always has."""
+        """Whether a task's tokens and samples fit; a task alone always does."""
         if not self._reserved:
             return True
         rows = sum(_samples(one) for one in (*self._reserved, task))
@@ -81,7 +81,7 @@ class TreeDecoder:
         return held + needed <= self._max_cached_tokens
 
     def admit(self, task: Task) -> None:
-        """Takes up a task."""
+        """Reserves room for a task and queues its prompt for reading."""
         self._reserved[task] = self._to_write(task)
         if self._encoder_decoder:
             self._reserved[task] += len(task.request.prompt_ids)
@@ -93,7 +93,7 @@ class TreeDecoder:
         self._reading.extend(task.sequences)
 
     def forward(self) -> Logits:
-        """One pass of the model over all rows, and as much of what is to be read as has room."""
+        """Runs one pass over all rows and as many waiting tokens as fit."""
         if self._to_encode:
             self._encode()
         self._settle()
@@ -123,11 +123,11 @@ class TreeDecoder:
         return Logits(values, list(self.rows), wanted)
 
     def spawn(self, sequence: Sequence, rows: list[Row]) -> None:
-        """These rows go on behind a sequence that has been read."""
+        """Adds rows that continue a sequence that has been read."""
         assert sequence.leaf is not None
         path = sequence.leaf.path()
         if len(rows) == 1 and len(self._reserved) == 1:
-            # Nobody shares its prompt: with the prompt among its own tokens nothing is merged.
+            # No other row shares the prompt; as part of the row's own tokens it needs no merge.
             self._place(rows)
             layers = range(len(path[0].keys))
             self._suffixes.begin_with(
@@ -144,7 +144,7 @@ class TreeDecoder:
         self._place(rows)
 
     def remove(self, row: Row) -> None:
-        """A row is done; the last one takes its place."""
+        """Removes a finished row; the last one takes its place."""
         index = self.rows.index(row)
         self._suffixes.remove(index)
         self.rows[index] = self.rows[-1]
@@ -153,7 +153,7 @@ class TreeDecoder:
             entry.users -= 1
 
     def release(self, task: Task) -> None:
-        """A task is done, or given up."""
+        """Frees all that is held for a finished or cancelled task."""
         for row in [row for row in self.rows if row.task is task]:
             self.remove(row)
         self._to_encode = [one for one in self._to_encode if one is not task]
@@ -164,7 +164,7 @@ class TreeDecoder:
         self._reserved.pop(task, None)
 
     def clear(self) -> None:
-        """Forgets what was kept for later tasks."""
+        """Drops the prefixes kept for later tasks."""
         self._tree.clear()
 
     def _to_write(self, task: Task) -> int:
@@ -194,7 +194,7 @@ class TreeDecoder:
             self._reading.extend(task.sequences)
 
     def _settle(self) -> None:
-        """Takes up the prefixes of new rows, and lets go of those that nobody is behind."""
+        """Adds the prefixes of new rows and drops unused ones."""
         for stacks, new in (
             (self._prefixes, self._new_entries),
             (self._sources, self._new_sources),
@@ -204,10 +204,10 @@ class TreeDecoder:
             new.clear()
 
     def _plan(self) -> tuple[list[Segment], list[Wanted], list[int]]:
-        """What this pass reads, first come, first served, within the budget of tokens.
+        """Chooses what this pass reads: first come, first served, within the token budget.
 
         Returns:
-            segments; which logits are wanted; and at which tokens of the pass.
+            segments; the wanted logits; the indices of their tokens in the pass.
         """
         budget = max(self._max_batch_tokens - len(self.rows), _LEAST_READING)
         logits = _MOST_WANTED
@@ -220,7 +220,7 @@ class TreeDecoder:
             assert sequence.leaf is not None
             for node in sequence.leaf.path():
                 begin = done.get(node, node.done)
-                # Only the last node, which is the sequence's own, holds tokens that are wanted.
+                # Only the last node, the sequence's own, holds tokens whose logits are wanted.
                 first = max(begin, sequence.wanted_from - node.start)
                 end = min(len(node.tokens), begin + budget, first + logits)
                 if end > begin:
@@ -239,7 +239,7 @@ class TreeDecoder:
     def _run(
         self, running: ForwardPass, ids: list[int], positions: list[int], where: list[int]
     ) -> Tensor:
-        """Logits at some of the tokens: [len(where), vocabulary]."""
+        """Runs the model and returns logits at ``where``: [len(where), vocabulary]."""
         model: Any = self.model
         device = model.device
         tokens = torch.tensor([ids], device=device)

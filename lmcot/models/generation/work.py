@@ -1,4 +1,4 @@
-"""The engine's own view of requests: tasks, the sequences that they read, the rows they write."""
+"""The engine's internal view of requests: tasks, sequences to read and rows to write."""
 
 from __future__ import annotations
 
@@ -28,56 +28,56 @@ class Task:
     number: int
     request: Request
     sequences: list[Sequence] = field(default_factory=list)
-    """Sequences that are read for it."""
+    """Sequences to read for this task."""
     samples: int = 0
     """Number of complete samples of a `SampleRequest`."""
     logprobs: list[list[float]] = field(default_factory=list)
-    """Of a `ScoreRequest`: for each continuation those that are there so far."""
+    """Log-probabilities so far for each continuation of a `ScoreRequest`."""
 
 
 @dataclass(eq=False)
 class Sequence:
-    """Tokens that the model (an encoder-decoder's decoder) reads, and which logits are wanted."""
+    """Tokens that the model (or its decoder) reads, and the logits that are wanted."""
 
     task: Task
     tokens: tuple[int, ...]
     wanted_from: int
-    """Logits are wanted at this token and at all behind it."""
+    """Index of the first token whose logits are wanted; those of all later ones are, too."""
     continuations: tuple[int, ...] = ()
-    """Those of a `ScoreRequest` that read these tokens: they differ in their last one at most."""
+    """Continuations of a `ScoreRequest` that share these tokens; only their last token differs."""
     leaf: TreeNode | None = None
-    """Where they end in the tree."""
+    """Node of the tree at which the sequence ends."""
     source: Entry | None = None
-    """What an encoder read for them."""
+    """Encoded prompt of an encoder-decoder."""
 
 
 @dataclass(eq=False)
 class Row:
-    """One sample that is being written."""
+    """One sample in progress."""
 
     task: Task
     sample: int
     uniforms: list[float]
-    """A number in [0, 1) for each token."""
+    """One uniform number in [0, 1) per token."""
     next_token: int
-    """What the model reads next."""
+    """Token that the model reads next."""
     source: Entry | None = None
-    """What an encoder read for it."""
+    """Encoded prompt of an encoder-decoder."""
     entries: list[Entry] = field(default_factory=list)
-    """The prefixes that it is behind."""
+    """Prefixes that the sample continues."""
     start: int = 0
-    """Position of the first token that it reads itself."""
+    """Position of the first token that the sample reads itself."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
     @property
     def request(self) -> SampleRequest:
-        """What it is written for."""
+        """The request that this sample belongs to."""
         assert isinstance(self.task.request, SampleRequest)
         return self.task.request
 
     def take(self, token: int, logprob: float) -> FinishReason | None:
-        """One more token; why the sample ends with it, if it does."""
+        """Appends a token; returns the finish reason if the sample ends with it."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
         self.next_token = token
@@ -93,52 +93,52 @@ class Row:
 
 
 class Wanted(NamedTuple):
-    """Some rows of the logits, that belong to a sequence."""
+    """Rows of the logits that belong to one sequence."""
 
     sequence: Sequence
     first: int
-    """The token of the sequence that the first of them comes from."""
+    """Index of the sequence's token that gives the first row."""
     length: int
 
 
 class Logits(NamedTuple):
-    """What a forward pass gives: first one row for each of ``rows``, then those of ``wanted``."""
+    """The result of a forward pass: one row for each of ``rows``, then those of ``wanted``."""
 
     values: Tensor
-    """[n, vocabulary]"""
+    """Logits [n, vocabulary]."""
     rows: list[Row]
     wanted: list[Wanted]
 
 
 class Decoder(Protocol):
-    """Runs the model over what is at work, one step at a time; called in inference mode."""
+    """Runs the model over the tasks in flight, one step at a time, in inference mode."""
 
     def fits(self, task: Task) -> bool:
-        """Whether a task can be taken up now."""
+        """Whether a task can be admitted now."""
         ...
 
     def admit(self, task: Task) -> None:
-        """Takes up a task."""
+        """Adds a task to those in flight."""
         ...
 
     def forward(self) -> Logits:
-        """One pass of the model."""
+        """Runs one pass of the model."""
         ...
 
     def spawn(self, sequence: Sequence, rows: list[Row]) -> None:
-        """These rows go on behind a sequence that has been read."""
+        """Adds rows that continue a sequence that has been read."""
         ...
 
     def remove(self, row: Row) -> None:
-        """A row is done."""
+        """Removes a finished row."""
         ...
 
     def release(self, task: Task) -> None:
-        """A task is done, or given up: lets go of all that is held for it."""
+        """Frees all that is held for a finished or cancelled task."""
         ...
 
     def clear(self) -> None:
-        """Forgets what was kept for later tasks."""
+        """Drops the prefixes kept for later tasks."""
         ...
 
 
@@ -158,14 +158,13 @@ def make_rows(task: Task, start_token: int) -> list[Row]:
 
 
 def make_sequences(task: Task, start_token: int | None) -> list[Sequence]:
-    """What has to be read for a task.
+    """The sequences to read for a task.
 
-    Continuations that are one token, or differ in their last token only, are told by the same
-    logits.
+    Continuations of one token, or that only differ in their last token, share one sequence.
 
     Args:
-        start_token: what an encoder-decoder's decoder starts with; its prompt is not among the
-            tokens.
+        start_token: the decoder's start token, which replaces the prompt; None for a
+            decoder-only model.
     """
     request = task.request
     prompt = tuple(request.prompt_ids) if start_token is None else (start_token,)

@@ -236,7 +236,7 @@ def test_a_refused_token_is_not_waited_for(said: str, monkeypatch: pytest.Monkey
     [
         ({"RAY_AUTH_TOKEN": "t", "RAY_AUTH_TOKEN_PATH": "/p"}, "refuses the token in RAY_AUTH_TOK"),
         ({"RAY_AUTH_TOKEN_PATH": "/p"}, "refuses the token in '/p', which RAY_AUTH_TOKEN_PATH"),
-        ({"RAY_AUTH_TOKEN": "t", "RAY_AUTH_MODE": "disabled"}, "RAY_AUTH_MODE=disabled has none"),
+        ({"RAY_AUTH_TOKEN": "t", "RAY_AUTH_MODE": "disabled"}, "RAY_AUTH_MODE=disabled sends none"),
         ({}, "there is none here"),
     ],
 )
