@@ -253,7 +253,7 @@ def test_a_checkpoint_of_other_ranks_is_refused(ranks: Ranks) -> None:
     for found, (wrote, reads) in zip(told, ((1, 2), (1, 2), (2, 1)), strict=True):
         expected = f"was written with actors.learner.count {wrote}, not {reads}: "
         assert expected in found["said"]
-        assert found["said"].endswith("so set it back")
+        assert found["said"].endswith("so restore it")
         assert found["untouched"]
 
 
