@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lmcot.actors.reward_actor import outcome
+from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.units import Packed, Scored
 from lmcot.config import BudgetSettings, load_config
 from lmcot.errors import Interrupted, UserError
@@ -330,7 +331,8 @@ def test_a_guest_has_its_turns_and_its_share_of_the_frozen_lms_time(
     with Pipeline(stand.run, fleets, stand.learners, fresh_state(stand.run), guest) as pipeline:
         pipeline.sample(0, ())
         step_1 = stand.rollout.units["step-1/0"]
-        stand.rollout.units["guest's"] = replace(step_1, unit_id="guest's")
+        own = replace(step_1, unit_id="guest's")
+        stand.rollout.submit(RolloutActor.sample, "guest's", own, guest.sampled)
         pipeline.take(0)
         assert guest.came == ["guest's"]
         assert guest.turns > 0
