@@ -9,12 +9,14 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import AfterValidator
 from pydantic_core import PydanticKnownError
 
-from lmcot.records import Example
+if TYPE_CHECKING:
+    from lmcot.records import Example  # numpy: not for the settings alone
+
 
 Kind = Literal["unguided", "guided", "alone", "control"]
 """Who answers: the frozen LM by itself, the frozen LM guided by a policy, or a policy alone; a

@@ -41,7 +41,8 @@ def test_help_comes_at_once() -> None:
         seconds.append(time.perf_counter() - started)
         assert result.returncode == 0, result.stderr
         assert "train" in result.stdout
-    assert min(seconds) < 0.5
+    # It reads the settings' classes, but not torch, which alone takes seconds.
+    assert min(seconds) < 1.0
 
 
 def test_every_dependency_has_a_tested_version_that_fits_its_bound() -> None:
