@@ -73,7 +73,7 @@ def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
     path = part / "predictions" / "standard.jsonl"
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace('"id": "q', '"id": "other'), encoding="utf-8")
-    with pytest.raises(UserError, match="none of their 8 and 3 questions in common"):
+    with pytest.raises(UserError, match="their 8 and 3 questions have none in common"):
         compare([one, part])
     path.write_text(text.replace("Question 6", "Question six"), encoding="utf-8")
     with pytest.raises(UserError, match=r"other data: question q6 is \('Question 6\?'"):
