@@ -51,12 +51,12 @@ test: $(STAMP) ## run all tests, the end-to-end ones too (about 25 minutes)
 	@$(RUN) pytest $(WORKERS) --durations=20
 
 # Tests that load no model and start no process, fast enough to run on each save.
-QUICK := tests/unit/config tests/unit/text tests/unit/monitor tests/unit/run tests/unit/test_*.py \
+QUICK := tests/unit/config tests/unit/text tests/unit/monitor tests/unit/test_*.py \
 	tests/unit/learner/test_maths.py tests/unit/learner/test_kl_control.py \
 	tests/unit/learner/test_reward_scale.py tests/unit/actors/test_ledger.py \
 	tests/unit/evaluation/test_statistics.py
 
-test-quick: $(STAMP) ## run the tests that load no model (under a minute)
+test-quick: $(STAMP) ## run the tests that load no model (about a minute)
 	@$(RUN) pytest -q $(WORKERS) $(QUICK)
 
 test-fast: $(STAMP) ## run the tests without the end-to-end ones (about five minutes)
