@@ -91,10 +91,10 @@ def _work(path: Path, number: int, barrier: Barrier, results: SimpleQueue[list[f
 def _replay(path: Path, repeats: int) -> None:
     lm = frozen_lm()
     cached = CachedLM(lm, ReplyCache(path, 2**30), whole_calls=True)
-    templates = load_templates("default")
+    templates = load_templates("default").showing(2)
     examples, rollouts = batch(REPLIES)
     prompts = [
-        templates.guided(example, rollout.text, 2)
+        templates.guided(example, rollout.text)
         for example, rollout in zip(examples, rollouts, strict=True)
     ]
     sampling = reply_sampling(templates.file.guided, 12)

@@ -40,8 +40,8 @@ def main() -> None:
     lm = frozen_lm()
     examples, rollouts = batch(options.rationales)
     judged = {aspect: AspectSettings(source="judge") for aspect in ASPECTS}
-    templates = load_templates("default")
-    model = RewardModel(GuidanceRewards(aspects=judged), lm, templates, 2, ANSWER_TOKENS)
+    templates = load_templates("default").showing(2)
+    model = RewardModel(GuidanceRewards(aspects=judged), lm, templates, ANSWER_TOKENS)
     sampling = reply_sampling(templates.file.guided, ANSWER_TOKENS)
 
     def together() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
 
     def one_by_one() -> None:
         for example, rollout in zip(examples, rollouts, strict=True):
-            guided = templates.guided(example, rollout.text, 2)
+            guided = templates.guided(example, rollout.text)
             assert not isinstance(lm.generate([guided], sampling)[0], Failure)
             for aspect in ASPECTS:
                 question = templates.judge(example, rollout.text, aspect)

@@ -143,9 +143,10 @@ def _variant(kind: str, path: Path) -> PromptTemplates:
 def _prompt(
     templates: PromptTemplates, kind: str, example: Example, rationale: str, shown: int
 ) -> Prompt:
+    showing = templates.showing(shown)
     if kind == "guided":
-        return templates.guided(example, rationale, shown)
-    return templates.cot(example, shown) if kind == "cot" else templates.standard(example, shown)
+        return showing.guided(example, rationale)
+    return showing.cot(example) if kind == "cot" else showing.standard(example)
 
 
 def _ask(frozen: CachedLM, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:

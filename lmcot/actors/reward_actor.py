@@ -10,7 +10,7 @@ from lmcot.actors.base import ActorBase, NotSetUp
 from lmcot.actors.frozen_client import FrozenClient
 from lmcot.actors.units import Judged, JudgeUnit, Packed, Scored, ScoreUnit
 from lmcot.config import Config
-from lmcot.data.prompts import load_templates
+from lmcot.frozen.templates import open_templates
 from lmcot.records import Example, Judgement, Rollout
 from lmcot.rewards.combine import judge_increasing
 from lmcot.rewards.judge import RewardModel
@@ -44,8 +44,7 @@ class RewardActor(ActorBase):
         self._model = RewardModel(
             config.rewards,
             self._frozen,
-            load_templates(config.prompts.templates),
-            config.prompts.demonstrations,
+            open_templates(config.prompts),
             config.frozen.answer_limit,
         )
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from lmcot.config import Config
 from lmcot.data.context import select_context
-from lmcot.data.prompts import load_templates, reply_sampling
+from lmcot.data.prompts import reply_sampling
 from lmcot.data.render import rationale_ids, tame
 from lmcot.data.sampler import sample_seed
 from lmcot.data.values import composed
 from lmcot.errors import UserError
+from lmcot.frozen.templates import open_templates
 from lmcot.records import Example, Message, Paragraph, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Asking:
         self._config = config
         self._frozen = config.frozen
         self._tokenizer = tokenizer
-        self._templates = load_templates(config.prompts.templates)
+        self._templates = open_templates(config.prompts)
         special = {one.content for one in tokenizer.added_tokens_decoder.values() if one.special}
         marks = sorted({*special, *tokenizer.all_special_tokens}, key=len, reverse=True)
         self._marks = re.compile("|".join(map(re.escape, marks)) or r"(?!)")
@@ -79,11 +80,11 @@ class Asking:
         Args:
             instruction: a further instruction, put below the template's own.
         """
-        shown, tamed = self._config.prompts.demonstrations, self._tamed(example)
+        tamed = self._tamed(example)
         if rationale is None:
-            prompt = self._templates.standard(tamed, shown)
+            prompt = self._templates.standard(tamed)
         else:
-            prompt = self._templates.guided(tamed, self.tame(rationale), shown)
+            prompt = self._templates.guided(tamed, self.tame(rationale))
         if not instruction:
             return prompt
         system = [one.content for one in prompt if one.role == "system"]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from lmcot import run_files
 from lmcot.config import Config, load_config
 from lmcot.config.stages import most_trained
-from lmcot.data.prompts import load_templates
 from lmcot.errors import UserError
 from lmcot.frozen.needs import cost_in_words
+from lmcot.frozen.templates import open_templates
 from lmcot.monitor.progress import say
 from lmcot.rewards.first_check import check_frozen
 from lmcot.storage import reaching
@@ -72,7 +72,7 @@ def learned(pair: Pair) -> Pair:
     Raises:
         UserError: if the endpoint does not answer, or there is no such model.
     """
-    templates = load_templates(pair.config.prompts.templates)
+    templates = open_templates(pair.config.prompts)
     checked = check_frozen(pair.config, templates, "serve")
     for notice in checked.notices:
         say(notice)

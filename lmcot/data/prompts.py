@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -134,23 +134,39 @@ class PromptTemplates:
     """Name or path of the templates file."""
     file: TemplateFile
     """The parsed templates file."""
+    demonstrations: tuple[Demonstration, ...] = ()
+    """The worked examples that the frozen LM is shown before each question."""
+
+    def showing(self, count: int) -> PromptTemplates:
+        """The templates with the first ``count`` demonstrations of their file.
+
+        Raises:
+            UserError: if the file holds fewer.
+        """
+        available = self.file.demonstrations
+        if count > len(available):
+            raise UserError(
+                f"prompts.demonstrations is {count}, but the templates '{self.name}' hold "
+                f"{len(available)}: lower it, or add demonstrations"
+            )
+        return replace(self, demonstrations=available[:count])
 
     def rationale(self, example: Example) -> Prompt:
         """Asks the small LM for a rationale that ends in its answer."""
         return _prompt(self.file.rationale, _fields(example))
 
-    def standard(self, example: Example, demonstrations: int) -> Prompt:
+    def standard(self, example: Example) -> Prompt:
         """Asks the frozen LM for the answer."""
-        return self._demonstrated(self.file.standard, _fields(example), demonstrations)
+        return self._demonstrated(self.file.standard, _fields(example))
 
-    def cot(self, example: Example, demonstrations: int) -> Prompt:
+    def cot(self, example: Example) -> Prompt:
         """Asks the frozen LM for a rationale that ends in its answer."""
-        return self._demonstrated(self.file.cot, _fields(example), demonstrations)
+        return self._demonstrated(self.file.cot, _fields(example))
 
-    def guided(self, example: Example, rationale: str, demonstrations: int) -> Prompt:
+    def guided(self, example: Example, rationale: str) -> Prompt:
         """Asks the frozen LM for the answer, given a rationale."""
         fields = {**_fields(example), "rationale": rationale}
-        return self._demonstrated(self.file.guided, fields, demonstrations)
+        return self._demonstrated(self.file.guided, fields)
 
     def reply(self, template: DemonstratedTemplate, example: Example) -> str:
         """The right reply, in the form that demonstrations show; the rationale is left out."""
@@ -163,17 +179,9 @@ class PromptTemplates:
         fields = {**_fields(example), "rationale": rationale, "criterion": criterion}
         return _prompt(self.file.judge, fields)
 
-    def _demonstrated(
-        self, template: DemonstratedTemplate, fields: Mapping[str, str], count: int
-    ) -> Prompt:
-        available = self.file.demonstrations
-        if count > len(available):
-            raise UserError(
-                f"prompts.demonstrations is {count}, but the templates '{self.name}' hold "
-                f"{len(available)}: lower it, or add demonstrations"
-            )
+    def _demonstrated(self, template: DemonstratedTemplate, fields: Mapping[str, str]) -> Prompt:
         shown: list[Message] = []
-        for demonstration in available[:count]:
+        for demonstration in self.demonstrations:
             values = demonstration.fields()
             shown.append(Message("user", _fill(template.user, values)))
             shown.append(Message("assistant", _fill(template.assistant, values)))

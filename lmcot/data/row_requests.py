@@ -13,7 +13,7 @@ from lmcot.records import Example, Prompt, Sampling
 
 
 def row_prompt(
-    row: RowSpec, templates: PromptTemplates, example: Example, rationale: str, demonstrations: int
+    row: RowSpec, templates: PromptTemplates, example: Example, rationale: str
 ) -> Prompt:
     """A question's prompt in a row that asks the frozen LM; only guided prompts show a rationale.
 
@@ -22,11 +22,11 @@ def row_prompt(
     """
     match row.prompt:
         case "standard":
-            return templates.standard(example, demonstrations)
+            return templates.standard(example)
         case "cot":
-            return templates.cot(example, demonstrations)
+            return templates.cot(example)
         case "guided":
-            return templates.guided(example, rationale, demonstrations)
+            return templates.guided(example, rationale)
     raise ValueError(f"the row {row.name} does not ask the frozen LM")
 
 

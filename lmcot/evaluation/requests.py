@@ -77,13 +77,7 @@ def prompt_units(
     config = run.config
     for attempt in range(row.attempts(config.evaluate.samples)):
         prompts = tuple(
-            row_prompt(
-                row,
-                run.templates,
-                example,
-                shown[attempt] if shown else "",
-                config.prompts.demonstrations,
-            )
+            row_prompt(row, run.templates, example, shown[attempt] if shown else "")
             for example, shown in zip(examples, texts, strict=True)
         )
         sampling = row_sampling(row, config, run.templates, attempt)

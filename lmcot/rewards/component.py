@@ -26,9 +26,7 @@ class Context:
     frozen: FrozenLM
     """The frozen LM, for the calls that the component names in its ``needs``."""
     templates: PromptTemplates
-    """Templates of the frozen LM's prompts."""
-    demonstrations: int
-    """Number of worked examples in a prompt."""
+    """Templates of the frozen LM's prompts, with their demonstrations."""
     answers: Sequence[Answer | Failure]
     """The frozen LM's answer given each rationale, or its failure."""
     meter: AspectMeter

@@ -147,8 +147,7 @@ def _completions(
         form = replace(sampling, seed=None if sampling.seed is None else 0)
         if form not in seen:
             seen.add(form)
-            shown = config.prompts.demonstrations
-            yield row_prompt(asked, templates, _EXAMPLE, _RATIONALE, shown), sampling
+            yield row_prompt(asked, templates, _EXAMPLE, _RATIONALE), sampling
 
 
 def _judgements(templates: PromptTemplates) -> list[Prompt]:

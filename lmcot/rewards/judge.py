@@ -43,7 +43,6 @@ class RewardModel:
         rewards: GuidanceRewards,
         frozen: FrozenLM,
         templates: PromptTemplates,
-        demonstrations: int,
         max_answer_tokens: int,
     ) -> None:
         self._meter = AspectMeter(rewards)
@@ -52,7 +51,6 @@ class RewardModel:
         self._customs = load_customs(rewards)
         self._frozen = frozen
         self._templates = templates
-        self._demonstrations = demonstrations
         self._max_answer_tokens = max_answer_tokens
 
     def judge(self, examples: Sequence[Example], rationales: Sequence[str]) -> list[Judgement]:
@@ -88,7 +86,7 @@ class RewardModel:
         needed: Callable[[str], bool],
     ) -> list[Judgement]:
         answers = self._answers(examples, rationales)
-        context = Context(self._frozen, self._templates, self._demonstrations, answers, self._meter)
+        context = Context(self._frozen, self._templates, answers, self._meter)
         names = [one.name for one in self._components]
         columns = [one.measure(examples, rationales, context) for one in self._components]
         rows = zip(examples, rationales, answers, *columns, strict=True)
@@ -101,7 +99,7 @@ class RewardModel:
         self, examples: Sequence[Example], rationales: Sequence[str]
     ) -> list[Answer | Failure]:
         prompts = [
-            self._templates.guided(example, rationale, self._demonstrations)
+            self._templates.guided(example, rationale)
             for example, rationale in zip(examples, rationales, strict=True)
         ]
         sampling = reply_sampling(self._templates.file.guided, self._max_answer_tokens)

@@ -23,13 +23,13 @@ def likelihood_gains(
 
     The standard prompt is asked once for all rationales of an example.
     """
-    templates, demonstrations = context.templates, context.demonstrations
+    templates = context.templates
     guided = [
-        templates.guided(example, rationale, demonstrations)
+        templates.guided(example, rationale)
         for example, rationale in zip(examples, rationales, strict=True)
     ]
     distinct = list(dict.fromkeys(examples))
-    standard = [templates.standard(example, demonstrations) for example in distinct]
+    standard = [templates.standard(example) for example in distinct]
     file = templates.file
     scores = context.frozen.score(
         [*standard, *guided],

@@ -18,10 +18,11 @@ from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.config import BudgetSettings, Config, DataSource, flat_settings
 from lmcot.data.context import apply_context
 from lmcot.data.loaders import load_examples
-from lmcot.data.prompts import PromptTemplates, load_templates
+from lmcot.data.prompts import PromptTemplates
 from lmcot.data.render import rationale_ids
 from lmcot.errors import UserError
 from lmcot.frozen.needs import cost_in_words
+from lmcot.frozen.templates import open_templates
 from lmcot.models.sources import load_tokenizer
 from lmcot.monitor.metrics import Monitor
 from lmcot.monitor.progress import say
@@ -72,7 +73,7 @@ class Run:
         budget = self.config.frozen.budget if self.config.frozen else BudgetSettings()
         self.spending = Spending(self.directory.path / run_files.SPENDING, budget)
         self.effective = self.config.resolved()
-        self.templates = load_templates(self.config.prompts.templates)
+        self.templates = open_templates(self.config.prompts)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

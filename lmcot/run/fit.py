@@ -93,13 +93,13 @@ def needs_of(
     if frozen is None or source is None:
         return found
     own = tokenizer if source == config.policy.source else load_tokenizer(source)
-    limits, shown = read_limits(source, own), config.prompts.demonstrations
+    limits = read_limits(source, own)
     lower = f"{_CONTEXT}, prompts.demonstrations, frozen.max_thinking_tokens or"
     if config.rewards.kind == "guidance":
         found.append(
             Need(
                 (TRAIN, VALIDATION), limits, own, chat,
-                lambda example: templates.guided(example, "", shown),
+                lambda example: templates.guided(example, ""),
                 length, frozen.answer_limit, f"{lower} policy.max_new_tokens",
             )
         )  # fmt: skip
@@ -107,7 +107,7 @@ def needs_of(
     if kinds:
         found.append(
             Need(
-                kinds, limits, own, chat, lambda example: templates.cot(example, shown),
+                kinds, limits, own, chat, templates.cot,
                 0, frozen.rationale_limit, f"{lower} frozen.max_rationale_tokens",
             )
         )  # fmt: skip

@@ -187,9 +187,7 @@ def _ask_frozen(
 def _unit(run: Run, questions: Sequence[Question], rows: list[int]) -> PromptUnit:
     config = run.config
     assert config.frozen is not None  # the settings were checked
-    prompts = [
-        run.templates.cot(questions[row].example, config.prompts.demonstrations) for row in rows
-    ]
+    prompts = [run.templates.cot(questions[row].example) for row in rows]
     sampling = reply_sampling(run.templates.file.cot, config.frozen.rationale_limit)
     return PromptUnit(f"annotate/{rows[0]}", tuple(prompts), sampling)
 

@@ -36,7 +36,7 @@ def test_rationale_prompt() -> None:
 
 
 def test_standard_prompt_without_demonstrations() -> None:
-    _, user = DEFAULT.standard(EXAMPLE, 0)
+    _, user = DEFAULT.standard(EXAMPLE)
     assert (
         user.content
         == f"Context:\n{CONTEXT}\n\nQuestion: Who wrote {{answer}}?\nThe answer in a few words:"
@@ -45,7 +45,7 @@ def test_standard_prompt_without_demonstrations() -> None:
 
 def test_guided_prompt_does_not_read_the_rationale_as_a_template() -> None:
     rationale = "{question} {0} {} {context} {{x}} \\1 \\g<0> %s $x"
-    user = DEFAULT.guided(EXAMPLE, rationale, 1)[-1]
+    user = DEFAULT.showing(1).guided(EXAMPLE, rationale)[-1]
     assert user.content == (
         f"Context:\n{CONTEXT}\n\nQuestion: Who wrote {{answer}}?\n"
         f"A student's reasoning: {rationale}\nThe answer in a few words:"
@@ -54,24 +54,24 @@ def test_guided_prompt_does_not_read_the_rationale_as_a_template() -> None:
 
 def test_demonstrations_alternate_and_come_before_the_question() -> None:
     for prompt in (
-        DEFAULT.standard(EXAMPLE, 2),
-        DEFAULT.cot(EXAMPLE, 2),
-        DEFAULT.guided(EXAMPLE, "Because.", 2),
+        DEFAULT.showing(2).standard(EXAMPLE),
+        DEFAULT.showing(2).cot(EXAMPLE),
+        DEFAULT.showing(2).guided(EXAMPLE, "Because."),
     ):
         assert [m.role for m in prompt] == [
             "system", "user", "assistant", "user", "assistant", "user",
         ]  # fmt: skip
     first = DEFAULT.file.demonstrations[0]
-    assert DEFAULT.standard(EXAMPLE, 1)[2].content == first.answer
-    assert DEFAULT.cot(EXAMPLE, 1)[2].content == first.rationale
-    guided = DEFAULT.guided(EXAMPLE, "Because.", 1)
+    assert DEFAULT.showing(1).standard(EXAMPLE)[2].content == first.answer
+    assert DEFAULT.showing(1).cot(EXAMPLE)[2].content == first.rationale
+    guided = DEFAULT.showing(1).guided(EXAMPLE, "Because.")
     assert first.rationale in guided[1].content
     assert guided[2].content == first.answer
 
 
 def test_more_demonstrations_than_there_are() -> None:
     with pytest.raises(UserError, match=r"prompts.demonstrations is 5, but .*'default' hold 4"):
-        DEFAULT.standard(EXAMPLE, 5)
+        DEFAULT.showing(5)
 
 
 @pytest.mark.parametrize("aspect", ASPECTS)
@@ -127,7 +127,7 @@ def test_any_text_goes_in_as_it_is(question: str, rationale: str, aspect: Aspect
 
 def test_shipped_questions_all_make_prompts() -> None:
     for example in load_examples(SampleData(kind="sample", split="validation")).examples:
-        user = DEFAULT.guided(example, "Because.", 2)[-1].content
+        user = DEFAULT.showing(2).guided(example, "Because.")[-1].content
         assert user.startswith(f"Context:\n{render_context(example.context)}")
         assert example.question.strip() in user
 
@@ -153,7 +153,7 @@ def written(folder: Path, values: object) -> str:
 def test_a_file_of_ones_own(tmp_path: Path, values: dict[str, Any]) -> None:
     values["standard"] = {"user": 'JSON {"q": 1} {} {question}', "assistant": "{answer}"}
     own = load_templates(written(tmp_path, values))
-    assert own.standard(EXAMPLE, 0) == (Message("user", 'JSON {"q": 1} {} Who wrote {answer}?'),)
+    assert own.standard(EXAMPLE) == (Message("user", 'JSON {"q": 1} {} Who wrote {answer}?'),)
 
 
 CHANGES: list[tuple[str, Any, str]] = [

@@ -191,7 +191,7 @@ def test_it_judges(tmp_path: Path) -> None:
     lm = open_frozen_lm(settings_of(checked.config), config.prompts)
     assert isinstance(checked.config.rewards, GuidanceRewards)
     example = Example("q0", "Where is place 0?", "Velm", ())
-    model = RewardModel(checked.config.rewards, lm, load_templates("default"), 0, 20)
+    model = RewardModel(checked.config.rewards, lm, load_templates("default"), 20)
     (judgement,) = model.judge([example], ["It is in Velm."])
     assert judgement.failure is None
     assert judgement.components["em"] == 1.0

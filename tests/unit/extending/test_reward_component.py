@@ -62,7 +62,7 @@ def extended(monkeypatch: pytest.MonkeyPatch) -> type[GuidanceRewards]:
 
 
 def judged(rewards: GuidanceRewards) -> list[Judgement]:
-    model = RewardModel(rewards, AnswersBrann(), load_templates("default"), 0, 8)
+    model = RewardModel(rewards, AnswersBrann(), load_templates("default"), 8)
     return model.judge([EXAMPLE] * 3, [SHORT, LONG, ""])
 
 

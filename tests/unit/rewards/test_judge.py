@@ -107,8 +107,7 @@ def _model(frozen: KnownLM, rewards: GuidanceRewards | None = None) -> RewardMod
     return RewardModel(
         rewards or GuidanceRewards(),
         frozen,
-        load_templates("default"),
-        demonstrations=1,
+        load_templates("default").showing(1),
         max_answer_tokens=24,
     )
 
@@ -418,7 +417,7 @@ def test_the_scalar_reward_is_the_weighted_sum() -> None:
 
 
 def test_answers_are_read_out_of_completions() -> None:
-    prompts = [load_templates("default").guided(EXAMPLE, RIGHT, 0)]
+    prompts = [load_templates("default").guided(EXAMPLE, RIGHT)]
     greedy = Sampling(max_new_tokens=8)
     [answer] = answer_prompts(KnownLM(), prompts, greedy)
     assert not isinstance(answer, Failure)

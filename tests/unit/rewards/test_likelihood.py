@@ -69,7 +69,7 @@ def gains(
 
 def context(frozen: ScoringLM, templates: str = "default") -> Context:
     meter = AspectMeter(GuidanceRewards(aspects={}))
-    return Context(frozen, load_templates(templates), demonstrations=1, answers=[], meter=meter)
+    return Context(frozen, load_templates(templates).showing(1), answers=[], meter=meter)
 
 
 def score(logprob: float, tokens: int) -> Score:
@@ -112,9 +112,9 @@ def test_all_are_asked_in_one_call_and_an_example_without_a_rationale_once() -> 
     [(prompts, answers)] = frozen.calls
     assert len(prompts) == 2 + 4
     assert answers == ["Humboldt River", "yes", *(one.answer for one in examples)]
-    templates = load_templates("default")
-    assert prompts[:2] == [templates.standard(one, 1) for one in (example(1), example(2))]
-    assert prompts[2] == templates.guided(example(1), "some", 1)
+    templates = load_templates("default").showing(1)
+    assert prompts[:2] == [templates.standard(one) for one in (example(1), example(2))]
+    assert prompts[2] == templates.guided(example(1), "some")
     first, second = math.exp(-3) - math.exp(-1), math.exp(-3) - math.exp(-2)
     assert found == pytest.approx([first, first, second, first])
 
