@@ -221,6 +221,8 @@ class Annotation:
     """Reason why it was kept or rejected."""
     made_from: str = ""
     """Digest of the question and settings that it was made from; empty if unknown."""
+    left_out: int = 0
+    """Number of supporting facts that were left out to make it fit."""
 
 
 @_quickly_pickled

@@ -36,7 +36,7 @@ from lmcot.config.load import (
     read_yaml_mapping,
     renamed_settings,
 )
-from lmcot.config.models import FrozenTeacher, LoraSettings, PolicySettings, SupportingFactsTeacher
+from lmcot.config.models import LoraSettings, PolicySettings
 from lmcot.config.monitor import AlarmSettings, MonitorSettings
 from lmcot.config.rewards import (
     AspectSettings,
@@ -63,6 +63,7 @@ from lmcot.config.stages import (
     TrainingStage,
     training_stage,
 )
+from lmcot.config.teachers import FrozenTeacher, SupportingFactsTeacher
 from lmcot.config.training import (
     AdaptiveKl,
     FixedKl,

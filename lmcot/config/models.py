@@ -1,12 +1,12 @@
-"""Settings of the small LM and the teacher."""
+"""Settings of the small LM."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from lmcot.config.base import Dtype, Fraction, PositiveFloat, PositiveInt, Settings
+from lmcot.config.base import Dtype, PositiveFloat, PositiveInt, Settings
 
 
 class LoraSettings(Settings):
@@ -48,21 +48,3 @@ class PolicySettings(Settings):
                     "the full distribution; use 'temperature'"
                 )
         return values
-
-
-class SupportingFactsTeacher(Settings):
-    """Rationales made of the data set's own supporting facts, and the answer."""
-
-    kind: Literal["supporting_facts"]
-
-
-class FrozenTeacher(Settings):
-    """Rationales that the frozen LM wrote; kept only where its answer is right (the paper's)."""
-
-    kind: Literal["frozen"]
-    min_f1: Fraction = 1.0
-    """Kept if the prediction's F1 with the gold answer reaches this; 1.0 asks for exact match
-    of the normalised words."""
-
-
-Teacher = Annotated[SupportingFactsTeacher | FrozenTeacher, Field(discriminator="kind")]

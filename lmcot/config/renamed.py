@@ -24,6 +24,17 @@ REMOVED: Final[Mapping[str, Any]] = {
 """Keys that have become constants, with their values: what settings say of them is ignored."""
 
 
+ADDED: Final[Mapping[str, Any]] = {
+    "teacher.template": "{facts} So the answer is {answer}.",
+    "teacher.shorten": False,
+}
+"""Keys that came later, with the values that earlier versions acted by.
+
+At these values, digests of settings leave them out, so that what an earlier version made is not made
+again. The settings of a run that lack such a key are compared without it.
+"""
+
+
 def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with each old key in its new place; where the new key is set, it holds.
 
@@ -58,6 +69,11 @@ def renamed_keys(values: Mapping[str, Any]) -> list[str]:
         if _value(values, old) not in (_ABSENT, constant)
     ]
     return [*(f"{old} is now {new}: rename it in the settings" for old, new in used), *ignored]
+
+
+def added_since(values: Mapping[str, Any]) -> frozenset[str]:
+    """The keys that came later than settings in which each key is written out."""
+    return frozenset(key for key in ADDED if _value(values, key) is _ABSENT)
 
 
 _ABSENT: Final = object()

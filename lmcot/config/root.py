@@ -12,13 +12,14 @@ from lmcot.config.base import NonNegativeInt, Settings
 from lmcot.config.data import DataSettings, PromptSettings
 from lmcot.config.evaluation import EvaluateSettings
 from lmcot.config.frozen import Frozen
-from lmcot.config.models import PolicySettings, Teacher
+from lmcot.config.models import PolicySettings
 from lmcot.config.monitor import MonitorSettings
 from lmcot.config.renamed import with_new_names
 from lmcot.config.rewards import FailureBudgets, GuidanceRewards, Rewards
 from lmcot.config.runtime import ActorsSettings, CheckpointSettings
 from lmcot.config.serving import ServeSettings
 from lmcot.config.stages import DistillSettings, RefineSettings
+from lmcot.config.teachers import Teacher
 from lmcot.config.training import LearnerSettings
 
 

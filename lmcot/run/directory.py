@@ -19,6 +19,7 @@ from lmcot.config import (
     parse_config,
     read_yaml_mapping,
 )
+from lmcot.config.renamed import added_since
 from lmcot.errors import UserError
 from lmcot.files import read_lines, read_object, write_atomically
 from lmcot.learner.checkpoints import CheckpointStore
@@ -150,7 +151,8 @@ class RunDirectory:
                 f"the run directory '{self.home}' has settings that this version of lmcot "
                 f"does not know ({error}): use another --run-dir"
             ) from None
-        changed = differences(before, config)
+        new = added_since(values)
+        changed = {key: both for key, both in differences(before, config).items() if key not in new}
         if not changed:
             return []
         fixed = {

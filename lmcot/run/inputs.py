@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from lmcot.config import GuidanceRewards, depends, flat_settings, training_stage
+from lmcot.config.renamed import ADDED
 from lmcot.errors import UserError
 from lmcot.records import Example
 from lmcot.rewards.custom import load_custom
@@ -33,7 +34,11 @@ def examples_digest(examples: Iterable[Example]) -> str:
 
 def annotation_digest(run: Run, question: Question) -> str:
     """A digest of everything that a question's rationale depends on."""
-    settings = {k: v for k, v in flat_settings(run.config).items() if _is_used("annotate", k, run)}
+    settings = {
+        key: value
+        for key, value in flat_settings(run.config).items()
+        if _is_used("annotate", key, run) and not (key in ADDED and value == ADDED[key])
+    }
     templates = run.templates.file.model_dump_json()
     asked = templates if depends("annotate", "prompts.templates", run.config) else ""
     known = [example_digest(question.example), question.facts_cut, settings, asked]

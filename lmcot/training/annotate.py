@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lmcot.actors.resources.cluster import check_plan
 from lmcot.actors.units import PromptUnit
-from lmcot.config import FrozenTeacher
+from lmcot.config import FrozenTeacher, SupportingFactsTeacher
 from lmcot.data.prompts import reply_sampling
 from lmcot.errors import UserError
 from lmcot.files import open_private, write_atomically
@@ -24,8 +24,11 @@ from lmcot.run.inputs import annotation_digest
 from lmcot.run.roles import annotate_roles
 from lmcot.text.answers import best, concluded_answer, f1
 from lmcot.text.reading import read_answer
+from lmcot.training.teachers.facts import facts_rationale
 
 _FAILED = "failed: "
+_FACTS = "supporting facts"
+_SHORTENED = "supporting facts, shortened"
 
 
 def annotate(run: Run, *, retry_failed: bool = False) -> list[Annotation]:
@@ -60,7 +63,7 @@ def annotate(run: Run, *, retry_failed: bool = False) -> list[Annotation]:
     elif isinstance(teacher, FrozenTeacher):
         known |= _ask_frozen(run, teacher, missing, known, made_from)
     else:
-        known |= {one.example.id: _from_facts(run, one) for one in missing}
+        known |= {one.example.id: _from_facts(run, teacher, one) for one in missing}
     annotations = [
         replace(known[question.example.id], made_from=made_from[question.example.id])
         for question in run.train
@@ -115,6 +118,11 @@ def _summarise(run: Run, annotations: Sequence[Annotation]) -> None:
             "the teacher said)"
         )
     say(f"annotate: {kept} of {len(annotations)} rationales kept{reasons}")
+    if shortened := [a.left_out for a in annotations if a.kept and a.left_out]:
+        say(
+            f"annotate: {len(shortened)} of them were too long and lost {sum(shortened)} sentences "
+            "that the answer does not need"
+        )
     if failed := sum(map(_failed, annotations)):
         say(
             f"annotate: {failed} questions have no reply of the teacher; before distillation "
@@ -122,20 +130,24 @@ def _summarise(run: Run, annotations: Sequence[Annotation]) -> None:
         )
 
 
-def _from_facts(run: Run, question: Question) -> Annotation:
+def _from_facts(run: Run, teacher: SupportingFactsTeacher, question: Question) -> Annotation:
     """The data set's own supporting facts as a rationale."""
     example = question.example
-    facts = " ".join(example.gold_sentences())
-    rationale = f"{facts} So the answer is {example.answer}."
-    reason = "supporting facts"
-    if not facts:
+    made = facts_rationale(example, teacher, lambda text: not _too_long(run, text))
+    if not example.gold_sentences():
         reason = "the question has no supporting facts"
     elif question.facts_cut:
         reason = "a supporting fact is outside the context's token budget"
-    elif too_long := _too_long(run, rationale):
-        reason = too_long
-    kept = reason == "supporting facts"
-    return Annotation(example.id, "supporting_facts", rationale, example.answer, kept, reason)
+    elif not made.fits:
+        reason = _too_long(run, made.text)
+    elif not made.complete:
+        reason = _SHORTENED + " to the paragraph of the answer"
+    else:
+        reason = _SHORTENED if made.left_out else _FACTS
+    kept = reason.startswith(_FACTS)
+    return Annotation(
+        example.id, teacher.kind, made.text, example.answer, kept, reason, left_out=made.left_out
+    )
 
 
 def _too_long(run: Run, rationale: str) -> str:

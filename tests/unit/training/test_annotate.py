@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lmcot.config import FrozenTeacher, load_config
+from lmcot.config import FrozenTeacher, SupportingFactsTeacher, load_config
 from lmcot.monitor.metrics import Monitor
 from lmcot.records import Completion, Failure, FailureKind, to_json
 from lmcot.run.context import Question, Run
@@ -17,6 +17,7 @@ from lmcot.run.directory import RunDirectory
 from lmcot.run.interruption import Interruption
 from lmcot.training.annotate import _from_facts, _judge, _read_partial
 
+FACTS = SupportingFactsTeacher(kind="supporting_facts")
 CONFIG = Path(__file__).parents[3] / "configs" / "smoke_t5.yaml"
 
 
@@ -33,7 +34,7 @@ def said(text: str) -> Completion:
 
 def test_supporting_facts_become_a_rationale_that_concludes(run: Run) -> None:
     question = run.train[0]
-    annotation = _from_facts(run, question)
+    annotation = _from_facts(run, FACTS, question)
     facts = " ".join(question.example.gold_sentences())
     assert facts
     assert annotation.rationale == f"{facts} So the answer is {question.example.answer}."
@@ -42,12 +43,12 @@ def test_supporting_facts_become_a_rationale_that_concludes(run: Run) -> None:
 
 def test_facts_that_the_budget_cut_or_that_are_missing_are_rejected(run: Run) -> None:
     question = run.train[0]
-    cut = _from_facts(run, Question(question.example, facts_cut=True))
+    cut = _from_facts(run, FACTS, Question(question.example, facts_cut=True))
     assert (cut.kept, cut.reason) == (
         False, "a supporting fact is outside the context's token budget",
     )  # fmt: skip
     bare = Question(replace(question.example, supporting_facts=()), facts_cut=False)
-    assert _from_facts(run, bare).reason == "the question has no supporting facts"
+    assert _from_facts(run, FACTS, bare).reason == "the question has no supporting facts"
 
 
 def test_the_frozen_teacher_keeps_right_answers_only(run: Run) -> None:

@@ -1,0 +1,1 @@
+"""The teachers: each makes rationales for training questions, one module each."""
