@@ -80,7 +80,7 @@ def test_a_comparison_keeps_a_sentence_of_each_paragraph(question: str, answer: 
 
 def test_a_sentence_that_merely_names_the_answer_shows_nothing_in_a_comparison() -> None:
     compared = example(
-        "Which has a mayor, Velm or the Brann?", "Velm", ("Velm (town)", 1), ("Velm (town)", 3)
+        "Whose mayor is Ott, Velm or the Brann?", "Velm", ("Velm (town)", 1), ("Velm (town)", 3)
     )
     assert made(compared, 9).text == "Its mayor is Ott. So the answer is Velm."
 
