@@ -11,7 +11,6 @@ from lmcot.records import Example
 from lmcot.rewards.metrics import content_words
 from lmcot.text.answers import contains_gold, inclusion
 
-
 _ANSWER: Final = 2
 """The need of a sentence that holds the answer."""
 
