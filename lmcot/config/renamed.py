@@ -30,8 +30,8 @@ ADDED: Final[Mapping[str, Any]] = {
 }
 """Keys that came later, with the values that earlier versions acted by.
 
-At these values, digests of settings leave them out, so that what an earlier version made is not made
-again. The settings of a run that lack such a key are compared without it.
+At these values, digests of settings leave them out, so that what an earlier version made is not
+made again. The settings of a run that lack such a key are compared without it.
 """
 
 
