@@ -46,6 +46,7 @@ class RewardActor(ActorBase):
             self._frozen,
             open_templates(config.prompts),
             config.frozen.answer_limit,
+            config.prompts.guided_kind,
         )
 
     def judge(self, unit: JudgeUnit) -> Judged:

@@ -75,7 +75,8 @@ class Asking:
     def answer_prompt(
         self, example: Example, rationale: str | None, instruction: str = ""
     ) -> Prompt:
-        """The frozen LM's prompt; without a rationale it is that of the row ``standard``.
+        """The frozen LM's prompt; without a rationale it is that of the row ``standard``, which
+        reads the passages whatever ``prompts.frozen_reads`` is.
 
         Args:
             instruction: a further instruction, put below the template's own.
@@ -84,7 +85,8 @@ class Asking:
         if rationale is None:
             prompt = self._templates.standard(tamed)
         else:
-            prompt = self._templates.guided(tamed, self.tame(rationale))
+            kind = self._config.prompts.guided_kind
+            prompt = self._templates.guided(tamed, self.tame(rationale), kind)
         if not instruction:
             return prompt
         system = [one.content for one in prompt if one.role == "system"]
@@ -115,9 +117,8 @@ class Asking:
 
     def answer_sampling(self, guided: bool) -> Sampling:
         """Sampling of a reply: greedy."""
-        file = self._templates.file
-        template = file.guided if guided else file.standard
-        return reply_sampling(template, self._frozen.answer_limit)
+        kind = self._config.prompts.guided_kind if guided else "standard"
+        return reply_sampling(self._templates.file.for_frozen(kind), self._frozen.answer_limit)
 
     @staticmethod
     def seeds(seed: int, samples: int) -> list[int]:

@@ -6,7 +6,7 @@ Once a stage has begun, what it depends on cannot change within its run director
 from __future__ import annotations
 
 from lmcot.config.root import Config
-from lmcot.config.stages import TrainingStage, training_stage
+from lmcot.config.stages import TRAINING_STAGES, TrainingStage, training_stage
 
 NO_STAGE_DEPENDS_ON = (
     "actors",
@@ -57,6 +57,9 @@ staleness define the batches in flight."""
 KL_COEFFICIENT = "refine.kl.coefficient"
 """The coefficient is a lever only if it is fixed."""
 
+FROZEN_READS = "prompts.frozen_reads"
+"""Only rewards depend on it: rows of an evaluation have prompts of their own."""
+
 _QUESTIONS = ("data.train", "data.max_train", "data.on_bad_record", "data.context")
 _RATIONALES = (*_QUESTIONS, "teacher", "policy.source", "policy.max_new_tokens")
 _MODEL = ("seed", "prompts", "policy.source", "policy.dtype", "policy.lora")
@@ -75,6 +78,8 @@ def depends(stage: str, key: str, config: Config, *, finished: bool = False) -> 
         return False
     if stage == "sweep":
         return True  # the trials' settings are made of all of them
+    if key == FROZEN_READS and not any(one.judges for one in TRAINING_STAGES if one.name == stage):
+        return False
     if not finished and is_lever(key, config):
         return False
     return below(key, _keys(stage, config, finished))

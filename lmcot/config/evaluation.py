@@ -8,6 +8,7 @@ from pydantic import Field
 
 from lmcot.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Settings
 from lmcot.config.rows import Row
+from lmcot.config.stages import TrainedPolicy
 
 
 class DuringSettings(Settings):
@@ -29,10 +30,9 @@ class EvaluateSettings(Settings):
     rows: tuple[Row, ...] | None = None
     """Rows of the report; unset: ``standard``, ``cot``, ``small_alone`` and ``guided_POLICY`` of
     each existing policy. Rows that are named here must be possible."""
-    distilled: str | None = None
-    """Model source of the distilled policy; unset: the run's own, if it has one."""
-    refined: str | None = None
-    """Model source of the refined policy; unset: the run's own, if it has one."""
+    policies: dict[TrainedPolicy, str | None] = Field(default_factory=dict)
+    """Model sources of trained policies by name, such as ``refined: runs/mine/best``. A policy that
+    is not named here, or is null, is the run's own, if it has one."""
     samples: Annotated[int, Field(ge=2)] = 5
     """Rationales (answers, where the frozen LM is alone) that a ``+sc`` row votes over."""
     temperature: PositiveFloat = 0.7
@@ -47,4 +47,4 @@ class EvaluateSettings(Settings):
 
     def given_source(self, policy: str) -> str | None:
         """The model source that the settings name for a trained policy; None if they name none."""
-        return {"distilled": self.distilled, "refined": self.refined}.get(policy)
+        return self.policies.get(policy)

@@ -11,6 +11,8 @@ RENAMED: Final[Mapping[str, tuple[str, Any]]] = {
     "refine.length_free": ("rewards.penalties.length_free", 0.5),
     "refine.clip": ("refine.loss.clip", 0.2),
     "refine.dual_clip": ("refine.loss.dual_clip", None),
+    "evaluate.distilled": ("evaluate.policies.distilled", None),
+    "evaluate.refined": ("evaluate.policies.refined", None),
 }
 """For each old key the new one, and the default that earlier versions wrote into each run."""
 

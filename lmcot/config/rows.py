@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from pydantic import AfterValidator
 from pydantic_core import PydanticKnownError
 
+from lmcot.config.data import GuidedKind, PromptKind
+from lmcot.config.stages import BASE, TRAINED_POLICIES, Colour, stage_of_policy
+
 if TYPE_CHECKING:
     from lmcot.records import Example  # numpy: not for the settings alone
 
@@ -21,9 +24,7 @@ if TYPE_CHECKING:
 Kind = Literal["unguided", "guided", "alone", "control"]
 """Who answers: the frozen LM by itself, the frozen LM guided by a policy, or a policy alone; a
 control guides the frozen LM by something else than a policy's rationale for the question."""
-PromptKind = Literal["standard", "cot", "guided"]
 Need = Literal["supporting facts", "another question"]
-Colour = Literal["grey", "orange", "ink", "purple", "blue", "green", "red"]
 
 MOST_TRAINED: Final = "the most trained"
 """In place of a policy's name: the most trained one that there is."""
@@ -31,6 +32,7 @@ BASELINE: Final = "standard"
 """The row that all others are compared with."""
 REASONING: Final = "cot"
 """The row that costs are compared with: the frozen LM does the reasoning itself."""
+_ALONE: Final = "small_alone"
 MASK: Final = "___"
 
 
@@ -130,6 +132,11 @@ def find_row(name: str) -> RowSpec:
     return ROWS[name]
 
 
+def policy_row_name(policy: str, kind: GuidedKind) -> str:
+    """Name of the row in which a policy guides the frozen LM by one kind of prompt."""
+    return f"{kind}_{policy}"
+
+
 def default_rows() -> list[str]:
     """Names of the rows that are evaluated if the settings name none."""
     return [one.name for one in ROWS.values() if one.default]
@@ -176,6 +183,57 @@ def _supporting_facts(shown: Shown) -> str:
     return " ".join(shown.example.gold_sentences())
 
 
+_POLICIES: Final = (BASE, *TRAINED_POLICIES)
+"""Least trained first."""
+
+
+def _in_words(policy: str) -> str:
+    return "the untrained small LM" if policy == BASE else stage_of_policy(policy).policy_in_words
+
+
+def _colour(policy: str) -> Colour:
+    return "ink" if policy == BASE else stage_of_policy(policy).colour
+
+
+def _less_trained(policy: str) -> list[str]:
+    """The policies before one, the most trained first."""
+    return list(reversed(_POLICIES[: _POLICIES.index(policy)]))
+
+
+def _guided_by(policy: str) -> RowSpec:
+    earlier = (policy_row_name(one, "guided") for one in _less_trained(policy))
+    return RowSpec(
+        policy_row_name(policy, "guided"),
+        f"guided by {_in_words(policy)}",
+        kind="guided",
+        colour=_colour(policy),
+        prompt="guided",
+        policy=policy,
+        shown=_own,
+        against=(BASELINE, REASONING, *earlier),
+        may_vote=True,
+        default=True,
+    )
+
+
+def _by_rationale_only(policy: str) -> RowSpec:
+    earlier = (policy_row_name(one, "rationale_only") for one in _less_trained(policy))
+    # The answer may stand in the rationale: does the frozen LM do more than copy it?
+    alone = () if policy == BASE else (_ALONE,)
+    return RowSpec(
+        policy_row_name(policy, "rationale_only"),
+        f"guided by {_in_words(policy)}, without the passages",
+        kind="guided",
+        colour=_colour(policy),
+        marker="D",
+        prompt="rationale_only",
+        policy=policy,
+        shown=_own,
+        against=(BASELINE, REASONING, policy_row_name(policy, "guided"), *earlier, *alone),
+        may_vote=True,
+    )
+
+
 _TABLE = (
     RowSpec(
         "standard",
@@ -196,44 +254,10 @@ _TABLE = (
         may_vote=True,
         default=True,
     ),
+    *(_guided_by(policy) for policy in _POLICIES),
+    *(_by_rationale_only(policy) for policy in _POLICIES),
     RowSpec(
-        "guided_base",
-        "guided by the untrained small LM",
-        kind="guided",
-        colour="ink",
-        prompt="guided",
-        policy="base",
-        shown=_own,
-        against=(BASELINE, REASONING),
-        may_vote=True,
-        default=True,
-    ),
-    RowSpec(
-        "guided_distilled",
-        "guided by the distilled small LM",
-        kind="guided",
-        colour="purple",
-        prompt="guided",
-        policy="distilled",
-        shown=_own,
-        against=(BASELINE, REASONING, "guided_base"),
-        may_vote=True,
-        default=True,
-    ),
-    RowSpec(
-        "guided_refined",
-        "guided by the small LM after PPO",
-        kind="guided",
-        colour="blue",
-        prompt="guided",
-        policy="refined",
-        shown=_own,
-        against=(BASELINE, REASONING, "guided_distilled", "guided_base"),
-        may_vote=True,
-        default=True,
-    ),
-    RowSpec(
-        "small_alone",
+        _ALONE,
         "the {policy} small LM answers itself",
         kind="alone",
         colour="green",
@@ -282,8 +306,40 @@ _TABLE = (
         shown=_supporting_facts,
         needs=("supporting facts",),
     ),
+    RowSpec(
+        "rationale_only_empty",
+        "control: the question alone, without passages or rationale",
+        kind="control",
+        colour="red",
+        marker="X",
+        prompt="rationale_only",
+        shown=_empty,
+    ),
+    RowSpec(
+        "rationale_only_masked",
+        "control: the {policy} small LM's rationale, the gold answer masked out, "
+        "without the passages",
+        kind="control",
+        colour="red",
+        marker="<",
+        prompt="rationale_only",
+        policy=MOST_TRAINED,
+        shown=_without_the_answer,
+    ),
+    RowSpec(
+        "rationale_only_oracle",
+        "control: the gold supporting facts as rationale, without the passages",
+        kind="control",
+        colour="red",
+        marker=">",
+        prompt="rationale_only",
+        shown=_supporting_facts,
+        against=(BASELINE, "control_oracle"),
+        needs=("supporting facts",),
+    ),
 )
 _VOTES: Final = "+sc"
+_MARKERS_OF_VOTES: Final = {"o": "s", "D": "P"}
 
 
 def with_votes(table: Sequence[RowSpec]) -> dict[str, RowSpec]:
@@ -307,7 +363,7 @@ def with_votes(table: Sequence[RowSpec]) -> dict[str, RowSpec]:
             name=one.name + _VOTES,
             votes=True,
             default=False,
-            marker="s",
+            marker=_MARKERS_OF_VOTES.get(one.marker, "s"),
             against=tuple(dict.fromkeys([*opponents, one.name])),
         )
     return rows

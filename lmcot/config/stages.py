@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import AfterValidator, model_validator
 from pydantic_core import PydanticKnownError
@@ -33,6 +33,8 @@ from lmcot.config.training import (
 if TYPE_CHECKING:
     from lmcot.storage import Place
 
+Colour = Literal["grey", "orange", "ink", "purple", "blue", "green", "red", "teal"]
+"""Colours of rows in pictures."""
 BASE: Final = "base"
 """Name of the policy without training: the small LM of ``policy.source``."""
 
@@ -46,6 +48,15 @@ def _known_start(policy: str) -> str:
     return policy
 
 
+def _known_trained(policy: str) -> str:
+    if policy not in TRAINED_POLICIES:
+        *others, last = [f"'{one}'" for one in TRAINED_POLICIES]
+        raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
+    return policy
+
+
+TrainedPolicy = Annotated[str, AfterValidator(_known_trained)]
+"""Name of a policy that a stage makes."""
 StartPolicy = Annotated[str, AfterValidator(_known_start)]
 """Name of a policy that refinement may start from."""
 
@@ -139,6 +150,15 @@ class TrainingStage:
     """Whether more steps may be asked of it when it is finished."""
     gathers: str = ""
     """File of what it makes before it trains, if it has such a file."""
+    small_lm: str = ""
+    """Its policy in words, for reports; empty: `policy_in_words` names the stage."""
+    colour: Colour = "teal"
+    """Of its policy's rows in pictures."""
+
+    @property
+    def policy_in_words(self) -> str:
+        """Its policy in words."""
+        return self.small_lm or f"the small LM after {self.name}"
 
 
 TRAINING_STAGES: Final = (
@@ -148,6 +168,8 @@ TRAINING_STAGES: Final = (
         run_files.DISTILLED,
         "distill-step-",
         reads_rationales=True,
+        small_lm="the distilled small LM",
+        colour="purple",
     ),
     TrainingStage(
         "refine",
@@ -157,6 +179,8 @@ TRAINING_STAGES: Final = (
         judges=True,
         evaluates=True,
         extends=True,
+        small_lm="the small LM after PPO",
+        colour="blue",
     ),
 )
 """In the order in which a run goes through them, so that a later one's policy is more trained."""

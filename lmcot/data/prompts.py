@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from lmcot.config import ASPECTS, Aspect, read_yaml_mapping
 from lmcot.config.base import Settings
+from lmcot.config.data import GuidedKind, PromptKind
 from lmcot.data.context import render_context
 from lmcot.errors import UserError
 from lmcot.records import Example, Message, Paragraph, Prompt, Sampling
@@ -26,9 +27,11 @@ _REQUIRED = {
     "standard": {"question"},
     "cot": {"question"},
     "guided": {"question", "rationale"},
+    "rationale_only": {"question", "rationale"},
     "judge": {"question", "rationale", "criterion"},
 }
-"""Fields that the ``user`` text of each kind must hold; ``context`` it may hold."""
+"""Fields that the ``user`` text of each kind must hold; ``context`` it may hold, except in
+``rationale_only``."""
 
 
 class Template(Settings):
@@ -109,6 +112,9 @@ class TemplateFile(Settings):
     """To the frozen LM: reason, then answer."""
     guided: DemonstratedTemplate
     """To the frozen LM: answer, given a rationale."""
+    rationale_only: DemonstratedTemplate | None = None
+    """To the frozen LM: answer, given a rationale and no context. Unset: as ``guided``, without the
+    paragraph of its text that holds ``{context}``."""
     judge: JudgeTemplate
     """To the frozen LM: is this rationale good in one respect?"""
     demonstrations: tuple[Demonstration, ...] = ()
@@ -118,12 +124,37 @@ class TemplateFile(Settings):
     def _fields_fit(self) -> TemplateFile:
         for kind, required in _REQUIRED.items():
             template = getattr(self, kind)
+            if template is None:
+                continue
+            context = set() if kind == "rationale_only" else {"context"}
             _check_fields(f"{kind}.system", template.system, set(), set())
-            _check_fields(f"{kind}.user", template.user, required, required | {"context"})
+            _check_fields(f"{kind}.user", template.user, required, required | context)
             if isinstance(template, DemonstratedTemplate):
                 allowed = {"answer", "rationale"}
                 _check_fields(f"{kind}.assistant", template.assistant, set(), allowed)
         return self
+
+    def for_frozen(self, kind: PromptKind) -> DemonstratedTemplate:
+        """The template of one kind of question to the frozen LM."""
+        match kind:
+            case "standard":
+                return self.standard
+            case "cot":
+                return self.cot
+            case "guided":
+                return self.guided
+            case "rationale_only":
+                alone = {"user": _without_context(self.guided.user)}
+                return self.rationale_only or self.guided.model_copy(update=alone)
+
+    def as_text(self, *, rationale_only: bool) -> str:
+        """Everything that prompts are made of, as one text for digests.
+
+        Args:
+            rationale_only: whether the template of that name is used; files of earlier versions
+                lack it.
+        """
+        return self.model_dump_json(exclude=None if rationale_only else {"rationale_only"})
 
 
 @dataclass(frozen=True)
@@ -163,10 +194,15 @@ class PromptTemplates:
         """Asks the frozen LM for a rationale that ends in its answer."""
         return self._demonstrated(self.file.cot, _fields(example))
 
-    def guided(self, example: Example, rationale: str) -> Prompt:
-        """Asks the frozen LM for the answer, given a rationale."""
+    def guided(
+        self,
+        example: Example,
+        rationale: str,
+        kind: GuidedKind = "guided",
+    ) -> Prompt:
+        """Asks the frozen LM for the answer, given a rationale, with the context or without it."""
         fields = {**_fields(example), "rationale": rationale}
-        return self._demonstrated(self.file.guided, fields)
+        return self._demonstrated(self.file.for_frozen(kind), fields)
 
     def reply(self, template: DemonstratedTemplate, example: Example) -> str:
         """The right reply, in the form that demonstrations show; the rationale is left out."""
@@ -238,6 +274,17 @@ def _check_fields(key: str, text: str, required: set[str], allowed: set[str]) ->
     for name in sorted(found - allowed):
         known = ", ".join(f"{{{field}}}" for field in sorted(allowed)) or "no fields"
         raise ValueError(f"'{key}' has the field {{{name}}}, but it may hold {known}")
+
+
+def _without_context(text: str) -> str:
+    """A template's text without the paragraph that holds ``{context}``; if that paragraph holds
+    other fields too, without the field alone."""
+    kept = []
+    for paragraph in text.split("\n\n"):
+        fields = set(_FIELD.findall(paragraph))
+        if fields != {"context"}:
+            kept.append(paragraph.replace("{context}", "").strip())
+    return "\n\n".join(kept)
 
 
 def _fields(example: Example) -> dict[str, str]:

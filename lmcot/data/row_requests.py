@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lmcot.config import Config
+from lmcot.config.data import PromptKind
 from lmcot.config.rows import RowSpec
 from lmcot.data.prompts import PromptTemplates, reply_sampling
 from lmcot.data.sampler import sample_seed
@@ -20,14 +21,25 @@ def row_prompt(
     Raises:
         ValueError: if the row does not ask the frozen LM.
     """
-    match row.prompt:
+    if row.prompt is None:
+        raise ValueError(f"the row {row.name} does not ask the frozen LM")
+    return frozen_prompt(row.prompt, templates, example, rationale)
+
+
+def frozen_prompt(
+    kind: PromptKind,
+    templates: PromptTemplates,
+    example: Example,
+    rationale: str,
+) -> Prompt:
+    """A question's prompt of some kind; only guided prompts show a rationale."""
+    match kind:
         case "standard":
             return templates.standard(example)
         case "cot":
             return templates.cot(example)
-        case "guided":
-            return templates.guided(example, rationale)
-    raise ValueError(f"the row {row.name} does not ask the frozen LM")
+        case "guided" | "rationale_only":
+            return templates.guided(example, rationale, kind)
 
 
 def row_sampling(
@@ -48,9 +60,7 @@ def row_sampling(
         raise ValueError(f"the row {row.name} does not ask the frozen LM")
     reasons = row.prompt == "cot"
     limit = config.frozen.rationale_limit if reasons else config.frozen.answer_limit
-    file = templates.file
-    template = {"standard": file.standard, "cot": file.cot, "guided": file.guided}[row.prompt]
-    sampling = reply_sampling(template, limit)
+    sampling = reply_sampling(templates.file.for_frozen(row.prompt), limit)
     if not row.samples_replies:
         return sampling
     # Nothing else differs between the attempts: the replies are what is sampled.

@@ -8,7 +8,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from lmcot.config.rows import Colour, Kind, find_row
+from lmcot.config.rows import Kind, find_row
+from lmcot.config.stages import Colour
 from lmcot.monitor.figures import (
     BLUE,
     GREEN,
@@ -19,6 +20,7 @@ from lmcot.monitor.figures import (
     ORANGE,
     PURPLE,
     RED,
+    TEAL,
     new_figure,
     save_figure,
     style,
@@ -116,6 +118,7 @@ _COLOURS: dict[Colour, str] = {
     "blue": BLUE,
     "green": GREEN,
     "red": RED,
+    "teal": TEAL,
 }
 _BARS: dict[Kind, str] = {"guided": BLUE, "alone": GREEN, "control": LIGHT, "unguided": GREY}
 

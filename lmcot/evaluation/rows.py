@@ -40,8 +40,7 @@ def chosen_rows(settings: EvaluateSettings, policies: Sequence[str]) -> list[Row
 def _way_to(policy: str) -> str:
     """How to get a policy that is missing."""
     stage = next(one for one in TRAINING_STAGES if one.policy == policy)
-    given = f", or set evaluate.{policy}" if policy in EvaluateSettings.model_fields else ""
-    return f"run 'lmcot {stage.name}' on the run directory{given}"
+    return f"run 'lmcot {stage.name}' on the run directory, or set evaluate.policies.{policy}"
 
 
 def check_rows(rows: Sequence[str], examples: Sequence[Example]) -> None:

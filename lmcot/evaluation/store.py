@@ -73,10 +73,10 @@ class EvaluationFiles:
         folder = run.directory.predictions
         draws = (config.evaluate.samples, config.evaluate.temperature)
         questions = {one.id: example_digest(one) for one in examples}
-        templates = run.templates.file.model_dump_json()
 
-        def kept(name: str, policy: str, *more: Any) -> Kept:
+        def kept(name: str, policy: str, *more: Any, rationale_only: bool = False) -> Kept:
             source = policies[policy] if policy else ""
+            templates = run.templates.file.as_text(rationale_only=rationale_only)
             mark = fingerprint(config, source, templates, *more)
             found = Kept(folder / f"{name}.jsonl", mark, questions)
             if found.dropped:
@@ -106,6 +106,7 @@ class EvaluationFiles:
                 *(draws if row.votes else ()),
                 # Which rationale it shows depends on all questions.
                 *([examples_digest(examples)] if "another question" in row.needs else ()),
+                rationale_only=row.prompt == "rationale_only",
             )
             for row in rows
         }

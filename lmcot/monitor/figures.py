@@ -12,7 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 INK, MUTED, GRID = "#22303c", "#7b8794", "#e4e8ec"
 BLUE, ORANGE, GREEN, PURPLE = "#2f6fb3", "#dd8b2e", "#3c9d6d", "#8a63b8"
-RED, GREY, LIGHT = "#c8504f", "#a5afb9", "#d5dbe0"
+RED, TEAL, GREY, LIGHT = "#c8504f", "#2aa1a8", "#a5afb9", "#d5dbe0"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
 
 

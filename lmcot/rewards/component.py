@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lmcot.config import GuidanceRewards
+from lmcot.config.data import GuidedKind
 from lmcot.data.prompts import PromptTemplates
 from lmcot.frozen.needs import Measure
 from lmcot.frozen.protocol import FrozenLM
@@ -31,6 +32,8 @@ class Context:
     """The frozen LM's answer given each rationale, or its failure."""
     meter: AspectMeter
     """The meter of the aspects."""
+    kind: GuidedKind = "guided"
+    """How the frozen LM is shown a rationale: with the passages, or without them."""
     _aspects: list[dict[str, Measured]] = field(default_factory=list)
 
     def aspect(

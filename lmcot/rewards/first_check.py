@@ -8,7 +8,8 @@ from itertools import islice
 from typing import Literal
 
 from lmcot.config import ASPECTS, Config, GuidanceRewards
-from lmcot.config.rows import default_rows, find_row
+from lmcot.config.rows import default_rows, find_row, policy_row_name
+from lmcot.config.stages import BASE
 from lmcot.data.prompts import PromptTemplates
 from lmcot.data.row_requests import row_prompt, row_sampling
 from lmcot.errors import UserError
@@ -126,13 +127,14 @@ def check_frozen(
 
 def _rows(config: Config, asker: Asker) -> list[str]:
     """The rows of an evaluation whose requests have the forms that will be sent."""
+    guided = policy_row_name(BASE, config.prompts.guided_kind)
     if asker == "fit":
-        return ["guided_base"]  # the parameters that an endpoint takes are learned from it
+        return [guided]  # the parameters that an endpoint takes are learned from it
     if asker == "serve":
-        return ["guided_base", "standard"]
+        return [guided, "standard"]
     taught = config.teacher is not None and config.teacher.kind == "frozen"
     rows = config.evaluate.rows or default_rows()
-    return ["guided_base", *rows, *(["cot"] if taught else [])]
+    return [guided, *rows, *(["cot"] if taught else [])]
 
 
 def _completions(

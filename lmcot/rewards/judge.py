@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from lmcot.config import GuidanceRewards
+from lmcot.config.data import GuidedKind
 from lmcot.data.prompts import PromptTemplates, reply_sampling
 from lmcot.frozen.protocol import FrozenLM
 from lmcot.records import (
@@ -44,6 +45,7 @@ class RewardModel:
         frozen: FrozenLM,
         templates: PromptTemplates,
         max_answer_tokens: int,
+        kind: GuidedKind = "guided",
     ) -> None:
         self._meter = AspectMeter(rewards)
         self._components = measured_components(rewards)
@@ -52,6 +54,7 @@ class RewardModel:
         self._frozen = frozen
         self._templates = templates
         self._max_answer_tokens = max_answer_tokens
+        self._kind: GuidedKind = kind
 
     def judge(self, examples: Sequence[Example], rationales: Sequence[str]) -> list[Judgement]:
         """One judgement for each rationale and the example it belongs to, in order.
@@ -86,7 +89,7 @@ class RewardModel:
         needed: Callable[[str], bool],
     ) -> list[Judgement]:
         answers = self._answers(examples, rationales)
-        context = Context(self._frozen, self._templates, answers, self._meter)
+        context = Context(self._frozen, self._templates, answers, self._meter, self._kind)
         names = [one.name for one in self._components]
         columns = [one.measure(examples, rationales, context) for one in self._components]
         rows = zip(examples, rationales, answers, *columns, strict=True)
@@ -99,10 +102,11 @@ class RewardModel:
         self, examples: Sequence[Example], rationales: Sequence[str]
     ) -> list[Answer | Failure]:
         prompts = [
-            self._templates.guided(example, rationale)
+            self._templates.guided(example, rationale, self._kind)
             for example, rationale in zip(examples, rationales, strict=True)
         ]
-        sampling = reply_sampling(self._templates.file.guided, self._max_answer_tokens)
+        template = self._templates.file.for_frozen(self._kind)
+        sampling = reply_sampling(template, self._max_answer_tokens)
         return answer_prompts(self._frozen, prompts, sampling)
 
 

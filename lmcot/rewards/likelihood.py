@@ -12,30 +12,37 @@ from lmcot.rewards.component import Context, Measured
 def likelihood_gains(
     examples: Sequence[Example], rationales: Sequence[str], context: Context
 ) -> list[Measured]:
-    """``P(gold | question, context, rationale) - P(gold | question, context)``, or the failure.
+    """``P(gold | question, rationale) - P(gold | question)``, each given the context too unless the
+    frozen LM reads no passages, or the failure.
 
     In [-1, 1], for each rationale and the example it belongs to. ``P`` is
     ``exp(log-likelihood / tokens)`` of the gold answer, in the form of the templates' replies,
-    after the guided and the standard prompt: the geometric mean of its tokens' probabilities. The
+    after the guided and the standard prompt (without passages: after the prompt with the rationale
+    and with an empty one): the geometric mean of its tokens' probabilities. The
     gain is that of Rainier (Liu et al. 2022), whose ``P`` is shared out among given choices;
     questions about a text come without choices. The length is divided out: without that, every
     long answer would have a probability, and a gain, near 0.
 
-    The standard prompt is asked once for all rationales of an example.
+    The prompt without the rationale is asked once for all rationales of an example.
     """
-    templates = context.templates
+    templates, kind = context.templates, context.kind
     guided = [
-        templates.guided(example, rationale)
+        templates.guided(example, rationale, kind)
         for example, rationale in zip(examples, rationales, strict=True)
     ]
     distinct = list(dict.fromkeys(examples))
-    standard = [templates.standard(example) for example in distinct]
+    if kind == "rationale_only":
+        unguided = [templates.guided(example, "", kind) for example in distinct]
+    else:
+        unguided = [templates.standard(example) for example in distinct]
     file = templates.file
+    template = file.for_frozen(kind)
+    before = template if kind == "rationale_only" else file.standard
     scores = context.frozen.score(
-        [*standard, *guided],
+        [*unguided, *guided],
         [
-            *(templates.reply(file.standard, example) for example in distinct),
-            *(templates.reply(file.guided, example) for example in examples),
+            *(templates.reply(before, example) for example in distinct),
+            *(templates.reply(template, example) for example in examples),
         ],
     )
     without = dict(zip(distinct, scores, strict=False))

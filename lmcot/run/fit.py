@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, get_args
 
-from lmcot.config import Config, FrozenTeacher
+from lmcot.config import Config, FrozenTeacher, GuidanceRewards
+from lmcot.config.data import GuidedKind, PromptKind
 from lmcot.config.rows import default_rows, find_row
 from lmcot.data.prompts import PromptTemplates
 from lmcot.data.render import Chat, encode, render
+from lmcot.data.row_requests import frozen_prompt
 from lmcot.errors import UserError
 from lmcot.models.limits import Limits, read_limits
 from lmcot.models.sources import load_tokenizer
@@ -88,30 +90,80 @@ def needs_of(
         )
         for source in _readers(config)
     ]  # fmt: skip
+    return [*found, *_needs_of_frozen(config, templates, tokenizer)]
+
+
+def _needs_of_frozen(
+    config: Config, templates: PromptTemplates, tokenizer: PreTrainedTokenizerBase
+) -> list[Need]:
+    """The needs of the frozen LM for the prompts that rewards, teacher and rows ask it."""
     frozen = config.frozen
     source = frozen.local_source if frozen is not None else None
     if frozen is None or source is None:
-        return found
+        return []
     own = tokenizer if source == config.policy.source else load_tokenizer(source)
-    limits = read_limits(source, own)
-    lower = f"{_CONTEXT}, prompts.demonstrations, frozen.max_thinking_tokens or"
+    limits, prompts = read_limits(source, own), config.prompts
+
+    def asks(kind: PromptKind) -> Callable[[Example], Prompt]:
+        return lambda example: frozen_prompt(kind, templates, example, "")
+
+    found = []
+    for kind, questions in _asked(config).items():
+        guided = kind in get_args(GuidedKind)
+        limit = frozen.rationale_limit if kind == "cot" else frozen.answer_limit
+        beside = config.policy.max_new_tokens if guided else 0
+        found.append(
+            Need(questions, limits, own, prompts.chat, asks(kind), beside, limit, _to_lower(kind))
+        )
+    return [*found, *_needs_of_judge(config, templates, limits, own)]
+
+
+def _asked(config: Config) -> dict[PromptKind, tuple[str, ...]]:
+    """The kinds of prompts that the frozen LM is asked, with the kinds of questions of each."""
+    rows, teacher = config.evaluate.rows, config.teacher
+    measured = {find_row(one).prompt for one in (default_rows() if rows is None else rows)}
+    trained: set[PromptKind] = {"cot"} if isinstance(teacher, FrozenTeacher) else set()
     if config.rewards.kind == "guidance":
-        found.append(
-            Need(
-                (TRAIN, VALIDATION), limits, own, chat,
-                lambda example: templates.guided(example, ""),
-                length, frozen.answer_limit, f"{lower} policy.max_new_tokens",
-            )
-        )  # fmt: skip
-    kinds = _kinds_of_cot(config)
-    if kinds:
-        found.append(
-            Need(
-                kinds, limits, own, chat, templates.cot,
-                0, frozen.rationale_limit, f"{lower} frozen.max_rationale_tokens",
-            )
-        )  # fmt: skip
-    return found
+        trained.add(config.prompts.guided_kind)
+        if config.evaluate.during.every:
+            measured.add(config.prompts.guided_kind)
+    kinds: tuple[PromptKind, ...] = ("guided", "cot", "standard", "rationale_only")
+    asked = {
+        kind: (*([TRAIN] if kind in trained else []), *([VALIDATION] if kind in measured else []))
+        for kind in kinds
+    }
+    return {kind: questions for kind, questions in asked.items() if questions}
+
+
+def _to_lower(kind: PromptKind) -> str:
+    """The settings to lower if a kind of prompt does not fit the frozen LM."""
+    context = "" if kind == "rationale_only" else f"{_CONTEXT}, "
+    last = {"cot": "frozen.max_rationale_tokens", "standard": "frozen.max_answer_tokens"}
+    return (
+        f"{context}prompts.demonstrations, frozen.max_thinking_tokens or "
+        f"{last.get(kind, 'policy.max_new_tokens')}"
+    )
+
+
+def _needs_of_judge(
+    config: Config, templates: PromptTemplates, limits: Limits, tokenizer: PreTrainedTokenizerBase
+) -> list[Need]:
+    """The need of the longest judge's question that a reward depends on; it reads the context."""
+    rewards = config.resolved().rewards
+    if not isinstance(rewards, GuidanceRewards):
+        return []
+    judged = [a for a, one in rewards.aspects.items() if one.source == "judge" and one.weight > 0]
+    if not judged:
+        return []
+    longest = max(judged, key=lambda aspect: len(templates.file.judge.aspects[aspect]))
+    questions = (TRAIN, *([VALIDATION] if config.evaluate.aspect_questions else []))
+    return [
+        Need(
+            questions, limits, tokenizer, config.prompts.chat,
+            lambda example: templates.judge(example, "", longest),
+            config.policy.max_new_tokens, 1, f"{_CONTEXT} or policy.max_new_tokens",
+        )
+    ]  # fmt: skip
 
 
 def lack_of(example: Example, kind: str, needs: Sequence[Need]) -> str:
@@ -146,13 +198,3 @@ def _readers(config: Config) -> list[str]:
     baseline = config.refine.advantage.critic_baseline
     other = baseline.critic.source if baseline else None
     return [config.policy.source, *([other] if other else [])]
-
-
-def _kinds_of_cot(config: Config) -> tuple[str, ...]:
-    """The kinds of questions that the frozen LM reasons about by itself."""
-    rows = config.evaluate.rows
-    asked = any(
-        find_row(name).prompt == "cot" for name in (default_rows() if rows is None else rows)
-    )
-    taught = isinstance(config.teacher, FrozenTeacher)
-    return (*([TRAIN] if taught else []), *([VALIDATION] if asked else []))

@@ -39,7 +39,7 @@ def annotation_digest(run: Run, question: Question) -> str:
         for key, value in flat_settings(run.config).items()
         if _is_used("annotate", key, run) and not (key in ADDED and value == ADDED[key])
     }
-    templates = run.templates.file.model_dump_json()
+    templates = run.templates.file.as_text(rationale_only=False)
     asked = templates if depends("annotate", "prompts.templates", run.config) else ""
     known = [example_digest(question.example), question.facts_cut, settings, asked]
     return _digest(json.dumps(known, sort_keys=True))
@@ -47,11 +47,12 @@ def annotation_digest(run: Run, question: Question) -> str:
 
 def contents(run: Run, stage: str) -> dict[str, str]:
     """A text for each input of a stage, which changes with the input's content."""
+    known = training_stage(stage)
+    alone = known.judges and run.config.prompts.guided_kind == "rationale_only"
     found = {
         "data.train": _questions(run.train),
-        "prompts.templates": _digest(run.templates.file.model_dump_json()),
+        "prompts.templates": _digest(run.templates.file.as_text(rationale_only=alone)),
     }
-    known = training_stage(stage)
     if known.evaluates and run.config.evaluate.during.every:
         found["data.validation"] = _questions(run.validation)
     rewards = run.config.rewards

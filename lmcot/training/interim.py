@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from lmcot import run_files
 from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.units import Packed, WeightsRef
-from lmcot.config.rows import find_row
+from lmcot.config.rows import find_row, policy_row_name
 from lmcot.errors import UserError
 from lmcot.evaluation.predictions import Prediction, predict
 from lmcot.evaluation.report_text import no_answers
@@ -33,7 +34,6 @@ from lmcot.training.learners import Learners, Pending
 from lmcot.training.pipeline import Fleets, Pipeline
 
 STAGE: Final = EVALUATION
-_ROW: Final = find_row("guided_refined")
 RECORD: Final = "lmcot-best.json"
 """File in the best policy's folder that holds its step and score."""
 
@@ -62,6 +62,9 @@ class InterimEvaluation:
         run.monitor.truncate(STAGE, after)
         self._run = run
         self._settings = run.config.evaluate.during
+        # As the rewards ask: what the best policy is chosen by is what is optimised.
+        kind = run.config.prompts.guided_kind
+        self._row = find_row(policy_row_name(run_files.REFINED, kind))
         self._fleets = fleets
         self._frozen = run.frozen_client(fleets.frozen) if fleets.frozen is not None else None
         self._learners = learners
@@ -110,7 +113,7 @@ class InterimEvaluation:
         found = rationales_of(rollouts.open(), 1)
         underway.rationales[key] = found
         texts = [one.texts for one in found]
-        for unit in prompt_units(self._run, _ROW, underway.units[key], texts):
+        for unit in prompt_units(self._run, self._row, underway.units[key], texts):
             self._frozen.submit(key, unit)
 
     def refs(self) -> list[Any]:

@@ -604,6 +604,7 @@ def test_what_a_begun_refinement_depends_on_is_named(
     [
         ("refine.samples_per_prompt", {"refine"}),
         ("rewards.f1_weight", {"refine"}),
+        ("prompts.frozen_reads", {"refine"}),
         ("policy.temperature", {"refine", "evaluate"}),
         ("policy.max_new_tokens", {"annotate", "distill", "refine", "evaluate"}),
         ("policy.lora.rank", {"distill", "refine", "evaluate"}),

@@ -56,6 +56,14 @@ def test_a_run_of_before_resumes(tmp_path: Path) -> None:
         assert directory.check_config(quickstart()) == []
 
 
+def test_sources_of_policies_have_a_mapping() -> None:
+    config = parse_config({**LEAST, "evaluate": {"refined": "runs/mine/best", "distilled": None}})
+    assert config.evaluate.given_source("refined") == "runs/mine/best"
+    assert config.evaluate.given_source("distilled") is None
+    with pytest.raises(UserError, match=r"unknown key 'evaluate\.policies\.refind': did you mean"):
+        parse_config({**LEAST, "evaluate": {"policies": {"refind": "x"}}})
+
+
 def test_a_changed_penalty_of_a_run_of_before_is_refused(tmp_path: Path) -> None:
     values = yaml.safe_load(BEFORE)
     values["refine"]["length_penalty"] = 0.25

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,44 @@ def test_guided_prompt_does_not_read_the_rationale_as_a_template() -> None:
         f"Context:\n{CONTEXT}\n\nQuestion: Who wrote {{answer}}?\n"
         f"A student's reasoning: {rationale}\nThe answer in a few words:"
     )
+
+
+def test_the_prompt_without_the_context_holds_nothing_of_it() -> None:
+    """Demonstrations neither: their form is that of the question."""
+    shown = DEFAULT.showing(2)
+    prompt = shown.guided(EXAMPLE, "Because {context}.", "rationale_only")
+    assert prompt[-1].content == (
+        "Question: Who wrote {answer}?\nA student's reasoning: Because {context}.\n"
+        "The answer in a few words:"
+    )
+    assert [one.role for one in prompt] == [one.role for one in shown.guided(EXAMPLE, "")]
+    assert not any("Context:" in one.content or CONTEXT in one.content for one in prompt)
+    first = DEFAULT.file.demonstrations[0]
+    assert prompt[1].content.startswith(f"Question: {first.question}\n")
+    assert (first.rationale in prompt[1].content, prompt[2].content) == (True, first.answer)
+
+
+@pytest.mark.parametrize("name", ["default", "base"])
+def test_a_file_without_the_prompt_without_context_takes_it_from_the_guided_one(
+    tmp_path: Path, name: str
+) -> None:
+    """Files of earlier versions are read, and come to the wording of those that ship."""
+    shipped = load_templates(name)
+    values = shipped.file.model_dump(mode="json")
+    del values["rationale_only"]
+    old = load_templates(written(tmp_path, values))
+    text, own = (one.file.for_frozen("rationale_only") for one in (old, shipped))
+    assert (text.user, text.assistant) == (own.user, own.assistant)
+    before, after = (json.loads(one.file.as_text(rationale_only=False)) for one in (old, shipped))
+    assert before == after == values, "what was made with the old file is not made again"
+    assert "rationale_only" in json.loads(shipped.file.as_text(rationale_only=True))
+
+
+def test_a_context_beside_other_fields_goes_alone(tmp_path: Path, values: dict[str, Any]) -> None:
+    values["rationale_only"] = None
+    values["guided"]["user"] = "Read {context}: {question}\n\nThink: {rationale}"
+    own = load_templates(written(tmp_path, values)).file.for_frozen("rationale_only")
+    assert own.user == "Read : {question}\n\nThink: {rationale}"
 
 
 def test_demonstrations_alternate_and_come_before_the_question() -> None:
@@ -107,7 +146,7 @@ def test_the_default_demonstrations() -> None:
 
 
 def test_the_default_wording_is_short() -> None:
-    for kind in ("rationale", "standard", "cot", "guided", "judge"):
+    for kind in ("rationale", "standard", "cot", "guided", "rationale_only", "judge"):
         assert len(getattr(DEFAULT.file, kind).system.split()) <= 16
 
 
@@ -162,6 +201,11 @@ CHANGES: list[tuple[str, Any, str]] = [
     ("cot.asistant", "x", "unknown key 'cot.asistant': remove it"),
     ("rationale.assistant", "x", "unknown key 'rationale.assistant': remove it"),
     ("guided.user", "{question}", "'guided.user' lacks the field {rationale}: add it"),
+    (
+        "rationale_only.user",
+        "{context} {question} {rationale}",
+        "'rationale_only.user' has the field {context}, but it may hold {question}, {rationale}",
+    ),
     ("judge.user", "{question} {rationale}", "'judge.user' lacks the field {criterion}: add it"),
     (
         "standard.user",

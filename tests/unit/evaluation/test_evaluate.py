@@ -136,11 +136,31 @@ def test_the_table_of_rows() -> None:
         "guided_refined+sc": [
             "standard", "cot+sc", "guided_distilled+sc", "guided_base+sc", "guided_refined",
         ],
+        "rationale_only_base": ["standard", "cot", "guided_base"],
+        "rationale_only_base+sc": ["standard", "cot+sc", "guided_base+sc", "rationale_only_base"],
+        "rationale_only_distilled": [
+            "standard", "cot", "guided_distilled", "rationale_only_base", "small_alone",
+        ],
+        "rationale_only_distilled+sc": [
+            "standard", "cot+sc", "guided_distilled+sc", "rationale_only_base+sc", "small_alone",
+            "rationale_only_distilled",
+        ],
+        "rationale_only_refined": [
+            "standard", "cot", "guided_refined", "rationale_only_distilled",
+            "rationale_only_base", "small_alone",
+        ],
+        "rationale_only_refined+sc": [
+            "standard", "cot+sc", "guided_refined+sc", "rationale_only_distilled+sc",
+            "rationale_only_base+sc", "small_alone", "rationale_only_refined",
+        ],
         "small_alone": ["standard"],
         "control_empty": ["standard"],
         "control_shuffled": ["standard"],
         "control_masked": ["standard"],
         "control_oracle": ["standard"],
+        "rationale_only_empty": ["standard"],
+        "rationale_only_masked": ["standard"],
+        "rationale_only_oracle": ["standard", "control_oracle"],
     }  # fmt: skip
     assert [row.name for row in ROWS.values() if row.samples_replies] == ["standard+sc", "cot+sc"]
     assert {row.attempts(5) for row in ROWS.values() if row.votes} == {5}
@@ -175,6 +195,10 @@ def test_what_each_control_shows() -> None:
     several = {key: [text, "another"] for key, text in greedy.items()}
     assert shown_texts(find_row("guided_base+sc"), examples, several, 0) == list(several.values())
     assert set(shown("control_empty")) == {""}
+    for one in ("base", "empty", "oracle", "masked"):
+        same = "guided_base" if one == "base" else f"control_{one}"
+        assert shown(f"rationale_only_{one}") == shown(same)
+        assert find_row(f"rationale_only_{one}").prompt == "rationale_only"
     assert shown("control_oracle") == ["Elko lies on the Humboldt River.", "", "", ""]
     assert shown("control_masked")[0] == "It lies on the ___, so: ___. Humboldt Riverside."
     others = shown("control_shuffled")

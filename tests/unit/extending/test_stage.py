@@ -104,6 +104,25 @@ def test_the_command_line_knows_the_stage(product: Path) -> None:
     assert "start_from: rejection" in resolved.stdout
 
 
+def test_its_policy_has_rows(product: Path) -> None:
+    shown = _run(
+        product, "-c",
+        "from lmcot.config.rows import find_row\n"
+        "for name in ('guided_rejection', 'rationale_only_rejection+sc', 'guided_refined'):\n"
+        "    row = find_row(name)\n"
+        "    print(row.policy, row.label([], 5), *row.against, sep='|')\n",
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.splitlines() == [
+        "rejection|guided by the small LM after reject|standard|cot|guided_distilled|guided_base",
+        "rejection|guided by the small LM after reject, without the passages, vote of 5|standard|"
+        "cot+sc|guided_rejection+sc|rationale_only_distilled+sc|rationale_only_base+sc|"
+        "small_alone|rationale_only_rejection",
+        "refined|guided by the small LM after PPO|standard|cot|guided_rejection|guided_distilled|"
+        "guided_base",
+    ]
+
+
 @pytest.mark.e2e
 def test_rejection_sampling_runs_and_resumes(product: Path, tmp_path: Path) -> None:
     done = _run(product, "-c", ROUND, str(CONFIG), str(tmp_path / "run"))

@@ -55,6 +55,15 @@ def test_each_asker_sends_the_forms_that_it_will_send(
     assert any(map(judged, endpoint.calls)) == judges
 
 
+def test_a_service_asks_as_it_will_ask(endpoint: Endpoint) -> None:
+    endpoint.respond = lambda call: completion(call, "Velm")
+    given = config(endpoint, prompts={"frozen_reads": "rationale_only"})
+    check_frozen(given, load_templates("default"), "serve")
+    asked = str(endpoint.calls[0].body["messages"])
+    assert "student's reasoning: Velm lies" in asked
+    assert "It lies on the river" not in asked
+
+
 def test_a_service_needs_no_judge(endpoint: Endpoint) -> None:
     """A component that an endpoint cannot measure ends a run, and is nothing to a service."""
     endpoint.respond = lambda call: completion(call, "Velm")

@@ -416,6 +416,20 @@ def test_the_scalar_reward_is_the_weighted_sum() -> None:
     )
 
 
+def test_the_answer_may_rest_on_the_rationale_alone() -> None:
+    """The judge still reads the passages: it is asked whether the rationale is true to them."""
+    frozen = KnownLM()
+    model = RewardModel(WEIGHED, frozen, load_templates("default"), 24, "rationale_only")
+    [judgement] = model.judge([EXAMPLE], [RIGHT])
+    assert judgement.components["em"] == 1
+    passage = EXAMPLE.context[0].sentences[0]
+    read = {
+        call: any(passage in prompt[-1].content for asked, prompt in frozen.asked if asked == call)
+        for call in ("generate", "choose")
+    }
+    assert read == {"generate": False, "choose": True}
+
+
 def test_answers_are_read_out_of_completions() -> None:
     prompts = [load_templates("default").guided(EXAMPLE, RIGHT)]
     greedy = Sampling(max_new_tokens=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -124,6 +125,16 @@ def test_a_base_models_reply_holds_the_answer_in_its_own_form() -> None:
     likelihood_gains([example(1)], ["some"], context(frozen, "base"))
     [(_, continuations)] = frozen.calls
     assert continuations == ["Humboldt River", "the answer is Humboldt River."]
+
+
+def test_without_passages_the_gain_is_over_the_question_alone() -> None:
+    frozen = ScoringLM(
+        {"reasoning: some": score(math.log(0.5), 1), "reasoning: ": score(math.log(0.2), 1)}
+    )
+    alone = replace(context(frozen), kind="rationale_only")
+    assert likelihood_gains([example(1)], ["some"], alone) == pytest.approx([0.3])
+    [(prompts, _)] = frozen.calls
+    assert not any("straddles" in one.content for prompt in prompts for one in prompt)
 
 
 @pytest.mark.parametrize("broken", ["Question: Question 1?", "reasoning: some"])

@@ -109,6 +109,31 @@ def test_one_long_question_costs_that_question(
     assert told in capsys.readouterr().err
 
 
+_FROZEN_READS_NONE: dict[str, Any] = {
+    "prompts": {"demonstrations": 0, "frozen_reads": "rationale_only"},
+    "evaluate": {"rows": ["rationale_only_base", "small_alone"]},
+}
+
+
+def test_what_the_frozen_model_does_not_read_needs_no_room(opened: Open) -> None:
+    run = opened(10, 900, 20, 30, other=700, **_FROZEN_READS_NONE)
+    assert _ids(run) == (["q0", "q1", "q2", "q3"],) * 2
+
+
+def test_rows_that_read_the_passages_decide_what_is_measured(opened: Open) -> None:
+    """The questions of training stay: its rewards read none."""
+    changes = {**_FROZEN_READS_NONE, "evaluate": {"rows": ["standard", "rationale_only_base"]}}
+    run = opened(10, 900, 20, 30, other=700, **changes)
+    assert _ids(run) == (["q0", "q1", "q2", "q3"], ["q0", "q2", "q3"])
+    assert "frozen.max_answer_tokens" in run.left_out["data.validation"]
+
+
+def test_a_judge_with_a_weight_reads_the_passages(opened: Open) -> None:
+    rewards = {"aspects": {"factuality": {"source": "judge", "weight": 1.0}}}
+    run = opened(10, 900, 20, 30, other=700, rewards=rewards, **_FROZEN_READS_NONE)
+    assert _ids(run) == (["q0", "q2", "q3"],) * 2
+
+
 def test_the_limit_is_to_the_token(opened: Open) -> None:
     """Prompt and reply fill the window exactly, and exceed it by one."""
     run = opened(50)
