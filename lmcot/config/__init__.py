@@ -66,14 +66,17 @@ from lmcot.config.stages import (
 from lmcot.config.teachers import FrozenTeacher, SupportingFactsTeacher
 from lmcot.config.training import (
     AdaptiveKl,
+    CispoLoss,
     FixedKl,
     Gae,
     Grpo,
+    GspoLoss,
     HeadCritic,
     LearnerSettings,
     ModelCritic,
     OptimiserSettings,
     PpoLoss,
+    ReinforcePlusPlus,
     Rloo,
 )
 
@@ -91,6 +94,7 @@ __all__ = [
     "BudgetSettings",
     "CacheSettings",
     "CheckpointSettings",
+    "CispoLoss",
     "ComputingRole",
     "Config",
     "ContextSettings",
@@ -108,6 +112,7 @@ __all__ = [
     "FrozenTeacher",
     "Gae",
     "Grpo",
+    "GspoLoss",
     "GuidanceRewards",
     "HeadCritic",
     "HubData",
@@ -124,6 +129,7 @@ __all__ = [
     "PpoLoss",
     "PromptSettings",
     "RefineSettings",
+    "ReinforcePlusPlus",
     "Rloo",
     "RoleSettings",
     "Row",

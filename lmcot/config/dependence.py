@@ -48,6 +48,10 @@ LEVERS = (
     "refine.optimiser.learning_rate",
     "refine.advantage.critic.learning_rate",
     "refine.entropy_coefficient",
+    "refine.loss.clip",
+    "refine.loss.clip_low",
+    "refine.loss.clip_high",
+    "refine.loss.dual_clip",
     "refine.target_kl",
 )
 """Keys that steer a training in progress: a resumed stage uses their new values from its next step

@@ -34,6 +34,11 @@ class AlarmSettings(Settings):
     sampler_kl_above: PositiveFloat | None = 0.02
     """Mean KL between sampler and learner, nats per token: their arithmetic differs, or the
     sampler's policy was too old."""
+    effective_sample_size_below: Fraction | None = 0.5
+    """Mean effective sample size of the importance weights, as a share of the tokens: a few tokens
+    outweigh the others, since the sampler's policy was too old."""
+    clip_fraction_above: Fraction | None = 0.5
+    """Mean share of the tokens whose ratio was clipped: the policy moves too far within a step."""
     idle_learner_above: Fraction | None = 0.5
     """Mean share of the time that the learner waits for rationales, where both overlap
     (``refine.max_staleness`` of 1 or more)."""

@@ -127,6 +127,17 @@ class RefineSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _loss_fits_the_advantages(self) -> RefineSettings:
+        loss, advantage = self.loss, self.advantage
+        if loss.needs_same_advantage and not advantage.same_for_all_tokens:
+            raise ValueError(
+                f"loss.kind '{loss.kind}' has one ratio for a whole rationale, but advantage.kind "
+                f"'{advantage.kind}' gives each token an advantage of its own: set advantage.kind "
+                "to 'grpo' or 'rloo', or loss.kind to 'ppo' or 'cispo'"
+            )
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingStage:

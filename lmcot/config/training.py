@@ -94,6 +94,8 @@ class AdvantageSettings(Settings):
     """The estimator's name."""
     needs_group: ClassVar[bool] = False
     """Whether a rationale is compared with other rationales for the same question."""
+    same_for_all_tokens: ClassVar[bool] = False
+    """Whether all tokens of a rationale have the same advantage."""
 
     @property
     def critic_baseline(self) -> CriticBaseline | None:
@@ -128,6 +130,7 @@ class GroupBaseline(AdvantageSettings):
     """An estimator whose baseline is the rewards of the question's other rationales."""
 
     needs_group: ClassVar[bool] = True
+    same_for_all_tokens: ClassVar[bool] = True
 
 
 class Gae(CriticBaseline):
@@ -154,22 +157,132 @@ class Grpo(GroupBaseline):
     """Divide by the standard deviation within the question (the paper's); off: Dr. GRPO's."""
 
 
-Advantage = Annotated[Gae | Rloo | Grpo, Field(discriminator="kind")]
+class ReinforcePlusPlus(AdvantageSettings):
+    """REINFORCE++ (Hu 2025, arXiv 2501.03262): no critic and no groups.
+
+    A token's advantage is the discounted sum of the rewards from it on (the KL penalty at each
+    token, the score at the last), less the mean and over the standard deviation of these sums over
+    all tokens of the step. The paper's has ``gamma`` 1 and ``kl.apply_to: reward``.
+    """
+
+    kind: Literal["reinforce++"]
+    gamma: Fraction = 1.0
+    """Discount per token."""
 
 
-class PpoLoss(Settings):
-    """PPO's clipped loss (Schulman et al. 2017)."""
+Advantage = Annotated[Gae | Rloo | Grpo | ReinforcePlusPlus, Field(discriminator="kind")]
+
+
+ClipLow = Annotated[float, Field(gt=0, le=1)]
+"""Distance of a ratio's lower bound from 1."""
+
+
+class PolicyLossSettings(Settings):
+    """What every policy loss has: how the losses of tokens become one number."""
+
+    kind: str
+    """The loss's name."""
+    needs_same_advantage: ClassVar[bool] = False
+    """Whether all tokens of a rationale must have the same advantage."""
+    follows_advantages_only: ClassVar[bool] = False
+    """Whether a rationale whose advantages are all 0 adds nothing to the gradient; the learner may
+    then spare its backward pass."""
+
+    aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
+    """How the losses of an optimiser step's tokens are averaged. ``token_mean``: the mean over all
+    tokens (DAPO, arXiv 2503.14476). ``sequence_mean``: the mean over the tokens of each rationale,
+    then over rationales (GRPO, arXiv 2402.03300). ``constant``: the sum over a rationale's tokens,
+    divided by ``aggregation_length``, then the mean over rationales (Dr. GRPO, Liu et al. 2025,
+    arXiv 2503.20783). It holds for the policy's loss, the entropy bonus and the KL penalty in the
+    loss; a critic's loss is always a mean over tokens."""
+    aggregation_length: PositiveInt | None = None
+    """Number of tokens that ``aggregation: constant`` divides by; unset:
+    ``policy.max_new_tokens``."""
+
+    @model_validator(mode="after")
+    def _length_is_used(self) -> PolicyLossSettings:
+        if self.aggregation_length is not None and self.aggregation != "constant":
+            raise ValueError(
+                f"aggregation_length is {self.aggregation_length}, but aggregation is "
+                f"'{self.aggregation}', which does not use it: leave it out, or set aggregation to "
+                "'constant'"
+            )
+        return self
+
+
+class PpoLoss(PolicyLossSettings):
+    """PPO's clipped loss (Schulman et al. 2017), with bounds for each side (DAPO: Yu et al. 2025,
+    arXiv 2503.14476).
+
+    For the ratio r of a token's new probability to that at the start of the step, and its advantage
+    A: max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)), times the importance weight between the
+    sampler and the learner.
+    """
+
+    follows_advantages_only: ClassVar[bool] = True
 
     kind: Literal["ppo"] = "ppo"
     clip: PositiveFloat = 0.2
-    """The ratio is clipped to 1 - clip .. 1 + clip."""
+    """Value of ``clip_low`` and ``clip_high`` where they are not set."""
+    clip_low: ClipLow | None = None
+    """The ratio is clipped to 1 - clip_low or more; unset: ``clip``."""
+    clip_high: PositiveFloat | None = None
+    """The ratio is clipped to 1 + clip_high or less; unset: ``clip``. DAPO's is 0.28, with 0.2
+    below."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """Bound of the loss for negative advantages, as a multiple of the advantage; unset: none."""
+    """Bound of the loss for negative advantages, as a multiple of the advantage, before the
+    importance weight (Ye et al. 2020, arXiv 1912.09729); unset: none."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """``clip_low`` and ``clip_high``, or ``clip`` in their place."""
+        low = self.clip if self.clip_low is None else self.clip_low
+        return low, self.clip if self.clip_high is None else self.clip_high
 
 
-PolicyLoss = PpoLoss
-"""Settings of the policy's loss. With a second kind: ``Annotated[PpoLoss | Other,
-Field(discriminator="kind")]``."""
+class GspoLoss(PolicyLossSettings):
+    """GSPO: PPO's clipped loss with one ratio for a whole rationale (Zheng et al. 2025, arXiv
+    2507.18071, equations 5 to 7).
+
+    The ratio is the geometric mean of the ratios of the rationale's tokens, exp(mean of log r). The
+    importance weight between the sampler and the learner is the rationale's geometric mean, too.
+    """
+
+    needs_same_advantage: ClassVar[bool] = True
+    follows_advantages_only: ClassVar[bool] = True
+
+    kind: Literal["gspo"]
+    clip_low: ClipLow = 3e-4
+    """The ratio is clipped to 1 - clip_low or more."""
+    clip_high: PositiveFloat = 4e-4
+    """The ratio is clipped to 1 + clip_high or less."""
+    aggregation: Literal["token_mean", "sequence_mean", "constant"] = "sequence_mean"
+    """As for the other losses, but the default is the paper's, in which each rationale counts
+    equally; the others weigh a rationale by its length."""
+
+
+class CispoLoss(PolicyLossSettings):
+    """CISPO: the score-function gradient, weighted by the clipped ratio (MiniMax-M1, arXiv
+    2506.13585, equations 4 and 5).
+
+    For the ratio r of a token's new probability p to that at the start of the step, and its
+    advantage A: -clip(r, 1 - clip_low, 1 + clip_high) A log p, where no gradient goes through the
+    ratio; times the importance weight between the sampler and the learner. No token loses its
+    gradient.
+    """
+
+    follows_advantages_only: ClassVar[bool] = True
+
+    kind: Literal["cispo"]
+    clip_low: ClipLow | None = None
+    """The ratio is clipped to 1 - clip_low or more; unset: no lower bound, as in the paper."""
+    clip_high: PositiveFloat = 4.0
+    """The ratio is clipped to 1 + clip_high or less. The paper names no value; an upper bound of 5
+    is in the range of Khatri et al. 2025 (arXiv 2510.13786)."""
+
+
+PolicyLoss = Annotated[PpoLoss | GspoLoss | CispoLoss, Field(discriminator="kind")]
+"""Settings of the policy's loss."""
 
 
 class LearnerSettings(Settings):

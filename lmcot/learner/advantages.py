@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lmcot.config.training import AdvantageSettings, Gae, Grpo, Rloo
+from lmcot.config.training import AdvantageSettings, Gae, Grpo, ReinforcePlusPlus, Rloo
 from lmcot.learner import maths
 
 
@@ -78,7 +78,21 @@ def grpo(settings: Grpo, inputs: AdvantageInputs) -> Estimate:
     return of_rationales(advantages, inputs.mask)
 
 
-ESTIMATORS: dict[str, Estimator] = {"gae": gae, "rloo": rloo, "grpo": grpo}
+def reinforce_plus_plus(settings: ReinforcePlusPlus, inputs: AdvantageInputs) -> Estimate:
+    """The discounted sum of the rewards from each token on, whitened over the step's tokens."""
+    rewards, nothing = inputs.token_rewards(), inputs.mask.new_zeros(inputs.mask.shape)
+    _, returns = maths.gae(rewards, nothing, inputs.mask, settings.gamma, lam=1.0)
+    # In float64 equal float32 returns give exactly 0, not a rounding error over its deviation.
+    advantages = maths.whiten(returns.double(), inputs.mask).to(returns.dtype)
+    return Estimate(advantages, returns)
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "gae": gae,
+    "rloo": rloo,
+    "grpo": grpo,
+    "reinforce++": reinforce_plus_plus,
+}
 """The estimator of each kind of settings."""
 
 

@@ -146,7 +146,8 @@ class ExperienceMaker:
         mask, proximal, behaviour = experience.mask, experience.proximal, experience.behaviour
         reference, values, returns = experience.reference, experience.values, experience.returns
         of_rationales = (maths.kl_k1(proximal, reference) * mask).sum(-1)
-        weight = maths.importance_weight(proximal, behaviour, self._settings.importance_cap)
+        cap = self._settings.importance_cap
+        weight = maths.importance_weight(proximal, behaviour, cap)
         metrics = {
             **_reward_spread(scored),
             "batch/tokens": float(mask.sum()),
@@ -157,6 +158,8 @@ class ExperienceMaker:
             "sampler/gap": float(((proximal - behaviour).abs() * mask).max()),
             "sampler/kl": float(maths.masked_mean(maths.kl_k3(behaviour, proximal), mask)),
             "sampler/importance_weight": float(maths.masked_mean(weight, mask)),
+            "sampler/capped_share": float(maths.masked_mean((weight >= cap).float(), mask)),
+            "sampler/effective_sample_size": float(maths.effective_sample_size(weight, mask)),
         }
         if self._settings.advantage.needs_critic:
             metrics |= {

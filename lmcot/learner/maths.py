@@ -8,6 +8,8 @@ nats.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -181,29 +183,55 @@ def importance_weight(proximal: Tensor, behaviour: Tensor, cap: float) -> Tensor
     return log_ratio(proximal, behaviour).exp().clamp_max(cap)
 
 
-def policy_loss(
-    logprobs: Tensor,
-    proximal: Tensor,
-    advantages: Tensor,
-    clip: float,
-    dual_clip: float | None = None,
-) -> tuple[Tensor, Tensor]:
+def effective_sample_size(weights: Tensor, mask: Tensor) -> Tensor:
+    """How many samples of equal weight tell as much, as a share of all: (sum w)^2 / (n sum w^2).
+
+    Kish 1965. 1 where all weights are equal.
+
+    Args:
+        weights, mask: [B, T].
+    """
+    weights = weights * mask
+    squares = weights.square().sum() * mask.sum()
+    return weights.sum().square() / squares.clamp_min(torch.finfo(weights.dtype).tiny)
+
+
+class Clipped(NamedTuple):
+    """The clipped loss of each token, and 1 where a bound was active, else 0; [...] each."""
+
+    loss: Tensor
+    low: Tensor
+    """The ratio of a token with a negative advantage was below the lower bound."""
+    high: Tensor
+    """The ratio of a token with a positive advantage was above the upper bound."""
+    dual: Tensor
+    """The loss of a token with a negative advantage was above the dual clip's bound."""
+
+
+def clipped_loss(
+    ratio: Tensor, advantages: Tensor, low: float, high: float, dual_clip: float | None = None
+) -> Clipped:
     """PPO's clipped loss per token (Schulman et al. 2017, equation 7).
 
-    With ``dual_clip`` c > 1, the loss for a negative advantage A is at most -c A (Ye et al.
-    2020, equation 5).
-
-    Returns:
-        the loss [...], and 1 where the clip was active, else 0, [...].
+    The bounds of the ratio are 1 - low and 1 + high (Yu et al. 2025, equation 8). With
+    ``dual_clip`` c > 1, the loss for a negative advantage A is at most -c A (Ye et al. 2020,
+    equation 5).
     """
-    ratio = log_ratio(logprobs, proximal).exp()
     plain = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    clipped = -advantages * ratio.clamp(1 - low, 1 + high)
     loss = torch.maximum(plain, clipped)
+    active = clipped > plain
+    bounded = torch.zeros_like(active)
     if dual_clip is not None:
-        bounded = torch.minimum(loss, -advantages * dual_clip)
-        loss = torch.where(advantages < 0, bounded, loss)
-    return loss, (clipped > plain).float()
+        bound = -advantages * dual_clip
+        bounded = (advantages < 0) & (loss > bound)
+        loss = torch.where(advantages < 0, torch.minimum(loss, bound), loss)
+    return Clipped(
+        loss,
+        low=(active & (advantages < 0)).float(),
+        high=(active & (advantages > 0)).float(),
+        dual=bounded.float(),
+    )
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:

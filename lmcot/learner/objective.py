@@ -23,6 +23,8 @@ class Update:
     """The rationales that the step learns from."""
     tokens: float
     """The number of their tokens."""
+    without_gradient: frozenset[int]
+    """Those of them whose loss has no gradient, so that they need no backward pass."""
     kl_coefficient: float
     """Weight of the KL penalty in the loss."""
     critic_only: bool
@@ -42,7 +44,11 @@ class MicroLoss:
 
 
 class Objective:
-    """Policy loss - entropy bonus + KL penalty + value loss, each a mean over the step's tokens."""
+    """Policy loss - entropy bonus + KL penalty, and the value loss.
+
+    The settings' aggregation averages the first three; the value loss is a mean over the step's
+    tokens.
+    """
 
     def __init__(
         self,
@@ -50,11 +56,23 @@ class Objective:
         planner: BatchPlanner,
         settings: RefineSettings,
         temperature: float,
+        max_new_tokens: int,
     ) -> None:
         self._engine = engine
         self._planner = planner
         self._settings = settings
         self._temperature = temperature
+        self._max_new_tokens = max_new_tokens
+
+    def follows_advantages_only(self, kl_coefficient: float) -> bool:
+        """Whether a rationale whose advantages are all 0 adds nothing to the gradient."""
+        settings = self._settings
+        return (
+            settings.loss.follows_advantages_only
+            and settings.advantage.critic_baseline is None
+            and settings.entropy_coefficient == 0
+            and (settings.kl.apply_to == "reward" or kl_coefficient == 0)
+        )
 
     def loss(self, experience: Experience, micro: MicroBatch, update: Update) -> MicroLoss:
         """Forward pass and loss of one micro-batch."""
@@ -65,8 +83,9 @@ class Objective:
         proximal = self._proximal(experience, micro, current, old)
         inputs = self._loss_inputs(current, proximal, old, update)
         policy = policy_loss(self._settings.loss, inputs)
+        scale = inputs.token_scale(self._settings.loss, self._max_new_tokens)
         entropy = self._entropy(logits)
-        metrics = {"loss/policy": policy.loss, "policy/entropy": entropy, **policy.metrics}
+        metrics = {"loss/policy": policy.loss * scale, "policy/entropy": entropy, **policy.metrics}
         if update.critic_only:
             # The zero keeps a gradient (of zeros) on the trunk, which the engine expects.
             total = 0.0 * policy.loss
@@ -74,6 +93,7 @@ class Objective:
             total = policy.loss - self._settings.entropy_coefficient * entropy
             if self._settings.kl.apply_to == "loss":
                 total = total + update.kl_coefficient * maths.kl_k2(current, old.reference)
+            total = total * scale
         baseline = self._settings.advantage.critic_baseline
         if values is not None and baseline is not None:
             value = maths.value_loss(values, old.values, old.returns, baseline.value_clip)
@@ -103,6 +123,7 @@ class Objective:
             importance_weight=maths.importance_weight(
                 proximal, old.behaviour, self._settings.importance_cap
             ),
+            importance_cap=self._settings.importance_cap,
             advantages=old.advantages,
             response=old.response,
             step_tokens=update.tokens,

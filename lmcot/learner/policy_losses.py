@@ -3,6 +3,9 @@
 A loss is a function here and a settings class in `lmcot.config.training`. `POLICY_LOSSES` joins the
 two by the settings' ``kind``. Entropy bonus, KL penalty and value loss are added elsewhere
 (`lmcot.learner.objective`).
+
+Every loss clips its ratio around the policy at the start of the step, however old the policy is
+that sampled. What lies between these two is the importance weight's, which multiplies the loss.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmcot.config.training import PolicyLoss, PpoLoss
+from lmcot.config.training import CispoLoss, GspoLoss, PolicyLossSettings, PpoLoss
 from lmcot.learner import maths
 
 
@@ -34,6 +37,8 @@ class LossInputs:
     importance_weight: Tensor
     """min(p_proximal / p_behaviour, ``refine.importance_cap``). A loss that does not multiply by it
     ignores that the sampler's policy was not exactly the learner's."""
+    importance_cap: float
+    """``refine.importance_cap``, for a loss that makes another weight."""
     advantages: Tensor
     """How much better each token was than expected."""
     response: Tensor
@@ -51,6 +56,20 @@ class LossInputs:
         """[N]: the mean of ``values`` over each token's response, as for a sequence's ratio."""
         return self._sums(values) / self.lengths()
 
+    def token_scale(self, settings: PolicyLossSettings, max_length: int) -> Tensor:
+        """[N]: the factors with which the mean over the step's tokens is the settings' average.
+
+        Args:
+            max_length: the length that a response may have at most, in tokens.
+        """
+        ones = torch.ones_like(self.advantages)
+        if settings.aggregation == "token_mean":
+            return ones
+        share = self.step_tokens / self.step_responses
+        if settings.aggregation == "sequence_mean":
+            return ones * share / self.lengths()
+        return ones * share / (settings.aggregation_length or max_length)
+
     def _sums(self, values: Tensor) -> Tensor:
         responses = int(self.response.max()) + 1
         return values.new_zeros(responses).index_add(0, self.response, values)[self.response]
@@ -60,9 +79,8 @@ class LossInputs:
 class LossOutputs:
     """A loss for each token, and what to log about it.
 
-    The optimiser step minimises the mean of ``loss`` over all tokens of all its micro-batches and
-    ranks. For another average, scale the tokens: with ``step_tokens / (step_responses *
-    lengths())`` each response counts equally.
+    The optimiser step minimises the average of ``loss`` that the settings' ``aggregation`` names,
+    over all tokens of all its micro-batches and ranks.
     """
 
     loss: Tensor
@@ -77,16 +95,49 @@ PolicyLossFunction = Callable[[Any, LossInputs], LossOutputs]
 
 def ppo(settings: PpoLoss, inputs: LossInputs) -> LossOutputs:
     """PPO's clipped loss, with an optional second bound for negative advantages."""
-    loss, clipped = maths.policy_loss(
-        inputs.current, inputs.proximal, inputs.advantages, settings.clip, settings.dual_clip
+    ratio = maths.log_ratio(inputs.current, inputs.proximal).exp()
+    low, high = settings.bounds
+    clipped = maths.clipped_loss(ratio, inputs.advantages, low, high, settings.dual_clip)
+    metrics = _clip_shares(clipped.low, clipped.high)
+    if settings.dual_clip is not None:
+        metrics["policy/dual_clip_fraction"] = clipped.dual
+    return LossOutputs(clipped.loss * inputs.importance_weight, metrics)
+
+
+def gspo(settings: GspoLoss, inputs: LossInputs) -> LossOutputs:
+    """PPO's clipped loss of a response's mean ratio (geometric), the same at all its tokens."""
+    logs = inputs.response_mean(inputs.current - inputs.proximal)
+    ratio = logs.clamp(-maths.LOG_RATIO_BOUND, maths.LOG_RATIO_BOUND).exp()
+    clipped = maths.clipped_loss(ratio, inputs.advantages, settings.clip_low, settings.clip_high)
+    weight = maths.importance_weight(
+        inputs.response_mean(inputs.proximal),
+        inputs.response_mean(inputs.behaviour),
+        inputs.importance_cap,
     )
-    return LossOutputs(loss * inputs.importance_weight, {"policy/clip_fraction": clipped})
+    return LossOutputs(clipped.loss * weight, _clip_shares(clipped.low, clipped.high))
 
 
-POLICY_LOSSES: dict[str, PolicyLossFunction] = {"ppo": ppo}
+def cispo(settings: CispoLoss, inputs: LossInputs) -> LossOutputs:
+    """Minus the log-probability times the advantage, weighted by the clipped ratio."""
+    ratio = maths.log_ratio(inputs.current.detach(), inputs.proximal).exp()
+    least = 0.0 if settings.clip_low is None else 1 - settings.clip_low
+    clipped = ratio.clamp(least, 1 + settings.clip_high)
+    loss = -clipped * inputs.importance_weight * inputs.advantages * inputs.current
+    return LossOutputs(loss, _clip_shares((ratio < clipped).float(), (ratio > clipped).float()))
+
+
+def _clip_shares(low: Tensor, high: Tensor) -> dict[str, Tensor]:
+    return {
+        "policy/clip_fraction": low + high,
+        "policy/clip_fraction_low": low,
+        "policy/clip_fraction_high": high,
+    }
+
+
+POLICY_LOSSES: dict[str, PolicyLossFunction] = {"ppo": ppo, "gspo": gspo, "cispo": cispo}
 """The loss of each kind of settings."""
 
 
-def policy_loss(settings: PolicyLoss, inputs: LossInputs) -> LossOutputs:
+def policy_loss(settings: PolicyLossSettings, inputs: LossInputs) -> LossOutputs:
     """Each token's loss, by the function that the settings name."""
     return POLICY_LOSSES[settings.kind](settings, inputs)

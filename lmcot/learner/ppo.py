@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from lmcot.config import RefineSettings
-from lmcot.learner.batching import BatchPlanner, split_evenly
+from lmcot.learner.batching import BatchPlanner, MicroBatch, split_evenly
 from lmcot.learner.engine import StepResult, TrainEngine
 from lmcot.learner.experience import Experience, ExperienceMaker, Reference, usable
 from lmcot.learner.kl_control import KlController
@@ -41,6 +41,7 @@ class PPO:
         settings: RefineSettings,
         *,
         temperature: float,
+        max_new_tokens: int,
         seed: int,
     ) -> None:
         self._engine = engine
@@ -48,7 +49,7 @@ class PPO:
         self._settings = settings
         self._seed = seed
         self._maker = ExperienceMaker(engine, reference, planner, settings, temperature)
-        self._objective = Objective(engine, planner, settings, temperature)
+        self._objective = Objective(engine, planner, settings, temperature, max_new_tokens)
         self.kl_controller = KlController(settings.kl)
         self.reward_scale = RewardScale()
 
@@ -95,15 +96,17 @@ class PPO:
         totals: dict[str, float] = {}
         extremes: list[Tensor] = []
         results: list[StepResult] = []
-        tokens_seen, stopped_early = 0.0, False
+        tokens_seen, tokens_spared, stopped_early = 0.0, 0.0, False
         for minibatch in self._minibatches(experience, step):
             tokens = float(experience.mask[minibatch].sum())
-            update = Update(minibatch, tokens, self.kl_controller.coefficient, warming)
+            spared = self._without_gradient(experience, minibatch)
+            update = Update(minibatch, tokens, spared, self.kl_controller.coefficient, warming)
             sums, extreme = self._accumulate(experience, update)
             extremes.append(extreme)
             frozen = (POLICY_GROUP,) if warming else ()
             results.append(self._engine.step(frozen))
             tokens_seen += tokens
+            tokens_spared += float(experience.mask[sorted(spared)].sum())
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + value
             target = self._settings.target_kl  # the sums are all ranks', and so is the decision
@@ -114,6 +117,7 @@ class PPO:
         applied = [result for result in results if result.applied]
         return {
             **{name: value / tokens_seen for name, value in totals.items()},
+            "batch/no_backward": tokens_spared / tokens_seen,
             "policy/ratio_min": math.exp(-least),
             "policy/ratio_max": math.exp(greatest),
             "optimiser/grad_norm": sum(r.grad_norm for r in applied) / max(len(applied), 1),
@@ -139,10 +143,27 @@ class PPO:
             minibatches.extend(sorted(part) for part in parts)
         return minibatches
 
+    def _without_gradient(self, experience: Experience, minibatch: list[int]) -> frozenset[int]:
+        """The rationales of a minibatch that need no backward pass.
+
+        They are whole questions whose rationales all have advantage 0 at every token, since a
+        question's rationales share the pass through its prompt. One rationale of the minibatch
+        remains in any case: the optimiser moves by its momentum even where the gradient is 0.
+        """
+        if not self._objective.follows_advantages_only(self.kl_controller.coefficient):
+            return frozenset()
+        learnt = {
+            tuple(experience.pairs[index][0])
+            for index in minibatch
+            if experience.advantages[index].any()
+        }
+        spared = [i for i in minibatch if tuple(experience.pairs[i][0]) not in learnt]
+        return frozenset(spared[1:] if len(spared) == len(minibatch) else spared)
+
     def _accumulate(
         self, experience: Experience, update: Update
     ) -> tuple[dict[str, float], Tensor]:
-        """Backward passes over one minibatch.
+        """Forward passes over one minibatch, and backward passes where there is a gradient.
 
         Returns:
             the metrics' sums over the tokens of all ranks; and the largest of this rank's negated
@@ -150,9 +171,11 @@ class PPO:
         """
         sums: dict[str, Tensor] = {}
         extreme = torch.full((2,), -math.inf)
-        for micro in self._planner.plan(experience.pairs, update.indices):
-            found = self._objective.loss(experience, micro, update)
-            self._engine.backward(found.loss * (micro.counted / update.tokens))
+        for micro, backward in self._passes(experience, update):
+            with torch.set_grad_enabled(backward):
+                found = self._objective.loss(experience, micro, update)
+            if backward:
+                self._engine.backward(found.loss * (micro.counted / update.tokens))
             for name, value in found.metrics.items():
                 sums[name] = sums.get(name, torch.zeros(())) + value * micro.counted
             if micro.counted:
@@ -160,3 +183,11 @@ class PPO:
                 extreme = torch.maximum(extreme, ends)
         added = sum_over_ranks(torch.stack(list(sums.values())).cpu().double())
         return dict(zip(sums, added.tolist(), strict=True)), extreme
+
+    def _passes(self, experience: Experience, update: Update) -> Iterator[tuple[MicroBatch, bool]]:
+        """This rank's micro-batches of one minibatch, and whether each needs a backward pass."""
+        spared = update.without_gradient
+        for backward in (False, True):
+            indices = [index for index in update.indices if (index not in spared) == backward]
+            for micro in self._planner.plan(experience.pairs, indices) if indices else []:
+                yield micro, backward

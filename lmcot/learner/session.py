@@ -158,6 +158,7 @@ class LearnerSession:
             self._planner,
             self._plan.ppo,
             temperature=self._config.policy.temperature,
+            max_new_tokens=self._config.policy.max_new_tokens,
             seed=self._config.seed,
         )
 

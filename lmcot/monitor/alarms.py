@@ -217,6 +217,20 @@ def _bounds(settings: AlarmSettings) -> tuple[Bound, ...]:
             "refine.optimiser.learning_rate",
         ),
         Bound(
+            "uneven_weights", "sampler/effective_sample_size",
+            settings.effective_sample_size_below,
+            "the importance weights between sampler and learner have been so uneven that the "
+            "tokens counted as {value:.0%} of their number on average, below {limit:.0%}: lower "
+            "refine.max_staleness, refine.importance_cap or refine.optimiser.learning_rate",
+            below=True,
+        ),
+        Bound(
+            "much_clipping", "policy/clip_fraction", settings.clip_fraction_above,
+            "the ratio of {value:.0%} of the tokens has been clipped on average: the policy moves "
+            "far within a step; lower refine.optimiser.learning_rate, or take fewer updates a step "
+            "(refine.epochs, refine.minibatches)",
+        ),
+        Bound(
             "idle_learner", "idle/learner", settings.idle_learner_above,
             "the learner has waited {value:.0%} of the time for rationales: add rollout, reward or "
             "frozen actors, whichever has the least idle/ROLE, or raise refine.max_staleness",

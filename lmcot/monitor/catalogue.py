@@ -46,11 +46,20 @@ CATALOGUE = {
     "kl/negative_count": "Rationales whose own summed log-ratio is below 0, by more than rounding.",
     # -- loss
     "loss": "Distillation: negative log-likelihood of the teacher's rationales, nats per token.",
-    "loss/policy": "PPO's clipped loss, mean over tokens.",
+    "loss/policy": "The policy's loss (`refine.loss`), averaged as `refine.loss.aggregation` says. "
+    "Its value tells little: at the start of a step it follows from the advantages' mean, and "
+    "CISPO's from the log-probabilities too.",
     "loss/value": "The critic's clipped squared error, mean over tokens, before its coefficient.",
     # -- policy
     "policy/entropy": "Entropy of the policy, nats per token.",
-    "policy/clip_fraction": "Share of the tokens whose ratio was clipped.",
+    "policy/clip_fraction": "Share of the tokens whose ratio was clipped, at either side. With PPO "
+    "and GSPO they add nothing to the gradient; with CISPO they do, at the bound's weight.",
+    "policy/clip_fraction_low": "The same at the lower bound (`clip_low`): with PPO and GSPO, "
+    "tokens of negative advantage that have become less likely.",
+    "policy/clip_fraction_high": "The same at the upper bound (`clip_high`): with PPO and GSPO, "
+    "tokens of positive advantage that have become more likely.",
+    "policy/dual_clip_fraction": "Share of the tokens whose loss was bounded by "
+    "`refine.loss.dual_clip`, where that is set.",
     "policy/approx_kl": "KL of the policy to what it was at the start of the step, nats per token "
     "(k3); `refine.target_kl` bounds it.",
     "policy/ratio_min": "Smallest ratio current / proximal probability of a token, on any learner.",
@@ -61,6 +70,10 @@ CATALOGUE = {
     "sampler/kl": "KL of the sampler to the learner's policy, nats per token (k3).",
     "sampler/importance_weight": "Mean importance weight proximal / behaviour that corrects for "
     "it, truncated at `refine.importance_cap`; 1 where both agree.",
+    "sampler/capped_share": "Share of the tokens whose weight was truncated there.",
+    "sampler/effective_sample_size": "Effective sample size of these weights as a share of the "
+    "tokens, (sum w)² / (n sum w²): 1 where all weights are equal. GSPO weighs whole rationales "
+    "by the geometric mean of their tokens' weights, which varies less.",
     # -- value
     "value/mean": "Mean of the critic's values.",
     "value/return": "Mean of the returns that the critic learns.",
@@ -94,6 +107,9 @@ CATALOGUE = {
     "batch/dropped": "Judged rationales that cannot be learnt from: empty, or (with a group "
     "baseline) the only ones of their question.",
     "batch/tokens": "Response tokens that were learnt from.",
+    "batch/no_backward": "Share of these tokens that needed no backward pass, since all advantages "
+    "of their question were 0 and nothing else (critic, entropy bonus, KL in the loss) learns from "
+    "them. They count in every mean.",
     "batch/staleness": "Number of updates by which the policy that sampled was older than the one "
     "that learns.",
     # -- frozen

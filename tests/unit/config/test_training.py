@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -11,9 +12,12 @@ from lmcot.config import (
     Config,
     Gae,
     Grpo,
+    GspoLoss,
     ModelCritic,
     PpoLoss,
+    ReinforcePlusPlus,
     Rloo,
+    depends,
     differences,
     dump_config,
     parse_config,
@@ -41,8 +45,57 @@ def test_estimators_say_what_they_need() -> None:
     assert isinstance(gae, CriticBaseline)
     for group in (Rloo(kind="rloo"), Grpo(kind="grpo")):
         assert group.needs_group
+        assert group.same_for_all_tokens
         assert not group.needs_critic
         assert group.critic_baseline is None
+
+
+def test_reinforce_plus_plus_needs_nothing() -> None:
+    plus = ReinforcePlusPlus(kind="reinforce++")
+    assert {plus.needs_group, plus.needs_critic, plus.same_for_all_tokens} == {False}
+    one_each = config(advantage={"kind": "reinforce++"}, samples_per_prompt=1)
+    assert one_each.refine.advantage == plus
+
+
+@pytest.mark.parametrize("advantage", ["gae", "reinforce++"])
+def test_a_ratio_of_whole_rationales_needs_an_advantage_of_whole_rationales(
+    advantage: str,
+) -> None:
+    expected = (
+        r"loss\.kind 'gspo' has one ratio for a whole rationale, but advantage\.kind "
+        rf"'{re.escape(advantage)}' gives each token .* set advantage\.kind to 'grpo' or 'rloo'"
+    )
+    with pytest.raises(UserError, match=expected):
+        config(loss={"kind": "gspo"}, advantage={"kind": advantage})
+    fits = config(loss={"kind": "gspo"}, advantage={"kind": "rloo"}).refine.loss
+    assert fits == GspoLoss(kind="gspo")
+    assert fits.aggregation == "sequence_mean"
+    assert PpoLoss().aggregation == "token_mean"
+
+
+def test_a_length_that_is_not_used_is_refused() -> None:
+    expected = r"aggregation_length is 64, but aggregation is 'token_mean', which does not use it"
+    with pytest.raises(UserError, match=expected):
+        config(loss={"aggregation_length": 64})
+    constant = config(loss={"aggregation": "constant", "aggregation_length": 64}).refine.loss
+    assert isinstance(constant, PpoLoss)
+    assert constant.clip == 0.2, "the default's other keys hold"
+
+
+def test_losses_have_their_own_keys() -> None:
+    with pytest.raises(UserError, match=r"unknown key 'refine\.loss\.clip'"):
+        config(loss={"kind": "gspo", "clip": 0.1}, advantage={"kind": "grpo"})
+    with pytest.raises(UserError, match=r"unknown key 'refine\.loss\.dual_clip'"):
+        config(loss={"kind": "cispo", "dual_clip": 3.0})
+    with pytest.raises(UserError, match=r"'refine\.loss\.clip_low' is 1\.5"):
+        config(loss={"clip_low": 1.5})
+
+
+def test_bounds_of_the_ratio_may_change_in_a_run_and_the_loss_may_not() -> None:
+    for key in ("clip", "clip_low", "clip_high", "dual_clip"):
+        assert not depends("refine", f"refine.loss.{key}", config())
+    for key in ("kind", "aggregation", "aggregation_length"):
+        assert depends("refine", f"refine.loss.{key}", config())
 
 
 def test_critics_say_whether_they_have_a_trunk_of_their_own() -> None:

@@ -51,12 +51,8 @@ def test_the_page_leaves_the_products_losses_as_they_are() -> None:
     assert {k: v for k, v in losses.items() if k != "reinforce"} == PRODUCT
 
 
-@pytest.mark.parametrize(
-    ("mean_over", "scale"),
-    # Of six tokens and two responses in the step, one has a single token, the other two here.
-    [("tokens", [1.0, 1.0, 1.0]), ("responses", [3.0, 1.5, 1.5])],
-)
-def test_its_loss_and_gradient_by_hand(mean_over: str, scale: list[float]) -> None:
+@pytest.mark.parametrize("with_ratio", [True, False])
+def test_its_loss_and_gradient_by_hand(with_ratio: bool) -> None:
     """Ratio 2 and weight 1; ratio 1 and weight 0.5; ratio 1 and weight 1."""
     two = float(torch.tensor(2.0).log())
     current = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
@@ -65,14 +61,15 @@ def test_its_loss_and_gradient_by_hand(mean_over: str, scale: list[float]) -> No
         proximal=torch.tensor([-1.0 - two, -2.0, -3.0]),
         behaviour=torch.tensor([-1.0 - two, -2.0 + two, -3.0]),
         importance_weight=torch.tensor([1.0, 0.5, 1.0]),
+        importance_cap=2.0,
         advantages=torch.tensor([1.0, -2.0, 0.25]),
         response=torch.tensor([0, 1, 1]),
         step_tokens=6.0,
         step_responses=2,
     )
-    settings = vars(training)["ReinforceLoss"](kind="reinforce", mean_over=mean_over)
+    settings = vars(training)["ReinforceLoss"](kind="reinforce", with_ratio=with_ratio)
     loss = policy_losses.POLICY_LOSSES["reinforce"](settings, inputs).loss
-    weights = torch.tensor([2.0, -1.0, 0.25]) * torch.tensor(scale)
+    weights = torch.tensor([2.0 if with_ratio else 1.0, -1.0, 0.25])
     torch.testing.assert_close(loss.detach(), -weights * current.detach())
     (found,) = torch.autograd.grad(loss.sum(), current)
     torch.testing.assert_close(found, -weights)
@@ -81,13 +78,18 @@ def test_its_loss_and_gradient_by_hand(mean_over: str, scale: list[float]) -> No
 def test_its_settings_are_a_variant_of_the_loss() -> None:
     base = make_config(KIND)
     assert parse_extended(base, {}).refine.loss == base.refine.loss
-    chosen = parse_extended(base, {"loss": {"kind": "reinforce", "mean_over": "responses"}})
-    assert chosen.refine.loss.model_dump() == {"kind": "reinforce", "mean_over": "responses"}
+    chosen = parse_extended(base, {"loss": {"kind": "reinforce", "aggregation": "sequence_mean"}})
+    assert chosen.refine.loss.model_dump() == {
+        "kind": "reinforce",
+        "with_ratio": True,
+        "aggregation": "sequence_mean",
+        "aggregation_length": None,
+    }
     with pytest.raises(UserError, match=r"unknown key 'refine\.loss\.clip'"):
         parse_extended(base, {"loss": {"kind": "reinforce", "clip": 0.1}})
 
 
-def _by_hand(scored: list[ScoredRollout], config: Config, policy: Any, mean_over: str) -> Tensor:
+def _by_hand(scored: list[ScoredRollout], config: Config, policy: Any, aggregation: str) -> Tensor:
     """Leave-one-out advantages, plain loops, all ratios 1."""
     total, tokens = torch.zeros(()), sum(len(one.rollout.response_ids) for one in scored)
     for one in scored:
@@ -98,21 +100,21 @@ def _by_hand(scored: list[ScoredRollout], config: Config, policy: Any, mean_over
         logprobs = alone(policy.lm, None, one.rollout).logprobs
         weights = (logprobs.detach() - torch.tensor(one.rollout.logprobs)).exp()
         terms = -advantage * weights.clamp(max=config.refine.importance_cap) * logprobs
-        share = 1 / tokens if mean_over == "tokens" else 1 / (len(scored) * len(logprobs))
+        share = 1 / tokens if aggregation == "token_mean" else 1 / (len(scored) * len(logprobs))
         total = total + terms.sum() * share
     return total
 
 
 @pytest.mark.usefixtures("one_thread", "model_cache")
-@pytest.mark.parametrize("mean_over", ["tokens", "responses"])
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
 @pytest.mark.parametrize("layout", [LAYOUTS[0], LAYOUTS[3], LAYOUTS[4]], ids=str)
-def test_a_step_by_hand(layout: Layout, mean_over: str) -> None:
+def test_a_step_by_hand(layout: Layout, aggregation: str) -> None:
     """However the step is cut into micro-batches, at ZeRO stages 0, 2 and 3."""
     base = make_config(KIND, STATELESS, layout, kl=fixed_kl(0.0), advantage={"kind": "rloo"})
-    config = parse_extended(base, {"loss": {"kind": "reinforce", "mean_over": mean_over}})
+    config = parse_extended(base, {"loss": {"kind": "reinforce", "aggregation": aggregation}})
     session, policy = open_session(config), plain_policy(base)
     scored = off_policy(rollouts(KIND))
-    loss = _by_hand(scored, base, policy, mean_over)
+    loss = _by_hand(scored, base, policy, aggregation)
     found = gradients(policy, loss)
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
 

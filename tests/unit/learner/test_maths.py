@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lmcot.config import ReinforcePlusPlus
+from lmcot.learner import advantages as estimators
 from lmcot.learner import maths
+from lmcot.learner.advantages import AdvantageInputs
 
 P = torch.tensor([0.40, 0.25, 0.20, 0.10, 0.05], dtype=torch.float64)
 Q = torch.tensor([0.20, 0.20, 0.20, 0.20, 0.20], dtype=torch.float64)
@@ -305,33 +310,37 @@ def test_ppo_clip_in_four_quadrants(
     """[19] the larger of the two losses; no gradient where the clip is active."""
     logprobs = torch.tensor([[math.log(ratio) - 1.0]], requires_grad=True)
     proximal = torch.tensor([[-1.0]])
-    result, clipped = maths.policy_loss(logprobs, proximal, torch.tensor([[advantage]]), 0.2)
-    assert result.item() == pytest.approx(loss, abs=1e-5)
-    assert clipped.item() == float(active)
-    result.sum().backward()
+    ratios = maths.log_ratio(logprobs, proximal).exp()
+    result = maths.clipped_loss(ratios, torch.tensor([[advantage]]), 0.2, 0.2)
+    assert result.loss.item() == pytest.approx(loss, abs=1e-5)
+    assert result.low.item() == float(active and ratio < 1)
+    assert result.high.item() == float(active and ratio > 1)
+    assert result.dual.item() == 0
+    result.loss.sum().backward()
     assert logprobs.grad is not None
     expected = 0.0 if active else -advantage * ratio
     assert logprobs.grad.item() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("ratio", "advantage", "loss", "moves"),
+    ("ratio", "advantage", "loss", "moves", "bounded"),
     [
-        (5.0, -2.0, 6.0, False),  # bounded: 3 * 2 instead of 5 * 2
-        (2.0, -2.0, 4.0, True),  # below the bound
-        (0.5, -2.0, 1.6, False),  # PPO's own clip
-        (5.0, 2.0, -2.4, False),  # a positive advantage knows no dual clip
-        (0.1, 2.0, -0.2, True),
+        (5.0, -2.0, 6.0, False, True),  # bounded: 3 * 2 instead of 5 * 2
+        (2.0, -2.0, 4.0, True, False),  # below the bound
+        (0.5, -2.0, 1.6, False, False),  # PPO's own clip
+        (5.0, 2.0, -2.4, False, False),  # a positive advantage knows no dual clip
+        (0.1, 2.0, -0.2, True, False),
     ],
 )
-def test_dual_clip(ratio: float, advantage: float, loss: float, moves: bool) -> None:
+def test_dual_clip(ratio: float, advantage: float, loss: float, moves: bool, bounded: bool) -> None:
     """[19] dual clip: the loss for a negative advantage A is at most -c A."""
     logprobs = torch.tensor([[math.log(ratio)]], requires_grad=True)
-    result, _ = maths.policy_loss(
-        logprobs, torch.zeros(1, 1), torch.tensor([[advantage]]), 0.2, dual_clip=3.0
+    result = maths.clipped_loss(
+        logprobs.exp(), torch.tensor([[advantage]]), 0.2, 0.2, dual_clip=3.0
     )
-    assert result.item() == pytest.approx(loss, abs=1e-5)
-    result.sum().backward()
+    assert result.loss.item() == pytest.approx(loss, abs=1e-5)
+    assert result.dual.item() == float(bounded)
+    result.loss.sum().backward()
     assert logprobs.grad is not None
     assert (logprobs.grad.item() != 0) == moves
 
@@ -361,9 +370,8 @@ def test_extreme_log_ratios_stay_finite() -> None:
     proximal = torch.tensor([[-1e4, 0.0, 0.0, -1e30]])
     for sign in (1.0, -1.0):
         for dual_clip in (None, 3.0):
-            loss, _ = maths.policy_loss(
-                logprobs, proximal, torch.full((1, 4), sign), 0.2, dual_clip
-            )
+            ratio = maths.log_ratio(logprobs, proximal).exp()
+            loss = maths.clipped_loss(ratio, torch.full((1, 4), sign), 0.2, 0.2, dual_clip).loss
             total = loss.sum() + maths.kl_k3(logprobs, proximal).sum()
             total = total + maths.kl_k3(proximal, logprobs).sum()
             (gradient,) = torch.autograd.grad(total, logprobs)
@@ -400,3 +408,63 @@ def test_explained_variance() -> None:
     half = torch.tensor([[1.5, 2.0, 2.5, 0.0]])  # errors -0.5, 0, 0.5: a quarter of it
     assert maths.explained_variance(half, returns, mask) == pytest.approx(0.75)
     assert maths.explained_variance(returns, torch.ones(1, 4), mask) == 0.0
+
+
+# ---------------------------------------------------------------- REINFORCE++
+
+
+def _plus(scores: list[float], kl: Tensor, mask: Tensor, coefficient: float, gamma: float) -> Any:
+    inputs = AdvantageInputs(
+        scores=torch.tensor(scores),
+        kl=kl,
+        kl_coefficient=coefficient,
+        values=torch.zeros_like(mask),
+        mask=mask,
+        groups=torch.arange(len(scores)),
+    )
+    return estimators.estimate(ReinforcePlusPlus(kind="reinforce++", gamma=gamma), inputs)
+
+
+def test_reinforce_plus_plus_by_hand() -> None:
+    """[17] [18] the score less the KL penalties from each token on, whitened over all tokens."""
+    mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    kl = torch.tensor([[1.0, 2.0, -1.0], [4.0, 99.0, 99.0]])
+    advantages, returns = _plus([1.0, 3.0], kl, mask, coefficient=0.5, gamma=1.0)
+    # Backwards: 1 + 0.5 = 1.5; 1.5 - 1 = 0.5; 0.5 - 0.5 = 0; and 3 - 2 = 1.
+    expected = [0.0, 0.5, 1.5, 1.0]
+    assert returns.tolist() == [[0.0, 0.5, 1.5], [1.0, 0.0, 0.0]]
+    deviation = statistics.pstdev(expected)
+    white = [(one - 0.75) / deviation for one in expected]
+    torch.testing.assert_close(
+        advantages, torch.tensor([white[:3], [white[3], 0.0, 0.0]]), atol=1e-5, rtol=0
+    )
+    _, discounted = _plus([1.0, 3.0], kl, mask, coefficient=0.5, gamma=0.5)
+    assert discounted.tolist() == [[-0.625, -0.25, 1.5], [1.0, 0.0, 0.0]]
+
+
+@given(st.floats(-10, 10, width=32), st.lists(st.integers(1, 8), min_size=1, max_size=6))
+def test_reinforce_plus_plus_has_no_advantage_where_all_rewards_are_equal(
+    reward: float, lengths: list[int]
+) -> None:
+    """[17] to the bit."""
+    mask = (torch.arange(8) < torch.tensor(lengths).unsqueeze(-1)).float()
+    advantages, _ = _plus([reward] * len(lengths), torch.zeros_like(mask), mask, 0.0, 1.0)
+    assert not advantages.any()
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-5, 5, width=32), st.integers(1, 8)), min_size=2, max_size=8
+    ).filter(lambda rows: len({round(score, 1) for score, _ in rows}) > 1)
+)
+def test_reinforce_plus_plus_has_mean_0_and_variance_1_over_tokens(
+    rows: list[tuple[float, int]],
+) -> None:
+    """[18] padding left out; without a KL penalty all tokens of a rationale have one advantage."""
+    mask = (torch.arange(8) < torch.tensor([n for _, n in rows]).unsqueeze(-1)).float()
+    advantages, _ = _plus([score for score, _ in rows], torch.zeros_like(mask), mask, 0.1, 1.0)
+    assert maths.masked_mean(advantages, mask).item() == pytest.approx(0, abs=1e-5)
+    assert maths.masked_mean(advantages.square(), mask).item() == pytest.approx(1, abs=1e-3)
+    for row, (_, length) in zip(advantages, rows, strict=True):
+        assert torch.equal(row[:length], row[:1].expand(length))
+        assert not row[length:].any()

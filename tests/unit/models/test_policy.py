@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from lmcot.learner.maths import policy_loss, token_logprobs, value_loss
+from lmcot.learner.maths import clipped_loss, token_logprobs, value_loss
 from lmcot.models.policy import (
     Policy,
     critic_model,
@@ -240,7 +240,8 @@ def _gradients(
     advantages = torch.linspace(-1, 1, len(logprobs))
     if order is not None:
         advantages = advantages[torch.tensor(order)]
-    policy_part, _ = policy_loss(logprobs, logprobs.detach() - 0.1, advantages, 0.2)
+    ratio = (logprobs - logprobs.detach() + 0.1).exp()
+    policy_part = clipped_loss(ratio, advantages, 0.2, 0.2).loss
     value_part = value_loss(values, torch.zeros_like(values), advantages + 1, 0.2)
     (policy_part + value_part).mean().backward()
     gradients = [p.grad.clone() for p in policy.parameters() if p.grad is not None]

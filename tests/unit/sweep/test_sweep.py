@@ -11,7 +11,7 @@ import pytest
 import yaml
 from ray import cloudpickle
 
-from lmcot.config import load_config
+from lmcot.config import PpoLoss, load_config
 from lmcot.errors import UserError
 from lmcot.run.directory import RunDirectory
 from lmcot.sweep import sweep as stage
@@ -124,7 +124,8 @@ def test_draws_repeat_and_keep_to_their_bounds(tmp_path: Path) -> None:
     rates = [trial.config.refine.optimiser.learning_rate for trial in trials]
     assert all(1e-5 <= rate <= 1e-2 for rate in rates)
     assert 10 < sum(rate < 3e-4 for rate in rates) < 50
-    assert all(0.1 <= trial.config.refine.loss.clip <= 0.3 for trial in trials)
+    losses = [trial.config.refine.loss for trial in trials]
+    assert all(isinstance(loss, PpoLoss) and 0.1 <= loss.clip <= 0.3 for loss in losses)
     assert {trial.config.refine.epochs for trial in trials} == {1, 2, 3}
     assert {trial.config.policy.temperature for trial in trials} == {0.7, 1.0}
 
