@@ -173,6 +173,7 @@ class ReinforcePlusPlus(AdvantageSettings):
 Advantage = Annotated[Gae | Rloo | Grpo | ReinforcePlusPlus, Field(discriminator="kind")]
 
 
+Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 ClipLow = Annotated[float, Field(gt=0, le=1)]
 """Distance of a ratio's lower bound from 1."""
 
@@ -188,7 +189,7 @@ class PolicyLossSettings(Settings):
     """Whether a rationale whose advantages are all 0 adds nothing to the gradient; the learner may
     then spare its backward pass."""
 
-    aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
+    aggregation: Aggregation = "token_mean"
     """How the losses of an optimiser step's tokens are averaged. ``token_mean``: the mean over all
     tokens (DAPO, arXiv 2503.14476). ``sequence_mean``: the mean over the tokens of each rationale,
     then over rationales (GRPO, arXiv 2402.03300). ``constant``: the sum over a rationale's tokens,
@@ -256,7 +257,7 @@ class GspoLoss(PolicyLossSettings):
     """The ratio is clipped to 1 - clip_low or more."""
     clip_high: PositiveFloat = 4e-4
     """The ratio is clipped to 1 + clip_high or less."""
-    aggregation: Literal["token_mean", "sequence_mean", "constant"] = "sequence_mean"
+    aggregation: Aggregation = "sequence_mean"
     """As for the other losses, but the default is the paper's, in which each rationale counts
     equally; the others weigh a rationale by its length."""
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lmcot.config import CispoLoss, Config, GspoLoss, PpoLoss
-from lmcot.config.training import PolicyLossSettings
+from lmcot.config.training import Aggregation, PolicyLossSettings
 from lmcot.learner import maths
 from lmcot.learner.policy_losses import LossInputs, LossOutputs, policy_loss
 from lmcot.records import ScoredRollout
@@ -150,7 +150,7 @@ def test_aggregations_by_hand() -> None:
     inputs = replace(
         inputs_of([1.0] * 6, [1.0] * 6, [1.0] * 6, LENGTHS), step_tokens=12.0, step_responses=4
     )
-    expected = {
+    expected: dict[Aggregation, list[float]] = {
         "token_mean": [1.0] * 6,
         "sequence_mean": [12 / (4 * n) for n in LENGTHS for _ in range(n)],
         "constant": [12 / (4 * 5)] * 6,
