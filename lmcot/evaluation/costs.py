@@ -9,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lmcot.config.rows import REASONING
+from lmcot.config.rows import BASELINE, REASONING
 
 BILLION = 10**9
 SIZES = tuple(size * BILLION for size in (1, 7, 11, 70, 175))
 """Parameters of the large LMs whose costs are reported, beside the one that was asked."""
+_COMPARISONS = (
+    (REASONING, "of_cot", "break_even"),
+    (BASELINE, "of_standard", "break_even_of_standard"),
+)
+"""The rows that costs are compared with, and the keys of the shares and of the sizes."""
 
 
 def flops(large: int | None, large_tokens: float, small: int, small_tokens: float) -> float | None:
@@ -52,7 +57,8 @@ def costs(
     Returns:
         ``rows``: for each row the mean tokens of a question, ``flops`` by size (parameters, as
         text), ``of_cot`` (the same as a share of ``cot``'s) and ``break_even`` against ``cot``, in
-        parameters; the row ``cot`` lacks the last two, and so do all rows without it.
+        parameters; ``of_standard`` and ``break_even_of_standard`` compare with ``standard``. A row
+        is not compared with itself, and with no row that is not there.
     """
     sizes = sorted({*SIZES, *([large] if large else [])})
     found: dict[str, Any] = {}
@@ -72,22 +78,36 @@ def costs(
             "cached_requests": row["cached_requests"] / asked[name],
             "seconds": row["seconds"] / asked[name],
             "flops": {
-                str(size): flops(size, _large(tokens), small, _small(tokens)) for size in sizes
+                str(size): flops(size, large_tokens(tokens), small, _small(tokens))
+                for size in sizes
             },
         }
-    if REASONING in found:
-        other = found[REASONING]
+    for unguided, share, size_key in _COMPARISONS:
+        other = found.get(unguided)
         for name, row in found.items():
-            if name == REASONING:
+            if other is None or name == unguided:
                 continue
-            row["of_cot"] = {
-                size: row["flops"][size] / other["flops"][size] for size in row["flops"]
-            }
-            row["break_even"] = break_even(small, _small(row), _large(row), _large(other))
+            row[share] = {size: row["flops"][size] / other["flops"][size] for size in row["flops"]}
+            row[size_key] = break_even(small, _small(row), large_tokens(row), large_tokens(other))
     return {"small": small, "large": large, "sizes": sizes, "rows": found}
 
 
-def _large(tokens: Mapping[str, Any]) -> float:
+def frontier(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The names of the points that no other one beats: each is better than all that cost as much
+    or less; cheapest first.
+
+    Args:
+        points: cost and accuracy by name.
+    """
+    found: list[str] = []
+    for name, (_, accuracy) in sorted(points.items(), key=lambda one: (one[1][0], -one[1][1])):
+        if not found or accuracy > points[found[-1]][1]:
+            found.append(name)
+    return found
+
+
+def large_tokens(tokens: Mapping[str, Any]) -> float:
+    """Tokens that the large LM reads and writes."""
     return float(tokens["large_lm_tokens_in"] + tokens["large_lm_tokens_out"])
 
 

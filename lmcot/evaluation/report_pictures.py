@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from lmcot.config.rows import Kind, find_row
 from lmcot.config.stages import Colour
+from lmcot.evaluation.costs import frontier, large_tokens
 from lmcot.monitor.figures import (
     BLUE,
     GREEN,
@@ -91,8 +92,9 @@ def _accuracy_by_cost(report: Mapping[str, Any], path: Path) -> None:
     for index, (metric, title) in enumerate((("em", "Exact match"), ("f1", "F1"))):
         axes = figure.add_subplot(1, 2, index + 1)
         style(axes, grid="y")
+        _frontier(axes, {n: (large_tokens(costs[n]), row[metric]) for n, row in rows.items()})
         for name, scores in rows.items():
-            tokens = costs[name]["large_lm_tokens_in"] + costs[name]["large_lm_tokens_out"]
+            tokens = large_tokens(costs[name])
             low, high = scores["ci"][metric]
             marker, color = find_row(name).marker, _COLOURS[find_row(name).colour]
             axes.plot([tokens, tokens], [low, high], color=color, linewidth=1.2, alpha=0.6)
@@ -108,6 +110,24 @@ def _accuracy_by_cost(report: Mapping[str, Any], path: Path) -> None:
         handles, names, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
     )
     save_figure(figure, path)
+
+
+def _frontier(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """A line over the rows that no cheaper row matches; controls know what no user knows."""
+    open_to_users = {n: one for n, one in points.items() if find_row(n).kind != "control"}
+    best = [open_to_users[name] for name in frontier(open_to_users)]
+    if len(best) < 2:
+        return
+    end = (max(tokens for tokens, _ in points.values()), best[-1][1])
+    axes.plot(
+        *zip(*best, end, strict=True),
+        drawstyle="steps-post",
+        color=MUTED,
+        linewidth=1.2,
+        linestyle="--",
+        zorder=1,
+        label="frontier",
+    )
 
 
 _COLOURS: dict[Colour, str] = {

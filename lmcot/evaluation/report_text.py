@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lmcot.config.rows import REASONING, find_row
-from lmcot.evaluation.costs import size_in_words
+from lmcot.config.rows import BASELINE, REASONING, find_row
+from lmcot.evaluation.costs import large_tokens, size_in_words
 
 _SCORES = (("em", "EM"), ("f1", "F1"), ("inclusion", "inclusion"))
 
@@ -175,23 +175,35 @@ def _costs(report: Mapping[str, Any]) -> str:
         f"one has {size_in_words(costs['small'])} parameters. Tokens of replies that came "
         "from the cache count as if they had been asked for; seconds are what this run took.",
     ]
-    if REASONING not in costs["rows"]:
-        return "\n".join(lines)
-    others = {name: row for name, row in costs["rows"].items() if name != REASONING}
-    lines += [
-        "",
-        f"FLOPs of a question in percent of `{REASONING}`'s, for a large LM of:",
-        "",
-        f"| row | {' | '.join(size_in_words(float(size)) for size in sizes)} |",
-        f"|---|{'---:|' * len(sizes)}",
-        *(_of_cot(name, row["of_cot"]) for name, row in others.items()),
-        "",
-        *_break_evens(others),
-    ]
+    rows = costs["rows"]
+    if REASONING in rows:
+        others = {name: row for name, row in rows.items() if name != REASONING}
+        lines += [*_shares(others, REASONING, "of_cot", sizes), *_break_evens(others)]
+    cheaper = {name for name, row in rows.items() if _spares(name, row, rows)}
+    if cheaper:
+        others = {name: row for name, row in rows.items() if name != BASELINE}
+        lines += [
+            *_shares(others, BASELINE, "of_standard", sizes),
+            *(_spared(name, row, rows[BASELINE]) for name, row in rows.items() if name in cheaper),
+        ]
     return "\n".join(lines)
 
 
-def _of_cot(name: str, shares: Mapping[str, float]) -> str:
+def _shares(
+    rows: Mapping[str, Mapping[str, Any]], other: str, key: str, sizes: Sequence[str]
+) -> list[str]:
+    return [
+        "",
+        f"FLOPs of a question in percent of `{other}`'s, for a large LM of:",
+        "",
+        f"| row | {' | '.join(size_in_words(float(size)) for size in sizes)} |",
+        f"|---|{'---:|' * len(sizes)}",
+        *(_share_of(name, row[key]) for name, row in rows.items()),
+        "",
+    ]
+
+
+def _share_of(name: str, shares: Mapping[str, float]) -> str:
     return f"| `{name}` | {' | '.join(f'{100 * share:.0f}%' for share in shares.values())} |"
 
 
@@ -209,6 +221,22 @@ def _break_evens(rows: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
                 f"- `{name}` is cheaper than chain of thought by a large LM of more than "
                 f"{size_in_words(costs['break_even'])} parameters."
             )
+
+
+def _spares(name: str, row: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a policy's guidance spares the large LM tokens even against the baseline."""
+    if BASELINE not in rows or find_row(name).kind != "guided":
+        return False
+    return large_tokens(row) < large_tokens(rows[BASELINE])
+
+
+def _spared(name: str, row: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
+    mine, theirs = large_tokens(row), large_tokens(baseline)
+    return (
+        f"- `{name}` takes {mine:,.0f} tokens of the large LM, {100 * mine / theirs:.0f}% of the "
+        f"{theirs:,.0f} of `{BASELINE}`: it is cheaper than that for a large LM of more than "
+        f"{size_in_words(row['break_even_of_standard'])} parameters."
+    )
 
 
 def _breakdown(report: Mapping[str, Any], what: str) -> str:

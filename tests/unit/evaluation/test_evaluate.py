@@ -13,7 +13,7 @@ import pytest
 from lmcot.config import EvaluateSettings, parse_config
 from lmcot.config.rows import ROWS, find_row, masked
 from lmcot.errors import UserError
-from lmcot.evaluation.costs import break_even, costs, flops, size_in_words
+from lmcot.evaluation.costs import break_even, costs, flops, frontier, size_in_words
 from lmcot.evaluation.leakage import check_overlap
 from lmcot.evaluation.predictions import (
     Attempt,
@@ -416,6 +416,16 @@ def test_tokens_that_were_estimated_are_known_as_such() -> None:
         assert found.estimated is expected
 
 
+def test_the_frontier_is_what_nothing_cheaper_matches() -> None:
+    points = {
+        "dear": (100.0, 60.0), "good": (40.0, 50.0), "as good and dearer": (50.0, 50.0),
+        "worse": (90.0, 55.0), "free": (0.0, 20.0), "as dear as good": (40.0, 45.0),
+    }  # fmt: skip
+    assert frontier(points) == ["free", "good", "worse", "dear"]
+    assert frontier({}) == []
+    assert frontier({"a": (1.0, 0.0), "b": (1.0, 0.0)}) == ["a"]
+
+
 def test_costs_by_hand() -> None:
     """7 large and 2 small parameters. Guided: 2 (7 * 20 + 2 * 30) = 400; cot: 2 * 7 * 50 = 700."""
     tokens = (
@@ -434,6 +444,7 @@ def test_costs_by_hand() -> None:
     assert flops(None, 0, 2, 30) == 120
     rows = {"cot": row(120, 80, 0, 0), "guided_base": row(72, 8, 80, 40), "long": row(400, 0, 4, 4)}
     found = costs(rows, 2, 7, dict.fromkeys(rows, 4))
+    assert "of_standard" not in found["rows"]["cot"], "there is no such row"
     guided = found["rows"]["guided_base"]
     assert (guided["flops"]["7"], guided["of_cot"]["7"]) == (400, 400 / 700)
     assert guided["break_even"] == 2.0, "2 * 30 / (50 - 20): at 2 parameters both cost 200"
@@ -441,6 +452,13 @@ def test_costs_by_hand() -> None:
     assert found["rows"]["long"]["break_even"] is None
     assert "of_cot" not in found["rows"]["cot"]
     assert break_even(10, 30, 50, 50) is None
+    found = costs(
+        {**rows, "standard": row(100, 20, 0, 0)}, 2, 7, dict.fromkeys(rows, 4) | {"standard": 4}
+    )
+    guided = found["rows"]["guided_base"]
+    assert guided["of_standard"]["7"] == 400 / (2 * 7 * 30)
+    assert (guided["break_even"], guided["break_even_of_standard"]) == (2.0, 6.0)
+    assert "of_standard" not in found["rows"]["standard"]
     assert [size_in_words(n) for n in (134_515_008, 7e9, 1.5e12, 12_000, 40)] == [
         "135M", "7B", "1.5T", "12K", "40",
     ]  # fmt: skip

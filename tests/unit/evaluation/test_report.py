@@ -157,6 +157,27 @@ def test_rows_are_compared_in_pairs_on_the_questions_in_common(tmp_path: Path) -
     assert "- `guided_distilled` against `standard`: no difference is shown (+0.0 points" in text
 
 
+def test_guidance_without_the_passages_is_compared_with_answering_at_once(tmp_path: Path) -> None:
+    """A table and a sentence tell what it costs; without such a row there is neither."""
+    standard = replace(row("standard", [1.0, 0.0]), large_lm_tokens_in=2600)
+    guided = replace(row("guided_base", [1.0, 1.0]), large_lm_tokens_in=2800)
+    alone = replace(
+        row("rationale_only_base", [1.0, 0.0]), large_lm_tokens_in=193, small_lm_tokens_in=2814,
+    )  # fmt: skip
+    both = {"standard": standard, "guided_base": guided}
+    report(tmp_path, both)
+    assert "`standard`'s, for a large LM" not in (tmp_path / "report.md").read_text("utf-8")
+    report(tmp_path, {**both, "rationale_only_base": alone})
+    text = (tmp_path / "report.md").read_text("utf-8")
+    assert "FLOPs of a question in percent of `standard`'s, for a large LM of:" in text
+    # 130 of 1,333.5; 100 parameters read 1,407 tokens, and the large LM is spared 1,203.5.
+    assert (
+        "- `rationale_only_base` takes 130 tokens of the large LM, 10% of the 1,334 of `standard`: "
+        "it is cheaper than that for a large LM of more than 117 parameters."
+    ) in text
+    assert "`guided_base` takes" not in text
+
+
 def test_what_the_rest_of_the_report_tells(tmp_path: Path) -> None:
     """Groups of questions, rationales, aspects and costs."""
     cot = replace(
