@@ -309,6 +309,8 @@ class RunState:
     """State of the KL controller; empty before the first step, and in ``distill``."""
     reward_statistics: dict[str, float] = field(default_factory=dict)
     """State of the reward scale, likewise."""
+    validation: dict[str, float] = field(default_factory=dict)
+    """What the validations of a distillation found so far; empty before the first one."""
 
 
 def to_json(record: Any) -> dict[str, Any]:

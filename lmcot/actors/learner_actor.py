@@ -78,6 +78,10 @@ class LearnerActor(ActorBase):
         values = self._session.distiller.step(pairs)
         return DistillMetrics(values["loss"], values["batch/tokens"], values)
 
+    def validate(self, pairs: list[TokenPair]) -> float:
+        """The loss of rationales that are not learnt from."""
+        return self._session.distiller.validate(pairs)
+
     def ppo_step(self, scored: list[Packed[list[ScoredRollout]]], step: int) -> StepMetrics:
         """Takes one PPO step on all rationales of the given units.
 

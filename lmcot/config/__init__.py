@@ -17,6 +17,7 @@ from lmcot.config.data import (
     SampleData,
 )
 from lmcot.config.dependence import NO_STAGE_DEPENDS_ON, depends
+from lmcot.config.distill import DistillSettings, ValidationSettings
 from lmcot.config.evaluation import EvaluateSettings
 from lmcot.config.frozen import (
     BudgetSettings,
@@ -58,7 +59,6 @@ from lmcot.config.serving import Limits, ServedRole, ServeSettings
 from lmcot.config.stages import (
     TRAINED_POLICIES,
     TRAINING_STAGES,
-    DistillSettings,
     RefineSettings,
     TrainingStage,
     training_stage,
@@ -139,6 +139,7 @@ __all__ = [
     "SupportingFactsTeacher",
     "TrainingStage",
     "TransformersFrozen",
+    "ValidationSettings",
     "check_files",
     "depends",
     "differences",

@@ -10,6 +10,7 @@ from pydantic import model_validator
 from lmcot.config.aspects import ASPECTS
 from lmcot.config.base import NonNegativeInt, Settings
 from lmcot.config.data import DataSettings, PromptSettings
+from lmcot.config.distill import DistillSettings
 from lmcot.config.evaluation import EvaluateSettings
 from lmcot.config.frozen import Frozen
 from lmcot.config.models import PolicySettings
@@ -18,7 +19,7 @@ from lmcot.config.renamed import with_new_names
 from lmcot.config.rewards import FailureBudgets, GuidanceRewards, Rewards
 from lmcot.config.runtime import ActorsSettings, CheckpointSettings
 from lmcot.config.serving import ServeSettings
-from lmcot.config.stages import DistillSettings, RefineSettings
+from lmcot.config.stages import RefineSettings
 from lmcot.config.teachers import Teacher
 from lmcot.config.training import LearnerSettings
 

@@ -61,17 +61,6 @@ StartPolicy = Annotated[str, AfterValidator(_known_start)]
 """Name of a policy that refinement may start from."""
 
 
-class DistillSettings(Settings):
-    """Supervised training of the small LM on the teacher's rationales."""
-
-    epochs: PositiveInt = 1
-    """Passes over the kept rationales."""
-    batch_size: PositiveInt = 8
-    """Rationales in one optimiser step."""
-    optimiser: OptimiserSettings = OptimiserSettings(learning_rate=3e-5)
-    """Adam and its schedule."""
-
-
 class RefineSettings(Settings):
     """PPO on the frozen LM's rewards (Schulman et al. 2017)."""
 

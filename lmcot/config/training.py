@@ -17,7 +17,7 @@ from lmcot.config.base import (
 
 
 class OptimiserSettings(Settings):
-    """AdamW (torch's) with linear warm-up and a constant or linear decay."""
+    """AdamW (torch's), and the schedule of its learning rate."""
 
     learning_rate: PositiveFloat
     """Peak learning rate."""
@@ -28,9 +28,11 @@ class OptimiserSettings(Settings):
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay."""
     warmup_steps: NonNegativeInt = 0
-    """Optimiser steps of linear warm-up."""
-    decay: Literal["constant", "linear"] = "constant"
-    """What follows the warm-up: constant, or linear decay to 0 at the last step."""
+    """Optimiser steps of linear warm-up, whose rates rise by equal parts to the peak: with 3, the
+    first has a quarter of it, and the step after them all of it."""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """What follows the warm-up: the peak to the end, or a fall that reaches 0 after the last step,
+    along a line or half a cosine."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this global norm."""
 

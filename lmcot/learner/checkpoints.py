@@ -72,9 +72,12 @@ class CheckpointStore:
 
     def newest_step(self) -> int:
         """Steps done at the newest complete checkpoint, damaged or not; 0 if there is none."""
+        return max(self.steps(), default=0)
+
+    def steps(self) -> list[int]:
+        """Steps done at each complete checkpoint, ascending."""
         with reaching(self._root):
-            complete = self._complete()
-        return int(complete[-1].name.removeprefix(self._prefix)) if complete else 0
+            return [int(folder.name.removeprefix(self._prefix)) for folder in self._complete()]
 
     def latest(self, before: int | None = None) -> tuple[RunState, Place] | None:
         """The newest complete checkpoint; those without a marker are skipped.

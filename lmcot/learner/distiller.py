@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from lmcot.learner.batching import BatchPlanner, MicroBatch, TokenPair
 from lmcot.learner.engine import TrainEngine
@@ -24,7 +25,7 @@ class Distiller:
 
     def step(self, pairs: Sequence[TokenPair]) -> dict[str, float]:
         """One optimiser step on one batch; returns its metrics."""
-        tokens = sum(len(response) for _, response in pairs)
+        tokens = _response_tokens(pairs)
         own = torch.zeros((), dtype=torch.float64)
         for micro in self._planner.plan(pairs, range(len(pairs))):
             share = self._loss_sum(pairs, micro) * (micro.counted / tokens)
@@ -40,7 +41,19 @@ class Distiller:
             "optimiser/skipped_updates": float(not result.applied),
         }
 
-    def _loss_sum(self, pairs: Sequence[TokenPair], micro: MicroBatch) -> torch.Tensor:
+    @torch.no_grad()
+    def validate(self, pairs: Sequence[TokenPair]) -> float:
+        """The loss of rationales that are not learnt from: a mean over all their tokens."""
+        own = torch.zeros((), dtype=torch.float64)
+        for micro in self._planner.plan(pairs, range(len(pairs))):
+            own += self._loss_sum(pairs, micro).item() * micro.counted
+        return float(sum_over_ranks(own)) / _response_tokens(pairs)
+
+    def _loss_sum(self, pairs: Sequence[TokenPair], micro: MicroBatch) -> Tensor:
         batch = self._planner.lay_out(pairs, micro)
         logits, _ = self._engine.forward(batch, values=False)
         return -token_logprobs(logits, batch.targets.to(logits.device)).sum()
+
+
+def _response_tokens(pairs: Sequence[TokenPair]) -> int:
+    return sum(len(response) for _, response in pairs)

@@ -15,6 +15,7 @@ Facts of DeepSpeed 0.19.8 that shape this module, each with a test:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -289,15 +290,18 @@ class _CheckedAdamW(torch.optim.AdamW):
 
 
 def _share_of_rate(step: int, settings: OptimiserSettings, total_steps: int) -> float:
-    """Factor of the learning rate at a step: the warm-up, then the decay.
+    """Factor of the learning rate at a step (from 0): the warm-up, then the decay.
 
-    The same as transformers' schedules, whose module takes a second to import (it imports peft).
+    No step has rate 0: neither the first of a warm-up, which would be wasted, nor the last.
     """
     warmup = settings.warmup_steps
     if step < warmup:
-        return step / warmup
+        return (step + 1) / (warmup + 1)
+    left = max(0.0, (total_steps - step) / max(1, total_steps - warmup))
     if settings.decay == "linear":
-        return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+        return left
+    if settings.decay == "cosine":
+        return (1.0 - math.cos(math.pi * left)) / 2
     return 1.0
 
 

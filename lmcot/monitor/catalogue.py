@@ -46,6 +46,8 @@ CATALOGUE = {
     "kl/negative_count": "Rationales whose own summed log-ratio is below 0, by more than rounding.",
     # -- loss
     "loss": "Distillation: negative log-likelihood of the teacher's rationales, nats per token.",
+    "loss/validation": "Distillation: the same of the rationales that are kept out "
+    "(`distill.validation`), by the policy after that step.",
     "loss/policy": "The policy's loss (`refine.loss`), averaged as `refine.loss.aggregation` says. "
     "Its value tells little: at the start of a step it follows from the advantages' mean, and "
     "CISPO's from the log-probabilities too.",
@@ -121,6 +123,8 @@ CATALOGUE = {
     "speed/rollout": "Response tokens per second from the batch's opening to its last rationale, "
     "all rollout actors together.",
     "speed/learner": "Response tokens learnt per second of learning, all learners together.",
+    "speed/read": "Distillation: tokens of prompts and rationales, padding left out, per second of "
+    "learning.",
     "speed/frozen": "Tokens read and written per second of work, for each of the frozen LM's "
     "actors.",
     # -- seconds
@@ -129,6 +133,7 @@ CATALOGUE = {
     "opened.",
     "seconds/wait": "Until the step's batch was judged, while the learner waits.",
     "seconds/learn": "The learners' step.",
+    "seconds/validate": "Distillation: a validation, with writing the policy if it is the best.",
     "seconds/sample": "From the batch's opening to its last rationale; may lie before the step.",
     "seconds/judge": "From there to its last judgement; may lie before the step.",
     "seconds/driver": "CPU time of the driver in the step.",

@@ -13,7 +13,8 @@ from lmcot.records import Annotation
 from lmcot.run.context import Run
 from lmcot.run.roles import distill_roles
 from lmcot.training.annotate import annotate
-from lmcot.training.supervised import token_pairs, train_on
+from lmcot.training.pairs import training_pairs
+from lmcot.training.supervised import train_on
 
 STAGE: Final = training_stage("distill")
 
@@ -23,12 +24,12 @@ def distill(run: Run) -> None:
     if run.directory.finished(STAGE.name):
         say("distill: done already")
         return
-    pairs = token_pairs(run, STAGE, kept_rationales(annotate(run)))
+    pairs = training_pairs(run, STAGE, kept_rationales(annotate(run)))
     if not pairs:
         raise UserError(
             f"there is nothing to distil: no rationale that was kept in "
-            f"'{run.directory.rationales}' belongs to a question of data.train; delete that file, "
-            "and 'lmcot annotate' makes it again"
+            f"'{run.directory.rationales}' belongs to a question of data.train and fits into the "
+            "model's window; delete that file, and 'lmcot annotate' makes it again"
         )
     check_plan(STAGE.name, distill_roles(run.config), run.config.actors)
     train_on(run, STAGE, run.config.distill, run.config.policy.source, pairs)

@@ -114,6 +114,11 @@ class Learners:
         self.finish_checkpoint()
         return self._training(self._group.begin(LearnerActor.distill_step, pairs))
 
+    def validate(self, pairs: list[TokenPair]) -> float:
+        """The loss of rationales that are not learnt from, by the present weights; waits for it."""
+        self.finish_checkpoint()
+        return self._group.call(LearnerActor.validate, pairs)[0]
+
     def ppo_step(
         self, scored: list[Packed[list[ScoredRollout]]], step: int
     ) -> Pending[StepMetrics]:
@@ -160,7 +165,7 @@ class Learners:
 
     def run_until_done(
         self, fresh: Callable[[], RunState], train: Callable[[RunState, Progress], None]
-    ) -> None:
+    ) -> RunState:
         """Trains a stage to its end: resumes it, and recovers from lost learners.
 
         An interruption or a `UserError` leaves a checkpoint of the last complete step.
@@ -169,6 +174,9 @@ class Learners:
             fresh: makes the state before the first step.
             train: trains from a state to the end of the stage. It advances the state in place
                 together with the learners, so that both are always at the same step.
+
+        Returns:
+            the state at the end.
         """
         stage, total = self._plan.stage, self._plan.total_steps
         state = self._begin_at(self.resume(), fresh)
@@ -176,7 +184,7 @@ class Learners:
             while True:
                 try:
                     train(state, bar)
-                    return
+                    return state
                 except LearnerLost as lost:
                     state = self._begin_at(self.recover(lost), fresh)
                     bar.move_to(state.step)
@@ -198,6 +206,10 @@ class Learners:
         self._group.call(LearnerActor.forget, str(folder))
         self._saved_step = state.step
         return state
+
+    def checkpointed_steps(self) -> list[int]:
+        """Steps done at each checkpoint that a resume may start from, ascending."""
+        return self._store.steps()
 
     def recover(self, lost: LearnerLost) -> RunState | None:
         """Starts all ranks again after one was lost, and loads the newest checkpoint.
@@ -268,10 +280,14 @@ class Learners:
 
         The present weights are written, whatever is begun afterwards. See `finish_export`.
         """
-        target = folder if self._run.config.policy.lora is None else adapters_folder(folder)
+        target = self.exported(folder)
         where = str(critic) if critic else None
         call = self._group.begin(LearnerActor.export, str(target), where)
         return Pending(call, lambda: call.result()[0])
+
+    def exported(self, folder: Place) -> Place:
+        """The folder that the ranks write for a model's folder: itself, or that of its adapters."""
+        return folder if self._run.config.policy.lora is None else adapters_folder(folder)
 
     def finish_export(self, folder: Place) -> None:
         """Merges the adapters that the ranks wrote into a model; does nothing without adapters."""

@@ -2,100 +2,111 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from lmcot.config import DistillSettings, TrainingStage
-from lmcot.data.render import encode_continuation
 from lmcot.data.sampler import PromptSampler
 from lmcot.learner.plan import LearnerPlan
-from lmcot.models.limits import read_limits
+from lmcot.monitor.curves import plot_training
 from lmcot.monitor.progress import Progress, say
 from lmcot.records import RunState
 from lmcot.run.context import Run
 from lmcot.run.inputs import contents
+from lmcot.run_files import training_picture
 from lmcot.training.learners import Learners
+from lmcot.training.pairs import TrainingPair, batch_sizes, keep_out
+from lmcot.training.validation import Validation
 
-if TYPE_CHECKING:
-    from lmcot.learner.batching import TokenPair
+
+@dataclass(frozen=True, slots=True)
+class _Course:
+    """What a training goes through: its pairs, and the number of them in each optimiser step."""
+
+    run: Run
+    stage: TrainingStage
+    pairs: Sequence[TrainingPair]
+    sizes: Sequence[int]
+    validation: Validation | None
 
 
 def train_on(
-    run: Run, stage: TrainingStage, settings: DistillSettings, source: str, pairs: list[TokenPair]
+    run: Run,
+    stage: TrainingStage,
+    settings: DistillSettings,
+    source: str,
+    pairs: Sequence[TrainingPair],
 ) -> None:
     """Trains a stage's policy on prompts and rationales, from a model source; resumes that.
 
     The caller has checked that the stage is not finished, and that its actors fit.
+
+    Raises:
+        UserError: before any actor starts, if the settings leave nothing to train or validate on.
     """
-    steps = math.ceil(len(pairs) * settings.epochs / settings.batch_size)
-    plan = LearnerPlan(stage.name, source, steps, settings.optimiser)
+    seed = run.config.seed
+    learnt, kept_out = keep_out(pairs, settings.validation, stage.name, seed)
+    sizes = batch_sizes(learnt, settings, stage.name, seed)
+    plan = LearnerPlan(stage.name, source, len(sizes), settings.optimiser)
     with Learners(run, plan) as learners:
+        validation = None
+        if settings.validation is not None:
+            say(f"{stage.name}: {len(learnt)} rationales to learn, {len(kept_out)} to validate on")
+            validation = Validation(run, stage, settings.validation, learners, kept_out, len(sizes))
+        course = _Course(run, stage, learnt, sizes, validation)
         learners.wait_ready()
         run.directory.begin(stage.name, contents(run, stage.name))
-        learners.run_until_done(
+        state = learners.run_until_done(
             fresh=lambda: RunState(stage.name),
-            train=lambda state, bar: _train(run, stage, settings, learners, pairs, state, bar),
+            train=lambda state, bar: _train(course, learners, state, bar),
         )
-    run.directory.finish(stage.name, steps=steps, rationales=len(pairs))
+    facts = {"validation": state.validation} if validation is not None else {}
+    run.directory.finish(stage.name, steps=state.step, rationales=len(learnt), **facts)
+    if validation is not None:
+        validation.drop_all()
+    picture = run.directory.path / training_picture(stage.name)
+    plot_training(run.monitor.metrics_path, picture, stage.name)
 
 
-def _train(
-    run: Run,
-    stage: TrainingStage,
-    settings: DistillSettings,
-    learners: Learners,
-    pairs: list[TokenPair],
-    state: RunState,
-    bar: Progress,
-) -> None:
+def _train(course: _Course, learners: Learners, state: RunState, bar: Progress) -> None:
     """Takes all steps after ``state``, then exports the model."""
-    sampler = PromptSampler(len(pairs), run.config.seed)
+    run, validation = course.run, course.validation
+    sampler = PromptSampler(len(course.pairs), run.config.seed)
     sampler.restore(state.sampler or sampler.state())
-    for step in range(state.step, bar.total):
-        run.interruption.check()
-        left = len(pairs) * settings.epochs - step * settings.batch_size
-        rows = sampler.next(min(settings.batch_size, left))
-
-        started = time.monotonic()
-        learned = learners.distill_step([pairs[row] for row in rows]).result()
-        seconds = time.monotonic() - started
-        state.step, state.sampler = step + 1, sampler.state()
-
-        speed = {"seconds/learn": seconds, "speed/learner": learned.tokens / seconds}
-        run.monitor.log(state.step, stage.name, {**learned.values, **speed})
-        bar.update(1, loss=learned.loss)
-        if state.step % run.config.checkpoints.every == 0 and state.step < bar.total:
+    if validation is not None:
+        validation.resume(state)
+    while True:
+        # Here, not after the step: a resumed training may have missed that of its checkpoint.
+        if validation is not None and validation.due(state):
+            validation.validate(state)
+        if state.step == bar.total or (validation is not None and validation.stops(state)):
+            break
+        if state.step and state.step % run.config.checkpoints.every == 0:
             learners.checkpoint(state, wait=True)
+        run.interruption.check()
+        _step(course, learners, sampler, state, bar)
     learners.check_learned()
-    learners.export(run.directory.policy(stage.policy))
+    policy = run.directory.policy(course.stage.policy)
+    if validation is not None:
+        validation.export(state, policy)
+    else:
+        learners.export(policy)
 
 
-def token_pairs(run: Run, stage: TrainingStage, rationales: Mapping[str, str]) -> list[TokenPair]:
-    """Prompts and rationales as token ids, with EOS at the end.
-
-    Args:
-        rationales: by the id of their question of ``data.train``; questions without are left out.
-    """
-    limits = read_limits(run.config.policy.source, run.tokenizer)
-    eos = run.tokenizer.eos_token_id
-    pairs: list[TokenPair] = []
-    too_long = 0
-    for question in run.train:
-        rationale = rationales.get(question.example.id)
-        if rationale is not None:
-            prompt = run.rationale_prompt(question.example)
-            ids = encode_continuation(
-                prompt, rationale, run.tokenizer, encoder_decoder=limits.encoder_decoder
-            )
-            if limits.fit(len(prompt), len(ids) + 1):
-                pairs.append((prompt, (*ids, eos)))
-            else:
-                too_long += 1
-    if too_long:
-        say(
-            f"{stage.name}: {too_long} rationales are left out: with their prompts they do not fit "
-            f"into the {limits.window} positions of '{limits.source}'"
-        )
-    return pairs
+def _step(
+    course: _Course, learners: Learners, sampler: PromptSampler, state: RunState, bar: Progress
+) -> None:
+    """Takes one optimiser step and logs it."""
+    batch = [course.pairs[row] for row in sampler.next(course.sizes[state.step])]
+    started = time.monotonic()
+    learned = learners.distill_step([one.tokens for one in batch]).result()
+    seconds = time.monotonic() - started
+    state.step, state.sampler = state.step + 1, sampler.state()
+    speed = {
+        "seconds/learn": seconds,
+        "speed/learner": learned.tokens / seconds,
+        "speed/read": sum(one.length for one in batch) / seconds,
+    }
+    course.run.monitor.log(state.step, course.stage.name, {**learned.values, **speed})
+    bar.update(1, loss=learned.loss)

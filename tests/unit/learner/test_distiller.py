@@ -98,8 +98,9 @@ def test_the_order_of_the_rationales_does_not_matter(kind: str) -> None:
 @pytest.mark.parametrize(
     ("decay", "expected"),
     [
-        ("constant", [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]),
-        ("linear", [0.0, 0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25]),
+        ("constant", [0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.2, 0.4, 0.6, 0.8, 1.0, 0.75, 0.5, 0.25]),
+        ("cosine", [0.2, 0.4, 0.6, 0.8, 1.0, 0.8535534, 0.5, 0.1464466]),
     ],
 )
 def test_learning_rate_is_a_function_of_the_step(
@@ -162,6 +163,20 @@ def test_distillation_learns(lora: dict[str, Any] | None) -> None:
     losses = [session.distiller.step(token_pairs())["loss"] for _ in range(30)]
     assert losses[-1] < losses[0] * (0.75 if lora else 0.5)
     assert all(torch.equal(session.policy.get_parameter(n), p) for n, p in frozen.items())
+
+
+@BOTH
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_the_validation_loss_is_that_of_the_next_step(kind: str, layout: Layout) -> None:
+    """It is measured by the weights as they are, and changes nothing."""
+    config = make_config(kind, {"learning_rate": 1e-2}, layout)
+    plain, validated = open_session(config, "distill"), open_session(config, "distill")
+    for step in range(2):
+        loss = validated.distiller.validate(token_pairs(step))
+        metrics = validated.distiller.step(token_pairs(step))
+        assert loss == pytest.approx(metrics["loss"], rel=1e-6)
+        assert metrics == plain.distiller.step(token_pairs(step))
+    assert not moved(parameters(validated), parameters(plain))
 
 
 @pytest.mark.parametrize("stage", [0, 2])

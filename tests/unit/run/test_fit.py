@@ -20,7 +20,7 @@ from lmcot.run.context import Run
 from lmcot.run.directory import RunDirectory
 from lmcot.run.interruption import Interruption
 from lmcot.training.distill import STAGE, kept_rationales
-from lmcot.training.supervised import token_pairs
+from lmcot.training.pairs import training_pairs
 
 pytestmark = pytest.mark.usefixtures("model_cache")
 
@@ -182,6 +182,6 @@ def test_a_rationale_that_does_not_fit_is_not_distilled(
         Annotation("q0", "frozen", "river " * 500, "a", True, "right answer"),
         Annotation("q1", "frozen", "river", "a", True, "right answer"),
     ]
-    [(prompt, _)] = token_pairs(run, STAGE, kept_rationales(annotations))
-    assert prompt == run.rationale_prompt(run.train[1].example)
+    [pair] = training_pairs(run, STAGE, kept_rationales(annotations))
+    assert pair.tokens[0] == run.rationale_prompt(run.train[1].example)
     assert "1 rationales are left out" in capsys.readouterr().err

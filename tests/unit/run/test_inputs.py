@@ -25,7 +25,7 @@ from lmcot.run.inputs import check_contents, contents
 from lmcot.run.interruption import Interruption
 from lmcot.training.annotate import annotate
 from lmcot.training.distill import STAGE, distill, kept_rationales
-from lmcot.training.supervised import token_pairs
+from lmcot.training.pairs import training_pairs
 
 Opened = Callable[..., Run]
 
@@ -107,7 +107,7 @@ def test_what_changed_in_the_data_is_annotated_again(
         "q4": "It is in Velm. So the answer is Velm.",
     }
     assert by_id(read_annotations(run.directory.rationales)) == second
-    assert len(token_pairs(run, STAGE, kept_rationales(second.values()))) == 4
+    assert len(training_pairs(run, STAGE, kept_rationales(second.values()))) == 4
 
 
 class _Teacher:
@@ -234,7 +234,7 @@ def test_rationales_that_belong_to_no_question_are_not_distilled(
     run.directory.finish("distill", steps=1)
     write(tmp_path / "train.jsonl", question(7))
     run = opened()
-    assert token_pairs(run, STAGE, kept_rationales(annotate(run))) == [], (
+    assert training_pairs(run, STAGE, kept_rationales(annotate(run))) == [], (
         "they were learned before, and stay"
     )
     (run.directory.path / "stages.json").unlink()

@@ -1,0 +1,132 @@
+"""What a stage learns from: prompts with rationales, how they are cut into steps and kept out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lmcot.config import DistillSettings, TrainingStage, ValidationSettings
+from lmcot.data.render import encode_continuation
+from lmcot.data.sampler import PromptSampler
+from lmcot.errors import UserError
+from lmcot.models.limits import read_limits
+from lmcot.monitor.progress import say
+from lmcot.records import Example
+from lmcot.run.context import Run
+
+if TYPE_CHECKING:
+    from lmcot.learner.batching import TokenPair
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPair:
+    """A question's prompt and the rationale that is to be learnt."""
+
+    example: Example
+    rationale: str
+    tokens: TokenPair
+    """Token ids of the prompt and of the rationale, with EOS at its end."""
+
+    @property
+    def length(self) -> int:
+        """Number of tokens of prompt and rationale together."""
+        return len(self.tokens[0]) + len(self.tokens[1])
+
+
+def training_pairs(
+    run: Run, stage: TrainingStage, rationales: Mapping[str, str]
+) -> list[TrainingPair]:
+    """The questions of ``data.train`` that have a rationale, with it.
+
+    Those that do not fit into the model's window are left out, and counted on the terminal.
+
+    Args:
+        rationales: by the id of their question.
+    """
+    limits = read_limits(run.config.policy.source, run.tokenizer)
+    eos = run.tokenizer.eos_token_id
+    pairs: list[TrainingPair] = []
+    too_long = 0
+    for question in run.train:
+        rationale = rationales.get(question.example.id)
+        if rationale is None:
+            continue
+        prompt = run.rationale_prompt(question.example)
+        ids = encode_continuation(
+            prompt, rationale, run.tokenizer, encoder_decoder=limits.encoder_decoder
+        )
+        if limits.fit(len(prompt), len(ids) + 1):
+            pairs.append(TrainingPair(question.example, rationale, (prompt, (*ids, eos))))
+        else:
+            too_long += 1
+    if too_long:
+        say(
+            f"{stage.name}: {too_long} rationales are left out: with their prompts they do not fit "
+            f"into the {limits.window} positions of '{limits.source}'"
+        )
+    return pairs
+
+
+def keep_out(
+    pairs: Sequence[TrainingPair], settings: ValidationSettings | None, stage: str, seed: int
+) -> tuple[list[TrainingPair], list[TrainingPair]]:
+    """Those that are learnt from, and those that are kept out to validate on.
+
+    Which ones are kept out depends on the seed and on each question's text alone, so that it stays
+    the same where rationales are added, and equal questions are on one side.
+
+    Raises:
+        UserError: if the settings keep out none, or all.
+    """
+    if settings is None:
+        return list(pairs), []
+    questions = {one.example.question for one in pairs}
+    drawn = sorted(questions, key=lambda text: hashlib.sha256(f"{seed}/{text}".encode()).digest())
+    count = settings.questions or round(len(drawn) * (settings.share or 0.0))
+    if not 0 < count < len(drawn):
+        key = f"{stage}.validation.{'questions' if settings.questions else 'share'}"
+        value = settings.questions or settings.share
+        raise UserError(
+            f"{key} is {value:g}, which keeps {count} of {len(drawn)} questions with a rationale "
+            f"out of training: {'raise' if not count else 'lower'} it, so that at least one is "
+            f"{'validated on' if not count else 'learnt from'}"
+        )
+    out = set(drawn[:count])
+    return (
+        [one for one in pairs if one.example.question not in out],
+        [one for one in pairs if one.example.question in out],
+    )
+
+
+def batch_sizes(
+    pairs: Sequence[TrainingPair], settings: DistillSettings, stage: str, seed: int
+) -> list[int]:
+    """The number of pairs in each optimiser step, in the order in which the sampler draws them.
+
+    Raises:
+        UserError: if a pair alone exceeds ``batch_tokens``.
+    """
+    drawn = len(pairs) * settings.epochs
+    if settings.batch_size is not None:
+        size = settings.batch_size
+        return [min(size, drawn - start) for start in range(0, drawn, size)]
+    budget = settings.batch_tokens or 0
+    longest = max(pairs, key=lambda one: one.length)
+    if longest.length > budget:
+        raise UserError(
+            f"{stage}.batch_tokens is {budget}, but the rationale for question "
+            f"{longest.example.id} has {longest.length} tokens with its prompt: raise it to "
+            f"{longest.length} or more"
+        )
+    sizes: list[int] = []
+    left = 0
+    for row in PromptSampler(len(pairs), seed).next(drawn):
+        length = pairs[row].length
+        if length > left:
+            sizes.append(0)
+            left = budget
+        sizes[-1] += 1
+        left -= length
+    return sizes

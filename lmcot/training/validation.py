@@ -1,0 +1,154 @@
+"""Validation while a stage trains on rationales: the loss of questions that are kept out.
+
+The policy with the lowest loss is what the stage makes. Until the stage ends it lies beside the
+checkpoints, as ``STAGE-best-NNNNNN``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from lmcot.config import TrainingStage, ValidationSettings
+from lmcot.errors import UserError
+from lmcot.monitor.progress import say
+from lmcot.records import RunState
+from lmcot.run.context import Run
+from lmcot.storage import on_disk, remove, replacing
+from lmcot.training.learners import Learners
+from lmcot.training.pairs import TrainingPair
+
+if TYPE_CHECKING:
+    from lmcot.storage import Place
+
+STEP: Final = "step"
+BEST_STEP: Final = "best_step"
+BEST_LOSS: Final = "best_loss"
+WORSE: Final = "worse"
+"""Keys of `RunState.validation`: the step of the last validation, the step and the loss of the best
+one, and how many have followed the best one."""
+
+
+class Validation:
+    """Validates every few steps and after the last one, and keeps the best policy."""
+
+    def __init__(
+        self,
+        run: Run,
+        stage: TrainingStage,
+        settings: ValidationSettings,
+        learners: Learners,
+        pairs: Sequence[TrainingPair],
+        total: int,
+    ) -> None:
+        """Args: pairs: those that are kept out. total: the stage's number of steps."""
+        self._run = run
+        self._stage = stage
+        self._settings = settings
+        self._learners = learners
+        self._pairs = pairs
+        self._total = total
+
+    def resume(self, state: RunState) -> None:
+        """Begins at a state: drops what was kept after it.
+
+        Raises:
+            UserError: if the best policy of before is gone.
+        """
+        for step, folder in self._kept().items():
+            if step > state.step:
+                remove(folder)
+        if not state.validation:
+            return
+        best = self._learners.exported(self._best(state.validation[BEST_STEP]))
+        if not best.is_dir():
+            raise UserError(
+                f"the best policy of '{self._stage.name}' so far is gone from '{best}': put it "
+                f"back, or delete the folders '{self._stage.checkpoint_prefix}*' in "
+                f"'{self._run.directory.checkpoints}' to train from the start"
+            )
+
+    def due(self, state: RunState) -> bool:
+        """Whether the policy of a state is to be validated, and was not yet."""
+        wanted = state.step % self._settings.every == 0 or state.step == self._total
+        return bool(state.step) and wanted and state.validation.get(STEP) != state.step
+
+    def stops(self, state: RunState) -> bool:
+        """Whether the loss has not fallen for so long that training ends."""
+        patience = self._settings.patience
+        return patience is not None and state.validation.get(WORSE, 0) >= patience
+
+    def validate(self, state: RunState) -> None:
+        """Measures the loss, keeps the policy if it is the best so far, and logs it."""
+        started = time.monotonic()
+        loss = self._learners.validate([one.tokens for one in self._pairs])
+        found = {**state.validation, STEP: float(state.step)}
+        if math.isfinite(loss) and loss < found.get(BEST_LOSS, math.inf):
+            self._learners.begin_export(self._best(state.step)).result()
+            found |= {BEST_STEP: float(state.step), BEST_LOSS: loss, WORSE: 0.0}
+        elif BEST_LOSS in found:
+            found[WORSE] += 1
+        state.validation = found
+        self._drop_worse(state)
+        values = {"loss/validation": loss, "seconds/validate": time.monotonic() - started}
+        self._run.monitor.log(state.step, self._stage.name, values)
+        if self.stops(state) and state.step < self._total:
+            say(
+                f"{self._stage.name}: stopped after step {state.step} of {self._total}: the "
+                f"validation loss has not fallen since step {found[BEST_STEP]:.0f}"
+            )
+
+    def export(self, state: RunState, folder: Place) -> None:
+        """Makes the best policy the stage's.
+
+        Raises:
+            UserError: if no validation had a finite loss.
+        """
+        if BEST_STEP not in state.validation:
+            raise UserError(
+                f"{self._stage.name}: the validation loss was never finite, so that there is no "
+                f"best policy: lower {self._stage.name}.optimiser.learning_rate"
+            )
+        kept = self._learners.exported(self._best(state.validation[BEST_STEP]))
+        with on_disk(kept) as best, replacing(self._learners.exported(folder)) as policy:
+            shutil.copytree(best, policy, dirs_exist_ok=True)
+        self._learners.finish_export(folder)
+        say(
+            f"{self._stage.name}: kept the policy of step {state.validation[BEST_STEP]:.0f}, whose "
+            f"validation loss is the lowest ({state.validation[BEST_LOSS]:.4f})"
+        )
+
+    def drop_all(self) -> None:
+        """Removes what was kept beside the checkpoints, once the stage has finished."""
+        for folder in self._kept().values():
+            remove(folder)
+
+    def _drop_worse(self, state: RunState) -> None:
+        """Removes policies that are the best neither for this state nor for a checkpoint's."""
+        kept = self._kept()
+        needed = {
+            max((step for step in kept if step <= end), default=0)
+            for end in (*self._learners.checkpointed_steps(), state.step)
+        }
+        for step in kept.keys() - needed:
+            remove(kept[step])
+
+    def _kept(self) -> dict[int, Place]:
+        """Folders of the policies that were the best at their time, by their step."""
+        root = self._run.directory.checkpoints
+        if not root.is_dir():
+            return {}
+        name = re.compile(re.escape(self._prefix) + r"(\d{6,})(-adapters)?")
+        found = {folder: name.fullmatch(folder.name) for folder in root.iterdir()}
+        return {int(match[1]): folder for folder, match in found.items() if match}
+
+    def _best(self, step: float) -> Place:
+        return self._run.directory.checkpoints / f"{self._prefix}{int(step):06d}"
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self._stage.name}-best-"
