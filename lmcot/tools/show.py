@@ -11,9 +11,10 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from shutil import get_terminal_size
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lmcot import run_files
+from lmcot.config.data import GuidedKind
 from lmcot.config.rows import ROWS
 from lmcot.errors import UserError
 from lmcot.rollout_log import RECORD_KEYS, read_records
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
     from lmcot.storage import Place
 
 Order = Literal["file", "best", "worst"]
-_GUIDED = [one.name for one in ROWS.values() if one.kind == "guided" and not one.votes]
-"""The rows of the policies, least trained first."""
+_GUIDED = [
+    [one.name for one in ROWS.values() if one.prompt == prompt and one.own and not one.votes]
+    for prompt in get_args(GuidedKind)
+]
+"""The rows of the policies, least trained first: with the passages, and without them."""
 _OF_A_PREDICTION = ("id", "question", "gold", "rationale", "answer", "em", "f1")
 
 
@@ -86,21 +90,24 @@ def show_evaluation(run: Place, wanted: Wanted, *, as_json: bool = False) -> Non
     """Prints the refined policy's rationales and answers beside the distilled one's.
 
     Of the rows that the run was evaluated with: the distilled policy beside the untrained one
-    where there is no refined one.
+    where there is no refined one, and rows without the passages where there are no others.
 
     Raises:
         UserError: if the run has no two such rows.
     """
     run_files.check_format(run)
     folder = run / run_files.PREDICTIONS
-    there = [row for row in _GUIDED if (folder / run_files.predictions_name(row)).exists()]
-    after = next((row for row in reversed(_GUIDED[1:]) if row in there), None)
-    before = next((row for row in reversed(_GUIDED[:-1]) if row != after and row in there), None)
-    if after is None or before is None:
+    there = [
+        [row for row in rows if (folder / run_files.predictions_name(row)).exists()]
+        for rows in _GUIDED
+    ]
+    pair = next((rows[-2:] for rows in there if len(rows) > 1), None)
+    if pair is None:
         raise UserError(
             f"'{run}' holds no predictions of two policies to compare: run 'lmcot evaluate "
             f"--run-dir {run}' first, with rows such as guided_distilled and guided_refined"
         )
+    before, after = pair
     earlier = {one["id"]: one for one in _predictions(folder, before)}
     records = (
         {**one, "reward": one["f1"] - earlier[one["id"]]["f1"]}

@@ -167,3 +167,30 @@ def test_what_the_refined_policy_does_otherwise(
     assert inspect(run, "--evaluation", "--order", "worst", "--limit", "1", "--json") == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (found["guided_refined"]["id"], found["f1_gained"]) == ("q0", -1.0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "shown"),
+    [
+        (["guided_base", "guided_refined", "rationale_only_refined"], "guided_refined ->"),
+        (["guided_refined", "rationale_only_base", "rationale_only_distilled"],
+         "rationale_only_distilled ->"),
+    ],
+)  # fmt: skip
+def test_policies_are_compared_where_the_frozen_lm_reads_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[str], shown: str
+) -> None:
+    run = evaluated(tmp_path, dict.fromkeys(rows, "10100000"))
+    assert inspect(run, "--evaluation", "--limit", "1") == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if " -> " in line]
+    assert len(said) == 2
+    assert said[1].startswith(shown)
+    assert said[0].split("_")[0] == shown.split("_")[0]
+
+
+def test_rows_that_read_otherwise_are_no_pair(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = evaluated(tmp_path, dict.fromkeys(["guided_refined", "rationale_only_base"], "10100000"))
+    assert inspect(run, "--evaluation") == 2
+    assert "holds no predictions of two policies to compare" in capsys.readouterr().err
