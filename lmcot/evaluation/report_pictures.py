@@ -92,13 +92,14 @@ def _accuracy_by_cost(report: Mapping[str, Any], path: Path) -> None:
     for index, (metric, title) in enumerate((("em", "Exact match"), ("f1", "F1"))):
         axes = figure.add_subplot(1, 2, index + 1)
         style(axes, grid="y")
-        _frontier(axes, {n: (large_tokens(costs[n]), row[metric]) for n, row in rows.items()})
         for name, scores in rows.items():
             tokens = large_tokens(costs[name])
             low, high = scores["ci"][metric]
             marker, color = find_row(name).marker, _COLOURS[find_row(name).colour]
             axes.plot([tokens, tokens], [low, high], color=color, linewidth=1.2, alpha=0.6)
-            axes.plot([tokens], [scores[metric]], marker, color=color, ms=7, label=name)
+            point = {"color": color, "ms": 7, "label": name, "clip_on": False}
+            axes.plot([tokens], [scores[metric]], marker, **point)
+        _frontier(axes, {n: (large_tokens(costs[n]), row[metric]) for n, row in rows.items()})
         axes.set_title(f"{title}, percent", fontsize=11, loc="left")
         axes.set_xlabel("large-LM tokens a question, in and out", fontsize=8, color=MUTED)
         top = max(max(one[metric], one["ci"][metric][1]) for one in rows.values())
