@@ -33,7 +33,7 @@ import psutil
 import ray
 from ray import serve as ray_serve
 
-from lmcot.answering.exchange import Draw, Reply, Shown, Told, Wish, Written
+from lmcot.answering.exchange import Draw, Query, Reply, Shown, Told, Written
 from lmcot.answering.pair import Pair, open_pair
 from lmcot.config import dump_config, load_config
 from lmcot.records import Answer, Paragraph
@@ -78,26 +78,12 @@ class FrozenLM:
         """The name of the stand-in."""
         return "stand-in"
 
-    async def answer(
-        self,
-        question: str,
-        paragraphs: Sequence[Paragraph],
-        rationale: str | None,
-        wish: Wish | None = None,
-    ) -> Reply:
+    async def answer(self, query: Query) -> Reply:
         """Returns an answer at once."""
         river = "Humboldt River"
         return Reply(Answer(river, river, 100, 3), version="stand-in")
 
-    async def write_object(
-        self,
-        question: str,
-        paragraphs: Sequence[Paragraph],
-        rationale: str,
-        answer: str,
-        schema: str,
-        wish: Wish,
-    ) -> Reply:
+    async def write_object(self, query: Query, answer: str, schema: str) -> Reply:
         """Returns prose instead of an object."""
         return Reply(Answer(answer, "", 100, 3), version="stand-in")
 

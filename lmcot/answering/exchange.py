@@ -69,6 +69,18 @@ class Wish:
     """Longest answer; what is beyond is cut off."""
 
 
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What the frozen LM is asked."""
+
+    question: str
+    paragraphs: tuple[Paragraph, ...]
+    """The part of the context that the models read."""
+    rationale: str | None
+    """The rationale that guides it; None without guidance."""
+    wish: Wish = Wish()
+
+
 NOTHING_SAID = Answer("", "", 0, 0)
 
 
@@ -100,22 +112,8 @@ class Writer(Protocol):
 class Answerer(Protocol):
     """The frozen LM, in this process or in another one."""
 
-    async def answer(
-        self,
-        question: str,
-        paragraphs: Sequence[Paragraph],
-        rationale: str | None,
-        wish: Wish | None = None,
-    ) -> Reply:
+    async def answer(self, query: Query) -> Reply:
         """See `FrozenLM.answer`."""
 
-    async def write_object(
-        self,
-        question: str,
-        paragraphs: Sequence[Paragraph],
-        rationale: str,
-        answer: str,
-        schema: str,
-        wish: Wish,
-    ) -> Reply:
+    async def write_object(self, query: Query, answer: str, schema: str) -> Reply:
         """See `FrozenLM.write_object`."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from lmcot.answering.asking import Asking
-from lmcot.answering.exchange import Reply, Wish
+from lmcot.answering.exchange import Query, Reply
 from lmcot.answering.presence import Presence, without_address
 from lmcot.config import Config
-from lmcot.records import Answer, Completion, Example, Failure, Missing, Paragraph
+from lmcot.records import Answer, Completion, Example, Failure, Missing
 from lmcot.text.reading import read_answer
 
 _log = logging.getLogger("lmcot.answering")
@@ -45,45 +44,25 @@ class FrozenLM:
         """Whether the model can answer now."""
         return await self._presence.there()
 
-    async def answer(
-        self,
-        question: str,
-        paragraphs: Sequence[Paragraph],
-        rationale: str | None,
-        wish: Wish | None = None,
-    ) -> Reply:
+    async def answer(self, query: Query) -> Reply:
         """The answer to a question, guided by a rationale or without one."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._calls, self._answer, question, paragraphs, rationale, wish or Wish()
-        )
+        return await loop.run_in_executor(self._calls, self._answer, query)
 
-    async def write_object(
-        self,
-        question: str,
-        paragraphs: Sequence[Paragraph],
-        rationale: str,
-        answer: str,
-        schema: str,
-        wish: Wish,
-    ) -> Reply:
+    async def write_object(self, query: Query, answer: str, schema: str) -> Reply:
         """The answer as a JSON object of a schema: the text as the model writes it, unchecked."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._calls, self._write_object, question, paragraphs, rationale, answer, schema, wish
-        )
+        return await loop.run_in_executor(self._calls, self._write_object, query, answer, schema)
 
     def close(self) -> None:
         """Drops the requests that wait for the model; it cannot be asked again."""
         self._calls.shutdown(wait=False, cancel_futures=True)
         self._lm.close()
 
-    def _answer(
-        self, question: str, paragraphs: Sequence[Paragraph], rationale: str | None, wish: Wish
-    ) -> Reply:
-        example = Example("asked", question.strip(), "", tuple(paragraphs))
-        prompt = self._asking.answer_prompt(example, rationale, wish.instruction)
-        sampling = self._asking.answer_sampling(guided=rationale is not None)
+    def _answer(self, query: Query) -> Reply:
+        wish = query.wish
+        prompt = self._asking.answer_prompt(_example(query), query.rationale, wish.instruction)
+        sampling = self._asking.answer_sampling(guided=query.rationale is not None)
         (found,) = self._lm.generate([prompt], sampling)
         if isinstance(found, Failure):
             return self._failed(found)
@@ -95,17 +74,11 @@ class FrozenLM:
         missing: Missing = said.missing if short == said.extracted else "cut"
         return replace(reply, answer=replace(said, extracted=short, missing=missing))
 
-    def _write_object(
-        self,
-        question: str,
-        paragraphs: Sequence[Paragraph],
-        rationale: str,
-        answer: str,
-        schema: str,
-        wish: Wish,
-    ) -> Reply:
-        example = Example("asked", question.strip(), "", tuple(paragraphs))
-        prompt = self._asking.object_prompt(example, rationale, answer, schema, wish.instruction)
+    def _write_object(self, query: Query, answer: str, schema: str) -> Reply:
+        wish = query.wish
+        prompt = self._asking.object_prompt(
+            _example(query), query.rationale or "", answer, schema, wish.instruction
+        )
         (found,) = self._lm.generate([prompt], self._asking.object_sampling(wish.max_tokens))
         if isinstance(found, Failure):
             return self._failed(found)
@@ -116,6 +89,10 @@ class FrozenLM:
     def _failed(self, failure: Failure) -> Reply:
         _log.warning("the frozen LM failed: %s", failure.reason)
         return Reply(failure=without_address(failure.reason, self._settings), version=self._name)
+
+
+def _example(query: Query) -> Example:
+    return Example("asked", query.question.strip(), "", query.paragraphs)
 
 
 def read_reply(found: Completion, version: str) -> Reply:

@@ -12,6 +12,7 @@ from lmcot.answering.exchange import (
     Answerer,
     Draw,
     Piece,
+    Query,
     Reply,
     Shown,
     Wish,
@@ -60,8 +61,8 @@ async def guide(
     shown = Shown((), 0, "")
 
     def answer(rationale: str | None) -> asyncio.Task[Reply]:
-        asked = frozen.answer(ask.question, shown.paragraphs, rationale, ask.wish)
-        return asyncio.ensure_future(asked)
+        query = Query(ask.question, shown.paragraphs, rationale, ask.wish)
+        return asyncio.ensure_future(frozen.answer(query))
 
     try:
         async with aclosing(small.write(ask.question, ask.context, ask.draw)) as told:
@@ -109,9 +110,8 @@ async def _formed(
         found = await asyncio.to_thread(form.filled, response.answer, response.rationale)
     if found is not None:
         return response.model_copy(update={"structured": found})
-    reply = await frozen.write_object(
-        ask.question, shown.paragraphs, response.rationale, response.answer, form.text, ask.wish
-    )
+    query = Query(ask.question, shown.paragraphs, response.rationale, ask.wish)
+    reply = await frozen.write_object(query, response.answer, form.text)
     if reply.failure is not None:
         raise FrozenLMFailed(reply.failure)
     found, reason = await asyncio.to_thread(form.read, reply.answer.text)

@@ -22,7 +22,7 @@ from ray.serve.handle import DeploymentHandle
 from lmcot.actors.resources.cluster import nodes
 from lmcot.actors.resources.plan import Roles
 from lmcot.actors.resources.served import find_served_plan
-from lmcot.answering.exchange import Draw, Reply, Told, Wish
+from lmcot.answering.exchange import Draw, Query, Reply, Told
 from lmcot.answering.pair import Pair, learned, open_pair
 from lmcot.answering.schemas import Versions
 from lmcot.config import Config, RoleSettings, ServedRole, ServeSettings
@@ -226,27 +226,11 @@ class _RemoteFrozen:
     async def there(self) -> bool:
         return bool(await self._handle.there.remote())
 
-    async def answer(
-        self,
-        question: str,
-        paragraphs: Sequence[Paragraph],
-        rationale: str | None,
-        wish: Wish | None = None,
-    ) -> Reply:
-        return await self._reply(self._handle.answer.remote(question, paragraphs, rationale, wish))
+    async def answer(self, query: Query) -> Reply:
+        return await self._reply(self._handle.answer.remote(query))
 
-    async def write_object(
-        self,
-        question: str,
-        paragraphs: Sequence[Paragraph],
-        rationale: str,
-        answer: str,
-        schema: str,
-        wish: Wish,
-    ) -> Reply:
-        return await self._reply(
-            self._handle.write_object.remote(question, paragraphs, rationale, answer, schema, wish)
-        )
+    async def write_object(self, query: Query, answer: str, schema: str) -> Reply:
+        return await self._reply(self._handle.write_object.remote(query, answer, schema))
 
     async def _reply(self, response: Any) -> Reply:
         try:

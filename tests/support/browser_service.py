@@ -14,7 +14,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from lmcot.answering.exchange import Draw, Piece, Reply, Shown, Told, Wish, Written
+from lmcot.answering.exchange import Draw, Piece, Query, Reply, Shown, Told, Written
 from lmcot.answering.schemas import Versions
 from lmcot.config import parse_config
 from lmcot.records import Answer, Failure, FailureKind, Paragraph
@@ -44,26 +44,12 @@ class _Small:
 class _Frozen:
     """Has one answer where it is guided, and another one where it is not."""
 
-    async def answer(
-        self,
-        question: str,
-        paragraphs: Sequence[Paragraph],
-        rationale: str | None,
-        wish: Wish | None = None,
-    ) -> Reply:
+    async def answer(self, query: Query) -> Reply:
         await asyncio.sleep(0.01)
-        answer = "a guess" if rationale is None else "the answer"
+        answer = "a guess" if query.rationale is None else "the answer"
         return Reply(Answer(answer, answer, 100, 2), version="a stand-in")
 
-    async def write_object(
-        self,
-        question: str,
-        paragraphs: Sequence[Paragraph],
-        rationale: str,
-        answer: str,
-        schema: str,
-        wish: Wish,
-    ) -> Reply:
+    async def write_object(self, query: Query, answer: str, schema: str) -> Reply:
         properties = json.loads(schema).get("properties", {})
         found = dict.fromkeys(properties, answer)
         return Reply(Answer(json.dumps(found), "", 50, 9), version="a stand-in")

@@ -61,7 +61,6 @@ def test_the_last_user_message_is_the_question() -> None:
     assert (question, [one.sentences[0] for one in context]) == ("Which river?", ["Hello", "Hi"])
     assert draw.max_tokens == 8, "as the settings have it"
     (wish,) = stand.frozen.wishes
-    assert wish is not None
     assert (wish.instruction, wish.max_tokens) == ("Be brief.\n\nIn English.", None)
 
 
@@ -179,7 +178,6 @@ def test_max_tokens_bounds_the_answer_and_not_the_rationale(name: str, value: in
     assert ask(stand, **{name: value}).status == 200
     assert stand.small.asked[0][2].max_tokens == 8
     wish = stand.frozen.wishes[0]
-    assert wish is not None
     assert wish.max_tokens == value
     own = ask(stand, max_rationale_tokens=16, samples=3)
     assert own.json["choices"][0]["message"]["content"] == "Humboldt", "by two votes of three"

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from lmcot.answering.exchange import Draw, Piece, Reply, Shown, Told, Wish, Written
+from lmcot.answering.exchange import Draw, Piece, Query, Reply, Shown, Told, Wish, Written
 from lmcot.answering.schemas import Versions
 from lmcot.config import ServeSettings, parse_config
 from lmcot.errors import UserError
@@ -59,7 +59,7 @@ class Frozen:
 
     def __init__(self) -> None:
         self.asked: list[str | None] = []
-        self.wishes: list[Wish | None] = []
+        self.wishes: list[Wish] = []
         self.objects: list[tuple[str, Any]] = []
         self.object = self.said = ""
         self.cut = False
@@ -67,13 +67,8 @@ class Frozen:
         self.pause = 0.0
         self.failure: str | None = None
 
-    async def answer(
-        self,
-        question: str,
-        paragraphs: Sequence[Paragraph],
-        rationale: str | None,
-        wish: Wish | None = None,
-    ) -> Reply:
+    async def answer(self, query: Query) -> Reply:
+        rationale = query.rationale
         self.asked.append(rationale)
         try:
             await asyncio.sleep(self.pause)
@@ -83,19 +78,11 @@ class Frozen:
         if self.failure is not None:
             return Reply(failure=self.failure)
         answer = "Reno" if rationale is None or rationale.endswith("is 0.") else "Humboldt"
-        self.wishes.append(wish)
+        self.wishes.append(query.wish)
         said = Answer(self.said or f"{answer}.", answer, 100, 2, missing="cut" if self.cut else "")
         return Reply(said, version="large")
 
-    async def write_object(
-        self,
-        question: str,
-        paragraphs: Sequence[Paragraph],
-        rationale: str,
-        answer: str,
-        schema: str,
-        wish: Wish,
-    ) -> Reply:
+    async def write_object(self, query: Query, answer: str, schema: str) -> Reply:
         self.objects.append((answer, json.loads(schema)))
         return Reply(Answer(self.object, "", 50, 9), version="large")
 
