@@ -29,8 +29,9 @@ from lmcot.config import Config, RoleSettings, ServedRole, ServeSettings
 from lmcot.errors import UserError
 from lmcot.records import Paragraph
 from lmcot.serve.access import token_digests
-from lmcot.serve.api import NotReady, Service, make_app
+from lmcot.serve.api import make_app
 from lmcot.serve.deployments import FrozenLM, SmallLM
+from lmcot.serve.service import NotReady, Service
 from lmcot.storage import place
 
 

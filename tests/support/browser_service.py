@@ -18,7 +18,8 @@ from lmcot.answering.exchange import Draw, Piece, Query, Reply, Shown, Told, Wri
 from lmcot.answering.schemas import Versions
 from lmcot.config import parse_config
 from lmcot.records import Answer, Failure, FailureKind, Paragraph
-from lmcot.serve.api import Service, make_app
+from lmcot.serve.api import make_app
+from lmcot.serve.service import Service
 
 
 class _Small:

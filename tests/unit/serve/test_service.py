@@ -17,7 +17,8 @@ from lmcot.config import ServeSettings, parse_config
 from lmcot.errors import UserError
 from lmcot.records import Answer, Failure, FailureKind, Paragraph
 from lmcot.serve.access import digest, token_digests
-from lmcot.serve.api import NotReady, Service, make_app
+from lmcot.serve.api import make_app
+from lmcot.serve.service import NotReady, Service
 from tests.support.asgi import Answered, call
 
 _Any = TypeVar("_Any")
