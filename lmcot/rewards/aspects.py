@@ -17,11 +17,12 @@ from lmcot.data.prompts import PromptTemplates
 from lmcot.errors import UserError
 from lmcot.frozen.needs import Measure
 from lmcot.frozen.protocol import FrozenLM
+from lmcot.models.embeddings import SentenceEmbedder
 from lmcot.records import Example, Failure, Message
 from lmcot.rewards.component import Component, Context, Measured
-from lmcot.rewards.embeddings import ROSCOE_SCORES, SentenceEmbedder, roscoe_scores
 from lmcot.rewards.learned import load_learned
 from lmcot.rewards.metrics import TEXT_METRICS
+from lmcot.rewards.roscoe import ROSCOE_SCORES, roscoe_scores
 
 Columns = dict[str, list[Measured]]
 """The values of each measure, by its name: one for each rationale."""

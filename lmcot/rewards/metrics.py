@@ -5,7 +5,7 @@ of Metrics for Scoring Step-by-Step Reasoning"): a rationale's sentences are the
 step is scored by how well it aligns with what should support it. ROSCOE aligns by the cosine of
 sentence embeddings, ``(1 + cos) / 2``. Here words are aligned, because on human labels that
 separated supported from unsupported rationales better (docs/rewards.md) and it needs no model.
-ROSCOE's own scores are in `lmcot.rewards.embeddings`.
+ROSCOE's own scores are in `lmcot.rewards.roscoe`.
 
 Content words are lower-cased words and numbers without function words. They are counted with
 their repetitions (``|H|`` is the number of words, ``A ∩ B`` takes the smaller count of each, as in

