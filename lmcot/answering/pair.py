@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lmcot import run_files
-from lmcot.config import Config, load_config
+from lmcot.config import Config, DrawnDemonstrations, read_config
 from lmcot.config.stages import most_trained
+from lmcot.data.demonstrations import read_given
 from lmcot.errors import UserError
 from lmcot.frozen.needs import cost_in_words
 from lmcot.frozen.templates import open_templates
@@ -50,7 +51,7 @@ def open_pair(run_dir: Place, policy: str | None = None, overrides: Sequence[str
             found = None
     if not there:
         raise UserError(f"'{run_dir}' is not a run directory: it has no config.yaml")
-    config = load_config(str(file), list(overrides))
+    config = _with_demonstrations(read_config(str(file), list(overrides)), run_dir)
     if config.frozen is None:
         raise UserError(f"the run in '{run_dir}' has no frozen LM configured, so it cannot answer")
     if policy == "base":
@@ -61,6 +62,19 @@ def open_pair(run_dir: Place, policy: str | None = None, overrides: Sequence[str
             "ask for the policy 'base'"
         )
     return Pair(config, str(run_dir / found), f"{found} of {run_dir.name}")
+
+
+def _with_demonstrations(config: Config, run_dir: Place) -> Config:
+    """The settings with the demonstrations that the run has drawn, which need no data any more."""
+    wanted = config.prompts.demonstrations
+    if not isinstance(wanted, DrawnDemonstrations):
+        return config
+    if wanted != read_config(str(run_dir / run_files.CONFIG)).prompts.demonstrations:
+        raise UserError(
+            "prompts.demonstrations cannot be drawn in another way than the run's: leave the "
+            "override out, or set a number"
+        )
+    return config.showing(read_given(run_dir / run_files.DEMONSTRATIONS, wanted))
 
 
 def learned(pair: Pair) -> Pair:

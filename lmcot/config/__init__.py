@@ -13,7 +13,6 @@ from lmcot.config.data import (
     DataSource,
     FileData,
     HubData,
-    PromptSettings,
     SampleData,
 )
 from lmcot.config.dependence import NO_STAGE_DEPENDS_ON, depends
@@ -34,11 +33,17 @@ from lmcot.config.load import (
     load_config,
     parse_config,
     parse_settings,
+    read_config,
     read_yaml_mapping,
     renamed_settings,
 )
 from lmcot.config.models import LoraSettings, PolicySettings
 from lmcot.config.monitor import AlarmSettings, MonitorSettings
+from lmcot.config.prompts import (
+    DrawnDemonstrations,
+    GivenDemonstrations,
+    PromptSettings,
+)
 from lmcot.config.rewards import (
     AspectSettings,
     CustomReward,
@@ -103,6 +108,7 @@ __all__ = [
     "DataSettings",
     "DataSource",
     "DistillSettings",
+    "DrawnDemonstrations",
     "Dtype",
     "EvaluateSettings",
     "FailureBudgets",
@@ -111,6 +117,7 @@ __all__ = [
     "FrozenSettings",
     "FrozenTeacher",
     "Gae",
+    "GivenDemonstrations",
     "Grpo",
     "GspoLoss",
     "GuidanceRewards",
@@ -148,6 +155,7 @@ __all__ = [
     "load_config",
     "parse_config",
     "parse_settings",
+    "read_config",
     "read_yaml_mapping",
     "renamed_settings",
     "training_stage",

@@ -82,30 +82,3 @@ class DataSettings(Settings):
     counted."""
     context: ContextSettings = ContextSettings()
     """Which paragraphs the models see."""
-
-
-PromptKind = Literal["standard", "cot", "guided", "rationale_only"]
-"""Kinds of questions to the frozen LM, each with a template of that name."""
-GuidedKind = Literal["guided", "rationale_only"]
-"""Those that show it a rationale, with the passages or without them."""
-
-
-class PromptSettings(Settings):
-    """How the models are prompted."""
-
-    templates: str = "default"
-    """Name of a template file that comes with lmcot, or the path of your own YAML file."""
-    demonstrations: NonNegativeInt = 2
-    """Worked examples shown to the frozen LM before the question."""
-    chat: Literal["auto", "never"] = "auto"
-    """``auto`` uses the tokenizer's chat template where it has one."""
-    frozen_reads: Literal["passages", "rationale_only"] = "passages"
-    """What the frozen LM reads beside the question and a rationale, in rewards and in service: the
-    passages too (template ``guided``), or nothing (template ``rationale_only``), so that refinement
-    optimises for that, and an answer costs few of its tokens. Rows of an evaluation do not depend
-    on it, except those of ``evaluate.during``."""
-
-    @property
-    def guided_kind(self) -> GuidedKind:
-        """The kind of question by which rewards and service show a rationale to the frozen LM."""
-        return "rationale_only" if self.frozen_reads == "rationale_only" else "guided"

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from lmcot.config.addresses import MAY_HOLD_SECRETS
 from lmcot.config.data import FileData
+from lmcot.config.prompts import DrawnDemonstrations
 from lmcot.config.renamed import renamed_keys
 from lmcot.config.root import Config
 from lmcot.config.yaml_text import parse_yaml
@@ -34,9 +35,14 @@ def load_config(path: str | Place, overrides: list[str] | None = None) -> Config
     Raises:
         UserError: naming the key that is wrong, and what would be right.
     """
-    config = parse_config(_given(path, overrides))
+    config = read_config(path, overrides)
     check_files(config)
     return config
+
+
+def read_config(path: str | Place, overrides: list[str] | None = None) -> Config:
+    """As `load_config`, for whom the files that the settings name need not be there."""
+    return parse_config(_given(path, overrides))
 
 
 def renamed_settings(path: str | Place, overrides: list[str] | None = None) -> list[str]:
@@ -106,10 +112,17 @@ def check_files(config: Config) -> None:
     Raises:
         UserError: naming the key and the file.
     """
-    for key, source in (("train", config.data.train), ("validation", config.data.validation)):
+    sources: dict[str, Any] = {
+        "data.train": config.data.train,
+        "data.validation": config.data.validation,
+    }
+    wanted = config.prompts.demonstrations
+    if isinstance(wanted, DrawnDemonstrations):
+        sources["prompts.demonstrations.source"] = wanted.source
+    for key, source in sources.items():
         if isinstance(source, FileData) and not is_url(source.path) and not matching(source.path):
             raise UserError(
-                f"data.{key}.path names '{source.path}', which is not a file, a folder, or a "
+                f"{key}.path names '{source.path}', which is not a file, a folder, or a "
                 "pattern that matches one: check the path"
             )
     templates = config.prompts.templates

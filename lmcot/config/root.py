@@ -9,12 +9,13 @@ from pydantic import model_validator
 
 from lmcot.config.aspects import ASPECTS
 from lmcot.config.base import NonNegativeInt, Settings
-from lmcot.config.data import DataSettings, PromptSettings
+from lmcot.config.data import DataSettings
 from lmcot.config.distill import DistillSettings
 from lmcot.config.evaluation import EvaluateSettings
 from lmcot.config.frozen import Frozen
 from lmcot.config.models import PolicySettings
 from lmcot.config.monitor import MonitorSettings
+from lmcot.config.prompts import GivenDemonstrations, PromptSettings
 from lmcot.config.renamed import with_new_names
 from lmcot.config.rewards import FailureBudgets, GuidanceRewards, Rewards
 from lmcot.config.runtime import ActorsSettings, CheckpointSettings
@@ -127,6 +128,13 @@ class Config(Settings):
                     "the weight to 0"
                 )
         return self
+
+    def showing(self, given: GivenDemonstrations | None) -> Config:
+        """The settings with the demonstrations that were drawn, if any were, in full."""
+        if given is None:
+            return self
+        prompts = self.prompts.model_copy(update={"demonstrations": given})
+        return self.model_copy(update={"prompts": prompts})
 
     def resolved(self) -> Config:
         """The settings with what depends on the frozen LM decided: no aspect is ``auto``."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from pydantic import AfterValidator
 from pydantic_core import PydanticKnownError
 
-from lmcot.config.data import GuidedKind, PromptKind
+from lmcot.config.prompts import GuidedKind, PromptKind
 from lmcot.config.stages import BASE, TRAINED_POLICIES, Colour, stage_of_policy
 
 if TYPE_CHECKING:

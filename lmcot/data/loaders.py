@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Literal
@@ -27,6 +27,8 @@ class LoadedExamples:
     skipped: int = 0
     problems: list[str] = field(default_factory=list)
     """What was wrong with the first few skipped records, one sentence each."""
+    left_out: int = 0
+    """Number of good examples that the caller wanted left out."""
 
     @property
     def without_id(self) -> int:
@@ -39,19 +41,29 @@ def load_examples(
     *,
     limit: int | None = None,
     on_bad: Literal["refuse", "skip"] = "refuse",
+    leaves_out: Callable[[Example], bool] = lambda example: False,
 ) -> LoadedExamples:
     """The first ``limit`` good examples of a source; all of them if unset.
+
+    Args:
+        leaves_out: whether a good example is left out; it does not count towards the limit.
 
     Raises:
         UserError: if the source cannot be read or holds no question; at the first bad record,
             naming its file and line (or its place and id), unless ``on_bad`` is ``skip``.
     """
     if isinstance(source, CountingData):
-        return LoadedExamples(_counting(source.examples)[:limit])
+        found = [one for one in _counting(source.examples) if not leaves_out(one)]
+        return LoadedExamples(found[:limit])
     opened = _opened(source)
-    loaded = _collect(opened, limit, on_bad)
+    loaded = _collect(opened, limit, on_bad, leaves_out)
     if not loaded.examples and loaded.skipped:
         raise UserError(f"{opened.name} holds bad records only; the first: {loaded.problems[0]}")
+    if not loaded.examples and loaded.left_out:
+        raise UserError(
+            f"all {loaded.left_out} questions of {opened.name} are shown as demonstrations: give "
+            "more questions, or lower prompts.demonstrations.count or pool"
+        )
     if not loaded.examples:
         raise UserError(
             f"{opened.name} holds no questions: check that it is the right file or split"
@@ -86,11 +98,14 @@ def _opened(source: SampleData | FileData | HubData) -> _Opened:
 
 
 def _collect(
-    opened: _Opened, limit: int | None, on_bad: Literal["refuse", "skip"]
+    opened: _Opened,
+    limit: int | None,
+    on_bad: Literal["refuse", "skip"],
+    leaves_out: Callable[[Example], bool],
 ) -> LoadedExamples:
     examples: dict[str, Example] = {}
     places: dict[str, str] = {}
-    skipped = 0
+    skipped = left_out = 0
     problems: list[str] = []
     for where, record in opened.records:
         try:
@@ -104,10 +119,14 @@ def _collect(
             if len(problems) < _PROBLEMS_KEPT:
                 problems.append(f"{where}: {problem}")
             continue
-        examples[example.id], places[example.id] = example, where
+        places[example.id] = where
+        if leaves_out(example):
+            left_out += 1
+            continue
+        examples[example.id] = example
         if len(examples) == limit:
             break
-    return LoadedExamples(list(examples.values()), skipped, problems)
+    return LoadedExamples(list(examples.values()), skipped, problems, left_out)
 
 
 def _parse(record: object, opened: _Opened, places: dict[str, str]) -> Example:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from lmcot.config import ASPECTS, Aspect, read_yaml_mapping
 from lmcot.config.base import Settings
-from lmcot.config.data import GuidedKind, PromptKind
+from lmcot.config.prompts import Demonstration, GuidedKind, PromptKind, QuestionDemonstration
 from lmcot.data.context import render_context
 from lmcot.errors import UserError
 from lmcot.records import Example, Message, Paragraph, Prompt, Sampling
@@ -67,38 +67,6 @@ class JudgeTemplate(Template):
     def _every_aspect_has_a_question(cls, given: dict[Aspect, str]) -> dict[Aspect, str]:
         # The file's own come first: one that names all aspects is dumped as it is written.
         return given | {name: one.question for name, one in ASPECTS.items() if name not in given}
-
-
-class DemonstrationParagraph(Settings):
-    """One paragraph of a demonstration's context."""
-
-    title: str
-    """Title of the paragraph."""
-    sentences: tuple[str, ...] = Field(min_length=1)
-    """Sentences of the paragraph."""
-
-
-class Demonstration(Settings):
-    """A worked example."""
-
-    context: tuple[DemonstrationParagraph, ...]
-    """Passages that the question is answered from."""
-    question: str
-    """The question of the demonstration."""
-    rationale: str
-    """The reasoning, ending in its answer."""
-    answer: str
-    """The right answer."""
-
-    def fields(self) -> dict[str, str]:
-        """The fields that it fills in a template."""
-        context = [Paragraph(p.title, p.sentences) for p in self.context]
-        return {
-            "context": render_context(context),
-            "question": self.question,
-            "rationale": self.rationale,
-            "answer": self.answer,
-        }
 
 
 class TemplateFile(Settings):
@@ -166,7 +134,9 @@ class PromptTemplates:
     file: TemplateFile
     """The parsed templates file."""
     demonstrations: tuple[Demonstration, ...] = ()
-    """The worked examples that the frozen LM is shown before each question."""
+    """The worked examples that the frozen LM is shown before a question."""
+    nearest: Callable[[str], Sequence[Demonstration]] | None = None
+    """Chooses those that a question is shown with; None: all of them."""
 
     def showing(self, count: int) -> PromptTemplates:
         """The templates with the first ``count`` demonstrations of their file.
@@ -181,6 +151,16 @@ class PromptTemplates:
                 f"{len(available)}: lower it, or add demonstrations"
             )
         return replace(self, demonstrations=available[:count])
+
+    def shown(self, question: str) -> Sequence[Demonstration]:
+        """The demonstrations that come before a question."""
+        return self.demonstrations if self.nearest is None else self.nearest(question)
+
+    def as_text(self, *, rationale_only: bool) -> str:
+        """As `TemplateFile.as_text`, with the demonstrations that the file does not hold."""
+        file = self.file.as_text(rationale_only=rationale_only)
+        drawn = [one for one in self.demonstrations if isinstance(one, QuestionDemonstration)]
+        return "\n".join([file, *(one.model_dump_json() for one in drawn)])
 
     def rationale(self, example: Example) -> Prompt:
         """Asks the small LM for a rationale that ends in its answer."""
@@ -217,8 +197,8 @@ class PromptTemplates:
 
     def _demonstrated(self, template: DemonstratedTemplate, fields: Mapping[str, str]) -> Prompt:
         shown: list[Message] = []
-        for demonstration in self.demonstrations:
-            values = demonstration.fields()
+        for demonstration in self.shown(fields["question"]):
+            values = _values(demonstration)
             shown.append(Message("user", _fill(template.user, values)))
             shown.append(Message("assistant", _fill(template.assistant, values)))
         return _prompt(template, fields, tuple(shown))
@@ -289,6 +269,17 @@ def _without_context(text: str) -> str:
 
 def _fields(example: Example) -> dict[str, str]:
     return {"context": render_context(example.context), "question": example.question}
+
+
+def _values(one: Demonstration) -> dict[str, str]:
+    """The fields that a demonstration fills in a template."""
+    context = [Paragraph(p.title, p.sentences) for p in one.context]
+    return {
+        "context": render_context(context),
+        "question": one.question,
+        "rationale": one.rationale,
+        "answer": one.answer,
+    }
 
 
 def _prompt(template: Template, fields: Mapping[str, str], shown: Prompt = ()) -> Prompt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lmcot.config import Config
-from lmcot.config.data import PromptKind
+from lmcot.config.prompts import PromptKind
 from lmcot.config.rows import RowSpec
 from lmcot.data.prompts import PromptTemplates, reply_sampling
 from lmcot.data.sampler import sample_seed

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lmcot.config import DrawnDemonstrations
 from lmcot.evaluation.leakage import check_overlap
 from lmcot.evaluation.predictions import alike_votes, lacking_answers, row_result
 from lmcot.evaluation.report import RowResult, write_report
@@ -140,6 +141,16 @@ def _results(
     return results
 
 
+def _demonstrations(run: Run) -> Any:
+    """The demonstrations as the report names them: their number, or how they were drawn and the
+    questions that they were made of."""
+    if run.demonstrations is None:
+        return run.config.prompts.demonstrations
+    wanted = run.config.prompts.demonstrations
+    drawn = wanted.model_dump(mode="json") if isinstance(wanted, DrawnDemonstrations) else {}
+    return {**drawn, "ids": [one.id for one in run.demonstrations.examples]}
+
+
 def _settings(run: Run, policies: Mapping[str, str], files: EvaluationFiles) -> dict[str, Any]:
     """The settings that the report names."""
     config = run.config
@@ -149,7 +160,7 @@ def _settings(run: Run, policies: Mapping[str, str], files: EvaluationFiles) -> 
         "frozen": config.frozen.model_dump(mode="json") if config.frozen else None,
         "validation": config.data.validation.model_dump(mode="json"),
         "questions": len(files.examples),
-        "demonstrations": config.prompts.demonstrations,
+        "demonstrations": _demonstrations(run),
     }
     if any(row.votes for row in files.rows):
         settings["votes"] = (

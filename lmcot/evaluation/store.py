@@ -76,7 +76,7 @@ class EvaluationFiles:
 
         def kept(name: str, policy: str, *more: Any, rationale_only: bool = False) -> Kept:
             source = policies[policy] if policy else ""
-            templates = run.templates.file.as_text(rationale_only=rationale_only)
+            templates = run.templates.as_text(rationale_only=rationale_only)
             mark = fingerprint(config, source, templates, *more)
             found = Kept(folder / f"{name}.jsonl", mark, questions)
             if found.dropped:

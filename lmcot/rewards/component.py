@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lmcot.config import GuidanceRewards
-from lmcot.config.data import GuidedKind
+from lmcot.config.prompts import GuidedKind
 from lmcot.data.prompts import PromptTemplates
 from lmcot.frozen.needs import Measure
 from lmcot.frozen.protocol import FrozenLM

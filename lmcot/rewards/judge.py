@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from lmcot.config import GuidanceRewards
-from lmcot.config.data import GuidedKind
+from lmcot.config.prompts import GuidedKind
 from lmcot.data.prompts import PromptTemplates, reply_sampling
 from lmcot.frozen.protocol import FrozenLM
 from lmcot.records import (

@@ -15,8 +15,15 @@ from lmcot.actors.frozen_client import FrozenClient
 from lmcot.actors.resources.cluster import ray_cluster
 from lmcot.actors.reward_actor import RewardActor
 from lmcot.actors.rollout_actor import RolloutActor
-from lmcot.config import BudgetSettings, Config, DataSource, flat_settings
+from lmcot.config import (
+    BudgetSettings,
+    Config,
+    DataSource,
+    GivenDemonstrations,
+    flat_settings,
+)
 from lmcot.data.context import apply_context
+from lmcot.data.demonstrations import SetApart
 from lmcot.data.loaders import load_examples
 from lmcot.data.prompts import PromptTemplates
 from lmcot.data.render import rationale_ids
@@ -31,6 +38,7 @@ from lmcot.rewards.aspects import AspectMeter
 from lmcot.rewards.custom import load_customs
 from lmcot.rewards.first_check import check_frozen
 from lmcot.run.budgets import Spending
+from lmcot.run.demonstrations import given_demonstrations, write_demonstrations
 from lmcot.run.directory import RunDirectory
 from lmcot.run.fit import TRAIN, VALIDATION, Need, lack_of, left_out, needs_of
 from lmcot.run.inputs import check_contents
@@ -63,17 +71,23 @@ class Run:
     templates: PromptTemplates = field(init=False)
     spending: Spending = field(init=False)
     effective: Config = field(init=False)
-    """The settings that actors work with, which include what was learned about an endpoint."""
+    """The settings that actors work with, which include the demonstrations in full, and what was
+    learned about an endpoint."""
+    demonstrations: GivenDemonstrations | None = field(init=False)
+    """The demonstrations that were made of questions; None: those of the templates file."""
     left_out: dict[str, str] = field(init=False, default_factory=dict)
-    """For each data set that was read, a sentence on questions that are too long for the models."""
+    """For each data set that was read, a sentence on the questions that were left out."""
     _told: set[str] = field(init=False, default_factory=set)
     """Components that were already reported as not measured."""
 
     def __post_init__(self) -> None:
         budget = self.config.frozen.budget if self.config.frozen else BudgetSettings()
         self.spending = Spending(self.directory.path / run_files.SPENDING, budget)
-        self.effective = self.config.resolved()
-        self.templates = open_templates(self.config.prompts)
+        self.demonstrations = given_demonstrations(
+            self.config, self.directory, lambda: self.tokenizer
+        )
+        self.effective = self.config.showing(self.demonstrations).resolved()
+        self.templates = open_templates(self.effective.prompts)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -117,7 +131,7 @@ class Run:
             say("the frozen LM's budget is spent: its endpoint is not checked")
             return
         checked = check_frozen(
-            self.config, self.templates, "run", partial(self.spending.add, "check")
+            self.effective, self.templates, "run", partial(self.spending.add, "check")
         )
         self.effective = checked.config
         for notice in checked.notices:
@@ -138,7 +152,10 @@ class Run:
 
     def _questions(self, kind: str, source: DataSource, limit: int | None) -> list[Question]:
         data = self.config.data
-        loaded = load_examples(source, limit=limit, on_bad=data.on_bad_record)
+        apart = SetApart(self.demonstrations)
+        loaded = load_examples(
+            source, limit=limit, on_bad=data.on_bad_record, leaves_out=apart.__contains__
+        )
         if loaded.skipped:
             say(f"skipped {loaded.skipped} bad records, the first: {loaded.problems[0]}")
         if loaded.without_id:
@@ -153,14 +170,18 @@ class Run:
             Question(after, after.gold_sentences() != before.gold_sentences())
             for before, after in zip(loaded.examples, reduced, strict=True)
         ]
-        return self._fitting(kind, questions)
+        return self._fitting(kind, questions, loaded.left_out)
 
     @cached_property
     def _needs(self) -> list[Need]:
         return needs_of(self.config, self.templates, self.tokenizer)
 
-    def _fitting(self, kind: str, questions: list[Question]) -> list[Question]:
-        """The questions that fit the models; those left out are named here and in the report."""
+    def _fitting(self, kind: str, questions: list[Question], shown: int) -> list[Question]:
+        """The questions that fit the models; those left out are named here and in the report.
+
+        Args:
+            shown: number of questions that were left out before, as demonstrations.
+        """
         fitting, lacks = [], []
         for question in questions:
             lack = lack_of(question.example, kind, self._needs)
@@ -169,7 +190,11 @@ class Run:
             else:
                 fitting.append(question)
         share = self.config.failures.max_data_share
-        self.left_out[kind] = left_out(lacks, len(questions), kind, share)
+        told = [
+            f"{shown} questions of {kind}: shown as demonstrations, left out" if shown else "",
+            left_out(lacks, len(questions), kind, share),
+        ]
+        self.left_out[kind] = "; ".join(filter(None, told))
         if self.left_out[kind]:
             say(self.left_out[kind])
         return fitting
@@ -254,6 +279,7 @@ def open_run(config: Config, home: Place, *, varied: Collection[str] = ()) -> It
         stack.callback(run.spending.save)
         run.check_inputs()
         check_contents(run)
+        write_demonstrations(run.demonstrations, directory)
         directory.write_config(config)
         stack.enter_context(ray_cluster(config.actors))
         stack.enter_context(interruption)  # after Ray, which sets a handler for SIGTERM

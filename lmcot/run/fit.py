@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, get_args
 
 from lmcot.config import Config, FrozenTeacher, GuidanceRewards
-from lmcot.config.data import GuidedKind, PromptKind
+from lmcot.config.prompts import GuidedKind, PromptKind
 from lmcot.config.rows import default_rows, find_row
 from lmcot.data.prompts import PromptTemplates
 from lmcot.data.render import Chat, encode, render
@@ -43,6 +43,8 @@ class Need:
     """Largest number of tokens of the reply."""
     settings: str
     """The settings to lower if there is no room."""
+    fixed: bool = True
+    """Whether the prompt around a question is the same for all questions."""
     _frame: tuple[int, int] = field(init=False)
     """Characters and tokens of the prompt around any question."""
 
@@ -50,6 +52,12 @@ class Need:
         empty = self.ask(Example("", "", "", ()))
         text = render(empty, self.tokenizer, self.chat)
         self._frame = len(text), len(encode(empty, self.tokenizer, self.chat))
+        if self.fixed and not self.limits.fit(self._frame[1] + self.beside, self.reply):
+            raise UserError(
+                f"the prompt without any question has {self._frame[1] + self.beside} tokens, which "
+                f"leaves no room for {self.reply} of the reply in the {self.limits.window} "
+                f"positions of '{self.limits.source}': lower {self.settings}"
+            )
 
     def lack(self, example: Example) -> str:
         """A sentence on what does not fit; empty if everything does."""
@@ -59,7 +67,7 @@ class Need:
         text, (characters, tokens) = render(prompt, self.tokenizer, self.chat), self._frame
         # No token is shorter than a character: most questions need not be tokenised.
         most = tokens + len(text) - characters + _SEAM + self.beside
-        if text.isascii() and self.limits.fit(most, self.reply):
+        if self.fixed and text.isascii() and self.limits.fit(most, self.reply):
             return ""
         length = len(encode(prompt, self.tokenizer, self.chat)) + self.beside
         if self.limits.fit(length, self.reply):
@@ -103,6 +111,7 @@ def _needs_of_frozen(
         return []
     own = tokenizer if source == config.policy.source else load_tokenizer(source)
     limits, prompts = read_limits(source, own), config.prompts
+    fixed = templates.nearest is None
 
     def asks(kind: PromptKind) -> Callable[[Example], Prompt]:
         return lambda example: frozen_prompt(kind, templates, example, "")
@@ -113,7 +122,17 @@ def _needs_of_frozen(
         limit = frozen.rationale_limit if kind == "cot" else frozen.answer_limit
         beside = config.policy.max_new_tokens if guided else 0
         found.append(
-            Need(questions, limits, own, prompts.chat, asks(kind), beside, limit, _to_lower(kind))
+            Need(
+                questions,
+                limits,
+                own,
+                prompts.chat,
+                asks(kind),
+                beside,
+                limit,
+                _to_lower(kind),
+                fixed,
+            )  # fmt: skip
         )
     return [*found, *_needs_of_judge(config, templates, limits, own)]
 

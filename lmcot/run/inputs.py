@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lmcot.config import GuidanceRewards, depends, flat_settings, training_stage
 from lmcot.config.renamed import ADDED
+from lmcot.data.demonstrations import to_lines
 from lmcot.errors import UserError
 from lmcot.records import Example
 from lmcot.rewards.custom import load_custom
@@ -39,7 +40,7 @@ def annotation_digest(run: Run, question: Question) -> str:
         for key, value in flat_settings(run.config).items()
         if _is_used("annotate", key, run) and not (key in ADDED and value == ADDED[key])
     }
-    templates = run.templates.file.as_text(rationale_only=False)
+    templates = run.templates.as_text(rationale_only=False)
     asked = templates if depends("annotate", "prompts.templates", run.config) else ""
     known = [example_digest(question.example), question.facts_cut, settings, asked]
     return _digest(json.dumps(known, sort_keys=True))
@@ -53,6 +54,8 @@ def contents(run: Run, stage: str) -> dict[str, str]:
         "data.train": _questions(run.train),
         "prompts.templates": _digest(run.templates.file.as_text(rationale_only=alone)),
     }
+    if run.demonstrations is not None:
+        found["prompts.demonstrations"] = _digest(to_lines(run.demonstrations))
     if known.evaluates and run.config.evaluate.during.every:
         found["data.validation"] = _questions(run.validation)
     rewards = run.config.rewards

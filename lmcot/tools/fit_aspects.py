@@ -17,13 +17,12 @@ from typing import Any, Literal
 from lmcot.config import ASPECTS, Aspect, AspectSettings, Config, GuidanceRewards
 from lmcot.data.formats import parse_record
 from lmcot.data.layouts import read_records
-from lmcot.data.prompts import PromptTemplates
+from lmcot.data.prompts import PromptTemplates, load_templates
 from lmcot.data.values import BadRecord
 from lmcot.errors import UserError
 from lmcot.files import write_atomically
 from lmcot.frozen.open import open_frozen_lm
 from lmcot.frozen.protocol import FrozenLM
-from lmcot.frozen.templates import open_templates
 from lmcot.monitor.progress import say
 from lmcot.process import use_threads
 from lmcot.records import Example, Failure
@@ -271,7 +270,7 @@ def _open_judge(config: Config | None, asked_by: str) -> Judge:
         )
     # Otherwise a library's warning would appear among the scores on standard output.
     use_threads(config.actors.frozen.threads)
-    templates = open_templates(config.prompts)
+    templates = load_templates(config.prompts.templates)
     checked = check_frozen(config, templates, "fit")
     for notice in checked.notices:
         say(notice)

@@ -14,7 +14,7 @@ from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lmcot import run_files
-from lmcot.config.data import GuidedKind
+from lmcot.config.prompts import GuidedKind
 from lmcot.config.rows import ROWS
 from lmcot.errors import UserError
 from lmcot.rollout_log import RECORD_KEYS, read_records

@@ -142,7 +142,7 @@ def test_the_default_demonstrations() -> None:
         assert d.rationale.endswith(f" So the answer is {d.answer}.")
         facts = d.rationale.removesuffix(f" So the answer is {d.answer}.")
         assert facts == " ".join(s for p in d.context for s in p.sentences)
-        assert len(d.fields()["context"].split()) <= 30
+        assert sum(len(f"{p.title} {' '.join(p.sentences)}".split()) for p in d.context) <= 30
 
 
 def test_the_default_wording_is_short() -> None:
