@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import yaml
@@ -25,7 +26,8 @@ _Kind = TypeVar("_Kind", bound=BaseModel)
 
 _NOT_A_MAPPING = ("model_type", "model_attributes_type", "dict_type")
 """Types of pydantic's errors."""
-_NOT_KEYS = ("[", "constrained-", "literal[", "tuple[")
+_NOT_PLAIN = ("int_type", "literal_error")
+_NOT_KEYS = ("[", "tagged-union[", "constrained-", "literal[", "tuple[")
 """Prefixes of pydantic's names for the arms of a union and for dictionary keys."""
 
 
@@ -183,8 +185,15 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _sentence(error: ValidationError, root: type[BaseModel]) -> str:
-    # An unknown key explains more than the errors that follow from it.
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    # An unknown key explains more than the errors that follow from it; and a section that is wrong
+    # explains more than that it is no number, where either may stand.
+    problems = sorted(
+        error.errors(),
+        key=lambda one: (
+            one["type"] != "extra_forbidden",
+            one["type"] in _NOT_PLAIN and isinstance(one["input"], Mapping),
+        ),
+    )
     problem = problems[0]
     kind, context = problem["type"], problem.get("ctx", {})
     path, model = _locate(problem["loc"], root)
