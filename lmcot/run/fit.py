@@ -123,17 +123,10 @@ def _needs_of_frozen(
         beside = config.policy.max_new_tokens if guided else 0
         found.append(
             Need(
-                questions,
-                limits,
-                own,
-                prompts.chat,
-                asks(kind),
-                beside,
-                limit,
-                _to_lower(kind),
+                questions, limits, own, prompts.chat, asks(kind), beside, limit, _to_lower(kind),
                 fixed,
-            )  # fmt: skip
-        )
+            )
+        )  # fmt: skip
     return [*found, *_needs_of_judge(config, templates, limits, own)]
 
 
