@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+# Two processes of tests share the cores: as in lmcot's own processes, threads that wait for each
+# other spin only briefly. The OpenMP runtime reads it when torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # Machines are noisy: how long an example takes proves nothing.
 settings.register_profile("lmcot", deadline=None)
 settings.load_profile("lmcot")
