@@ -22,6 +22,7 @@ def test_all_stages_on_a_real_small_lm(tmp_path: Path) -> None:
         "data.max_train=24", "data.max_validation=2", "refine.steps=1",
         "refine.prompts_per_step=2", "policy.max_new_tokens=64",
         "evaluate.rows=[standard, guided_distilled, guided_refined, small_alone]",
+        "evaluate.aspect_questions=0",
     ]  # fmt: skip
     done = subprocess.run(
         [

@@ -36,6 +36,7 @@ ROLES = {1: {"driver": 1, "reward": 4}, 2: {"learner": 1, "rollout": 2, "frozen"
 RUN = "s3://lmcot/mine"
 SETTINGS = (
     "actors.address=auto", "actors.start_timeout_s=180", "checkpoints.every=1",
+    "data.max_validation=2", "evaluate.aspect_questions=0",
     *(f"actors.{role}.resources={{{role}: 1}}"
       for role in ("learner", "rollout", "reward", "frozen")),
 )  # fmt: skip
@@ -177,7 +178,9 @@ def train(file: str) -> dict[str, Any]:
     sh(f"ray job stop --address {JOBS} first")
     stopped = sh(f"ray job logs --address {JOBS} first")
     reached = steps_done()
-    again = submit("second", *stages, f"refine.steps={reached + 2}")
+    again = submit(
+        "second", *stages, f"refine.steps={reached + 2}", "evaluate.rows=[guided_refined]"
+    )
     evaluated = submit("third", "evaluate", "evaluate.rows=[guided_refined, control_empty]")
     return {
         "actors": actors, "stopped": stopped, "reached": reached, "again": again,
