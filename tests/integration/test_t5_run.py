@@ -207,7 +207,11 @@ def children_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 STEPS = 8
-EIGHT_STEPS = ("refine.start_from=base", f"refine.steps={STEPS}", "policy.max_new_tokens=64")
+# A step is one unit of work: a second rollout actor would have nothing to do.
+EIGHT_STEPS = (
+    "refine.start_from=base", f"refine.steps={STEPS}", "policy.max_new_tokens=64",
+    "actors.rollout.count=1",
+)  # fmt: skip
 
 
 def test_an_interrupted_run_ends_where_one_in_one_go_ends(tmp_path: Path) -> None:
@@ -235,7 +239,7 @@ def test_an_interrupted_run_ends_where_one_in_one_go_ends(tmp_path: Path) -> Non
     errors = process.communicate(timeout=120)[1]
     assert f"refine: resuming after step {until}" in errors
     # Nobody was there to end them: they end by themselves, or are ended here.
-    for survivor in psutil.wait_procs(family, timeout=15)[1]:
+    for survivor in psutil.wait_procs(family, timeout=3)[1]:
         survivor.kill()
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive, f"left running: {alive}"
