@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -13,12 +14,13 @@ import pytest
 
 from lmcot import Guide
 from lmcot.answering.context import parse_context
-from lmcot.config import dump_config, parse_config
+from lmcot.config import dump_config, load_config, parse_config
 from lmcot.guide import Refused
 from lmcot.models.sources import load_model
 from lmcot.records import Paragraph
 
 CONTEXT = [{"title": "Elko", "text": "Elko is in Nevada. It straddles the Humboldt River."}]
+SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}}
 
 
 @pytest.fixture(scope="module")
@@ -166,9 +168,29 @@ def test_closing_gives_up_what_is_at_work(run_dir: Path) -> None:
 
 
 def test_the_answer_as_an_object(guide: Guide) -> None:
-    schema = {"type": "object", "properties": {"answer": {"type": "string"}}}
-    found = guide.answer("Which river?", CONTEXT, answer_schema=schema)
+    found = guide.answer("Which river?", CONTEXT, answer_schema=SCHEMA)
     assert found.structured == {"answer": found.answer}
+
+
+def test_a_long_context_may_cost_the_frozen_lm_nothing(run_dir: Path, tmp_path: Path) -> None:
+    """It reads the rationale alone, as a vote, as an object too; unguided it reads the context."""
+    folder = tmp_path / "alone"
+    shutil.copytree(run_dir, folder)
+    config = load_config(str(folder / "config.yaml"), ["prompts.frozen_reads=rationale_only"])
+    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    long = [*CONTEXT, *({"title": f"Town {n}", "text": "It is far away."} for n in range(20))]
+    with Guide(folder, threads=1) as guide:
+        little, much = (guide.answer("Which?", context).tokens for context in (CONTEXT, long))
+        assert much.small_lm_in > little.small_lm_in + 20
+        assert much.large_lm_in < little.small_lm_in + 20
+        both = guide.answer("Which?", long, unguided=True)
+        assert both.unguided is not None
+        assert both.tokens.large_lm_in > 2 * much.large_lm_in
+        voted = guide.answer("Which?", long, samples=2, seed=1, answer_schema=SCHEMA)
+        assert len(voted.votes) == 2
+        assert voted.structured is not None
+    with Guide(run_dir, threads=1) as guide:
+        assert guide.answer("Which?", long).tokens.large_lm_in > much.small_lm_in
 
 
 def test_threads_ask_at_once_and_closing_leaves_none_behind(run_dir: Path) -> None:
