@@ -31,6 +31,7 @@ DEMONSTRATIONS: Final = "demonstrations.jsonl"
 METRICS: Final = "metrics.jsonl"
 TENSORBOARD: Final = "tensorboard"
 ROLLOUTS: Final = "rollouts"
+SAMPLES: Final = "samples"
 PREDICTIONS: Final = "predictions"
 CHECKPOINTS: Final = "checkpoints"
 TRIALS: Final = "trials"
@@ -65,6 +66,17 @@ def predictions_name(row: str) -> str:
 def rollouts_name(step: int) -> str:
     """Name of the file of one step's rollouts, below `ROLLOUTS`."""
     return f"step-{step:06d}.jsonl"
+
+
+def samples_name(stage: str, step: int) -> str:
+    """Name of the file of rationales that a validation showed, below `SAMPLES`."""
+    return f"{stage}-step-{step:06d}.md"
+
+
+def samples_step(stage: str, name: str) -> int | None:
+    """The step of a file that `samples_name` named for this stage; None for any other file."""
+    found = re.fullmatch(re.escape(stage) + r"-step-(\d{6,})\.md", name)
+    return int(found[1]) if found else None
 
 
 def rollout_steps(folder: Place) -> list[int]:

@@ -15,6 +15,8 @@ from lmcot.records import RunState, ScoredRollout
 from lmcot.storage import added_to, fetched, forget, is_remote, place
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lmcot.learner.batching import TokenPair
 
 
@@ -73,14 +75,20 @@ class LearnerActor(ActorBase):
         """Whether a question's rationales share one copy of its prompt in the model."""
         return self._session.shares_prompts
 
-    def distill_step(self, pairs: list[TokenPair]) -> DistillMetrics:
+    def distill_step(
+        self, rationales: list[TokenPair], answers: list[TokenPair], answer_weight: float
+    ) -> DistillMetrics:
         """Takes one optimiser step of distillation."""
-        values = self._session.distiller.step(pairs)
+        values = self._session.distiller.step(rationales, answers, answer_weight)
         return DistillMetrics(values["loss"], values["batch/tokens"], values)
 
-    def validate(self, pairs: list[TokenPair]) -> float:
-        """The loss of rationales that are not learnt from."""
-        return self._session.distiller.validate(pairs)
+    def validate(self, rationales: list[TokenPair], answers: list[TokenPair]) -> dict[str, float]:
+        """The losses of what is not learnt from, by the names under which a step logs its own."""
+        return self._session.distiller.validate(rationales, answers)
+
+    def write_greedily(self, prompts: list[Sequence[int]], max_new_tokens: int) -> list[str]:
+        """Greedy rationales by the present weights, on rank 0; the others return none."""
+        return self._session.write_greedily(prompts, max_new_tokens)
 
     def ppo_step(self, scored: list[Packed[list[ScoredRollout]]], step: int) -> StepMetrics:
         """Takes one PPO step on all rationales of the given units.

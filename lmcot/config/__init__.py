@@ -16,7 +16,7 @@ from lmcot.config.data import (
     SampleData,
 )
 from lmcot.config.dependence import NO_STAGE_DEPENDS_ON, depends
-from lmcot.config.distill import DistillSettings, ValidationSettings
+from lmcot.config.distill import AnswerTask, DistillSettings, ValidationSettings
 from lmcot.config.evaluation import EvaluateSettings
 from lmcot.config.frozen import (
     BudgetSettings,
@@ -93,6 +93,7 @@ __all__ = [
     "ActorsSettings",
     "AdaptiveKl",
     "AlarmSettings",
+    "AnswerTask",
     "Aspect",
     "AspectSettings",
     "AspectSpec",

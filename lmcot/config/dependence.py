@@ -11,6 +11,7 @@ from lmcot.config.stages import TRAINING_STAGES, TrainingStage, training_stage
 NO_STAGE_DEPENDS_ON = (
     "actors",
     "checkpoints",
+    "distill.validation.samples",
     "monitor",
     "serve",
     "failures",
@@ -45,6 +46,7 @@ results."""
 
 LEVERS = (
     "distill.optimiser.learning_rate",
+    "distill.validation.patience",
     "refine.optimiser.learning_rate",
     "refine.advantage.critic.learning_rate",
     "refine.entropy_coefficient",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from lmcot.config.base import PositiveInt, Settings
+from lmcot.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Settings
 from lmcot.config.training import OptimiserSettings
 
 
@@ -23,6 +23,9 @@ class ValidationSettings(Settings):
     patience: PositiveInt | None = None
     """Training stops after this many validations in a row without a lower loss; unset: it does not
     stop early."""
+    samples: NonNegativeInt = 4
+    """Questions for which each validation shows the policy's rationale beside the teacher's. The
+    first learner has a second copy of the small LM to write them, unless it is 0."""
 
     @model_validator(mode="after")
     def _one_size(self) -> ValidationSettings:
@@ -35,6 +38,18 @@ class ValidationSettings(Settings):
         return self
 
 
+class AnswerTask(Settings):
+    """A second task: to answer the question at once (Hsieh et al. 2023, Distilling step-by-step).
+
+    Its prompt is that of the row ``standard`` without demonstrations.
+    """
+
+    weight: PositiveFloat = 1.0
+    """Weight of the answers' loss beside the rationales'."""
+    prefix: str = ""
+    """Text before the question in this task, such as ``[answer] ``."""
+
+
 class DistillSettings(Settings):
     """Supervised training of the small LM on the teacher's rationales."""
 
@@ -45,6 +60,8 @@ class DistillSettings(Settings):
     batch_tokens: PositiveInt | None = None
     """Tokens in one optimiser step, in place of ``batch_size``: a step takes rationales, each with
     its prompt, as long as they do not exceed it."""
+    answer_task: AnswerTask | None = None
+    """Learn the right answers too, as a task of their own; unset: rationales only."""
     validation: ValidationSettings | None = None
     """Questions kept out of training, to validate on; unset: none, and the last policy is kept."""
     optimiser: OptimiserSettings = OptimiserSettings(learning_rate=3e-5)
@@ -66,3 +83,8 @@ class DistillSettings(Settings):
                 f"('batch_tokens'), and {found} set: set one of them, and the other to null"
             )
         return self
+
+    @property
+    def answer_weight(self) -> float:
+        """Weight of the answers' loss; 0 if answers are not learnt."""
+        return self.answer_task.weight if self.answer_task is not None else 0.0

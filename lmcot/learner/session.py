@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from lmcot.learner.layout import LAYOUT, Layout, check_layout, layout_of
 from lmcot.learner.plan import LearnerPlan
 from lmcot.learner.ppo import PPO
 from lmcot.learner.ranks import rank
+from lmcot.learner.writer import Writer
 from lmcot.models.adapters import adapters_off, add_adapters, has_adapters, save_adapters
 from lmcot.models.policy import (
     Policy,
@@ -186,6 +187,20 @@ class LearnerSession:
         Names are those of the language model's own parameters: of all, or of its adapters.
         """
         return self._engine.whole_parameters(self.policy.lm)
+
+    def write_greedily(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
+        """Greedy texts by the present weights, on rank 0; the others only take part."""
+        tensors = self.trained_tensors()
+        if rank() == 0:
+            self._writer.take(tensors)
+            return self._writer.write(prompts, max_new_tokens)
+        for _ in tensors:
+            pass
+        return []
+
+    @cached_property
+    def _writer(self) -> Writer:
+        return Writer(self._plan.source, self._config.policy)
 
     def trained_bytes(self) -> int:
         """Size of all trained tensors in bytes."""

@@ -46,8 +46,11 @@ CATALOGUE = {
     "kl/negative_count": "Rationales whose own summed log-ratio is below 0, by more than rounding.",
     # -- loss
     "loss": "Distillation: negative log-likelihood of the teacher's rationales, nats per token.",
+    "loss/answer": "Distillation: negative log-likelihood of the right answers "
+    "(`distill.answer_task`), nats per token, before its weight.",
     "loss/validation": "Distillation: the same of the rationales that are kept out "
     "(`distill.validation`), by the policy after that step.",
+    "loss/validation_answer": "The same of their answers.",
     "loss/policy": "The policy's loss (`refine.loss`), averaged as `refine.loss.aggregation` says. "
     "Its value tells little: at the start of a step it follows from the advantages' mean, and "
     "CISPO's from the log-probabilities too.",

@@ -29,7 +29,7 @@ PANELS = (
     Panel("Value loss", ("loss/value",)),
     Panel("Explained variance of the value", ("value/explained_variance",)),
     Panel("Response length (tokens)", ("response/length",)),
-    Panel("Loss", ("loss", "loss/validation", "loss/policy")),
+    Panel("Loss", ("loss", "loss/answer", "loss/validation*", "loss/policy")),
     Panel("Entropy (nats per token)", ("policy/entropy",)),
 )
 """The panels, in the order drawn; a metric goes to the first panel that matches it."""

@@ -24,7 +24,8 @@ def distill(run: Run) -> None:
     if run.directory.finished(STAGE.name):
         say("distill: done already")
         return
-    pairs = training_pairs(run, STAGE, kept_rationales(annotate(run)))
+    rationales = kept_rationales(annotate(run))
+    pairs = training_pairs(run, STAGE, rationales, run.config.distill.answer_task)
     if not pairs:
         raise UserError(
             f"there is nothing to distil: no rationale that was kept in "

@@ -6,7 +6,7 @@ import copy
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -109,15 +109,22 @@ class Learners:
         """Number of updates since the stage began that were applied, not skipped."""
         return self._group.call(LearnerActor.updates)[0]
 
-    def distill_step(self, pairs: list[TokenPair]) -> Pending[DistillMetrics]:
+    def distill_step(
+        self, rationales: list[TokenPair], answers: list[TokenPair], answer_weight: float
+    ) -> Pending[DistillMetrics]:
         """Begins one optimiser step of distillation."""
         self.finish_checkpoint()
-        return self._training(self._group.begin(LearnerActor.distill_step, pairs))
+        call = self._group.begin(LearnerActor.distill_step, rationales, answers, answer_weight)
+        return self._training(call)
 
-    def validate(self, pairs: list[TokenPair]) -> float:
-        """The loss of rationales that are not learnt from, by the present weights; waits for it."""
+    def validate(self, rationales: list[TokenPair], answers: list[TokenPair]) -> dict[str, float]:
+        """The losses of what is not learnt from, by the present weights; waits for them."""
         self.finish_checkpoint()
-        return self._group.call(LearnerActor.validate, pairs)[0]
+        return self._group.call(LearnerActor.validate, rationales, answers)[0]
+
+    def write_greedily(self, prompts: list[Sequence[int]], max_new_tokens: int) -> list[str]:
+        """Greedy rationales by the present weights; waits for them."""
+        return self._group.call(LearnerActor.write_greedily, prompts, max_new_tokens)[0]
 
     def ppo_step(
         self, scored: list[Packed[list[ScoredRollout]]], step: int

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lmcot.config import DistillSettings, TrainingStage, ValidationSettings
-from lmcot.data.render import encode_continuation
+from lmcot.config import AnswerTask, DistillSettings, TrainingStage, ValidationSettings
+from lmcot.data.render import encode, encode_continuation
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import UserError
-from lmcot.models.limits import read_limits
+from lmcot.models.limits import Limits, read_limits
 from lmcot.monitor.progress import say
-from lmcot.records import Example
+from lmcot.records import Example, Message
 from lmcot.run.context import Run
 
 if TYPE_CHECKING:
@@ -28,15 +28,26 @@ class TrainingPair:
     rationale: str
     tokens: TokenPair
     """Token ids of the prompt and of the rationale, with EOS at its end."""
+    answer: TokenPair | None = None
+    """Likewise of the prompt for the answer alone, and of the right answer; None if answers are
+    not learnt."""
 
     @property
     def length(self) -> int:
-        """Number of tokens of prompt and rationale together."""
-        return len(self.tokens[0]) + len(self.tokens[1])
+        """Number of tokens of all prompts and what is learnt together."""
+        return sum(len(ids) for pair in (self.tokens, self.answer or ()) for ids in pair)
+
+
+def answers_of(pairs: Sequence[TrainingPair]) -> list[TokenPair]:
+    """The answers that are learnt with some rationales; none without that task."""
+    return [one.answer for one in pairs if one.answer is not None]
 
 
 def training_pairs(
-    run: Run, stage: TrainingStage, rationales: Mapping[str, str]
+    run: Run,
+    stage: TrainingStage,
+    rationales: Mapping[str, str],
+    answer_task: AnswerTask | None = None,
 ) -> list[TrainingPair]:
     """The questions of ``data.train`` that have a rationale, with it.
 
@@ -44,21 +55,20 @@ def training_pairs(
 
     Args:
         rationales: by the id of their question.
+        answer_task: whether and how answers are learnt too.
     """
     limits = read_limits(run.config.policy.source, run.tokenizer)
-    eos = run.tokenizer.eos_token_id
     pairs: list[TrainingPair] = []
     too_long = 0
     for question in run.train:
-        rationale = rationales.get(question.example.id)
+        example = question.example
+        rationale = rationales.get(example.id)
         if rationale is None:
             continue
-        prompt = run.rationale_prompt(question.example)
-        ids = encode_continuation(
-            prompt, rationale, run.tokenizer, encoder_decoder=limits.encoder_decoder
-        )
-        if limits.fit(len(prompt), len(ids) + 1):
-            pairs.append(TrainingPair(question.example, rationale, (prompt, (*ids, eos))))
+        taught = _continued(run, limits, run.rationale_prompt(example), rationale)
+        answer = _answered(run, limits, example, answer_task) if answer_task else None
+        if all(limits.fit(*map(len, pair)) for pair in (taught, answer) if pair):
+            pairs.append(TrainingPair(example, rationale, taught, answer))
         else:
             too_long += 1
     if too_long:
@@ -67,6 +77,20 @@ def training_pairs(
             f"into the {limits.window} positions of '{limits.source}'"
         )
     return pairs
+
+
+def _answered(run: Run, limits: Limits, example: Example, task: AnswerTask) -> TokenPair:
+    """The prompt for an answer without reasoning, and the right answer."""
+    *before, last = run.templates.showing(0).standard(example)
+    asked = (*before, Message(last.role, task.prefix + last.content))
+    prompt = tuple(encode(asked, run.tokenizer, run.config.prompts.chat))
+    reply = run.templates.reply(run.templates.file.standard, example)
+    return _continued(run, limits, prompt, reply)
+
+
+def _continued(run: Run, limits: Limits, prompt: tuple[int, ...], text: str) -> TokenPair:
+    ids = encode_continuation(prompt, text, run.tokenizer, encoder_decoder=limits.encoder_decoder)
+    return prompt, (*ids, run.tokenizer.eos_token_id)
 
 
 def keep_out(

@@ -1,16 +1,16 @@
-"""A step's rationales in TensorBoard: histograms of their numbers, and some texts."""
+"""Rationales for people to read: a step's, and a validation's beside the teacher's."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lmcot.monitor.metrics import Monitor
-from lmcot.records import Columns
+from lmcot.records import Columns, Example
 from lmcot.rollout_log import decode_rows
 from lmcot.text.characters import printable
 
@@ -86,19 +86,48 @@ def describe_sample(record: Mapping[str, Any]) -> str:
     }
     names = " | ".join(_plain(name) for name in parts)
     values = " | ".join(f"{value:.3g}" for value in parts.values())
-    rationale = "\n".join(
-        f"> {_plain(line)}" for line in (record["text"] or "(empty)").splitlines()
-    )
     return "\n\n".join(
         [
             f"#### Reward {record['reward']:.3g}: question {_plain(record['example_id'])}, "
             f"{len(record['response_ids'])} tokens{cut}",
             f"**Question:** {_plain(record['question'])}",
-            rationale,
+            _quoted(record["text"], _plain),
             *(["  \n".join(answer)] if answer else []),
             *([f"| {names} |\n|{'---|' * len(parts)}\n| {values} |"] if parts else []),
         ]
     )
+
+
+def compared(
+    examples: Sequence[Example],
+    teacher: Sequence[str],
+    student: Sequence[str],
+    *,
+    escaped: bool,
+) -> str:
+    """The student's rationales beside the teacher's, as Markdown.
+
+    Args:
+        escaped: whether what the data and the models wrote is escaped, for TensorBoard; a file
+            that is read as text is not.
+    """
+    plain = _plain if escaped else printable
+    parts = [
+        "\n\n".join(
+            [
+                f"#### Question {plain(example.id)}: {plain(example.question)}",
+                f"**Right answer:** {plain(example.answer)}",
+                f"**Teacher:**\n\n{_quoted(taught, plain)}",
+                f"**Small LM:**\n\n{_quoted(written, plain)}",
+            ]
+        )
+        for example, taught, written in zip(examples, teacher, student, strict=True)
+    ]
+    return "\n\n---\n\n".join(parts)
+
+
+def _quoted(text: str, plain: Callable[[str], str]) -> str:
+    return "\n".join(f"> {plain(line)}" for line in (text or "(empty)").splitlines())
 
 
 def _due(step: int, every: int) -> bool:

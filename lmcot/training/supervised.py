@@ -16,7 +16,7 @@ from lmcot.run.context import Run
 from lmcot.run.inputs import contents
 from lmcot.run_files import training_picture
 from lmcot.training.learners import Learners
-from lmcot.training.pairs import TrainingPair, batch_sizes, keep_out
+from lmcot.training.pairs import TrainingPair, answers_of, batch_sizes, keep_out
 from lmcot.training.validation import Validation
 
 
@@ -28,6 +28,7 @@ class _Course:
     stage: TrainingStage
     pairs: Sequence[TrainingPair]
     sizes: Sequence[int]
+    answer_weight: float
     validation: Validation | None
 
 
@@ -53,8 +54,16 @@ def train_on(
         validation = None
         if settings.validation is not None:
             say(f"{stage.name}: {len(learnt)} rationales to learn, {len(kept_out)} to validate on")
-            validation = Validation(run, stage, settings.validation, learners, kept_out, len(sizes))
-        course = _Course(run, stage, learnt, sizes, validation)
+            validation = Validation(
+                run,
+                stage,
+                settings.validation,
+                settings.answer_weight,
+                learners,
+                kept_out,
+                len(sizes),
+            )
+        course = _Course(run, stage, learnt, sizes, settings.answer_weight, validation)
         learners.wait_ready()
         run.directory.begin(stage.name, contents(run, stage.name))
         state = learners.run_until_done(
@@ -100,7 +109,9 @@ def _step(
     """Takes one optimiser step and logs it."""
     batch = [course.pairs[row] for row in sampler.next(course.sizes[state.step])]
     started = time.monotonic()
-    learned = learners.distill_step([one.tokens for one in batch]).result()
+    learned = learners.distill_step(
+        [one.tokens for one in batch], answers_of(batch), course.answer_weight
+    ).result()
     seconds = time.monotonic() - started
     state.step, state.sampler = state.step + 1, sampler.state()
     speed = {

@@ -11,16 +11,20 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from lmcot import run_files
 from lmcot.config import TrainingStage, ValidationSettings
 from lmcot.errors import UserError
+from lmcot.files import write_atomically
 from lmcot.monitor.progress import say
 from lmcot.records import RunState
 from lmcot.run.context import Run
 from lmcot.storage import on_disk, remove, replacing
 from lmcot.training.learners import Learners
-from lmcot.training.pairs import TrainingPair
+from lmcot.training.pairs import TrainingPair, answers_of
+from lmcot.training.sample_texts import compared
 
 if TYPE_CHECKING:
     from lmcot.storage import Place
@@ -32,6 +36,8 @@ WORSE: Final = "worse"
 """Keys of `RunState.validation`: the step of the last validation, the step and the loss of the best
 one, and how many have followed the best one."""
 
+_LOGGED: Final = {"loss": "loss/validation", "loss/answer": "loss/validation_answer"}
+
 
 class Validation:
     """Validates every few steps and after the last one, and keeps the best policy."""
@@ -41,14 +47,20 @@ class Validation:
         run: Run,
         stage: TrainingStage,
         settings: ValidationSettings,
+        answer_weight: float,
         learners: Learners,
         pairs: Sequence[TrainingPair],
         total: int,
     ) -> None:
-        """Args: pairs: those that are kept out. total: the stage's number of steps."""
+        """Args:
+        answer_weight: weight of the answers' loss beside the rationales'.
+        pairs: those that are kept out.
+        total: the stage's number of steps.
+        """
         self._run = run
         self._stage = stage
         self._settings = settings
+        self._answer_weight = answer_weight
         self._learners = learners
         self._pairs = pairs
         self._total = total
@@ -62,6 +74,9 @@ class Validation:
         for step, folder in self._kept().items():
             if step > state.step:
                 remove(folder)
+        for file in self._samples.glob("*.md"):
+            if (run_files.samples_step(self._stage.name, file.name) or 0) > state.step:
+                file.unlink()
         if not state.validation:
             return
         best = self._learners.exported(self._best(state.validation[BEST_STEP]))
@@ -83,24 +98,43 @@ class Validation:
         return patience is not None and state.validation.get(WORSE, 0) >= patience
 
     def validate(self, state: RunState) -> None:
-        """Measures the loss, keeps the policy if it is the best so far, and logs it."""
+        """Measures the loss, keeps the policy if it is the best, and shows what it writes."""
         started = time.monotonic()
-        loss = self._learners.validate([one.tokens for one in self._pairs])
+        rationales = [one.tokens for one in self._pairs]
+        losses = self._learners.validate(rationales, answers_of(self._pairs))
+        loss = losses["loss"] + self._answer_weight * losses.get("loss/answer", 0.0)
         found = {**state.validation, STEP: float(state.step)}
         if math.isfinite(loss) and loss < found.get(BEST_LOSS, math.inf):
             self._learners.begin_export(self._best(state.step)).result()
             found |= {BEST_STEP: float(state.step), BEST_LOSS: loss, WORSE: 0.0}
         elif BEST_LOSS in found:
             found[WORSE] += 1
+        self._show(state.step, losses["loss"])
         state.validation = found
         self._drop_worse(state)
-        values = {"loss/validation": loss, "seconds/validate": time.monotonic() - started}
+        values = {_LOGGED[name]: value for name, value in losses.items()}
+        values["seconds/validate"] = time.monotonic() - started
         self._run.monitor.log(state.step, self._stage.name, values)
         if self.stops(state) and state.step < self._total:
             say(
                 f"{self._stage.name}: stopped after step {state.step} of {self._total}: the "
                 f"validation loss has not fallen since step {found[BEST_STEP]:.0f}"
             )
+
+    def _show(self, step: int, loss: float) -> None:
+        """Shows some of the policy's rationales beside the teacher's."""
+        shown = self._pairs[: self._settings.samples]
+        if not shown:
+            return
+        prompts = [one.tokens[0] for one in shown]
+        written = self._learners.write_greedily(prompts, self._run.config.policy.max_new_tokens)
+        examples, taught = [one.example for one in shown], [one.rationale for one in shown]
+        stage, monitor = self._stage.name, self._run.monitor
+        monitor.text(step, stage, "samples", compared(examples, taught, written, escaped=True))
+        head = f"# {stage}, step {step}: validation loss {loss:.4f}\n\n"
+        text = head + compared(examples, taught, written, escaped=False) + "\n"
+        file = self._samples / run_files.samples_name(stage, step)
+        write_atomically(file, text, private=True)
 
     def export(self, state: RunState, folder: Place) -> None:
         """Makes the best policy the stage's.
@@ -145,6 +179,10 @@ class Validation:
         name = re.compile(re.escape(self._prefix) + r"(\d{6,})(-adapters)?")
         found = {folder: name.fullmatch(folder.name) for folder in root.iterdir()}
         return {int(match[1]): folder for folder, match in found.items() if match}
+
+    @property
+    def _samples(self) -> Path:
+        return self._run.directory.path / run_files.SAMPLES
 
     def _best(self, step: float) -> Place:
         return self._run.directory.checkpoints / f"{self._prefix}{int(step):06d}"

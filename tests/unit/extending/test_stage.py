@@ -39,12 +39,12 @@ config = load_config(config_file, changes)
 step, taken = learners.Learners.distill_step, []
 
 
-def interrupted_once(self, pairs):
+def interrupted_once(self, pairs, *answers):
     if len(taken) == 3:
         taken.append("interrupted")
         raise Interrupted
     taken.append(len(pairs))
-    return step(self, pairs)
+    return step(self, pairs, *answers)
 
 
 learners.Learners.distill_step = interrupted_once

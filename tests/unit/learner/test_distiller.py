@@ -9,11 +9,14 @@ from unittest import mock
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from lmcot.errors import UserError
 from lmcot.learner import maths
+from lmcot.learner.batching import TokenPair
 from lmcot.models.policy import Policy
+from lmcot.models.sources import load_model
 from lmcot.records import Rollout, RunState
 from tests.support.learner_by_hand import (
     alone,
@@ -43,13 +46,13 @@ pytestmark = pytest.mark.usefixtures("one_thread", "model_cache")
 LLAMA = "counting-llama"
 
 
-def _loss_by_hand(policy: Policy) -> Tensor:
+def _mean_by_hand(policy: Policy, pairs: list[TokenPair]) -> Tensor:
     """Mean negative log-likelihood, by a loop over single responses."""
     loss = torch.zeros(())
-    for prompt, response in token_pairs():
+    for prompt, response in pairs:
         one = Rollout("", "", 0, tuple(prompt), tuple(response), (), "eos", "", 0)
         loss = loss - alone(policy.lm, None, one).logprobs.sum()
-    return loss / TOKENS
+    return loss / sum(len(response) for _, response in pairs)
 
 
 @BOTH
@@ -63,7 +66,7 @@ def test_one_step_by_hand(kind: str, layout: Layout, max_grad_norm: float) -> No
     config = make_config(kind, {**STATELESS, "max_grad_norm": max_grad_norm}, layout)
     session = open_session(config, "distill")
     policy = plain_policy(config, critic=False)
-    loss = _loss_by_hand(policy)
+    loss = _mean_by_hand(policy, token_pairs())
     found = gradients(policy, loss)
     norm = global_norm(found)
     assert norm > 0.1
@@ -152,6 +155,38 @@ def test_a_resumed_distillation_is_the_same_to_the_bit(
     assert distance(parameters(resumed), before) > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("kind", "stage", "lora"),
+    [(LLAMA, 0, None), (LLAMA, 3, None), (LLAMA, 3, LORA), ("counting-t5", 2, None)],
+)
+def test_the_present_weights_write(
+    tmp_path: Path, kind: str, stage: int, lora: dict[str, Any] | None
+) -> None:
+    """What they write after some steps is what the exported model writes; training stays as is."""
+    changes: dict[str, Any] = {"learner__gradient_checkpointing": True, "policy__lora": lora}
+    config = make_config(kind, {"learning_rate": 3e-2}, Layout(stage, 40, True), **changes)
+    session, silent = open_session(config, "distill"), open_session(config, "distill")
+    prompts = [pair[0] for pair in token_pairs()]
+    written = []
+    for step in range(3):
+        written.append(session.write_greedily(prompts, 6))
+        assert session.distiller.step(token_pairs(step)) == silent.distiller.step(token_pairs(step))
+    written.append(session.write_greedily(prompts, 6))
+    assert len(written[-1]) == len(prompts)
+    assert written[0] != written[-1]
+    silent.export(tmp_path / "model")
+    source = config.policy.source if lora else str(tmp_path / "model")
+    lm, tokenizer = load_model(source, "float32")
+    if lora:
+        lm = PeftModel.from_pretrained(lm, str(tmp_path / "model"))
+    by_hand = []
+    for prompt in prompts:
+        ids = lm.generate(input_ids=torch.tensor([prompt]), max_new_tokens=6, do_sample=False)[0]
+        own = ids[1:] if lm.config.is_encoder_decoder else ids[len(prompt) :]
+        by_hand.append(tokenizer.decode(own, skip_special_tokens=True).strip())
+    assert written[-1] == by_hand
+
+
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_distillation_learns(lora: dict[str, Any] | None) -> None:
     """The loss of one batch falls by half, by a quarter with adapters: their base stays."""
@@ -166,13 +201,36 @@ def test_distillation_learns(lora: dict[str, Any] | None) -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("layout", [LAYOUTS[1], LAYOUTS[4]], ids=str)
+def test_answers_are_a_second_term_of_the_loss(kind: str, layout: Layout) -> None:
+    """Each task is a mean over its own tokens, whatever micro-batches they share."""
+    config = make_config(kind, STATELESS, layout)
+    session, rationales, answers = (
+        open_session(config, "distill"),
+        token_pairs(),
+        token_pairs(3)[:3],
+    )
+    policy = plain_policy(config, critic=False)
+    losses = [_mean_by_hand(policy, pairs) for pairs in (rationales, answers)]
+    found = gradients(policy, losses[0] + 0.3 * losses[1])
+    before = parameters(session)
+    measured = session.distiller.validate(rationales, answers)
+    metrics = session.distiller.step(rationales, answers, 0.3)
+    for name, loss in zip(("loss", "loss/answer"), losses, strict=True):
+        assert metrics[name] == pytest.approx(loss.item(), abs=1e-5)
+        assert measured[name] == pytest.approx(loss.item(), abs=1e-5)
+    assert metrics["batch/tokens"] == TOKENS + sum(len(response) for _, response in answers)
+    assert distance(parameters(session), stateless_step(before, found, 1.0)) < 2e-6
+
+
+@BOTH
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_the_validation_loss_is_that_of_the_next_step(kind: str, layout: Layout) -> None:
     """It is measured by the weights as they are, and changes nothing."""
     config = make_config(kind, {"learning_rate": 1e-2}, layout)
     plain, validated = open_session(config, "distill"), open_session(config, "distill")
     for step in range(2):
-        loss = validated.distiller.validate(token_pairs(step))
+        loss = validated.distiller.validate(token_pairs(step))["loss"]
         metrics = validated.distiller.step(token_pairs(step))
         assert loss == pytest.approx(metrics["loss"], rel=1e-6)
         assert metrics == plain.distiller.step(token_pairs(step))

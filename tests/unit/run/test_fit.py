@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lmcot.config import load_config
+from lmcot.config import AnswerTask, load_config
 from lmcot.errors import UserError
 from lmcot.models.sources import resolve_source
 from lmcot.monitor.metrics import Monitor
@@ -185,3 +185,17 @@ def test_a_rationale_that_does_not_fit_is_not_distilled(
     [pair] = training_pairs(run, STAGE, kept_rationales(annotations))
     assert pair.tokens[0] == run.rationale_prompt(run.train[1].example)
     assert "1 rationales are left out" in capsys.readouterr().err
+
+
+def test_answers_are_asked_as_the_frozen_lm_is(opened: Open) -> None:
+    """Without demonstrations, behind a prefix; an answer ends as a rationale does."""
+    run = opened(10)
+    task = AnswerTask(prefix="[answer] ")
+    [pair] = training_pairs(run, STAGE, {"q0": "It is a river."}, task)
+    assert pair.answer is not None
+    prompt, answer = (run.tokenizer.decode(ids, skip_special_tokens=True) for ids in pair.answer)
+    asked = run.templates.showing(0).standard(run.train[0].example)
+    assert "[answer] " + asked[-1].content in prompt
+    assert answer.strip() == "Humboldt River"
+    assert pair.answer[1][-1] == pair.tokens[1][-1] == run.tokenizer.eos_token_id
+    assert pair.length == sum(map(len, (*pair.tokens, *pair.answer)))

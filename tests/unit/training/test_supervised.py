@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,7 @@ def test_an_error_between_step_and_validation_leaves_the_validation_to_the_resum
     train(straight, settings)
     with monkeypatch.context() as patched:
 
-        def full(*_: Any) -> float:
+        def full(*_: Any) -> dict[str, float]:
             raise UserError("the disk is full")
 
         patched.setattr("lmcot.training.learners.Learners.validate", full)
@@ -222,6 +223,63 @@ def test_an_error_between_step_and_validation_leaves_the_validation_to_the_resum
     assert (stopped / "checkpoints" / "distill-step-000002").is_dir()
     train(stopped, settings)
     assert logged(stopped) == logged(straight)
+
+
+def test_the_small_lms_rationales_stand_beside_the_teachers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a file for each validation, and in TensorBoard; a resume drops those that come again."""
+    settings = {"validation": {"questions": 3, "every": 2, "samples": 2}, "epochs": 2}
+    learn_in_process(monkeypatch, ("distill_step", 6))
+    with pytest.raises(Killed):
+        train(tmp_path, settings)
+    names = ["distill-step-000002.md", "distill-step-000004.md"]
+    assert sorted(file.name for file in (tmp_path / "samples").iterdir()) == names
+    (tmp_path / "samples" / "distill-step-000005.md").write_text("of a run that was killed")
+    (tmp_path / "samples" / "notes.md").write_text("somebody's own")
+    calls = learn_in_process(monkeypatch)
+    run = train(tmp_path, settings)
+    assert calls.count("write_greedily") == 1
+    found = sorted(file.name for file in (tmp_path / "samples").iterdir())
+    assert found == [*names, "distill-step-000006.md", "notes.md"]
+    text = (tmp_path / "samples" / "distill-step-000006.md").read_text(encoding="utf-8")
+    assert text.startswith(f"# distill, step 6: validation loss {validations(tmp_path)[6]:.4f}\n")
+    _, kept_out = keep_out(pairs(), run.config.distill.validation, "distill", 0)
+    for one in kept_out[:2]:
+        assert f"#### Question {one.example.id}: {one.example.question}" in text
+        assert f"> {one.rationale}" in text
+    assert kept_out[2].rationale not in text
+    lm, tokenizer = load_model(str(tmp_path / "distilled"), "float32")
+    events = b"".join(file.read_bytes() for file in tmp_path.rglob("distill/events.out.*"))
+    assert events.count(b"#### Question q") == 6
+    if facts(tmp_path)["validation"]["best_step"] == 6:
+        prompt = torch.tensor([kept_out[0].tokens[0]])
+        ids = lm.generate(input_ids=prompt, max_new_tokens=128, do_sample=False)[0]
+        written = tokenizer.decode(ids[prompt.shape[1] :], skip_special_tokens=True).strip()
+        assert f"> {written}" in text
+
+
+def test_answers_count_in_the_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best policy is that of the lowest loss of both tasks."""
+    learn_in_process(monkeypatch)
+    settings = {
+        "validation": {"questions": 3, "every": 2},
+        "answer_task": {"weight": 5.0},
+        "optimiser": {"learning_rate": 0.05},
+    }
+    run = opened(tmp_path, settings)
+    both = [replace(one, answer=(one.tokens[0][:2], (4, 1))) for one in pairs()]
+    assert both[0].length == pairs()[0].length + 4
+    with run.monitor:
+        train_on(run, STAGE, run.config.distill, run.config.policy.source, both)
+    lines = [one for one in logged(tmp_path) if "loss/validation" in one]
+    totals = {
+        one["step"]: one["loss/validation"] + 5 * one["loss/validation_answer"] for one in lines
+    }
+    best = min(totals, key=lambda step: totals[step])
+    found = facts(tmp_path)["validation"]
+    assert (found["best_step"], found["best_loss"]) == (best, pytest.approx(totals[best]))
+    assert all("loss/answer" in one for one in logged(tmp_path) if "loss" in one)
 
 
 def test_the_best_policy_that_is_gone_is_told(
@@ -241,7 +299,7 @@ def test_no_finite_validation_loss_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learn_in_process(monkeypatch)
-    nan = lambda *_: float("nan")  # noqa: E731
+    nan = lambda *_: {"loss": float("nan")}  # noqa: E731
     monkeypatch.setattr("lmcot.training.learners.Learners.validate", nan)
     with pytest.raises(UserError, match="the validation loss was never finite"):
         train(tmp_path, {"validation": {"questions": 3, "every": 2}})
