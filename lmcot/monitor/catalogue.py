@@ -77,7 +77,7 @@ CATALOGUE = {
     "it, truncated at `refine.importance_cap`; 1 where both agree.",
     "sampler/capped_share": "Share of the tokens whose weight was truncated there.",
     "sampler/effective_sample_size": "Effective sample size of these weights as a share of the "
-    "tokens, (sum w)² / (n sum w²): 1 where all weights are equal. GSPO weighs whole rationales "
+    "tokens, (sum w)^2 / (n sum w^2): 1 where all weights are equal. GSPO weighs whole rationales "
     "by the geometric mean of their tokens' weights, which varies less.",
     # -- value
     "value/mean": "Mean of the critic's values.",

@@ -36,3 +36,10 @@ def test_the_page_describes_each_alarm_and_its_setting() -> None:
     assert {name.removeprefix("alarm/") for name in states} <= rows
     for setting in AlarmSettings.model_fields:
         assert f"`{setting}`" in page, f"{setting} is not on the page"
+
+
+def test_ray_can_publish_every_metric() -> None:
+    """Ray refuses names and descriptions that are not ASCII, which would end a run."""
+    for name, text in CATALOGUE.items():
+        assert name.isascii(), name
+        assert text.isascii(), name
