@@ -23,7 +23,8 @@ counts as hung."""
 
 
 class RewardActor(ActorBase):
-    """A client of the frozen-LM fleet; it holds no model, and so never imports torch."""
+    """A client of the frozen-LM fleet; it holds no model, and so does not import torch, unless
+    demonstrations are chosen for each question by their embeddings."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
