@@ -103,7 +103,11 @@ def _run(step: Step, options: argparse.Namespace) -> None:
 
 
 def _lmcot(arguments: Sequence[str], log: Path, options: argparse.Namespace) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(options.code.resolve())}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(options.code.resolve()),
+        "RAY_worker_niceness": "0",  # added to --nice, and 15 by default
+    }
     with log.open("a", encoding="utf-8") as file:
         code = subprocess.run(
             ["nice", "-n", str(options.nice), sys.executable, "-m", "lmcot.cli", *arguments],

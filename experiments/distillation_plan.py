@@ -140,7 +140,18 @@ def _asked(lm: str, name: str, source: str, count: int, rows: Sequence[str]) -> 
 
 
 def _distilled(runs: Path) -> list[Step]:
-    return []
+    """Distillation on 100, 400 and all questions, each measured with the frozen LMs."""
+    steps = []
+    for count in (400, 100, 1600):
+        name = f"distill/facts-{count}"
+        changed = {
+            "data.max_train": count,
+            "distill.epochs": 1 if count > 100 else 2,
+            "distill.batch_size": 8,
+            "distill.optimiser": {"learning_rate": 1e-4, "warmup_steps": 5, "decay": "linear"},
+        }
+        steps.append(Step(name, ("distill",), changed))
+    return steps
 
 
 def templates_file(name: str, source: str) -> dict[str, Any]:
