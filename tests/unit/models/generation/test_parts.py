@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lmcot.models.generation.attention import Partial, Scoring, attend, attend_partly, merge
 from lmcot.models.generation.requests import Request, SampleRequest, ScoreRequest, unfit
@@ -156,6 +157,19 @@ def test_attend_equals_softmax_written_out(how: str, heads: int, softcap: float 
         shared = head // (heads // 2)
         expected = _softmax_attention(query[head], key[shared], value[shared], scoring, own)
         torch.testing.assert_close(output[head], expected.float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [1, 6])
+def test_a_prompt_that_continues_a_prefix_is_read_by_the_fused_kernel(
+    heads: int, dtype: torch.dtype
+) -> None:
+    """With one bias for all heads, or with one for each; other kernels are not allowed here."""
+    query = _random(6, 5, 8).to(dtype)
+    key, value = _random(2, 40, 8, seed=1).to(dtype), _random(2, 40, 8, seed=2).to(dtype)
+    bias = torch.zeros(heads, 5, 40).masked_fill(_random(heads, 5, 40, seed=4) > 0.5, -INF)
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
+        attend(query, key, value, Scoring(0.7), causal=False, bias=bias)
 
 
 # --- sampling.py --------------------------------------------------------------------------------
