@@ -143,14 +143,15 @@ def _outcome(run: Path) -> dict[str, Any]:
 
 def _machine() -> str:
     """The processor's name and the units that matter for its speed."""
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    fields = dict(
-        line.split(":", 1) for line in reversed(text.splitlines()) if line.count(":")
-    )
-    by_name = {key.strip(): value.strip() for key, value in fields.items()}
-    flags = set(by_name.get("flags", "").split())
+    information = Path("/proc/cpuinfo")
+    text = information.read_text(encoding="utf-8") if information.exists() else ""
+    fields = {
+        key.strip(): value.strip()
+        for key, _, value in (line.partition(":") for line in text.splitlines())
+    }
+    flags = fields.get("flags", "").split()
     units = [unit for unit in ("avx2", "avx512_bf16", "amx_bf16") if unit in flags]
-    name = by_name.get("model name", platform.processor())
+    name = fields.get("model name", platform.processor())
     return f"{name}, {os.cpu_count()} cores, {' '.join(units)}"
 
 

@@ -156,15 +156,14 @@ def _distilled(runs: Path) -> list[Step]:
 
 def templates_file(name: str, source: str) -> dict[str, Any]:
     """A templates file: the wording of a name, with demonstrations that are invented or real."""
-    plain = not (_VARIANTS / f"guided-{name}.yaml").exists()
-    file = load_templates(name if name in ("default", "base") else "default").file.model_dump(
+    ships = name in ("default", "base")
+    file = load_templates(name if ships else "default").file.model_dump(
         mode="json", exclude_none=True
     )
-    if name not in ("default", "base"):
+    if not ships:
         for kind in ("standard", "guided"):
             text = (_VARIANTS / f"{kind}-{name}.yaml").read_text(encoding="utf-8")
             file[kind] = {**file[kind], **yaml.safe_load(text)}
-    del plain
     if source == "real":
         file["demonstrations"] = [_shown(example) for example in demonstration_questions()]
     return file
