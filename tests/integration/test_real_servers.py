@@ -241,44 +241,70 @@ RUN: dict[str, Any] = {
     "teacher": {"kind": "frozen", "min_f1": 0},
     "refine": {"steps": 1, "prompts_per_step": 2, "samples_per_prompt": 2},
     "learner": {"zero_stage": 0},
-    "evaluate": {"rows": ["standard", "cot", "guided_base", "guided_refined"]},
+    "evaluate": {"rows": ["standard", "cot", "guided_refined"], "aspect_questions": 0},
 }
 
 
-@pytest.mark.parametrize(
-    ("server", "api"), [("llama", "chat"), ("llama", "completions"), ("transformers", "chat")]
-)
+def written(request: pytest.FixtureRequest, folder: Path, server: str, api: str) -> str:
+    """The path of the settings of a run whose frozen LM is on a server."""
+    endpoint = settings(request, server, api=api)
+    frozen = {**RUN["frozen"], "base_url": endpoint.base_url, "model": endpoint.model, "api": api}
+    config = folder / "config.yaml"
+    config.write_text(
+        yaml.safe_dump({**RUN, "frozen": {**frozen, "cache": {"folder": str(folder)}}}),
+        encoding="utf-8",
+    )
+    return str(config)
+
+
+def assert_kept_and_reported(run_dir: Path, rows: list[str]) -> None:
+    """The teacher's rationales are there, and the report has rows that cost tokens."""
+    kept = [json.loads(line) for line in (run_dir / "rationales.jsonl").open()]
+    assert len(kept) == 4
+    report = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
+    assert list(report["rows"]) == rows
+    for row in report["rows"].values():
+        assert row["large_lm_tokens_in"] > 100
+        assert row["large_lm_tokens_out"] > 0
+
+
+@pytest.mark.parametrize("server", ["llama", "transformers"])
 @pytest.mark.usefixtures("cluster", "one_thread")
 def test_all_stages(
     request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     server: str,
-    api: str,
 ) -> None:
     """The teacher's rationales, a step with all aspects as they are by default, the report."""
-    endpoint = settings(request, server, api=api)
-    frozen = {**RUN["frozen"], "base_url": endpoint.base_url, "model": endpoint.model, "api": api}
-    config = tmp_path / "config.yaml"
-    config.write_text(
-        yaml.safe_dump({**RUN, "frozen": {**frozen, "cache": {"folder": str(tmp_path)}}}),
-        encoding="utf-8",
-    )
-    assert lmcot("doctor", "--config", str(config)).returncode == 0
+    config = written(request, tmp_path, server, "chat")
+    assert lmcot("doctor", "--config", config).returncode == 0
     assert "all is well" in capsys.readouterr().out
 
-    done = lmcot("train", "--config", str(config), "--run-dir", str(tmp_path / "run"))
+    done = lmcot("train", "--config", config, "--run-dir", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
-    kept = [json.loads(line) for line in (tmp_path / "run" / "rationales.jsonl").open()]
-    assert len(kept) == 4
     step = next(
         m for m in read_metrics(tmp_path / "run" / "metrics.jsonl") if m["stage"] == "refine"
     )
     assert step["batch/judged_share"] == 1
     assert 0 <= step["component/aspect/consistency"] <= 1
     assert "component/aspect/fluency" not in step, "neither server gives log-likelihoods"
-    report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
-    assert list(report["rows"]) == RUN["evaluate"]["rows"]
-    for row in report["rows"].values():
-        assert row["large_lm_tokens_in"] > 100
-        assert row["large_lm_tokens_out"] > 0
+    assert_kept_and_reported(tmp_path / "run", RUN["evaluate"]["rows"])
+
+
+@pytest.mark.usefixtures("cluster", "one_thread")
+def test_stages_by_completions(
+    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The same calls through the other API: a judge's are those of the tests of choices above."""
+    config = written(request, tmp_path, "llama", "completions")
+    assert lmcot("doctor", "--config", config).returncode == 0
+    assert "all is well" in capsys.readouterr().out
+    rows = ["standard", "cot", "guided_base"]
+    for stage in ("annotate", "evaluate"):
+        done = lmcot(
+            stage, "--config", config, "--run-dir", str(tmp_path / "run"),
+            f"evaluate.rows=[{', '.join(rows)}]",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert_kept_and_reported(tmp_path / "run", rows)
