@@ -1,6 +1,6 @@
-"""Tests whether every estimator learns the toy task, on both architectures.
+"""Tests whether every estimator and policy loss learns the toy task, on both architectures.
 
-    python -m benchmarks.toy [--seeds 3] [--staleness 0]
+    python -m benchmarks.toy [--seeds 3] [--staleness 0] [--only NAME ...]
 
 The task is that of examples/one_process.py: write increasing numbers; the best reward is 1. Sampler
 and learner share one process with one thread. For each combination and seed it prints the number of
@@ -25,14 +25,27 @@ from lmcot.process import use_threads
 from lmcot.records import ScoredRollout
 
 MODELS = ("random:counting-llama", "random:counting-t5")
+_GRPO = "refine.advantage={kind: grpo}"
 _CRITIC_MODEL = "{kind: gae, lam: 1.0, value_coefficient: 1.0, critic: {kind: model}}"
-ESTIMATORS = {
+WAYS = {
     "gae, value head": ["refine.advantage={kind: gae, lam: 1.0, value_coefficient: 1.0}"],
     "gae, critic model": [f"refine.advantage={_CRITIC_MODEL}"],
     # These advantages do not have unit variance, so the same bonus would outweigh them.
     "rloo": ["refine.advantage={kind: rloo}", "refine.entropy_coefficient=0.01"],
-    "grpo": ["refine.advantage={kind: grpo}"],
+    "grpo": [_GRPO],
+    "reinforce++": ["refine.advantage={kind: reinforce++}"],
+    "grpo, clip 0.2 and 0.28": [_GRPO, "refine.loss={clip_low: 0.2, clip_high: 0.28}"],
+    # The default bounds are for the mean of hundreds of tokens; the toy's rationales have six.
+    "grpo, gspo": [_GRPO, "refine.loss={kind: gspo, clip_low: 0.1, clip_high: 0.15}"],
+    "grpo, cispo": [_GRPO, "refine.loss={kind: cispo}"],
+    "grpo, sequence mean": [_GRPO, "refine.loss={aggregation: sequence_mean}"],
+    "dr. grpo": [
+        "refine.advantage={kind: grpo, normalise: false}",
+        "refine.loss={aggregation: constant}",
+        "refine.entropy_coefficient=0.01",
+    ],
 }
+"""The settings of each line of the table, by its name."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +63,11 @@ class Outcome:
         return statistics.fmean(self.rewards[-5:])
 
 
-def toy_config(model: str, estimator: str, seed: int = 0, staleness: int = 0) -> Config:
-    """The settings of the toy with another model and estimator."""
+def toy_config(model: str, way: str, seed: int = 0, staleness: int = 0) -> Config:
+    """The settings of the toy with another model, and another estimator or loss."""
     overrides = [
         f"policy.source={model}",
-        *ESTIMATORS[estimator],
+        *WAYS[way],
         f"seed={seed}",
         "refine.steps=200",
         f"refine.max_staleness={staleness}",
@@ -85,14 +98,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Learn the toy task in every way.")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--staleness", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS), metavar="NAME")
     options = parser.parse_args()
     use_threads(threads=1)
-    print("| model | estimator | steps | CPU seconds | reward at the end |")
+    print("| model | estimator and loss | steps | CPU seconds | reward at the end |")
     print("|---|---|---|---|---|", flush=True)
     for model in MODELS:
-        for estimator in ESTIMATORS:
+        for way in options.only:
             runs = [
-                learn(toy_config(model, estimator, seed, options.staleness))
+                learn(toy_config(model, way, seed, options.staleness))
                 for seed in range(options.seeds)
             ]
             steps = " ".join(
@@ -101,7 +115,7 @@ def main() -> None:
             seconds = " ".join(f"{run.seconds:.0f}" for run in runs)
             ends = " ".join(f"{run.last:.2f}" for run in runs)
             name = model.removeprefix("random:counting-")
-            print(f"| {name} | {estimator} | {steps} | {seconds} | {ends} |", flush=True)
+            print(f"| {name} | {way} | {steps} | {seconds} | {ends} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -49,17 +49,28 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
             "lam": 0.9,
             "critic": {"kind": "model", "learning_rate": 3e-3},
         },
+        "refine.loss": {"kind": "cispo"},
         "refine.epochs": 1,
     },
     "rloo": {
         "refine.advantage": {"kind": "rloo"},
         "refine.kl": {"kind": "fixed", "coefficient": 0.1, "apply_to": "loss"},
+        "refine.loss.aggregation": "sequence_mean",
     },
     "grpo": {
         "refine.advantage": {"kind": "grpo"},
         "refine.loss.dual_clip": 3.0,
+        "refine.loss.aggregation": "constant",
         "refine.scale_rewards": True,
     },
+    "gspo": {
+        "refine.advantage": {"kind": "grpo"},
+        "refine.loss": {"kind": "gspo", "clip_low": 0.01, "clip_high": 0.02},
+        "refine.kl": {"kind": "fixed", "coefficient": 0.0},
+        # Clipped to one value, a question's rewards are often equal: its backward pass is spared.
+        "refine.reward_clip": 0.1,
+    },
+    "sequence mean": {"refine.loss.aggregation": "sequence_mean"},
     "lora": {"policy.lora": {"rank": 4, "alpha": 8}, "refine.epochs": 1},
     "distill": {},
 }
@@ -128,6 +139,7 @@ TRAJECTORIES = (
     *(Setting(LLAMA, "rloo", stage) for stage in (0, 2)),
     Setting(T5, "rloo", 1),
     *(Setting(LLAMA, "grpo", stage) for stage in (0, 3)),
+    *(Setting(LLAMA, "gspo", stage) for stage in (2, 3)),
     *(Setting(LLAMA, "lora", stage) for stage in (0, 3)),
     Setting(T5, "lora", 2),
     *(Setting(LLAMA, "distill", stage) for stage in (0, 2, 3)),
@@ -137,7 +149,11 @@ TRAJECTORIES = (
 
 FEW = {1: 1, 3: 2}
 """How many responses a step has, and minibatches: fewer than ranks in one of those, or odd."""
-FEW_SETTINGS = tuple(Setting(LLAMA, "gae", stage) for stage in (0, 2, 3))
+FEW_SETTINGS = (
+    Setting(LLAMA, "gae", 0),
+    Setting(LLAMA, "sequence mean", 2),
+    Setting(LLAMA, "gae", 3),
+)
 
 TARGETS = (1e-4, 1e-3, 5e-3, 1e-2, 1e3)
 """Bounds of the approximate KL, each exceeded an update later, the last one never."""

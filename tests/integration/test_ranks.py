@@ -145,6 +145,8 @@ def test_two_ranks_take_the_steps_that_one_takes(ranks: Ranks, setting: Setting)
     assert all(torch.equal(alone["before"][name], t) for name, t in both[0]["before"].items())
     assert [m.get("optimiser/skipped_updates") for m in both[0]["metrics"]] == [0, 0]
     assert max(m["optimiser/grad_norm"] for m in alone["metrics"]) > 0.02
+    if setting.algorithm == "gspo":
+        assert max(m["batch/no_backward"] for m in both[0]["metrics"]) > 0
 
 
 @named(cases.FEW_SETTINGS)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lmcot.config import Config, Gae, Grpo, ModelCritic
+from lmcot.config import Config, Gae, Grpo, ModelCritic, ReinforcePlusPlus
 from lmcot.models.adapters import adapters_off, add_adapters
 from lmcot.models.policy import Policy, critic_model, value_head
 from lmcot.models.sources import load_model
@@ -94,6 +94,8 @@ def loss_by_hand(
     returns: list[list[float]] = []
     if isinstance(settings.advantage, Gae):
         advantages, returns = _gae_by_hand(settings.advantage, scored, rows, kls, in_reward)
+    elif isinstance(settings.advantage, ReinforcePlusPlus):
+        advantages = _whitened_returns(settings.advantage.gamma, scored, kls, in_reward)
     else:
         advantages = _group_advantages(settings.advantage, scored, kls, in_reward)
     loss = torch.zeros(())
@@ -129,9 +131,29 @@ def _gae_by_hand(
         steps = range(len(deltas))
         raw.append([sum(decay ** (k - t) * deltas[k] for k in steps if k >= t) for t in steps])
         returns.append([a + v[t] for t, a in enumerate(raw[-1])])
-    everything = [a for row in raw for a in row]
+    return _whitened(raw), returns
+
+
+def _whitened_returns(
+    gamma: float,
+    scored: Sequence[ScoredRollout],
+    kls: Sequence[Sequence[float]],
+    coefficient: float,
+) -> list[list[float]]:
+    """The discounted rewards from each token on, by the sum, whitened."""
+    found = []
+    for one, kl in zip(scored, kls, strict=True):
+        rewards = [-coefficient * k for k in kl]
+        rewards[-1] += one.reward
+        steps = range(len(rewards))
+        found.append([sum(gamma ** (k - t) * rewards[k] for k in steps if k >= t) for t in steps])
+    return _whitened(found)
+
+
+def _whitened(rows: Sequence[Sequence[float]]) -> list[list[float]]:
+    everything = [one for row in rows for one in row]
     mean, deviation = statistics.fmean(everything), statistics.pstdev(everything)
-    return [[(a - mean) / deviation for a in row] for row in raw], returns
+    return [[(one - mean) / deviation for one in row] for row in rows]
 
 
 def _group_advantages(

@@ -177,6 +177,15 @@ def test_one_step_with_a_group_baseline_by_hand(
     assert not metrics.keys() & VALUE_METRICS
 
 
+@pytest.mark.parametrize(("kind", "gamma"), [("counting-llama", 0.9), ("counting-t5", 1.0)])
+def test_one_step_of_reinforce_plus_plus_by_hand(kind: str, gamma: float) -> None:
+    """[17] [18] [22] no critic; the KL penalty of the tokens still to come is in each advantage."""
+    plus = {"kind": "reinforce++", "gamma": gamma}
+    session, metrics = _check_step(kind, LAYOUTS[1], plus)
+    assert session.policy.critic is None
+    assert not metrics.keys() & VALUE_METRICS
+
+
 @BOTH
 @pytest.mark.parametrize("layout", [LAYOUTS[1], LAYOUTS[4]], ids=str)
 def test_one_step_with_a_critic_model_by_hand(kind: str, layout: Layout) -> None:
