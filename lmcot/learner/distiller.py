@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lmcot.learner.batching import BatchPlanner, MicroBatch, TokenPair
 from lmcot.learner.engine import TrainEngine
-from lmcot.learner.maths import token_logprobs
 from lmcot.learner.ranks import sum_over_ranks
+from lmcot.learner.vocabulary import token_logprobs
 
 
 class Distiller:

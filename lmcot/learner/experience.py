@@ -17,6 +17,7 @@ from lmcot.learner.advantages import AdvantageInputs, estimate
 from lmcot.learner.batching import BatchPlanner, MicroBatch, TokenPair
 from lmcot.learner.engine import TrainEngine
 from lmcot.learner.ranks import sum_over_ranks
+from lmcot.learner.vocabulary import token_logprobs
 from lmcot.models.batches import pad_right
 from lmcot.models.sequences import SequenceBatch
 from lmcot.records import ScoredRollout
@@ -195,7 +196,7 @@ class ExperienceMaker:
         return sum_over_ranks(found)
 
     def _logprobs(self, logits: Tensor, batch: SequenceBatch) -> Tensor:
-        return maths.token_logprobs(logits, batch.targets.to(logits.device), self._temperature)
+        return token_logprobs(logits, batch.targets.to(logits.device), self._temperature)
 
 
 def usable(scored: Sequence[ScoredRollout], *, in_groups: bool) -> list[ScoredRollout]:

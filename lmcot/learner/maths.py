@@ -1,9 +1,8 @@
 """PPO's arithmetic as pure functions of tensors.
 
-Shapes: B rationales, T response positions, N tokens of several responses end to end, V tokens of
-the vocabulary. ``mask`` [B, T] is 1 at every token of a response (EOS included) and 0 at padding.
-A function that works token by token takes any shape, written [...]. Log-probabilities and KL are in
-nats.
+Shapes: B rationales, T response positions, N tokens of several responses end to end. ``mask``
+[B, T] is 1 at every token of a response (EOS included) and 0 at padding. A function that works
+token by token takes any shape, written [...]. Log-probabilities and KL are in nats.
 """
 
 from __future__ import annotations
@@ -15,31 +14,6 @@ from torch import Tensor
 
 LOG_RATIO_BOUND = 20.0
 """Log-ratios are clamped to plus or minus this before exp, which then stays finite."""
-
-
-def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probability of each token under logits divided by the sampling temperature.
-
-    Args:
-        logits: [..., V]; the logits that predict each token.
-        ids: [...] int64.
-
-    Returns:
-        [...] float32.
-    """
-    scores = _scores(logits, temperature)
-    return scores.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - scores.logsumexp(-1)
-
-
-def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Entropy of each position's distribution: logits [..., V] to [...] float32."""
-    logprobs = torch.log_softmax(_scores(logits, temperature), dim=-1)
-    return -(logprobs.exp() * logprobs).sum(-1)
-
-
-def _scores(logits: Tensor, temperature: float) -> Tensor:
-    # This is the largest tensor of a small model, so it is copied only if needed.
-    return logits.float() if temperature == 1 else logits.float() / temperature
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from lmcot.learner.batching import BatchPlanner, MicroBatch
 from lmcot.learner.engine import TrainEngine
 from lmcot.learner.experience import Experience, ExperienceTokens
 from lmcot.learner.policy_losses import LossInputs, policy_loss
+from lmcot.learner.vocabulary import token_entropy, token_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class Objective:
         """Forward pass and loss of one micro-batch."""
         batch = self._planner.lay_out(experience.pairs, micro)
         logits, values = self._engine.forward(batch, values=True, head_only=update.critic_only)
-        current = maths.token_logprobs(logits, batch.targets.to(logits.device), self._temperature)
+        current = token_logprobs(logits, batch.targets.to(logits.device), self._temperature)
         old = experience.tokens(micro.indices, logits.device)
         proximal = self._proximal(experience, micro, current, old)
         inputs = self._loss_inputs(current, proximal, old, update)
@@ -133,4 +134,4 @@ class Objective:
     def _entropy(self, logits: Tensor) -> Tensor:
         """[N]; tracked by autograd only if it is part of the loss."""
         with torch.set_grad_enabled(self._settings.entropy_coefficient > 0):
-            return maths.token_entropy(logits, self._temperature)
+            return token_entropy(logits, self._temperature)

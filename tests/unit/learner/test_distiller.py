@@ -13,8 +13,8 @@ from peft import PeftModel
 from torch import Tensor
 
 from lmcot.errors import UserError
-from lmcot.learner import maths
 from lmcot.learner.batching import TokenPair
+from lmcot.learner.vocabulary import token_logprobs
 from lmcot.models.policy import Policy
 from lmcot.models.sources import load_model
 from lmcot.records import Rollout, RunState
@@ -252,7 +252,7 @@ def test_a_bad_update_is_as_if_it_had_not_been(stage: int) -> None:
     def nothing(*arguments: Any) -> Tensor:
         return plain(*arguments) * float("nan")
 
-    plain = maths.token_logprobs
+    plain = token_logprobs
     for step in range(2):
         with mock.patch("lmcot.learner.distiller.token_logprobs", nothing):
             skipped = bad.distiller.step(token_pairs(step))

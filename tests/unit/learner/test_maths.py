@@ -18,6 +18,7 @@ from lmcot.config import ReinforcePlusPlus
 from lmcot.learner import advantages as estimators
 from lmcot.learner import maths
 from lmcot.learner.advantages import AdvantageInputs
+from lmcot.learner.vocabulary import token_entropy, token_logprobs
 
 P = torch.tensor([0.40, 0.25, 0.20, 0.10, 0.05], dtype=torch.float64)
 Q = torch.tensor([0.20, 0.20, 0.20, 0.20, 0.20], dtype=torch.float64)
@@ -29,7 +30,7 @@ def test_token_logprobs_equal_a_hand_loop_at_any_temperature() -> None:
     logits = torch.randn(2, 3, 5, generator=generator) * 3
     ids = torch.tensor([[0, 4, 2], [1, 1, 3]])
     for temperature in (1.0, 0.7, 2.5):
-        result = maths.token_logprobs(logits, ids, temperature)
+        result = token_logprobs(logits, ids, temperature)
         for b in range(2):
             for t in range(3):
                 weights = [math.exp(x / temperature) for x in logits[b, t].tolist()]
@@ -40,31 +41,31 @@ def test_token_logprobs_equal_a_hand_loop_at_any_temperature() -> None:
 def test_token_logprobs_are_float32_whatever_the_logits_are() -> None:
     logits = torch.randn(1, 2, 7, generator=torch.Generator().manual_seed(1)).bfloat16()
     ids = torch.tensor([[3, 6]])
-    result = maths.token_logprobs(logits, ids)
+    result = token_logprobs(logits, ids)
     assert result.dtype == torch.float32
-    assert torch.equal(result, maths.token_logprobs(logits.float(), ids))
+    assert torch.equal(result, token_logprobs(logits.float(), ids))
 
 
 def test_entropy_of_known_distributions() -> None:
     uniform, sure, two = [0.0, 0.0, 0.0, 0.0], [50.0, 0.0, 0.0, 0.0], [0.0, 0.0, -80.0, -80.0]
     logits = torch.tensor([[uniform, sure, two]])
-    entropy = maths.token_entropy(logits)
+    entropy = token_entropy(logits)
     torch.testing.assert_close(entropy, torch.tensor([[math.log(4), 0.0, math.log(2)]]))
     biased = torch.tensor([[[math.log(0.9), math.log(0.1)]]])
     expected = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
-    assert maths.token_entropy(biased).item() == pytest.approx(expected, abs=1e-6)
+    assert token_entropy(biased).item() == pytest.approx(expected, abs=1e-6)
     # At temperature 2 probabilities go with the square root: 3 to 1.
     expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert maths.token_entropy(biased, 2.0).item() == pytest.approx(expected, abs=1e-6)
+    assert token_entropy(biased, 2.0).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_entropy_bonus_raises_entropy() -> None:
     """[23] a gradient step on minus entropy raises it."""
     logits = torch.tensor([[[2.0, 0.0, -1.0]]], requires_grad=True)
-    before = maths.token_entropy(logits)
+    before = token_entropy(logits)
     (-before.sum()).backward()
     assert logits.grad is not None
-    after = maths.token_entropy(logits.detach() - 0.1 * logits.grad)
+    after = token_entropy(logits.detach() - 0.1 * logits.grad)
     assert after.item() > before.item() + 1e-3
 
 
@@ -384,8 +385,8 @@ def test_extreme_log_ratios_stay_finite() -> None:
 def test_extreme_logits_stay_finite() -> None:
     """[21] log-probabilities and entropy of extreme logits, with their gradients."""
     logits = torch.tensor([[[1e4, -1e4, 0.0], [-1e30, 1e30, 0.0]]], requires_grad=True)
-    logprobs = maths.token_logprobs(logits, torch.tensor([[1, 2]]))
-    total = logprobs.sum() + maths.token_entropy(logits).sum()
+    logprobs = token_logprobs(logits, torch.tensor([[1, 2]]))
+    total = logprobs.sum() + token_entropy(logits).sum()
     (gradient,) = torch.autograd.grad(total, logits)
     assert torch.isfinite(logprobs).all()
     assert torch.isfinite(gradient).all()

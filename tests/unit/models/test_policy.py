@@ -25,7 +25,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from lmcot.learner.maths import clipped_loss, token_logprobs, value_loss
+from lmcot.learner.maths import clipped_loss, value_loss
+from lmcot.learner.vocabulary import token_logprobs
 from lmcot.models.policy import (
     Policy,
     critic_model,

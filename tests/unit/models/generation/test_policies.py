@@ -17,7 +17,7 @@ from torch import Tensor
 from lmcot.config import parse_config
 from lmcot.data.sampler import sample_seed
 from lmcot.errors import UserError
-from lmcot.learner.maths import token_logprobs
+from lmcot.learner.vocabulary import token_logprobs
 from lmcot.models.batches import pad_left, pad_right
 from lmcot.models.generation import engine as engine_module
 from lmcot.models.generation.engine import GenerationEngine
