@@ -209,7 +209,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """A teacher's rationale for a training question: one line of ``rationales.jsonl``."""
+    """A teacher's rationale for a training question: one line of ``rationales.jsonl``.
+
+    A question may have several, of which at most one is kept.
+    """
 
     example_id: str
     teacher: str
@@ -223,6 +226,10 @@ class Annotation:
     """Digest of the question and settings that it was made from; empty if unknown."""
     left_out: int = 0
     """Number of supporting facts that were left out to make it fit."""
+    sample: int = 0
+    """Its number among the teacher's rationales of the question."""
+    hinted: bool = False
+    """Whether the teacher was given the answer as a hint."""
 
 
 @_quickly_pickled

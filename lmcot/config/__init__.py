@@ -68,7 +68,7 @@ from lmcot.config.stages import (
     TrainingStage,
     training_stage,
 )
-from lmcot.config.teachers import FrozenTeacher, SupportingFactsTeacher
+from lmcot.config.teachers import FileTeacher, FrozenTeacher, SupportingFactsTeacher
 from lmcot.config.training import (
     AdaptiveKl,
     CispoLoss,
@@ -114,6 +114,7 @@ __all__ = [
     "EvaluateSettings",
     "FailureBudgets",
     "FileData",
+    "FileTeacher",
     "FixedKl",
     "FrozenSettings",
     "FrozenTeacher",

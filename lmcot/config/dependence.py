@@ -104,8 +104,11 @@ def is_lever(key: str, config: Config) -> bool:
 
 def _keys(stage: str, config: Config, finished: bool) -> tuple[str, ...]:
     if stage == "annotate":
-        frozen_teacher = config.teacher is not None and config.teacher.kind == "frozen"
-        return (*_RATIONALES, "prompts", "frozen") if frozen_teacher else _RATIONALES
+        teacher = config.teacher
+        if teacher is None or teacher.kind != "frozen":
+            return _RATIONALES
+        sampled = ("seed",) if teacher.temperature else ()
+        return (*_RATIONALES, "prompts", "frozen", *sampled)
     if stage == "evaluate":
         return ("seed", "prompts", "policy", "frozen", "data.context")
     return _keys_of_training(training_stage(stage), config, finished)

@@ -29,11 +29,21 @@ REMOVED: Final[Mapping[str, Any]] = {
 ADDED: Final[Mapping[str, Any]] = {
     "teacher.template": "{facts} So the answer is {answer}.",
     "teacher.shorten": False,
+    "teacher.right_by": "f1",
+    "teacher.best_by": "factuality",
+    "teacher.demonstrations": True,
+    "teacher.samples": 1,
+    "teacher.temperature": 0.0,
+    "teacher.rationalise": False,
+    "teacher.hint": "(The right answer is {answer}.)",
+    "teacher.filters.min_words": 3,
+    "teacher.filters.repeats_question": True,
+    "teacher.filters.prompt_words": 6,
+    "teacher.filters.near_duplicates": 0.9,
 }
-"""Keys that came later, with the values that earlier versions acted by.
+"""Keys that came later, with the values at which what an earlier version made stays as it is.
 
-At these values, digests of settings leave them out, so that what an earlier version made is not
-made again. The settings of a run that lack such a key are compared without it.
+At these values, digests of settings leave them out, so that it is not made again. The settings of a run that lack such a key are compared without it.
 """
 
 

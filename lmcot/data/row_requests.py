@@ -1,10 +1,10 @@
-"""What the frozen LM is asked in a row of an evaluation."""
+"""What the frozen LM is asked in a row of an evaluation, and as a teacher."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from lmcot.config import Config
+from lmcot.config import Config, FrozenTeacher
 from lmcot.config.prompts import PromptKind
 from lmcot.config.rows import RowSpec
 from lmcot.data.prompts import PromptTemplates, reply_sampling
@@ -69,3 +69,38 @@ def row_sampling(
         temperature=config.evaluate.temperature,
         seed=sample_seed(config.seed, 0, row.name, attempt) % 2**31,
     )
+
+
+def plain_prompt(templates: PromptTemplates, example: Example) -> Prompt:
+    """A question's prompt to reason, without demonstrations and without a hint."""
+    return replace(templates, demonstrations=()).cot(example)
+
+
+def teacher_prompt(
+    teacher: FrozenTeacher, templates: PromptTemplates, example: Example, *, hinted: bool
+) -> Prompt:
+    """A question's prompt to the frozen LM as a teacher.
+
+    Args:
+        hinted: whether the answer is given as a hint.
+    """
+    asked = teacher.with_hint(example) if hinted else example
+    return templates.cot(asked) if teacher.demonstrations else plain_prompt(templates, asked)
+
+
+def teacher_sampling(
+    teacher: FrozenTeacher, config: Config, templates: PromptTemplates, sample: int, *, hinted: bool
+) -> Sampling:
+    """How the frozen LM replies as a teacher.
+
+    Raises:
+        UserError: if the settings have no frozen LM.
+    """
+    if config.frozen is None:
+        raise UserError("the teacher is the frozen LM, but there is no 'frozen' section")
+    sampling = reply_sampling(templates.file.cot, config.frozen.rationale_limit)
+    if teacher.temperature == 0:
+        return sampling
+    kind = "hinted" if hinted else "plain"
+    seed = sample_seed(config.seed, 0, "annotate", kind, sample) % 2**31
+    return replace(sampling, temperature=teacher.temperature, seed=seed)

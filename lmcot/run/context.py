@@ -19,6 +19,7 @@ from lmcot.config import (
     BudgetSettings,
     Config,
     DataSource,
+    FileTeacher,
     GivenDemonstrations,
     flat_settings,
 )
@@ -26,6 +27,7 @@ from lmcot.data.context import apply_context
 from lmcot.data.demonstrations import SetApart
 from lmcot.data.loaders import load_examples
 from lmcot.data.prompts import PromptTemplates
+from lmcot.data.rationale_file import BroughtRationale, read_rationales
 from lmcot.data.render import rationale_ids
 from lmcot.errors import UserError
 from lmcot.frozen.needs import cost_in_words
@@ -106,6 +108,36 @@ class Run:
         data = self.config.data
         return self._questions(VALIDATION, data.validation, data.max_validation)
 
+    @cached_property
+    def brought(self) -> dict[str, list[BroughtRationale]]:
+        """The rationales of the teacher ``file``, by their question's id; none of other teachers.
+
+        Raises:
+            UserError: if the file cannot be read, or has ids of no training question.
+        """
+        teacher = self.config.teacher
+        if not isinstance(teacher, FileTeacher):
+            return {}
+        found: dict[str, list[BroughtRationale]] = {one.example.id: [] for one in self.train}
+        unknown: list[str] = []
+        for one in read_rationales(teacher.path):
+            if one.example_id in found:
+                found[one.example_id].append(one)
+            else:
+                unknown.append(one.example_id)
+        if unknown:
+            told = (
+                f"{len(unknown)} rationales of '{teacher.path}' (teacher.path) have ids of none of "
+                f"the {len(self.train)} training questions, the first: '{unknown[0]}'"
+            )
+            if teacher.unknown_ids == "refuse":
+                raise UserError(
+                    f"{told}; check data.train and data.max_train, or set teacher.unknown_ids to "
+                    "'ignore'"
+                )
+            say(f"{told}; they are ignored")
+        return found
+
     def check_inputs(self) -> None:
         """Reads the data and the tokenizers, and tries an endpoint with requests like the run's.
 
@@ -120,6 +152,8 @@ class Run:
         self._check_frozen()
         for questions, key in ((self.train, TRAIN), (self.validation, VALIDATION)):
             say(f"{key}: {len(questions)} questions")
+        if "distill" not in self.directory.begun(self.config):
+            _ = self.brought  # after that, they are not read again
 
     def _check_frozen(self) -> None:
         """Tries an endpoint with requests like the run's, which are counted for the stage

@@ -19,7 +19,7 @@ from lmcot.config import (
     parse_config,
     read_yaml_mapping,
 )
-from lmcot.config.renamed import added_since
+from lmcot.config.renamed import ADDED, added_since
 from lmcot.errors import UserError
 from lmcot.files import read_lines, read_object, write_atomically
 from lmcot.learner.checkpoints import CheckpointStore
@@ -55,6 +55,7 @@ class RunDirectory:
         self.config_file = path / run_files.CONFIG
         self.rationales = path / run_files.RATIONALES
         self.rationales_begun = path / run_files.RATIONALES_BEGUN
+        self.rationales_table = path / run_files.RATIONALES_TABLE
         self.best = home / run_files.BEST
         self.critic = home / run_files.CRITIC
         self.checkpoints = home / run_files.CHECKPOINTS
@@ -152,7 +153,13 @@ class RunDirectory:
                 f"does not know ({error}): use another --run-dir"
             ) from None
         new = added_since(values)
-        changed = {key: both for key, both in differences(before, config).items() if key not in new}
+        changed = {
+            key: both
+            for key, both in differences(before, config).items()
+            # Such a default is not what the earlier version acted by.
+            if not (key in new and both[0] != ADDED[key])
+        }
+        self._check_teacher(changed.get("teacher.kind"))
         if not changed:
             return []
         fixed = {
@@ -167,6 +174,18 @@ class RunDirectory:
                 f"begun and depend on it: {', '.join(held)}"
             )
         return [f"{key}: {now!r} now, {then!r} before" for key, (then, now) in changed.items()]
+
+    def _check_teacher(self, kinds: tuple[Any, Any] | None) -> None:
+        """Refuses to continue another teacher's work.
+
+        Raises:
+            UserError: if the kind of the teacher changed, and some of its rationales are good.
+        """
+        if kinds is not None and (self.rationales_begun.exists() or self._any_kept()):
+            raise UserError(
+                f"the rationales in '{self.path}' are those of the teacher '{kinds[0]}', but "
+                f"teacher.kind is '{kinds[1]}' now: restore it, or use a new --run-dir"
+            )
 
     def _fixes(self, stage: str, key: str, config: Config) -> bool:
         """Whether a key cannot be changed because a stage that has begun depends on it."""

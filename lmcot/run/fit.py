@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final, get_args
 
 from lmcot.config import Config, FrozenTeacher, GuidanceRewards
@@ -11,7 +12,7 @@ from lmcot.config.prompts import GuidedKind, PromptKind
 from lmcot.config.rows import default_rows, find_row
 from lmcot.data.prompts import PromptTemplates
 from lmcot.data.render import Chat, encode, render
-from lmcot.data.row_requests import frozen_prompt
+from lmcot.data.row_requests import frozen_prompt, teacher_prompt
 from lmcot.errors import UserError
 from lmcot.models.limits import Limits, read_limits
 from lmcot.models.sources import load_tokenizer
@@ -127,14 +128,20 @@ def _needs_of_frozen(
                 fixed,
             )
         )  # fmt: skip
+    teacher = config.teacher
+    if isinstance(teacher, FrozenTeacher):
+        ask = partial(teacher_prompt, teacher, templates, hinted=teacher.rationalise)
+        limit, lower = frozen.rationale_limit, _to_lower("cot")
+        fixed = fixed or not teacher.demonstrations
+        found.append(Need((TRAIN,), limits, own, prompts.chat, ask, 0, limit, lower, fixed))
     return [*found, *_needs_of_judge(config, templates, limits, own)]
 
 
 def _asked(config: Config) -> dict[PromptKind, tuple[str, ...]]:
     """The kinds of prompts that the frozen LM is asked, with the kinds of questions of each."""
-    rows, teacher = config.evaluate.rows, config.teacher
+    rows = config.evaluate.rows
     measured = {find_row(one).prompt for one in (default_rows() if rows is None else rows)}
-    trained: set[PromptKind] = {"cot"} if isinstance(teacher, FrozenTeacher) else set()
+    trained: set[PromptKind] = set()
     if config.rewards.kind == "guidance":
         trained.add(config.prompts.guided_kind)
         if config.evaluate.during.every:

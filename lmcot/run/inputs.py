@@ -6,9 +6,9 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lmcot.config import GuidanceRewards, depends, flat_settings, training_stage
+from lmcot.config import FileTeacher, GuidanceRewards, depends, flat_settings, training_stage
 from lmcot.config.renamed import ADDED
 from lmcot.data.demonstrations import to_lines
 from lmcot.errors import UserError
@@ -42,7 +42,10 @@ def annotation_digest(run: Run, question: Question) -> str:
     }
     templates = run.templates.as_text(rationale_only=False)
     asked = templates if depends("annotate", "prompts.templates", run.config) else ""
-    known = [example_digest(question.example), question.facts_cut, settings, asked]
+    known: list[Any] = [example_digest(question.example), question.facts_cut, settings, asked]
+    if isinstance(run.config.teacher, FileTeacher):
+        brought = run.brought.get(question.example.id, ())
+        known.append([[one.rationale, one.answer] for one in brought])
     return _digest(json.dumps(known, sort_keys=True))
 
 
@@ -89,8 +92,8 @@ def check_contents(run: Run) -> None:
 
 
 def _is_used(stage: str, key: str, run: Run) -> bool:
-    # The questions themselves count, wherever they come from.
-    return depends(stage, key, run.config) and not key.startswith("data.")
+    # The questions and rationales themselves count, wherever they come from.
+    return depends(stage, key, run.config) and not key.startswith(("data.", "teacher.path"))
 
 
 def _questions(questions: Sequence[Question]) -> str:

@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
-from lmcot.actors.resources.cluster import check_plan
-from lmcot.actors.units import PromptUnit
 from lmcot.config import FrozenTeacher, SupportingFactsTeacher
-from lmcot.data.prompts import reply_sampling
+from lmcot.config.teachers import Teacher
+from lmcot.data.row_requests import plain_prompt
 from lmcot.errors import UserError
 from lmcot.files import open_private, write_atomically
-from lmcot.frozen.cached import Replies
-from lmcot.monitor.progress import progress, say
-from lmcot.records import Annotation, Completion, Failure, Usage, to_json
-from lmcot.run.budgets import Losses, usage_metrics
-from lmcot.run.context import Question, Run, in_units
+from lmcot.monitor.progress import say
+from lmcot.records import Annotation, to_json
+from lmcot.run.context import Question, Run
 from lmcot.run.directory import read_annotations
 from lmcot.run.inputs import annotation_digest
-from lmcot.run.roles import annotate_roles
-from lmcot.text.answers import best, concluded_answer, f1
-from lmcot.text.reading import read_answer
-from lmcot.training.teachers.facts import facts_rationale
+from lmcot.training.choosing import choose, is_good
+from lmcot.training.filters import Filters, prompt_labels
+from lmcot.training.rationale_table import answers_shown, counts_of_reasons, rationale_table
+from lmcot.training.teachers import facts, file
+from lmcot.training.teachers.frozen import RIGHT, FrozenTeaching, Key, failed, key_of
 
-_FAILED = "failed: "
-_FACTS = "supporting facts"
-_SHORTENED = "supporting facts, shortened"
+_FIRST: Final = 64
+"""Replies after which a teacher of which nothing was kept is worth a warning."""
+_TRY: Final = (
+    "a larger frozen LM, another prompt (prompts.templates, prompts.demonstrations, "
+    "teacher.demonstrations), several samples (teacher.samples with teacher.temperature), hints "
+    "(teacher.rationalise), or a laxer measure (teacher.right_by and teacher.min_f1)"
+)
 
 
 def annotate(run: Run, *, retry_failed: bool = False) -> list[Annotation]:
-    """Writes ``rationales.jsonl``: a rationale for each question that has none there yet.
+    """Writes ``rationales.jsonl``: rationales for each question that has none there yet.
 
     Those of questions that have changed since, or that are gone, are not kept.
 
@@ -48,7 +50,7 @@ def annotate(run: Run, *, retry_failed: bool = False) -> list[Annotation]:
         raise UserError("annotate needs a 'teacher' section in the settings")
     if run.directory.rationales.exists() and "distill" in run.directory.begun(run.config):
         annotations = read_annotations(run.directory.rationales)
-        if retry_failed and any(map(_failed, annotations)):
+        if retry_failed and any(map(failed, annotations)):
             raise UserError(
                 "distillation has begun with the rationales that there are, so that what failed "
                 "cannot be asked again here: use another --run-dir"
@@ -57,47 +59,119 @@ def annotate(run: Run, *, retry_failed: bool = False) -> list[Annotation]:
         return annotations
     made_from = {one.example.id: annotation_digest(run, one) for one in run.train}
     known = _still_right(run, made_from, retry_failed) | _begun(run, made_from)
-    missing = [question for question in run.train if question.example.id not in known]
-    if not missing and run.directory.rationales.exists():
+    added = _add_missing(run, teacher, known, made_from)
+    if not added and run.directory.rationales.exists():
         say("annotate: done already")
-    elif isinstance(teacher, FrozenTeacher):
-        known |= _ask_frozen(run, teacher, missing, known, made_from)
+        annotations = _in_order(run, known)
     else:
-        known |= {one.example.id: _from_facts(run, teacher, one) for one in missing}
-    annotations = [
-        replace(known[question.example.id], made_from=made_from[question.example.id])
-        for question in run.train
-    ]
-    lines = [json.dumps(to_json(a), ensure_ascii=False) + "\n" for a in annotations]
-    write_atomically(run.directory.rationales, "".join(lines), private=True)
+        annotations = _chosen(run, teacher, known)
+    annotations = [replace(one, made_from=made_from[one.example_id]) for one in annotations]
+    write_atomically(run.directory.rationales, _lines(annotations), private=True)
     run.directory.rationales_begun.unlink(missing_ok=True)
-    _summarise(run, annotations)
+    _summarise(run, teacher, annotations)
     return annotations
 
 
-def _failed(one: Annotation) -> bool:
-    """Whether the teacher gave no reply."""
-    return one.reason.startswith(_FAILED)
+def filters_of(run: Run, teacher: Teacher) -> Filters:
+    """The filters that a run's rationales pass."""
+
+    def fits(rationale: str) -> bool:
+        # One token is EOS's.
+        length = len(run.tokenizer.encode(rationale, add_special_tokens=False)) + 1
+        return length <= run.config.policy.max_new_tokens
+
+    return Filters(teacher.filters, fits, prompt_labels(run.templates.file.cot.user))
+
+
+def _add_missing(
+    run: Run, teacher: Teacher, known: dict[Key, Annotation], made_from: Mapping[str, str]
+) -> bool:
+    """Adds the rationales that are not known; False if none were missing."""
+    filters = filters_of(run, teacher)
+    if isinstance(teacher, FrozenTeacher):
+        return _ask(run, FrozenTeaching(run, teacher, filters), known, made_from)
+    there = {key[0] for key in known}
+    missing = [one for one in run.train if one.example.id not in there]
+    for question in missing:
+        prompt = plain_prompt(run.templates, question.example)
+        if isinstance(teacher, SupportingFactsTeacher):
+            found = [facts.taken(question, teacher, filters, prompt)]
+        else:
+            brought = run.brought.get(question.example.id, ())
+            found = file.taken(question.example, brought, teacher, filters, prompt)
+        known.update((key_of(one), one) for one in found)
+    return bool(missing)
+
+
+def _ask(
+    run: Run,
+    teaching: FrozenTeaching,
+    known: dict[Key, Annotation],
+    made_from: Mapping[str, str],
+) -> bool:
+    """Asks the frozen LM for what is missing; each reply is on disk as soon as it is there."""
+    if not teaching.missing(known):
+        return False
+    warned = False
+    with open_private(run.directory.rationales_begun, "ab") as partial:
+
+        def keep(unit: list[Annotation]) -> None:
+            nonlocal warned
+            dated = [replace(one, made_from=made_from[one.example_id]) for one in unit]
+            partial.write(_lines(dated).encode())
+            partial.flush()
+            known.update((key_of(one), one) for one in dated)
+            if not warned and len(known) >= _FIRST and not any(map(is_good, known.values())):
+                warned = True
+                said = answers_shown((one.example for one in run.train), known.values())
+                say(
+                    f"annotate: nothing good among the first {len(known)} rationales"
+                    f"{counts_of_reasons(known.values())}{said}; it may be worth to interrupt and "
+                    f"to try {_TRY}"
+                )
+
+        teaching.ask(known, keep)
+    return True
+
+
+def _chosen(run: Run, teacher: Teacher, known: Mapping[Key, Annotation]) -> list[Annotation]:
+    by_question: dict[str, list[Annotation]] = {}
+    for one in _in_order(run, known):
+        by_question.setdefault(one.example_id, []).append(one)
+    best_by = "first" if isinstance(teacher, SupportingFactsTeacher) else teacher.best_by
+    examples = [one.example for one in run.train]
+    return choose(examples, by_question, best_by, teacher.filters.near_duplicates, RIGHT)
+
+
+def _in_order(run: Run, known: Mapping[Key, Annotation]) -> list[Annotation]:
+    """The known rationales, question by question; those with a hint come after those without."""
+    places = {one.example.id: place for place, one in enumerate(run.train)}
+    return [known[key] for key in sorted(known, key=lambda key: (places[key[0]], key[1:]))]
+
+
+def _lines(annotations: Iterable[Annotation]) -> str:
+    return "".join(json.dumps(to_json(one), ensure_ascii=False) + "\n" for one in annotations)
 
 
 def _still_right(
     run: Run, made_from: Mapping[str, str], retry_failed: bool
-) -> dict[str, Annotation]:
-    """What is there of the questions as they are now, by their ids."""
+) -> dict[Key, Annotation]:
+    """What is there of the questions as they are now."""
     if not run.directory.rationales.exists():
         return {}
-    there = {one.example_id: one for one in read_annotations(run.directory.rationales)}
+    there = {key_of(one): one for one in read_annotations(run.directory.rationales)}
     # By itself what failed is asked again only where nothing came of the whole.
     retry = retry_failed or not any(one.kept for one in there.values())
     known = {
         key: one
         for key, one in there.items()
-        if key in made_from
-        and one.made_from in ("", made_from[key])
-        and not (retry and _failed(one))
+        if key[0] in made_from
+        and one.made_from in ("", made_from[key[0]])
+        and not (retry and failed(one))
     }
-    again = sum(key not in known for key in there if key in made_from)
-    new, gone = len(made_from.keys() - there.keys()), len(there.keys() - made_from.keys())
+    ids = {key[0] for key in there}
+    again = sum(key not in known for key in there if key[0] in made_from)
+    new, gone = len(made_from.keys() - ids), len(ids - made_from.keys())
     if again or new or gone:
         say(
             f"annotate: {again} rationales are made again, since they failed or their question or "
@@ -106,134 +180,40 @@ def _still_right(
     return known
 
 
-def _summarise(run: Run, annotations: Sequence[Annotation]) -> None:
-    """Says how many were kept; refuses none."""
-    kept = sum(a.kept for a in annotations)
-    rejected = Counter(a.reason for a in annotations if not a.kept)
-    reasons = "".join(f"; {count} rejected: {why}" for why, count in rejected.most_common())
+def _summarise(run: Run, teacher: Teacher, annotations: Sequence[Annotation]) -> None:
+    """Says what was kept and writes the table; refuses none."""
+    examples = [one.example for one in run.train]
+    table = rationale_table(examples, annotations)
+    write_atomically(run.directory.rationales_table, table, private=True)
+    kept, reasons = sum(one.kept for one in annotations), counts_of_reasons(annotations)
     if not kept:
+        said, advice = "", "change the settings that this speaks of"
+        if not isinstance(teacher, SupportingFactsTeacher):
+            said = answers_shown(examples, annotations)
+        if isinstance(teacher, FrozenTeacher):
+            advice += f", or try {_TRY},"
         raise UserError(
-            f"no rationale was kept of {len(annotations)}{reasons}: change the settings that this "
-            f"speaks of and run the same command again ('{run.directory.rationales}' has all that "
-            "the teacher said)"
+            f"no rationale was kept of {len(annotations)}{reasons}{said}: {advice} and run the "
+            f"same command again ('{run.directory.rationales}' has all that the teacher said)"
         )
     say(f"annotate: {kept} of {len(annotations)} rationales kept{reasons}")
-    if shortened := [a.left_out for a in annotations if a.kept and a.left_out]:
+    say(table.rstrip())
+    if shortened := [one.left_out for one in annotations if one.kept and one.left_out]:
         say(
             f"annotate: {len(shortened)} of them were too long and lost {sum(shortened)} sentences "
             "that the answer does not need"
         )
-    if failed := sum(map(_failed, annotations)):
+    if lost := sum(map(failed, annotations)):
         say(
-            f"annotate: {failed} questions have no reply of the teacher; before distillation "
+            f"annotate: {lost} questions have no reply of the teacher; before distillation "
             "begins, 'lmcot annotate --retry-failed' asks for them again"
         )
 
 
-def _from_facts(run: Run, teacher: SupportingFactsTeacher, question: Question) -> Annotation:
-    """The data set's own supporting facts as a rationale."""
-    example = question.example
-    made = facts_rationale(example, teacher, lambda text: not _too_long(run, text))
-    if not example.gold_sentences():
-        reason = "the question has no supporting facts"
-    elif question.facts_cut:
-        reason = "a supporting fact is outside the context's token budget"
-    elif not made.fits:
-        reason = _too_long(run, made.text)
-    elif not made.complete:
-        reason = _SHORTENED + " to the paragraph of the answer"
-    else:
-        reason = _SHORTENED if made.left_out else _FACTS
-    kept = reason.startswith(_FACTS)
-    return Annotation(
-        example.id, teacher.kind, made.text, example.answer, kept, reason, left_out=made.left_out
-    )
-
-
-def _too_long(run: Run, rationale: str) -> str:
-    # One token is EOS's.
-    length = len(run.tokenizer.encode(rationale, add_special_tokens=False)) + 1
-    return "longer than policy.max_new_tokens" if length > run.config.policy.max_new_tokens else ""
-
-
-def _ask_frozen(
-    run: Run,
-    teacher: FrozenTeacher,
-    questions: Sequence[Question],
-    known: Mapping[str, Annotation],
-    made_from: Mapping[str, str],
-) -> dict[str, Annotation]:
-    """The frozen LM's own rationales, by question; each is on disk as soon as it is there."""
-    groups = in_units(range(len(questions)), run.config.actors.prompts_per_unit)
-    units = [_unit(run, questions, rows) for rows in groups]
-    losses = Losses(run.config.failures, len(run.train), "answers to the training questions")
-    found: dict[str, Annotation] = {}
-    kept = sum(one.kept for one in known.values())
-    check_plan("annotate", annotate_roles(run.config), run.config.actors)
-    with (
-        run.frozen_fleet() as fleet,
-        progress("annotate", total=len(run.train), unit="question", done=len(known)) as bar,
-        open_private(run.directory.rationales_begun, "ab") as file,
-    ):
-        fleet.wait_ready()
-
-        def keep(index: int, replies: Replies) -> None:
-            run.spending.add("annotate", replies.usage)
-            losses.add(one if isinstance(one, Failure) else None for one in replies.results)
-            for row, result in zip(groups[index], replies.results, strict=True):
-                judged = _judge(run, teacher, questions[row], result)
-                annotation = replace(judged, made_from=made_from[judged.example_id])
-                found[annotation.example_id] = annotation
-                line = json.dumps(to_json(annotation), ensure_ascii=False) + "\n"
-                file.write(line.encode())
-            file.flush()
-            all_kept = kept + sum(one.kept for one in found.values())
-            bar.update(len(replies.results), kept=float(all_kept))
-
-        done = run.frozen_client(fleet).map(units, on_result=keep)
-    usage = sum((replies.usage for replies in done), Usage())
-    run.monitor.log(0, "annotate", usage_metrics(usage))
-    return found
-
-
-def _unit(run: Run, questions: Sequence[Question], rows: list[int]) -> PromptUnit:
-    config = run.config
-    assert config.frozen is not None  # the settings were checked
-    prompts = [run.templates.cot(questions[row].example) for row in rows]
-    sampling = reply_sampling(run.templates.file.cot, config.frozen.rationale_limit)
-    return PromptUnit(f"annotate/{rows[0]}", tuple(prompts), sampling)
-
-
-def _judge(
-    run: Run, teacher: FrozenTeacher, question: Question, result: Completion | Failure
-) -> Annotation:
-    """Keeps a rationale only where the frozen LM's own prediction is right."""
-    example = question.example
-    if isinstance(result, Failure):
-        return Annotation(example.id, "frozen", "", "", False, _FAILED + result.reason)
-    said, rationale = read_answer(result), result.text.strip()
-    answer = concluded_answer(rationale)
-    cut = result.finish_reason == "length" and (not answer or said.missing == "cut")
-    right = bool(answer) and best(f1, answer, example.answers) >= teacher.min_f1
-    if said.silent:
-        reason = said.silent
-    elif cut and not right:
-        reason = (
-            "the teacher was cut before it came to its answer: raise frozen.max_rationale_tokens"
-        )
-    elif not answer:
-        reason = "the teacher came to no answer"
-    elif not right:
-        reason = "the teacher's answer is wrong"
-    else:
-        reason = _too_long(run, rationale) or "right answer"
-    return Annotation(example.id, "frozen", rationale, answer, reason == "right answer", reason)
-
-
-def _begun(run: Run, made_from: Mapping[str, str]) -> dict[str, Annotation]:
-    """What the teacher replied to a session that was interrupted, by question."""
+def _begun(run: Run, made_from: Mapping[str, str]) -> dict[Key, Annotation]:
+    """What the teacher replied to a session that was interrupted."""
     return {
-        one.example_id: one
+        key_of(one): one
         for one in _read_partial(run.directory.rationales_begun)
         if one.made_from == made_from.get(one.example_id)
     }
@@ -250,4 +230,4 @@ def _read_partial(path: Path) -> list[Annotation]:
     whole = text[: text.rfind(b"\n") + 1]
     if whole != text:
         write_atomically(path, whole, private=True)
-    return [one for one in read_annotations(path, begun=True) if not _failed(one)]
+    return [one for one in read_annotations(path, begun=True) if not failed(one)]

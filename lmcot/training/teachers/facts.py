@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from lmcot.config import SupportingFactsTeacher
-from lmcot.records import Example
+from lmcot.records import Annotation, Example, Prompt
 from lmcot.rewards.metrics import content_words
+from lmcot.run.context import Question
 from lmcot.text.answers import contains_gold, inclusion
+from lmcot.training.filters import Filters
 
+FACTS: Final = "supporting facts"
+SHORTENED: Final = "supporting facts, shortened"
 _ANSWER: Final = 2
 """The need of a sentence that holds the answer."""
 
@@ -40,6 +44,26 @@ class _Fact:
     need: tuple[int, int]
     """How much the answer needs it: the kind of need, then the number of words that it shares with
     the question, without those of its title."""
+
+
+def taken(
+    question: Question, teacher: SupportingFactsTeacher, filters: Filters, prompt: Prompt
+) -> Annotation:
+    """A question's supporting facts as a rationale, kept or rejected."""
+    example = question.example
+    made = facts_rationale(example, teacher, filters.fits)
+    if not example.gold_sentences():
+        fault = "the question has no supporting facts"
+    elif question.facts_cut:
+        fault = "a supporting fact is outside the context's token budget"
+    else:
+        fault = filters.reason(example, made.text, prompt=prompt)
+    good = SHORTENED if made.left_out else FACTS
+    good += "" if made.complete else " to the paragraph of the answer"
+    return Annotation(
+        example.id, teacher.kind, made.text, example.answer, not fault, fault or good,
+        left_out=made.left_out,
+    )  # fmt: skip
 
 
 def facts_rationale(
