@@ -43,7 +43,8 @@ ADDED: Final[Mapping[str, Any]] = {
 }
 """Keys that came later, with the values at which what an earlier version made stays as it is.
 
-At these values, digests of settings leave them out, so that it is not made again. The settings of a run that lack such a key are compared without it.
+At these values, digests of settings leave them out, so that it is not made again. The settings of a
+run that lack such a key are compared without it where its default is another.
 """
 
 

@@ -20,13 +20,13 @@ class FilterSettings(Settings):
     min_words: NonNegativeInt = 3
     """Least content words beside those of the answer: with fewer it is merely the answer."""
     repeats_question: bool = True
-    """Reject rationales whose content words all stand in the question or the answer."""
+    """Reject rationales that, without their conclusion, have only words of the question."""
     prompt_words: NonNegativeInt = 6
     """Reject rationales that copy so many words in a row from the instructions or the
     demonstrations of the prompt, or one of its labels. 0: not checked."""
     near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = 0.9
     """Reject rationales whose three-word sequences overlap so much (Jaccard) with those of a
-    rationale that was kept before. Unset: not checked."""
+    rationale that was kept before, of the same question or another one. Unset: not checked."""
 
 
 class _Teacher(Settings):
@@ -68,6 +68,8 @@ class SupportingFactsTeacher(_Teacher):
     """Rationales made of the data set's own supporting facts, and the answer."""
 
     kind: Literal["supporting_facts"]
+    filters: FilterSettings = FilterSettings(repeats_question=False, near_duplicates=None)
+    """What a rationale must not be, to be kept. Questions may quote their facts, and share them."""
     template: str = "{facts} So the answer is {answer}."
     """Text of a rationale. ``{facts}`` are the sentences in the order of the context; ``{answer}``
     may be left out."""

@@ -71,6 +71,11 @@ def row_sampling(
     )
 
 
+def wording(example: Example) -> Example:
+    """The question without its text: a prompt of it has only the wording of all prompts."""
+    return replace(example, question="", context=())
+
+
 def plain_prompt(templates: PromptTemplates, example: Example) -> Prompt:
     """A question's prompt to reason, without demonstrations and without a hint."""
     return replace(templates, demonstrations=()).cot(example)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
-from lmcot.config import ASPECTS, Config, GuidanceRewards
+from lmcot.config import ASPECTS, Config, FrozenTeacher, GuidanceRewards
 from lmcot.config.rows import default_rows, find_row, policy_row_name
 from lmcot.config.stages import BASE
 from lmcot.data.prompts import PromptTemplates
-from lmcot.data.row_requests import row_prompt, row_sampling
+from lmcot.data.row_requests import row_prompt, row_sampling, teacher_prompt, teacher_sampling
 from lmcot.errors import UserError
 from lmcot.frozen.needs import Measure, Needs
 from lmcot.frozen.open import check_frozen_lm
@@ -101,8 +101,13 @@ def check_frozen(
     judged = rewards if asker != "serve" and isinstance(rewards, GuidanceRewards) else None
     asked = [] if judged is None else _asked(judged)
     calls = {call for one in asked for call in one.calls}
+    teacher = config.teacher if isinstance(config.teacher, FrozenTeacher) else None
     needs = Needs(
-        tuple(_completions(config, templates, _rows(config, asker))),
+        tuple(
+            _completions(
+                config, templates, _rows(config, asker), teacher if asker == "run" else None
+            )
+        ),
         tuple(_judgements(templates)) if "choose" in calls else (),
         "score" in calls,
     )
@@ -132,24 +137,31 @@ def _rows(config: Config, asker: Asker) -> list[str]:
         return [guided]  # the parameters that an endpoint takes are learned from it
     if asker == "serve":
         return [guided, "standard"]
-    taught = config.teacher is not None and config.teacher.kind == "frozen"
-    rows = config.evaluate.rows or default_rows()
-    return [guided, *rows, *(["cot"] if taught else [])]
+    return [guided, *(config.evaluate.rows or default_rows())]
 
 
 def _completions(
-    config: Config, templates: PromptTemplates, rows: Sequence[str]
+    config: Config,
+    templates: PromptTemplates,
+    rows: Sequence[str],
+    teacher: FrozenTeacher | None,
 ) -> Iterator[tuple[Prompt, Sampling]]:
     """A request of each form: the seeds alone differ among those of a form."""
     seen = set()
-    for asked in map(find_row, rows):
-        if asked.prompt is None:
-            continue
-        sampling = row_sampling(asked, config, templates, 0)
+    asked = [
+        (row_prompt(row, templates, _EXAMPLE, _RATIONALE), row_sampling(row, config, templates, 0))
+        for row in map(find_row, rows)
+        if row.prompt is not None
+    ]
+    if teacher is not None:
+        prompt = teacher_prompt(teacher, templates, _EXAMPLE, hinted=teacher.rationalise)
+        sampling = teacher_sampling(teacher, config, templates, 0, hinted=False)
+        asked.append((prompt, sampling))
+    for prompt, sampling in asked:
         form = replace(sampling, seed=None if sampling.seed is None else 0)
         if form not in seen:
             seen.add(form)
-            yield row_prompt(asked, templates, _EXAMPLE, _RATIONALE), sampling
+            yield prompt, sampling
 
 
 def _judgements(templates: PromptTemplates) -> list[Prompt]:

@@ -10,12 +10,12 @@ from typing import Final
 
 from lmcot.config import FrozenTeacher, SupportingFactsTeacher
 from lmcot.config.teachers import Teacher
-from lmcot.data.row_requests import plain_prompt
+from lmcot.data.row_requests import plain_prompt, wording
 from lmcot.errors import UserError
 from lmcot.files import open_private, write_atomically
 from lmcot.monitor.progress import say
 from lmcot.records import Annotation, to_json
-from lmcot.run.context import Question, Run
+from lmcot.run.context import Run
 from lmcot.run.directory import read_annotations
 from lmcot.run.inputs import annotation_digest
 from lmcot.training.choosing import choose, is_good
@@ -93,7 +93,7 @@ def _add_missing(
     there = {key[0] for key in known}
     missing = [one for one in run.train if one.example.id not in there]
     for question in missing:
-        prompt = plain_prompt(run.templates, question.example)
+        prompt = plain_prompt(run.templates, wording(question.example))
         if isinstance(teacher, SupportingFactsTeacher):
             found = [facts.taken(question, teacher, filters, prompt)]
         else:

@@ -17,6 +17,7 @@ from lmcot.text.sentences import split_sentences
 _WORD: Final = re.compile(r"\w+")
 _LABEL: Final = re.compile(r"^([^\n{}:]{1,40}:)", re.MULTILINE)
 _CONCLUDES: Final = "the answer is"
+_CONCLUSION: Final = re.compile(rf"\b{_CONCLUDES}\b.*", re.IGNORECASE)
 _HINT: Final = re.compile(
     r"\b(?:right|correct|given|provided|known|hinted)\s+answer\b"
     r"|\banswer\s+(?:is|was|has\s+been)\s+(?:already\s+)?(?:given|provided|known|hinted)\b"
@@ -49,7 +50,7 @@ class Filters:
         """Why a rationale is rejected; empty if it is good.
 
         Args:
-            prompt: what it answers.
+            prompt: what it answers, without the question and its passages.
             hinted: the prompt held the answer as a hint.
         """
         settings = self.settings
@@ -85,9 +86,9 @@ def merely_answers(rationale: str, answers: Sequence[str], least: int) -> bool:
 
 
 def repeats_question(example: Example, rationale: str) -> bool:
-    """Whether all content words of a rationale stand in the question or a right answer."""
-    known = [example.question, *example.answers]
-    return content_words(rationale).keys() <= {w for one in known for w in content_words(one)}
+    """Whether a rationale, without its conclusion, has only words of the question."""
+    said = content_words(_CONCLUSION.sub(" ", rationale))
+    return said.keys() <= content_words(example.question).keys()
 
 
 def holds_label(rationale: str, labels: Sequence[str]) -> bool:
@@ -99,10 +100,14 @@ def holds_label(rationale: str, labels: Sequence[str]) -> bool:
 def copies_prompt(example: Example, rationale: str, prompt: Prompt, run: int) -> bool:
     """Whether ``run`` words in a row within a sentence come from the prompt.
 
-    The question's own passages may be quoted, and so may the question; conclusions are alike.
+    The question and its passages may be quoted, and conclusions are alike.
+
+    Args:
+        prompt: without the question and its passages.
     """
-    passages = (" ".join([one.title, *one.sentences]) for one in example.context)
-    own = _runs(" ".join(example.question.split()), run).union(*(_runs(p, run) for p in passages))
+    own = _runs(example.question, run).union(
+        *(_runs(" ".join([one.title, *one.sentences]), run) for one in example.context)
+    )
     said = {
         words
         for sentence in split_sentences(rationale)

@@ -10,7 +10,7 @@ from lmcot.actors.frozen_client import FrozenClient
 from lmcot.actors.resources.cluster import check_plan
 from lmcot.actors.units import PromptUnit
 from lmcot.config import FrozenTeacher
-from lmcot.data.row_requests import teacher_prompt, teacher_sampling
+from lmcot.data.row_requests import teacher_prompt, teacher_sampling, wording
 from lmcot.frozen.cached import Replies
 from lmcot.monitor.progress import progress
 from lmcot.records import Annotation, Completion, Example, Failure, Prompt, Usage
@@ -119,7 +119,8 @@ class FrozenTeaching:
         return [
             judged(
                 self._run.train[row].example, one, self._teacher, self._filters,
-                prompt=self._prompt(row, ask.hinted), hinted=ask.hinted, sample=ask.sample,
+                prompt=self._prompt(wording(self._run.train[row].example), ask.hinted),
+                hinted=ask.hinted, sample=ask.sample,
             )
             for row, one in zip(ask.rows, replies.results, strict=True)
         ]  # fmt: skip
@@ -133,7 +134,9 @@ class FrozenTeaching:
             return []
         return self._asks(self._failing(known), known, hinted=True)
 
-    def _asks(self, rows: list[int], known: Mapping[Key, Annotation], *, hinted: bool) -> list[_Ask]:
+    def _asks(
+        self, rows: list[int], known: Mapping[Key, Annotation], *, hinted: bool
+    ) -> list[_Ask]:
         ids = [one.example.id for one in self._run.train]
         return [
             _Ask(missing, sample, hinted)
@@ -159,14 +162,14 @@ class FrozenTeaching:
 
     def _unit(self, ask: _Ask) -> PromptUnit:
         kind = "hinted/" if ask.hinted else ""
-        prompts = tuple(self._prompt(row, ask.hinted) for row in ask.rows)
+        questions = (self._run.train[row].example for row in ask.rows)
+        prompts = tuple(self._prompt(one, ask.hinted) for one in questions)
         sampling = teacher_sampling(
             self._teacher, self._run.config, self._run.templates, ask.sample, hinted=ask.hinted
         )
         return PromptUnit(f"annotate/{kind}{ask.sample}/{ask.rows[0]}", prompts, sampling)
 
-    def _prompt(self, row: int, hinted: bool) -> Prompt:
-        example = self._run.train[row].example
+    def _prompt(self, example: Example, hinted: bool) -> Prompt:
         return teacher_prompt(self._teacher, self._run.templates, example, hinted=hinted)
 
 
