@@ -18,7 +18,8 @@ class FilterSettings(Settings):
     """What a rationale must not be, to be kept. Its length is always checked."""
 
     min_words: NonNegativeInt = 3
-    """Least content words beside those of the answer: with fewer it is merely the answer."""
+    """Least words, beside the conclusion and those of the answer: with fewer a rationale is merely
+    the answer."""
     repeats_question: bool = True
     """Reject rationales that, without their conclusion, have only words of the question."""
     prompt_words: NonNegativeInt = 6

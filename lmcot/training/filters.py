@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,8 +17,7 @@ from lmcot.text.sentences import split_sentences
 
 _WORD: Final = re.compile(r"\w+")
 _LABEL: Final = re.compile(r"^([^\n{}:]{1,40}:)", re.MULTILINE)
-_CONCLUDES: Final = "the answer is"
-_CONCLUSION: Final = re.compile(rf"\b{_CONCLUDES}\b.*", re.IGNORECASE)
+_CONCLUSION: Final = re.compile(r"(?:\bso,?\s+)?\bthe\s+answer\s+is\b.*", re.IGNORECASE)
 _HINT: Final = re.compile(
     r"\b(?:right|correct|given|provided|known|hinted)\s+answer\b"
     r"|\banswer\s+(?:is|was|has\s+been)\s+(?:already\s+)?(?:given|provided|known|hinted)\b"
@@ -80,15 +80,16 @@ def is_right(
 
 
 def merely_answers(rationale: str, answers: Sequence[str], least: int) -> bool:
-    """Whether a rationale has fewer content words than ``least`` beside those of an answer."""
-    said = content_words(rationale)
-    return any(sum((said - content_words(answer)).values()) < least for answer in answers)
+    """Whether a rationale, without its conclusion, has fewer than ``least`` words beside those of
+    an answer."""
+    said = Counter(word for sentence in _body(rationale) for word in _words(sentence))
+    return any((said - Counter(_words(answer))).total() < least for answer in answers)
 
 
 def repeats_question(example: Example, rationale: str) -> bool:
     """Whether a rationale, without its conclusion, has only words of the question."""
-    said = content_words(_CONCLUSION.sub(" ", rationale))
-    return said.keys() <= content_words(example.question).keys()
+    asked = content_words(example.question).keys()
+    return all(content_words(sentence).keys() <= asked for sentence in _body(rationale))
 
 
 def holds_label(rationale: str, labels: Sequence[str]) -> bool:
@@ -100,7 +101,7 @@ def holds_label(rationale: str, labels: Sequence[str]) -> bool:
 def copies_prompt(example: Example, rationale: str, prompt: Prompt, run: int) -> bool:
     """Whether ``run`` words in a row within a sentence come from the prompt.
 
-    The question and its passages may be quoted, and conclusions are alike.
+    The question and its passages may be quoted; conclusions are alike, and do not count.
 
     Args:
         prompt: without the question and its passages.
@@ -109,10 +110,7 @@ def copies_prompt(example: Example, rationale: str, prompt: Prompt, run: int) ->
         *(_runs(" ".join([one.title, *one.sentences]), run) for one in example.context)
     )
     said = {
-        words
-        for sentence in split_sentences(rationale)
-        for words in _runs(sentence, run)
-        if _CONCLUDES not in words and words not in own
+        words for sentence in _body(rationale) for words in _runs(sentence, run) if words not in own
     }
     return bool(said) and any(said & _runs(message.content, run) for message in prompt)
 
@@ -130,5 +128,14 @@ def prompt_labels(template: str) -> tuple[str, ...]:
 @lru_cache(maxsize=256)  # demonstrations and instructions are those of every question
 def _runs(text: str, length: int) -> frozenset[str]:
     """The sequences of so many words, in lower case."""
-    words = _WORD.findall(text.lower())
+    words = _words(text)
     return frozenset(" ".join(words[at : at + length]) for at in range(len(words) - length + 1))
+
+
+def _body(rationale: str) -> list[str]:
+    """The sentences, without what concludes: ``So the answer is ...``."""
+    return [_CONCLUSION.sub("", sentence) for sentence in split_sentences(rationale)]
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())

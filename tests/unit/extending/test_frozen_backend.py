@@ -146,7 +146,7 @@ class _Fleet:
 def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path, Config], Run]]:
     monkeypatch.setattr(frozen_client, "ray", _Ray())
     monkeypatch.setattr(frozen_client, "wait_for_news", lambda client: None)
-    monkeypatch.setattr("lmcot.training.annotate.check_plan", lambda *about: None)
+    monkeypatch.setattr("lmcot.training.teachers.frozen.check_plan", lambda *about: None)
     monkeypatch.setattr(Run, "frozen_fleet", lambda run: _Fleet(run.effective))
     with ExitStack() as stack:
 

@@ -145,7 +145,7 @@ class _Teacher:
         self.asked.append(number)
         if number in self.fails:
             return Failure(FailureKind.TRANSIENT, "the endpoint is down")
-        return Completion("It is in Velm. So the answer is Velm.", 1, 1, "stop")
+        return Completion(f"Place {number} is in Velm. So the answer is Velm.", 1, 1, "stop")
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def teacher(monkeypatch: pytest.MonkeyPatch) -> _Teacher:
     found = _Teacher()
     monkeypatch.setattr(Run, "frozen_fleet", lambda run: found)
     monkeypatch.setattr(Run, "frozen_client", lambda run, fleet: fleet)
-    monkeypatch.setattr("lmcot.training.annotate.check_plan", lambda *about: None)
+    monkeypatch.setattr("lmcot.training.teachers.frozen.check_plan", lambda *about: None)
     return found
 
 

@@ -11,11 +11,13 @@ import pytest
 
 from lmcot.config import FrozenTeacher, SupportingFactsTeacher, load_config
 from lmcot.monitor.metrics import Monitor
-from lmcot.records import Completion, Failure, FailureKind, to_json
+from lmcot.records import Annotation, Completion, Failure, FailureKind, to_json
 from lmcot.run.context import Question, Run
 from lmcot.run.directory import RunDirectory
 from lmcot.run.interruption import Interruption
-from lmcot.training.annotate import _from_facts, _judge, _read_partial
+from lmcot.training.annotate import _read_partial, filters_of
+from lmcot.training.teachers.facts import taken
+from lmcot.training.teachers.frozen import judged as judge
 
 FACTS = SupportingFactsTeacher(kind="supporting_facts")
 CONFIG = Path(__file__).parents[3] / "configs" / "smoke_t5.yaml"
@@ -32,9 +34,19 @@ def said(text: str) -> Completion:
     return Completion(text, tokens_in=10, tokens_out=5, finish_reason="stop")
 
 
+def _from_facts(run: Run, question: Question) -> Annotation:
+    return taken(question, FACTS, filters_of(run, FACTS), ())
+
+
+def _judge(
+    run: Run, teacher: FrozenTeacher, question: Question, result: Completion | Failure
+) -> Annotation:
+    return judge(question.example, result, teacher, filters_of(run, teacher))
+
+
 def test_supporting_facts_become_a_rationale_that_concludes(run: Run) -> None:
     question = run.train[0]
-    annotation = _from_facts(run, FACTS, question)
+    annotation = _from_facts(run, question)
     facts = " ".join(question.example.gold_sentences())
     assert facts
     assert annotation.rationale == f"{facts} So the answer is {question.example.answer}."
@@ -43,12 +55,12 @@ def test_supporting_facts_become_a_rationale_that_concludes(run: Run) -> None:
 
 def test_facts_that_the_budget_cut_or_that_are_missing_are_rejected(run: Run) -> None:
     question = run.train[0]
-    cut = _from_facts(run, FACTS, Question(question.example, facts_cut=True))
+    cut = _from_facts(run, Question(question.example, facts_cut=True))
     assert (cut.kept, cut.reason) == (
         False, "a supporting fact is outside the context's token budget",
     )  # fmt: skip
     bare = Question(replace(question.example, supporting_facts=()), facts_cut=False)
-    assert _from_facts(run, FACTS, bare).reason == "the question has no supporting facts"
+    assert _from_facts(run, bare).reason == "the question has no supporting facts"
 
 
 def test_the_frozen_teacher_keeps_right_answers_only(run: Run) -> None:
@@ -60,8 +72,8 @@ def test_the_frozen_teacher_keeps_right_answers_only(run: Run) -> None:
         annotation = _judge(run, teacher, question, result)
         return annotation.kept, annotation.reason, annotation.answer
 
-    assert judged(said(f"A fact. So the answer is {gold}.")) == (True, "right answer", gold)
-    assert judged(said("A fact. So the answer is Atlantis.")) == (
+    assert judged(said(f"It is a fact. So the answer is {gold}.")) == (True, "right answer", gold)
+    assert judged(said("It is a fact. So the answer is Atlantis.")) == (
         False, "the teacher's answer is wrong", "Atlantis",
     )  # fmt: skip
     assert judged(said("I do not know")) == (False, "the teacher came to no answer", "")
@@ -69,7 +81,7 @@ def test_the_frozen_teacher_keeps_right_answers_only(run: Run) -> None:
     assert judged(said(f"{long} So the answer is {gold}."))[:2] == (
         False, "longer than policy.max_new_tokens",
     )  # fmt: skip
-    paragraphs = f"A fact.\n\nAnother one.\n\nSo the answer is {gold}."
+    paragraphs = f"It is a fact.\n\nAnother one.\n\nSo the answer is {gold}."
     assert judged(said(paragraphs)) == (True, "right answer", gold)
     assert _judge(run, teacher, question, said(paragraphs)).rationale == paragraphs
     cut = replace(said("A fact. And another"), finish_reason="length")
@@ -85,7 +97,7 @@ def test_the_frozen_teacher_keeps_right_answers_only(run: Run) -> None:
 def test_a_partial_answer_is_enough_where_the_settings_say_so(run: Run) -> None:
     question = run.train[0]
     assert question.example.answer == "abstract strategy board game"
-    half = said("So the answer is board game.")
+    half = said("It is a fact. So the answer is board game.")
     strict, lenient = FrozenTeacher(kind="frozen"), FrozenTeacher(kind="frozen", min_f1=0.6)
     assert not _judge(run, strict, question, half).kept
     assert _judge(run, lenient, question, half).kept, "F1 is 2/3"
@@ -95,8 +107,8 @@ def test_any_right_answer_is_right(run: Run) -> None:
     question = run.train[0]
     known = replace(question, example=replace(question.example, aliases=("Go", "Weiqi")))
     teacher = FrozenTeacher(kind="frozen")
-    assert not _judge(run, teacher, question, said("So the answer is Weiqi.")).kept
-    assert _judge(run, teacher, known, said("So the answer is Weiqi.")).kept
+    assert not _judge(run, teacher, question, said("It is a fact. So the answer is Weiqi.")).kept
+    assert _judge(run, teacher, known, said("It is a fact. So the answer is Weiqi.")).kept
 
 
 def test_a_line_cut_by_a_kill_is_asked_again(tmp_path: Path) -> None:
@@ -121,6 +133,8 @@ def test_what_failed_is_asked_again_when_the_run_goes_on(tmp_path: Path, run: Ru
     path.write_text("".join(lines), encoding="utf-8")
     assert [a.example_id for a in _read_partial(path)] == [other.example.id]
     # Both lines are in the file by then: the later one counts.
-    found = _judge(run, teacher, question, said(f"So the answer is {question.example.answer}."))
+    found = _judge(
+        run, teacher, question, said(f"It is a fact. So the answer is {question.example.answer}.")
+    )
     path.write_text("".join([*lines, json.dumps(to_json(found)) + "\n"]), encoding="utf-8")
     assert [a.kept for a in _read_partial(path)] == [False, True]
