@@ -71,14 +71,9 @@ def row_sampling(
     )
 
 
-def wording(example: Example) -> Example:
-    """The question without its text: a prompt of it has only the wording of all prompts."""
-    return replace(example, question="", context=())
-
-
 def plain_prompt(templates: PromptTemplates, example: Example) -> Prompt:
     """A question's prompt to reason, without demonstrations and without a hint."""
-    return replace(templates, demonstrations=()).cot(example)
+    return replace(templates, demonstrations=(), nearest=None).cot(example)
 
 
 def teacher_prompt(
@@ -90,7 +85,28 @@ def teacher_prompt(
         hinted: whether the answer is given as a hint.
     """
     asked = teacher.with_hint(example) if hinted else example
-    return templates.cot(asked) if teacher.demonstrations else plain_prompt(templates, asked)
+    if not teacher.demonstrations:
+        return plain_prompt(templates, asked)
+    return _showing(templates, example).cot(asked)
+
+
+def teacher_wording(
+    teacher: FrozenTeacher, templates: PromptTemplates, example: Example, *, hinted: bool
+) -> Prompt:
+    """That prompt without the question and its passages."""
+    shown = _showing(templates, example)
+    return teacher_prompt(teacher, shown, without_text(example), hinted=hinted)
+
+
+def without_text(example: Example) -> Example:
+    """The question without its text and its passages."""
+    return replace(example, question="", context=())
+
+
+def _showing(templates: PromptTemplates, example: Example) -> PromptTemplates:
+    """The templates with the demonstrations that a question is shown, whatever is asked."""
+    shown = tuple(templates.shown(example.question))
+    return replace(templates, demonstrations=shown, nearest=None)
 
 
 def teacher_sampling(

@@ -10,7 +10,7 @@ from typing import Final
 
 from lmcot.config import FrozenTeacher, SupportingFactsTeacher
 from lmcot.config.teachers import Teacher
-from lmcot.data.row_requests import plain_prompt, wording
+from lmcot.data.row_requests import plain_prompt, without_text
 from lmcot.errors import UserError
 from lmcot.files import open_private, write_atomically
 from lmcot.monitor.progress import say
@@ -93,7 +93,7 @@ def _add_missing(
     there = {key[0] for key in known}
     missing = [one for one in run.train if one.example.id not in there]
     for question in missing:
-        prompt = plain_prompt(run.templates, wording(question.example))
+        prompt = plain_prompt(run.templates, without_text(question.example))
         if isinstance(teacher, SupportingFactsTeacher):
             found = [facts.taken(question, teacher, filters, prompt)]
         else:

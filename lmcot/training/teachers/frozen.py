@@ -10,7 +10,7 @@ from lmcot.actors.frozen_client import FrozenClient
 from lmcot.actors.resources.cluster import check_plan
 from lmcot.actors.units import PromptUnit
 from lmcot.config import FrozenTeacher
-from lmcot.data.row_requests import teacher_prompt, teacher_sampling, wording
+from lmcot.data.row_requests import teacher_prompt, teacher_sampling, teacher_wording
 from lmcot.frozen.cached import Replies
 from lmcot.monitor.progress import progress
 from lmcot.records import Annotation, Completion, Example, Failure, Prompt, Usage
@@ -116,14 +116,18 @@ class FrozenTeaching:
         return usage
 
     def _judged(self, ask: _Ask, replies: Replies) -> list[Annotation]:
-        return [
-            judged(
-                self._run.train[row].example, one, self._teacher, self._filters,
-                prompt=self._prompt(wording(self._run.train[row].example), ask.hinted),
-                hinted=ask.hinted, sample=ask.sample,
-            )
-            for row, one in zip(ask.rows, replies.results, strict=True)
-        ]  # fmt: skip
+        teacher, templates = self._teacher, self._run.templates
+        found: list[Annotation] = []
+        for row, one in zip(ask.rows, replies.results, strict=True):
+            example = self._run.train[row].example
+            wording = teacher_wording(teacher, templates, example, hinted=ask.hinted)
+            found.append(
+                judged(
+                    example, one, teacher, self._filters,
+                    prompt=wording, hinted=ask.hinted, sample=ask.sample,
+                )
+            )  # fmt: skip
+        return found
 
     def _plain(self, known: Mapping[Key, Annotation]) -> list[_Ask]:
         rows = range(len(self._run.train))
@@ -162,15 +166,15 @@ class FrozenTeaching:
 
     def _unit(self, ask: _Ask) -> PromptUnit:
         kind = "hinted/" if ask.hinted else ""
-        questions = (self._run.train[row].example for row in ask.rows)
-        prompts = tuple(self._prompt(one, ask.hinted) for one in questions)
+        run, teacher = self._run, self._teacher
+        prompts = tuple(
+            teacher_prompt(teacher, run.templates, run.train[row].example, hinted=ask.hinted)
+            for row in ask.rows
+        )
         sampling = teacher_sampling(
-            self._teacher, self._run.config, self._run.templates, ask.sample, hinted=ask.hinted
+            teacher, run.config, run.templates, ask.sample, hinted=ask.hinted
         )
         return PromptUnit(f"annotate/{kind}{ask.sample}/{ask.rows[0]}", prompts, sampling)
-
-    def _prompt(self, example: Example, hinted: bool) -> Prompt:
-        return teacher_prompt(self._teacher, self._run.templates, example, hinted=hinted)
 
 
 def judged(

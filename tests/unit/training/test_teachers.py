@@ -19,7 +19,7 @@ from lmcot.records import Annotation, Completion, Failure, FailureKind, Prompt, 
 from lmcot.run.directory import read_annotations
 from lmcot.training.annotate import annotate
 from lmcot.training.distill import STAGE, kept_rationales
-from lmcot.training.supervised import token_pairs
+from lmcot.training.pairs import training_pairs
 from tests.support.stand_in_teacher import (
     StandInTeacher,
     opened_run,
@@ -69,7 +69,7 @@ def test_all_samples_are_written_down_and_the_best_is_kept(
     with opened_run(tmp_path, **teacher(samples=3, temperature=0.7)) as run:
         found = annotate(run)
         assert found == read_annotations(run.directory.rationales)
-        assert len(token_pairs(run, STAGE, kept_rationales(found))) == 3
+        assert len(training_pairs(run, STAGE, kept_rationales(found))) == 3
         table = (tmp_path / "run" / "rationales.md").read_text(encoding="utf-8")
     assert [(one.example_id, one.sample) for one in found] == [
         (f"q{number}", sample) for number in range(3) for sample in range(3)
@@ -181,7 +181,7 @@ def test_a_file_of_rationales_passes_the_same_filters(model_cache: Path, tmp_pat
     with opened_run(tmp_path, **settings) as run:
         run.check_inputs()
         found = annotate(run)
-        assert len(token_pairs(run, STAGE, kept_rationales(found))) == 2
+        assert len(training_pairs(run, STAGE, kept_rationales(found))) == 2
     assert [(one.example_id, one.sample, one.kept, one.reason) for one in found] == [
         ("q0", 0, False, "it comes to no answer: give its 'answer', or end it in one"),
         ("q0", 1, True, "right answer"),
