@@ -287,7 +287,11 @@ class Rank:
         session = self._open(setting)
         before = _parameters(session)
         metrics = [_step(session, step) for step in range(2)]
-        return {"metrics": metrics, "before": before, "parameters": _parameters(session)}
+        found = {"metrics": metrics, "before": before, "parameters": _parameters(session)}
+        if session._plan.ppo is None:
+            prompts = [one.rollout.prompt_ids for one in made_up(0)[::SAMPLES]]
+            found["written"] = session.write_greedily(prompts, 5)
+        return found
 
     def _few(self, number: int, setting: Setting) -> Found:
         session = self._open(setting, minibatches=FEW[number], epochs=1)
@@ -423,7 +427,11 @@ def checkpoint_of(folder: Path, world: int, setting: Setting) -> Path:
 def _step(session: LearnerSession, step: int) -> dict[str, float]:
     """One step of either kind; PPO's first one warms the critic up, where that is set."""
     if session._plan.ppo is None:
-        return session.distiller.step(pairs_of(made_up(step)))
+        rationales, answers = pairs_of(made_up(step)), pairs_of(made_up(step + 10, 7))
+        kept_out = pairs_of(made_up(step + 20, 5)), pairs_of(made_up(step + 30, 1))
+        losses = session.distiller.validate(*kept_out)
+        validation = {f"validation/{name}": value for name, value in losses.items()}
+        return {**session.distiller.step(rationales, answers, 0.5), **validation}
     return session.ppo.step(made_up(step), step)
 
 

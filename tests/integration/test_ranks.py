@@ -147,6 +147,9 @@ def test_two_ranks_take_the_steps_that_one_takes(ranks: Ranks, setting: Setting)
     assert max(m["optimiser/grad_norm"] for m in alone["metrics"]) > 0.02
     if setting.algorithm == "gspo":
         assert max(m["batch/no_backward"] for m in both[0]["metrics"]) > 0
+    assert ("written" in alone) == (setting.algorithm == "distill")
+    if "written" in alone:
+        assert [found["written"] for found in both] == [alone["written"], []]
 
 
 @named(cases.FEW_SETTINGS)
