@@ -38,6 +38,12 @@ WAYS = {
     # The default bounds are for the mean of hundreds of tokens; the toy's rationales have six.
     "grpo, gspo": [_GRPO, "refine.loss={kind: gspo, clip_low: 0.1, clip_high: 0.15}"],
     "grpo, cispo": [_GRPO, "refine.loss={kind: cispo}"],
+    # No token stops moving beyond the clip, so the toy's high rate may be too high.
+    "grpo, cispo, rate 1e-3": [
+        _GRPO,
+        "refine.loss={kind: cispo}",
+        "refine.optimiser.learning_rate=1.0e-3",
+    ],
     "grpo, sequence mean": [_GRPO, "refine.loss={aggregation: sequence_mean}"],
     "dr. grpo": [
         "refine.advantage={kind: grpo, normalise: false}",
