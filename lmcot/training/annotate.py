@@ -126,8 +126,8 @@ def _ask(
                 said = answers_shown((one.example for one in run.train), known.values())
                 say(
                     f"annotate: nothing good among the first {len(known)} rationales"
-                    f"{counts_of_reasons(known.values())}{said}; it may be worth to interrupt and "
-                    f"to try {_TRY}"
+                    f"{counts_of_reasons(known.values())}{said}; it may be better to "
+                    f"interrupt this, and to try in another --run-dir {_TRY}"
                 )
 
         teaching.ask(known, keep)
