@@ -9,7 +9,7 @@ from typing import Any
 from lmcot.actors.base import ActorBase, NotSetUp
 from lmcot.actors.frozen_client import FrozenClient
 from lmcot.actors.units import Judged, JudgeUnit, Packed, Scored, ScoreUnit
-from lmcot.config import Config
+from lmcot.config import Config, GivenDemonstrations
 from lmcot.frozen.templates import open_templates
 from lmcot.records import Example, Judgement, Rollout
 from lmcot.rewards.combine import judge_increasing
@@ -29,12 +29,17 @@ class RewardActor(ActorBase):
     def __init__(self, config: Config) -> None:
         self._config = config
 
-    def setup(self, frozen_handles: list[Any]) -> None:
+    def setup(
+        self, frozen_handles: list[Any], demonstrations: GivenDemonstrations | None = None
+    ) -> None:
         """Connects to the frozen LM's actors, where the rewards need them.
 
         Not in the constructor: Ray could not restart an actor whose arguments went out of scope.
+
+        Args:
+            demonstrations: those that were drawn, if any were.
         """
-        config = self._config
+        config = self._config.showing(demonstrations)
         if config.rewards.kind != "guidance" or config.frozen is None:
             return
         self._frozen = FrozenClient(

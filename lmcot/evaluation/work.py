@@ -245,7 +245,7 @@ def _judge_aspects(work: _Work, frozen: Fleet[FrozenActor]) -> None:
     if not missing:
         return
     with work.run.reward_fleet() as fleet:
-        fleet.wait_ready(frozen_handles=frozen.handles)
+        fleet.wait_ready(frozen_handles=frozen.handles, demonstrations=work.run.demonstrations)
         for policy, rows in missing.items():
             _judge(work, fleet, policy, rows)
 

@@ -243,7 +243,7 @@ class Run:
         return Fleet(
             "frozen-LM", FrozenActor, role, config.actors,
             arguments={
-                "settings": config.frozen, "prompts": config.prompts, "threads": role.threads,
+                "settings": config.frozen, "prompts": self.config.prompts, "threads": role.threads,
             },
             calls_at_once=config.frozen.calls_at_once,
             check=self.interruption.check,
@@ -282,10 +282,14 @@ class Run:
         )  # fmt: skip
 
     def reward_fleet(self) -> Fleet[RewardActor]:
-        """Actors that judge rationales, set up with the frozen LM's handles."""
+        """Actors that judge rationales, to be set up with the frozen LM's handles and the drawn
+        demonstrations."""
+        # Without the demonstrations: Ray keeps a large argument apart from the actor, and could not
+        # restart the actor once it is gone.
+        config = self.effective.model_copy(update={"prompts": self.config.prompts})
         return Fleet(
             "reward", RewardActor, self.config.actors.reward, self.config.actors,
-            arguments={"config": self.effective},
+            arguments={"config": config},
             check=self.interruption.check,
         )  # fmt: skip
 

@@ -22,6 +22,7 @@ from lmcot.actors.news import Source, wait_for_news
 from lmcot.actors.reward_actor import RewardActor
 from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.units import Packed, RolloutUnit, Scored, ScoreUnit, WeightsRef
+from lmcot.config import GivenDemonstrations
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import UserError
 from lmcot.records import Rollout, RunState
@@ -53,6 +54,8 @@ class Fleets:
     rollout: Fleet[RolloutActor]
     reward: Fleet[RewardActor]
     frozen: Fleet[FrozenActor] | None = None
+    demonstrations: GivenDemonstrations | None = None
+    """Those that the reward actors show the frozen LM, if they were drawn."""
 
     @property
     def all(self) -> list[Fleet[Any]]:
@@ -64,7 +67,10 @@ class Fleets:
         if self.frozen is not None:
             self.frozen.wait_ready()
         self.rollout.wait_ready()
-        self.reward.wait_ready(frozen_handles=self.frozen.handles if self.frozen else [])
+        self.reward.wait_ready(
+            frozen_handles=self.frozen.handles if self.frozen else [],
+            demonstrations=self.demonstrations,
+        )
 
 
 class Background(Protocol):

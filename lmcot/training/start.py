@@ -55,7 +55,7 @@ def open_fleets(run: Run, source: str, stack: ExitStack) -> Fleets:
     frozen = stack.enter_context(run.frozen_fleet()) if needs_frozen else None
     rollout = stack.enter_context(run.rollout_fleet(source, trains=True))
     reward = stack.enter_context(run.reward_fleet())
-    return Fleets(rollout, reward, frozen)
+    return Fleets(rollout, reward, frozen, run.demonstrations)
 
 
 def start_source(run: Run) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lmcot.actors.reward_actor import RewardActor
 from lmcot.answering.pair import open_pair
 from lmcot.config import GivenDemonstrations, dump_config, load_config
 from lmcot.errors import UserError
@@ -210,3 +211,10 @@ def test_demonstrations_that_exceed_the_window_are_refused(opened: Open) -> None
     given = run.demonstrations.model_copy(update={"examples": tuple(long)})
     with pytest.raises(UserError, match=r"the prompt without any question has \d+ tokens, which"):
         _ = opened(given.model_dump(mode="json")).train
+
+
+def test_reward_actors_get_the_drawn_demonstrations_at_their_setup(opened: Open) -> None:
+    run = opened()
+    actor = RewardActor(run.config)
+    actor.setup([], run.demonstrations)
+    assert actor._model._templates.demonstrations == run.templates.demonstrations
