@@ -112,10 +112,9 @@ def keep_out(
     if not 0 < count < len(drawn):
         key = f"{stage}.validation.{'questions' if settings.questions else 'share'}"
         value = settings.questions or settings.share
+        whom = "none of them is validated on: raise" if not count else "none is learnt from: lower"
         raise UserError(
-            f"{key} is {value:g}, which keeps {count} of {len(drawn)} questions with a rationale "
-            f"out of training: {'raise' if not count else 'lower'} it, so that at least one is "
-            f"{'validated on' if not count else 'learnt from'}"
+            f"{key} is {value:g}, but {len(drawn)} questions have a rationale, so that {whom} it"
         )
     out = set(drawn[:count])
     return (

@@ -328,9 +328,9 @@ def test_a_question_that_is_there_twice_is_on_one_side() -> None:
 @pytest.mark.parametrize(
     ("validation", "words"),
     [
-        ({"share": 0.01}, "share is 0.01, which keeps 0 of 12 questions .*: raise it"),
-        ({"share": 0.99}, "share is 0.99, which keeps 12 of 12 questions .*: lower it"),
-        ({"questions": 12}, "questions is 12, which keeps 12 of 12 questions .*: lower it"),
+        ({"share": 0.01}, "share is 0.01, but 12 questions have a .* validated on: raise it"),
+        ({"share": 0.99}, "share is 0.99, but 12 questions have a .* learnt from: lower it"),
+        ({"questions": 12}, "questions is 12, but 12 questions have a .* learnt from: lower it"),
     ],
 )
 def test_a_validation_that_leaves_nothing_is_refused(
