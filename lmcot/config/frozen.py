@@ -17,6 +17,7 @@ from lmcot.config.addresses import (
     check_variable_name,
 )
 from lmcot.config.base import Dtype, NonNegativeInt, PositiveFloat, PositiveInt, Settings
+from lmcot.config.prompts import PromptSettings
 
 _CLIENTS_AT_ONCE = 32
 """Calls of different clients that one frozen LM takes at the same time, where that is harmless."""
@@ -111,6 +112,10 @@ class FrozenSettings(Settings):
         """How many calls of different clients one actor takes at the same time, in threads."""
         return 1 if self.isolates_calls else _CLIENTS_AT_ONCE
 
+    def chat_of(self, prompts: PromptSettings) -> Literal["auto", "never"]:
+        """Whether a model that runs here gets its prompts through its tokenizer's chat template."""
+        return prompts.chat
+
     @property
     def request_limit(self) -> tuple[str, float] | None:
         """The setting that limits one request with all its retries, and its seconds.
@@ -147,6 +152,9 @@ class TransformersFrozen(FrozenSettings):
     """Where the weights come from: the same forms as ``policy.source``."""
     dtype: Dtype = "auto"
     """Data type of the weights and the arithmetic."""
+    chat: Literal["auto", "never"] | None = None
+    """``prompts.chat`` for this model alone; unset: as that says. Some small chat models follow
+    demonstrations in plain text only."""
     max_batch_tokens: PositiveInt = 8192
     """Most tokens in one pass of the model; a longer prompt takes several passes."""
     max_cached_tokens: PositiveInt = 32768
@@ -161,6 +169,10 @@ class TransformersFrozen(FrozenSettings):
     def local_source(self) -> str:
         """Model source of the weights and the tokenizer."""
         return self.source
+
+    def chat_of(self, prompts: PromptSettings) -> Literal["auto", "never"]:
+        """``chat``, else ``prompts.chat``."""
+        return self.chat or prompts.chat
 
     @property
     def isolates_calls(self) -> bool:

@@ -83,11 +83,12 @@ class TransformersLM(FrozenBackend):
             UserError: if there is no model at the source.
         """
         model, tokenizer = load_model(settings.source, settings.dtype)
+        chat = settings.chat_of(prompts)
         return cls(
             model,
             tokenizer,
-            identity=_identity(settings.source, model, tokenizer, prompts.chat),
-            chat=prompts.chat,
+            identity=_identity(settings.source, model, tokenizer, chat),
+            chat=chat,
             max_batch_tokens=settings.max_batch_tokens,
             max_cached_tokens=settings.max_cached_tokens,
             together=not settings.isolates_calls,

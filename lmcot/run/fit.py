@@ -111,7 +111,7 @@ def _needs_of_frozen(
     if frozen is None or source is None:
         return []
     own = tokenizer if source == config.policy.source else load_tokenizer(source)
-    limits, prompts = read_limits(source, own), config.prompts
+    limits, chat = read_limits(source, own), frozen.chat_of(config.prompts)
     fixed = templates.nearest is None
 
     def asks(kind: PromptKind) -> Callable[[Example], Prompt]:
@@ -124,7 +124,7 @@ def _needs_of_frozen(
         beside = config.policy.max_new_tokens if guided else 0
         found.append(
             Need(
-                questions, limits, own, prompts.chat, asks(kind), beside, limit, _to_lower(kind),
+                questions, limits, own, chat, asks(kind), beside, limit, _to_lower(kind),
                 fixed,
             )
         )  # fmt: skip
@@ -133,8 +133,8 @@ def _needs_of_frozen(
         ask = partial(teacher_prompt, teacher, templates, hinted=teacher.rationalise)
         limit, lower = frozen.rationale_limit, _to_lower("cot")
         fixed = fixed or not teacher.demonstrations
-        found.append(Need((TRAIN,), limits, own, prompts.chat, ask, 0, limit, lower, fixed))
-    return [*found, *_needs_of_judge(config, templates, limits, own)]
+        found.append(Need((TRAIN,), limits, own, chat, ask, 0, limit, lower, fixed))
+    return [*found, *_needs_of_judge(config, templates, limits, own, chat)]
 
 
 def _asked(config: Config) -> dict[PromptKind, tuple[str, ...]]:
@@ -165,7 +165,11 @@ def _to_lower(kind: PromptKind) -> str:
 
 
 def _needs_of_judge(
-    config: Config, templates: PromptTemplates, limits: Limits, tokenizer: PreTrainedTokenizerBase
+    config: Config,
+    templates: PromptTemplates,
+    limits: Limits,
+    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
 ) -> list[Need]:
     """The need of the longest judge's question that a reward depends on; it reads the context."""
     rewards = config.resolved().rewards
@@ -178,7 +182,7 @@ def _needs_of_judge(
     questions = (TRAIN, *([VALIDATION] if config.evaluate.aspect_questions else []))
     return [
         Need(
-            questions, limits, tokenizer, config.prompts.chat,
+            questions, limits, tokenizer, chat,
             lambda example: templates.judge(example, "", longest),
             config.policy.max_new_tokens, 1, f"{_CONTEXT} or policy.max_new_tokens",
         )

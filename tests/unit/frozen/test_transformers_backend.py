@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -19,11 +20,13 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from lmcot.config import PromptSettings, TransformersFrozen
 from lmcot.data.render import encode
 from lmcot.frozen.protocol import FrozenLM
 from lmcot.frozen.transformers_backend import TransformersLM, _Reader
 from lmcot.models.generation.requests import FinishReason, Generated
 from lmcot.models.generation.stopping import StopStrings
+from lmcot.models.sources import load_model
 from lmcot.records import (
     Choice,
     Completion,
@@ -390,6 +393,35 @@ def test_a_blank_line_ends_a_reply_where_prompts_are_plain_text(
     assert isinstance(found, Completion)
     assert found.text.strip() == "c"
     assert (found.tokens_out, found.finish_reason) == ((2, "stop") if ends else (6, "length"))
+
+
+@pytest.mark.usefixtures("model_cache")
+@pytest.mark.parametrize(
+    ("own", "of_all", "framed"),
+    [
+        (None, "auto", True),
+        ("never", "auto", False),
+        (None, "never", False),
+        ("auto", "never", True),
+    ],
+)
+def test_the_frozen_lm_has_its_own_say_on_the_chat_template(
+    own: Literal["auto", "never"] | None,
+    of_all: Literal["auto", "never"],
+    framed: bool,
+    tmp_path: Path,
+) -> None:
+    model, tokenizer = load_model("random:llama", "float32")
+    tokenizer.chat_template = "a a a a {{ messages[0].content }} a a a a"
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    settings = TransformersFrozen(
+        backend="transformers", source=str(tmp_path / "model"), dtype="float32", chat=own
+    )
+    lm = TransformersLM.open(settings, PromptSettings(chat=of_all))
+    (found,) = lm.generate([(Message("user", "b"),)], Sampling(max_new_tokens=1))
+    assert isinstance(found, Completion)
+    assert (found.tokens_in > 8) == framed
 
 
 def test_what_does_not_fit_into_the_positions_fails_alone() -> None:
