@@ -22,6 +22,8 @@ FROZEN = {
 """The frozen LMs by the names that the tables give them; files are in ``LMCOT_MODELS``."""
 OWN_TEMPLATES = {"smollm": "default", "gemma": "base", "qwen": "default"}
 """The templates that ship for a model of each kind."""
+CHAT = {"smollm": "never", "gemma": None, "qwen": None}
+"""What ``frozen.chat`` is: through its chat template SmolLM2 does not answer as it is shown."""
 SELECTION = 200
 """The first questions of hotpotqa-validation are for choices; reports use the others."""
 _VARIANTS = Path(__file__).parent / "template_variants"
@@ -162,6 +164,7 @@ def _asked(lm: str, name: str, shown: dict[str, Any] | int, rows: Sequence[str])
     choice = "invented" if isinstance(shown, int) else shown["choose"]
     changed = {
         "frozen.source": lm,
+        **({"frozen.chat": CHAT[lm]} if CHAT[lm] else {}),
         "prompts.templates": name,
         "prompts.demonstrations": shown,
         "evaluate.rows": list(rows),
@@ -190,12 +193,13 @@ def _guided(runs: Path, policy: str, lm: str, questions: int, rows: Sequence[str
     changed = {
         "data.max_validation": questions,
         "frozen.source": lm,
+        **({"frozen.chat": CHAT[lm]} if CHAT[lm] else {}),
         "prompts.templates": OWN_TEMPLATES[lm],
         "prompts.demonstrations": drawn(4),
         "evaluate.rows": list(rows),
     }
     step = Step(f"guided/{policy}-{lm}-{questions}", ("evaluate",), changed)
-    step.settings["evaluate"]["distilled"] = _policy(runs, policy)
+    step.settings["evaluate"]["policies"] = {"distilled": _policy(runs, policy)}
     return step
 
 
