@@ -117,6 +117,8 @@ def plan(runs: Path) -> list[Step]:
         _from_facts(1600),
         *(_guided(runs, "facts-1600", lm, SELECTION, GUIDED_ROWS) for lm in FROZEN_ORDER),
         _refined(runs, "facts-1600"),
+        _from_frozen(400),
+        *(_guided(runs, "frozen-400", lm, SELECTION, FIRST_ROWS[:3]) for lm in FROZEN_ORDER),
         *_prompts(),
         _from_facts(100),
         *(
@@ -186,6 +188,16 @@ def _from_facts(count: int) -> Step:
     if count > 400:
         changed["distill.validation"] = {"questions": 48, "every": 40, "samples": 4}
     return Step(f"distill/facts-{count}", ("distill",), changed)
+
+
+def _from_frozen(count: int) -> Step:
+    """Distillation on what Qwen wrote; where it was wrong, on what it wrote with a hint."""
+    changed = {
+        **_from_facts(count).changed,
+        "prompts.demonstrations": drawn(4),
+        "teacher": {"kind": "frozen", "rationalise": True},
+    }
+    return Step(f"distill/frozen-{count}", ("annotate", "distill"), changed)
 
 
 def _guided(runs: Path, policy: str, lm: str, questions: int, rows: Sequence[str]) -> Step:
