@@ -58,4 +58,5 @@ def test_a_damaged_record_of_the_format_is_told(tmp_path: Path, text: str) -> No
 
 def test_the_settings_can_name_a_source_for_each_policy() -> None:
     for policy in (stage.policy for stage in TRAINING_STAGES):
-        assert EvaluateSettings.model_validate({policy: "given"}).given_source(policy) == "given"
+        settings = EvaluateSettings.model_validate({"policies": {policy: "given"}})
+        assert settings.given_source(policy) == "given"
