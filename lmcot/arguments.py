@@ -219,6 +219,11 @@ def _add_inspect(commands: Any) -> None:
     command = commands.add_parser("inspect", help=text, description=text)
     command.add_argument("run", type=place, metavar="RUN")
     command.add_argument("--step", metavar="N[-M]", help="steps of refinement; default: the last")
+    command.add_argument(
+        "--rejection",
+        action="store_true",
+        help="the rationales of rejection sampling; --step then names its rounds",
+    )
     command.add_argument("--question", default="", metavar="TEXT", help="an id, or words of it")
     command.add_argument("--limit", type=int, default=5, metavar="N", help="default: 5")
     command.add_argument(

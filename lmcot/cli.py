@@ -139,7 +139,7 @@ def _policies_of(options: argparse.Namespace) -> list[str]:
     found = [name for name in TRAINED_POLICIES if (options.of / name).is_dir()]
     if not found:
         raise UserError(f"'{options.of}' holds no trained policy to evaluate")
-    return [f"evaluate.{name}={options.of / name}" for name in found]
+    return [f"evaluate.policies.{name}={options.of / name}" for name in found]
 
 
 def _run_cache(action: str, folder: str | None, model: str | None) -> int:
@@ -217,7 +217,7 @@ def _run_inspect(options: argparse.Namespace) -> int:
         if options.evaluation:
             show_evaluation(options.run, wanted, as_json=options.json)
         else:
-            show_rollouts(options.run, wanted, as_json=options.json)
+            show_rollouts(options.run, wanted, rounds=options.rejection, as_json=options.json)
     return 0
 
 

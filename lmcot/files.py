@@ -124,6 +124,14 @@ def open_private(path: Path, mode: Literal["wb", "ab"]) -> BinaryIO:
     return file
 
 
+def drop_cut_line(path: Path) -> None:
+    """Takes a last line that a kill cut short off a file, so that further lines can follow."""
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if whole != text:
+        write_atomically(path, whole, private=True)
+
+
 def private_folder(folder: Path) -> None:
     """Makes a folder, and those above it that are missing, for its owner alone."""
     for one in (*reversed(folder.parents), folder):

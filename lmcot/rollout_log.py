@@ -53,6 +53,20 @@ def encode_rollouts(
     return "".join(lines).encode()
 
 
+def encode_record(rollout: Rollout) -> str:
+    """One line of JSON for a rationale that is not judged yet."""
+    return _encoded(to_json(rollout))
+
+
+def rollout_of(record: Mapping[str, Any]) -> Rollout:
+    """The rationale of a line, judged or not."""
+    names = Rollout.__dataclass_fields__
+    values = {name: value for name, value in record.items() if name in names}
+    for name in ("prompt_ids", "response_ids", "logprobs"):
+        values[name] = tuple(values[name])
+    return Rollout(**values)
+
+
 def decode_rows(lines: bytes, rows: Sequence[int]) -> list[dict[str, Any]]:
     """The records of some rows of a step's lines, in the order of ``rows``."""
     found = lines.splitlines()
@@ -109,19 +123,14 @@ def last_step(folder: Place) -> int:
     return steps[-1]
 
 
-def _scored(record: dict[str, Any]) -> ScoredRollout:
-    judgement, reward = record.pop("judgement"), record.pop("reward")
-    penalties = record.pop("penalties", {})  # older files do not have them
-    for name in ("question", "gold", "golds"):
-        record.pop(name, None)
+def _scored(record: Mapping[str, Any]) -> ScoredRollout:
+    judgement = dict(record["judgement"])
     answer = judgement.pop("answer")
-    for name in ("prompt_ids", "response_ids", "logprobs"):
-        record[name] = tuple(record[name])
     return ScoredRollout(
-        Rollout(**record),
+        rollout_of(record),
         Judgement(**judgement, answer=Answer(**answer) if answer else None),
-        reward,
-        penalties,
+        record["reward"],
+        record.get("penalties", {}),  # older files do not have them
     )
 
 

@@ -46,12 +46,15 @@ COST_PICTURE: Final = "report-cost.png"
 ASPECTS_PICTURE: Final = "report-aspects.png"
 
 DISTILLED: Final = "distilled"
+REJECTION: Final = "rejection"
+REJECTION_ROUNDS: Final = "reject"
 REFINED: Final = "refined"
 BEST: Final = "best"
 CRITIC: Final = "critic"
 
 _ADAPTERS = "-adapters"
 _STEP = re.compile(r"step-(\d{6,})\.jsonl")
+_ROUND = re.compile(r"round-(\d+)\.jsonl")
 
 
 def training_picture(stage: str) -> str:
@@ -80,9 +83,20 @@ def samples_step(stage: str, name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def round_name(number: int) -> str:
+    """Name of the file of one round's rationales, below `REJECTION_ROUNDS`."""
+    return f"round-{number}.jsonl"
+
+
 def rollout_steps(folder: Place) -> list[int]:
     """The steps of which a ``rollouts`` folder holds rollouts, in ascending order."""
     found = (_STEP.fullmatch(path.name) for path in folder.glob("step-*.jsonl"))
+    return sorted(int(name[1]) for name in found if name)
+
+
+def rounds(folder: Place) -> list[int]:
+    """The rounds of which a `REJECTION_ROUNDS` folder holds all rationales, in ascending order."""
+    found = (_ROUND.fullmatch(path.name) for path in folder.glob("round-*.jsonl"))
     return sorted(int(name[1]) for name in found if name)
 
 

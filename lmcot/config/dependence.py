@@ -34,6 +34,7 @@ NO_STAGE_DEPENDS_ON = (
     "frozen.tokens_per_minute",
     "frozen.total_timeout_s",
     "frozen.verify_tls",
+    "reject.rounds",
     "refine.steps",
     "learner.tokens_per_micro_batch",
     "learner.share_prompts",
@@ -47,6 +48,7 @@ results."""
 LEVERS = (
     "distill.optimiser.learning_rate",
     "distill.validation.patience",
+    "reject.optimiser.learning_rate",
     "refine.optimiser.learning_rate",
     "refine.advantage.critic.learning_rate",
     "refine.entropy_coefficient",

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import model_validator
 
+from lmcot import run_files
 from lmcot.config.aspects import ASPECTS
 from lmcot.config.base import NonNegativeInt, Settings
 from lmcot.config.data import DataSettings
@@ -16,6 +17,7 @@ from lmcot.config.frozen import Frozen
 from lmcot.config.models import PolicySettings
 from lmcot.config.monitor import MonitorSettings
 from lmcot.config.prompts import GivenDemonstrations, PromptSettings
+from lmcot.config.reject import RejectSettings
 from lmcot.config.renamed import with_new_names
 from lmcot.config.rewards import FailureBudgets, GuidanceRewards, Rewards
 from lmcot.config.runtime import ActorsSettings, CheckpointSettings
@@ -46,6 +48,8 @@ class Config(Settings):
     """How much may be lost before a stage stops."""
     distill: DistillSettings = DistillSettings()
     """Supervised training on the teacher's rationales."""
+    reject: RejectSettings | None = None
+    """Rejection sampling, between distillation and PPO; unset: none."""
     refine: RefineSettings = RefineSettings()
     """PPO."""
     learner: LearnerSettings = LearnerSettings()
@@ -80,6 +84,27 @@ class Config(Settings):
             )
         if self.teacher is not None and self.teacher.kind == "frozen" and self.frozen is None:
             raise ValueError("teacher.kind is 'frozen', but there is no 'frozen' section: add one")
+        return self
+
+    @model_validator(mode="after")
+    def _rejection_has_what_it_takes(self) -> Config:
+        if self.reject is None:
+            if self.refine.start_from == run_files.REJECTION:
+                raise ValueError(
+                    "refine.start_from is 'rejection', but there is no 'reject' section: add one, "
+                    "or set refine.start_from to 'distilled'"
+                )
+            return self
+        if self.teacher is None and self.reject.start_from == run_files.DISTILLED:
+            raise ValueError(
+                "reject.start_from is 'distilled', but there is no 'teacher' to distil from: add a "
+                "'teacher' section, or set reject.start_from to 'base'"
+            )
+        if self.teacher is None and self.reject.teacher_rationales:
+            raise ValueError(
+                "reject.teacher_rationales is true, but there is no 'teacher': add a 'teacher' "
+                "section, or set it to false"
+            )
         return self
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ Settings of a stage are the section of its name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -149,11 +149,28 @@ class TrainingStage:
     extends: bool = False
     """Whether more steps may be asked of it when it is finished."""
     gathers: str = ""
-    """File of what it makes before it trains, if it has such a file."""
+    """File or folder of what it makes before it trains, if it has one."""
     small_lm: str = ""
     """Its policy in words, for reports; empty: `policy_in_words` names the stage."""
     colour: Colour = "teal"
     """Of its policy's rows in pictures."""
+    round: int = 0
+    """Which of its rounds this is, from 1, if it trains in rounds; 0: the stage as a whole."""
+
+    def of_round(self, number: int) -> TrainingStage:
+        """The training of one round, with a policy and checkpoints of its own."""
+        name = f"{self.name}-{number}"
+        return replace(
+            self,
+            round=number,
+            policy=f"{run_files.CHECKPOINTS}/{name}",
+            checkpoint_prefix=f"{name}-step-",
+        )
+
+    @property
+    def training(self) -> str:
+        """What the metrics of its training are logged under, and its end is recorded under."""
+        return f"{self.name}-{self.round}" if self.round else self.name
 
     @property
     def policy_in_words(self) -> str:
@@ -170,6 +187,17 @@ TRAINING_STAGES: Final = (
         reads_rationales=True,
         small_lm="the distilled small LM",
         colour="purple",
+    ),
+    TrainingStage(
+        "reject",
+        "train the small LM on the best right ones of its own rationales",
+        run_files.REJECTION,
+        "reject-step-",
+        reads_rationales=True,
+        judges=True,
+        extends=True,
+        gathers=run_files.REJECTION_ROUNDS,
+        small_lm="the small LM after rejection sampling",
     ),
     TrainingStage(
         "refine",

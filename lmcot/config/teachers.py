@@ -37,14 +37,19 @@ class _Teacher(Settings):
     """What a rationale must not be, to be kept."""
 
 
-class _JudgedTeacher(_Teacher):
-    """A teacher whose answers may be wrong, and that may give several rationales a question."""
+class RightAnswer(Settings):
+    """When the answer that a rationale comes to is right, so that the rationale may be kept."""
 
     right_by: Literal["em", "f1", "inclusion"] = "f1"
-    """When the teacher's answer is right: it is a right answer (``em``), its F1 with one reaches
-    ``min_f1``, or it contains one (``inclusion``)."""
+    """When an answer is right: it is a right answer (``em``), its F1 with one reaches ``min_f1``,
+    or it contains one (``inclusion``)."""
     min_f1: Fraction = 1.0
     """Least F1 of a right answer; 1.0 asks for exact match of the normalised words."""
+
+
+class _JudgedTeacher(_Teacher, RightAnswer):
+    """A teacher whose answers may be wrong, and that may give several rationales a question."""
+
     best_by: Literal["factuality", "shortest", "first"] = "factuality"
     """Which one is kept of several good rationales of a question. ``factuality``: the one that
     its passages support most (the one metric that agrees with people), of equals the shortest."""

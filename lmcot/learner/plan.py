@@ -20,6 +20,8 @@ class LearnerPlan:
     ppo: RefineSettings | None = None
     """Settings of PPO, which takes a reference and, if its advantages need one, a critic; None if
     the stage trains on rationales that it is given."""
+    checkpoint_prefix: str = ""
+    """What the names of its checkpoints begin with, if not as the stage's begin."""
 
 
 def distill_plan(config: Config, source: str, total_steps: int) -> LearnerPlan:

@@ -117,6 +117,16 @@ CATALOGUE = {
     "them. They count in every mean.",
     "batch/staleness": "Number of updates by which the policy that sampled was older than the one "
     "that learns.",
+    # -- rejection
+    "rejection/sampled": "Rationales sampled in the round (stage `reject`, a line for each round).",
+    "rejection/kept": "Those of them that are kept, and learnt.",
+    "rejection/kept_share": "Share of the questions of which at least one is kept.",
+    "rejection/solved_share": "Share of the questions of which at least one led the frozen LM to a "
+    "right answer, whether or not it passed the filters.",
+    "rejection/pass_at_*": "Mean probability that of so many samples of a question at least one is "
+    "right: the unbiased estimate (Chen et al. 2021), over questions whose samples were all "
+    "judged.",
+    "rejection/reward_kept": "Mean reward of the kept rationales.",
     # -- frozen
     "frozen/requests": "Requests to the frozen LM.",
     "frozen/cache_hit_rate": "Share of them that the cache answered.",
@@ -180,6 +190,7 @@ GROUPS = {
     "response": "Rationales",
     "answer": "The frozen LM's answers",
     "batch": "The step's batch",
+    "rejection": "Rejection sampling",
     "frozen": "The frozen LM",
     "speed": "Tokens per second",
     "seconds": "Seconds",

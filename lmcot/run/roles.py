@@ -27,6 +27,11 @@ def refine_roles(config: Config) -> Roles:
     return {**roles, "frozen": actors.frozen} if config.rewards.kind == "guidance" else roles
 
 
+def judging_roles(config: Config) -> Roles:
+    """The actors that sample and judge."""
+    return {name: role for name, role in refine_roles(config).items() if name != "learner"}
+
+
 def evaluate_roles(config: Config, rows: Sequence[Row] | None) -> Roles:
     """The frozen LM, and the small LM if a row needs its rationales (unset rows do)."""
     roles: Roles = {"frozen": config.actors.frozen}

@@ -29,6 +29,7 @@ _SAME_IN_ALL = (
     "policy.source",
     "refine.start_from",
     "refine.steps",
+    "reject",
     "teacher",
 )
 """These keys cannot vary: trials start from one policy and are compared step by step; the others do

@@ -21,9 +21,9 @@ from ray import cloudpickle, tune
 from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler
 
-from lmcot import run_files
 from lmcot.actors.resources.cluster import ray_cluster
 from lmcot.config import dump_config, load_config
+from lmcot.config.stages import BASE, stage_of_policy
 from lmcot.errors import UserError
 from lmcot.files import write_atomically
 from lmcot.monitor.progress import Progress, progress, say
@@ -117,17 +117,17 @@ def _conclude(run_dir: Path, trials: list[Trial], table: SweepTable) -> None:
 
 
 def _prepare(folder: Path, trial: Trial, sweep_directory: RunDirectory) -> None:
-    """Makes a trial's run directory, with the distilled policy that all start from.
+    """Makes a trial's run directory, with the policy that all start from.
 
     Raises:
-        UserError: if there is no distilled policy.
+        UserError: if there is no such policy.
     """
     deadline = time.monotonic() + _FREED_S
     while True:
         try:
             with RunDirectory(folder) as directory:
-                if trial.config.refine.start_from == "distilled":
-                    _link_distilled(directory, sweep_directory)
+                if (policy := trial.config.refine.start_from) != BASE:
+                    _link_policy(directory, sweep_directory, policy)
             return
         except DirectoryInUse:
             if time.monotonic() > deadline:
@@ -135,19 +135,19 @@ def _prepare(folder: Path, trial: Trial, sweep_directory: RunDirectory) -> None:
             time.sleep(0.5)
 
 
-def _link_distilled(directory: RunDirectory, source: RunDirectory) -> None:
-    facts = source.finished("distill")
+def _link_policy(directory: RunDirectory, source: RunDirectory, policy: str) -> None:
+    made_by = stage_of_policy(policy).name
+    facts = source.finished(made_by)
     if facts is None:
         raise UserError(
-            f"there is no distilled model in '{source.path}' for the trials to start from: run "
-            "'lmcot annotate' and 'lmcot distill' on this run directory first, or set "
-            "refine.start_from to 'base'"
+            f"there is no {policy} model in '{source.path}' for the trials to start from: run "
+            f"'lmcot {made_by}' on this run directory first, or set refine.start_from to 'base'"
         )
-    link = directory.path / run_files.DISTILLED
+    link = directory.path / policy
     if not link.is_symlink():
-        there = os.path.relpath(source.path / run_files.DISTILLED, directory.path)
+        there = os.path.relpath(source.path / policy, directory.path)
         link.symlink_to(there, target_is_directory=True)
-    directory.finish("distill", **facts)
+    directory.finish(made_by, **facts)
 
 
 def _run(

@@ -22,7 +22,7 @@ from lmcot.monitor.metrics import Monitor, read_metrics
 from lmcot.monitor.progress import progress, say
 from lmcot.rollout_log import last_step, read_scored
 from lmcot.run.context import Run
-from lmcot.run.roles import distill_roles, refine_roles
+from lmcot.run.roles import distill_roles, judging_roles
 from lmcot.training.learners import Learners
 from lmcot.training.pipeline import Pipeline
 from lmcot.training.refine import STAGE
@@ -53,7 +53,7 @@ def rollout_only(run: Run, *, steps: int, policy: str | None = None) -> list[dic
     Returns:
         the metrics of each batch, which are also in ``debug/rollout/`` with the rationales.
     """
-    roles = {name: role for name, role in refine_roles(run.config).items() if name != "learner"}
+    roles = judging_roles(run.config)
     check_plan("debug rollout", roles, run.config.actors)
     ahead = run.config.refine.model_copy(update={"max_staleness": steps - 1, "steps": steps})
     run = replace(run, config=run.config.model_copy(update={"refine": ahead}))

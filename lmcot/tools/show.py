@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -37,11 +37,55 @@ class Wanted:
     """The rationales to show."""
 
     steps: range | None = None
-    """Steps of refinement; unset: the last one."""
+    """Steps of refinement, or rounds of rejection sampling; unset: the last one."""
     question: str = ""
     """A question's id, or part of its text; empty: any question."""
     limit: int = 5
     order: Order = "file"
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """Files of sampled rationales, of which a run has one for each step or round."""
+
+    unit: Literal["step", "round"]
+    what: str
+    folder: str
+    numbers: Callable[[Place], list[int]]
+    name: Callable[[int], str]
+
+    def records(self, run: Place, number: int) -> Iterator[dict[str, Any]]:
+        """The records of a step or round, with its number."""
+        path = run / self.folder / self.name(number)
+        return ({self.unit: number, **record} for record in read_records(path, RECORD_KEYS))
+
+    def there(self, run: Place) -> list[int]:
+        """The numbers that the run has, in ascending order.
+
+        Raises:
+            UserError: if there are none.
+        """
+        run_files.check_format(run)
+        found = self.numbers(run / self.folder)
+        if not found:
+            raise UserError(f"'{run}' holds no rationales of {self.what}")
+        return found
+
+
+_STEPS = _Written(
+    "step",
+    "refinement (rollouts/step-NNNNNN.jsonl)",
+    run_files.ROLLOUTS,
+    run_files.rollout_steps,
+    run_files.rollouts_name,
+)
+_ROUNDS = _Written(
+    "round",
+    "rejection sampling (reject/round-N.jsonl)",
+    run_files.REJECTION_ROUNDS,
+    run_files.rounds,
+    run_files.round_name,
+)
 
 
 def parse_steps(text: str) -> range:
@@ -56,34 +100,40 @@ def parse_steps(text: str) -> range:
     return range(int(found[1]), int(found[2] or found[1]) + 1)
 
 
-def show_rollouts(run: Place, wanted: Wanted, *, as_json: bool = False) -> None:
-    """Prints rationales of refinement, with those of earlier steps for the same question.
+def show_rollouts(
+    run: Place, wanted: Wanted, *, rounds: bool = False, as_json: bool = False
+) -> None:
+    """Prints sampled rationales, with those of earlier steps for the same question.
+
+    Args:
+        rounds: those of rejection sampling, round by round, instead of refinement's.
 
     Raises:
         UserError: if there are none, or none as they are asked for.
     """
-    steps = _steps(run)
-    chosen = wanted.steps or range(steps[-1], steps[-1] + 1)
+    written = _ROUNDS if rounds else _STEPS
+    unit, numbers = written.unit, written.there(run)
+    chosen = wanted.steps or range(numbers[-1], numbers[-1] + 1)
     records = (
         record
-        for step in steps
-        if step in chosen
-        for record in _rollouts(run, step)
+        for number in numbers
+        if number in chosen
+        for record in written.records(run, number)
         if _is_asked_for(record["example_id"], record.get("question", ""), wanted)
     )
     found = _picked(records, wanted)
     if not found:
-        what = f"steps {chosen[0]} to {chosen[-1]}" if len(chosen) > 1 else f"step {chosen[0]}"
+        what = f"{unit}s {chosen[0]} to {chosen[-1]}" if len(chosen) > 1 else f"{unit} {chosen[0]}"
         raise UserError(
-            f"'{run}' has no such rationale in {what}; it has steps {steps[0]} to {steps[-1]}"
+            f"'{run}' has no such rationale in {what}; it has {unit}s {numbers[0]} to {numbers[-1]}"
         )
-    earlier = _earlier(run, steps, found)
+    earlier = _earlier(written, run, numbers, found)
     for record in found:
         before = earlier.get(record["example_id"])
         if as_json:
             print(json.dumps({**record, "before": before}, ensure_ascii=False))
         else:
-            print(_rollout_text(record, before))
+            print(_rollout_text(record, before, unit))
 
 
 def show_evaluation(run: Place, wanted: Wanted, *, as_json: bool = False) -> None:
@@ -137,21 +187,6 @@ def _lacking(answer: Mapping[str, Any]) -> str:
     return f" ({answer['missing']})" if answer.get("missing") else ""
 
 
-def _steps(run: Place) -> list[int]:
-    """The steps with rationales in the run, in ascending order."""
-    run_files.check_format(run)
-    steps = run_files.rollout_steps(run / run_files.ROLLOUTS)
-    if not steps:
-        raise UserError(f"'{run}' holds no rationales of refinement (rollouts/step-NNNNNN.jsonl)")
-    return steps
-
-
-def _rollouts(run: Place, step: int) -> Iterator[dict[str, Any]]:
-    """The records of a step's rationales, with the step's number."""
-    path = run / run_files.ROLLOUTS / run_files.rollouts_name(step)
-    return ({"step": step, **record} for record in read_records(path, RECORD_KEYS))
-
-
 def _predictions(folder: Place, row: str) -> Iterator[dict[str, Any]]:
     return read_records(folder / run_files.predictions_name(row), _OF_A_PREDICTION)
 
@@ -171,28 +206,30 @@ def _picked(records: Iterator[dict[str, Any]], wanted: Wanted) -> list[dict[str,
 
 
 def _earlier(
-    run: Place, steps: Sequence[int], found: Sequence[Mapping[str, Any]]
+    written: _Written, run: Place, numbers: Sequence[int], found: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """The first rationale of each question, if its step is earlier than all shown."""
-    first = min(record["step"] for record in found)
+    first = min(record[written.unit] for record in found)
     missing = {record["example_id"] for record in found}
     earlier: dict[str, dict[str, Any]] = {}
-    for step in steps:
-        if step >= first or not missing:
+    for number in numbers:
+        if number >= first or not missing:
             break
-        for record in _rollouts(run, step):
+        for record in written.records(run, number):
             if record["example_id"] in missing:
                 earlier[record["example_id"]] = record
                 missing.remove(record["example_id"])
     return earlier
 
 
-def _rollout_text(record: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
+def _rollout_text(
+    record: Mapping[str, Any], before: Mapping[str, Any] | None, unit: Literal["step", "round"]
+) -> str:
     judgement, answer = record["judgement"], record["judgement"]["answer"]
     reward = "not judged" if record["reward"] is None else f"reward {record['reward']:.3g}"
     cut = ", cut" if record["finish_reason"] == "length" else ""
     head = (
-        f"step {record['step']}, {record['example_id']}, sample {record['sample']}: {reward} "
+        f"{unit} {record[unit]}, {record['example_id']}, sample {record['sample']}: {reward} "
         f"({len(record['response_ids'])} tokens{cut}, policy version {record['policy_version']})"
     )
     lines = [_heading(head)]
@@ -202,6 +239,8 @@ def _rollout_text(record: Mapping[str, Any], before: Mapping[str, Any] | None) -
         gold = _safe(record.get("gold", ""))
         said = _safe(answer["extracted"]) or "(nothing)"
         lines.append(f"Answer: {said}{_lacking(answer)}  [gold: {gold}]")
+    if "kept" in record:
+        lines.append(f"{'Kept' if record['kept'] else 'Rejected'}: {_safe(record['reason'])}")
     if judgement["failure"] is not None:
         lines.append(f"Failed: {_safe(judgement['failure']['reason'])}")
     if judgement["components"]:
@@ -210,7 +249,7 @@ def _rollout_text(record: Mapping[str, Any], before: Mapping[str, Any] | None) -
     if before is None:
         lines.append(_wrapped(_safe(record["text"])))
     else:
-        told = f"first at step {before['step']}"
+        told = f"first at {unit} {before[unit]}"
         if before["reward"] is not None:
             told += f", reward {before['reward']:.3g}"
         lines.append(f"since it was {told} ([-gone-], {{+new+}}):")

@@ -65,7 +65,7 @@ class Learners:
         self._plan = plan
         self._store = CheckpointStore(
             run.directory.checkpoints,
-            prefix=training_stage(plan.stage).checkpoint_prefix,
+            prefix=plan.checkpoint_prefix or training_stage(plan.stage).checkpoint_prefix,
             keep=run.config.checkpoints.keep,
         )
         self._group = LearnerGroup(run.config, plan)

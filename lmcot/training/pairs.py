@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,30 @@ def training_pairs(
             f"into the {limits.window} positions of '{limits.source}'"
         )
     return pairs
+
+
+def sampled_pairs(
+    run: Run,
+    sampled: Iterable[tuple[Example, str, Sequence[int]]],
+    answer_task: AnswerTask | None = None,
+) -> list[TrainingPair]:
+    """Rationales that a policy sampled, by the very tokens that it emitted.
+
+    They fit into the model's window, since they were sampled there.
+
+    Args:
+        sampled: questions with a rationale and its tokens.
+    """
+    limits = read_limits(run.config.policy.source, run.tokenizer)
+    return [
+        TrainingPair(
+            example,
+            text,
+            (run.rationale_prompt(example), tuple(tokens)),
+            _answered(run, limits, example, answer_task) if answer_task else None,
+        )
+        for example, text, tokens in sampled
+    ]
 
 
 def _answered(run: Run, limits: Limits, example: Example, task: AnswerTask) -> TokenPair:

@@ -45,15 +45,16 @@ def started_actors(run: Run) -> Iterator[tuple[Fleets, Learners]]:
         yield fleets, learners
 
 
-def open_fleets(run: Run, source: str, stack: ExitStack) -> Fleets:
+def open_fleets(run: Run, source: str, stack: ExitStack, *, trains: bool = True) -> Fleets:
     """Starts the fleets that sample and judge, without waiting; the stack ends them.
 
     Args:
         source: model source that the rollout actors start from.
+        trains: whether the learner will publish versions to them.
     """
     needs_frozen = run.config.rewards.kind == "guidance"
     frozen = stack.enter_context(run.frozen_fleet()) if needs_frozen else None
-    rollout = stack.enter_context(run.rollout_fleet(source, trains=True))
+    rollout = stack.enter_context(run.rollout_fleet(source, trains=trains))
     reward = stack.enter_context(run.reward_fleet())
     return Fleets(rollout, reward, frozen, run.demonstrations)
 

@@ -49,11 +49,18 @@ def train_on(
     seed = run.config.seed
     learnt, kept_out = keep_out(pairs, settings.validation, stage.name, seed)
     sizes = batch_sizes(learnt, settings, stage.name, seed)
-    plan = LearnerPlan(stage.name, source, len(sizes), settings.optimiser)
+    plan = LearnerPlan(
+        stage.training,
+        source,
+        len(sizes),
+        settings.optimiser,
+        checkpoint_prefix=stage.checkpoint_prefix,
+    )
     with Learners(run, plan) as learners:
         validation = None
         if settings.validation is not None:
-            say(f"{stage.name}: {len(learnt)} rationales to learn, {len(kept_out)} to validate on")
+            counts = f"{len(learnt)} rationales to learn, {len(kept_out)} to validate on"
+            say(f"{stage.training}: {counts}")
             validation = Validation(
                 run,
                 stage,
@@ -67,15 +74,15 @@ def train_on(
         learners.wait_ready()
         run.directory.begin(stage.name, contents(run, stage.name))
         state = learners.run_until_done(
-            fresh=lambda: RunState(stage.name),
+            fresh=lambda: RunState(stage.training),
             train=lambda state, bar: _train(course, learners, state, bar),
         )
     facts = {"validation": state.validation} if validation is not None else {}
-    run.directory.finish(stage.name, steps=state.step, rationales=len(learnt), **facts)
+    run.directory.finish(stage.training, steps=state.step, rationales=len(learnt), **facts)
     if validation is not None:
         validation.drop_all()
-    picture = run.directory.path / training_picture(stage.name)
-    plot_training(run.monitor.metrics_path, picture, stage.name)
+    picture = run.directory.path / training_picture(stage.training)
+    plot_training(run.monitor.metrics_path, picture, stage.training)
 
 
 def _train(course: _Course, learners: Learners, state: RunState, bar: Progress) -> None:
@@ -119,5 +126,5 @@ def _step(
         "speed/learner": learned.tokens / seconds,
         "speed/read": sum(one.length for one in batch) / seconds,
     }
-    course.run.monitor.log(state.step, course.stage.name, {**learned.values, **speed})
+    course.run.monitor.log(state.step, course.stage.training, {**learned.values, **speed})
     bar.update(1, loss=learned.loss)

@@ -14,12 +14,14 @@ from lmcot.run.roles import (
     annotate_roles,
     distill_roles,
     evaluate_roles,
+    judging_roles,
     published_weights,
     refine_roles,
 )
 from lmcot.training.annotate import annotate
 from lmcot.training.distill import distill
 from lmcot.training.refine import refine
+from lmcot.training.reject import reject
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class RunStage:
 STAGES: Final = (
     RunStage("annotate", annotate, annotate_roles, lambda config: config.teacher is not None),
     RunStage("distill", distill, distill_roles, lambda config: config.teacher is not None),
+    RunStage("reject", reject, judging_roles, lambda config: config.reject is not None),
     RunStage("refine", refine, refine_roles, lambda config: True, published_weights),
     RunStage(
         "evaluate",

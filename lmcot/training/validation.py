@@ -75,14 +75,14 @@ class Validation:
             if step > state.step:
                 remove(folder)
         for file in self._samples.glob("*.md"):
-            if (run_files.samples_step(self._stage.name, file.name) or 0) > state.step:
+            if (run_files.samples_step(self._stage.training, file.name) or 0) > state.step:
                 file.unlink()
         if not state.validation:
             return
         best = self._learners.exported(self._best(state.validation[BEST_STEP]))
         if not best.is_dir():
             raise UserError(
-                f"the best policy of '{self._stage.name}' so far is gone from '{best}': put it "
+                f"the best policy of '{self._stage.training}' so far is gone from '{best}': put it "
                 f"back, or delete the folders '{self._stage.checkpoint_prefix}*' in "
                 f"'{self._run.directory.checkpoints}' to train from the start"
             )
@@ -114,10 +114,10 @@ class Validation:
         self._drop_worse(state)
         values = {_LOGGED[name]: value for name, value in losses.items()}
         values["seconds/validate"] = time.monotonic() - started
-        self._run.monitor.log(state.step, self._stage.name, values)
+        self._run.monitor.log(state.step, self._stage.training, values)
         if self.stops(state) and state.step < self._total:
             say(
-                f"{self._stage.name}: stopped after step {state.step} of {self._total}: the "
+                f"{self._stage.training}: stopped after step {state.step} of {self._total}: the "
                 f"validation loss has not fallen since step {found[BEST_STEP]:.0f}"
             )
 
@@ -129,7 +129,7 @@ class Validation:
         prompts = [one.tokens[0] for one in shown]
         written = self._learners.write_greedily(prompts, self._run.config.policy.max_new_tokens)
         examples, taught = [one.example for one in shown], [one.rationale for one in shown]
-        stage, monitor = self._stage.name, self._run.monitor
+        stage, monitor = self._stage.training, self._run.monitor
         monitor.text(step, stage, "samples", compared(examples, taught, written, escaped=True))
         head = f"# {stage}, step {step}: validation loss {loss:.4f}\n\n"
         text = head + compared(examples, taught, written, escaped=False) + "\n"
@@ -144,16 +144,17 @@ class Validation:
         """
         if BEST_STEP not in state.validation:
             raise UserError(
-                f"{self._stage.name}: the validation loss was never finite, so that there is no "
-                f"best policy: lower {self._stage.name}.optimiser.learning_rate"
+                f"{self._stage.training}: the validation loss was never finite, so that there is "
+                f"no best policy: lower {self._stage.name}.optimiser.learning_rate"
             )
         kept = self._learners.exported(self._best(state.validation[BEST_STEP]))
         with on_disk(kept) as best, replacing(self._learners.exported(folder)) as policy:
             shutil.copytree(best, policy, dirs_exist_ok=True)
         self._learners.finish_export(folder)
         say(
-            f"{self._stage.name}: kept the policy of step {state.validation[BEST_STEP]:.0f}, whose "
-            f"validation loss is the lowest ({state.validation[BEST_LOSS]:.4f})"
+            f"{self._stage.training}: kept the policy of step "
+            f"{state.validation[BEST_STEP]:.0f}, whose validation loss is the lowest "
+            f"({state.validation[BEST_LOSS]:.4f})"
         )
 
     def drop_all(self) -> None:
@@ -189,4 +190,4 @@ class Validation:
 
     @property
     def _prefix(self) -> str:
-        return f"{self._stage.name}-best-"
+        return f"{self._stage.training}-best-"

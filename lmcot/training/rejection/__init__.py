@@ -1,0 +1,1 @@
+"""Rejection sampling: rounds of sampling, judging, choosing and training."""
