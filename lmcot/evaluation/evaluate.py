@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lmcot.config import DrawnDemonstrations
+from lmcot import run_files
+from lmcot.config import GivenDemonstrations
 from lmcot.evaluation.leakage import check_overlap
 from lmcot.evaluation.predictions import alike_votes, lacking_answers, row_result
 from lmcot.evaluation.report import RowResult, write_report
@@ -141,14 +142,17 @@ def _results(
     return results
 
 
-def _demonstrations(run: Run) -> Any:
-    """The demonstrations as the report names them: their number, or how they were drawn and the
-    questions that they were made of."""
-    if run.demonstrations is None:
-        return run.config.prompts.demonstrations
-    wanted = run.config.prompts.demonstrations
-    drawn = wanted.model_dump(mode="json") if isinstance(wanted, DrawnDemonstrations) else {}
-    return {**drawn, "ids": [one.id for one in run.demonstrations.examples]}
+def _demonstrations(run: Run) -> int | str:
+    """The demonstrations as the report names them: their number, or how they were drawn."""
+    given, wanted = run.demonstrations, run.config.prompts.demonstrations
+    if isinstance(wanted, int):
+        return wanted
+    assert given is not None  # the run has drawn
+    if isinstance(wanted, GivenDemonstrations):
+        return len(given.examples)
+    shown = wanted.count if given.nearest else len(given.examples)
+    source = "data.train" if wanted.source == "train" else "prompts.demonstrations.source"
+    return f"{shown} {wanted.choose}, drawn from {source} (see {run_files.DEMONSTRATIONS})"
 
 
 def _settings(run: Run, policies: Mapping[str, str], files: EvaluationFiles) -> dict[str, Any]:

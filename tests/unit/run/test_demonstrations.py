@@ -15,6 +15,7 @@ from lmcot.actors.reward_actor import RewardActor
 from lmcot.answering.pair import open_pair
 from lmcot.config import GivenDemonstrations, dump_config, load_config
 from lmcot.errors import UserError
+from lmcot.evaluation.evaluate import _demonstrations
 from lmcot.models.sources import resolve_source
 from lmcot.monitor.metrics import Monitor
 from lmcot.run.context import Run
@@ -180,6 +181,13 @@ def test_digests_of_prompts_depend_on_the_demonstrations(opened: Open) -> None:
     assert text(opened()) == first
     assert text(opened({**DRAWN, "choose": "stratified", "seed": 3})) != first
     assert text(opened(2)) == text(opened(1)) != first  # as in runs of earlier versions
+
+
+def test_the_report_says_how_they_were_drawn(opened: Open) -> None:
+    assert _demonstrations(opened()) == (
+        "2 first, drawn from data.train (see demonstrations.jsonl)"
+    )
+    assert _demonstrations(opened(2)) == 2
 
 
 def test_a_trained_pair_needs_no_data_any_more(opened: Open, tmp_path: Path) -> None:
