@@ -133,6 +133,27 @@ def test_the_last_step_beside_what_came_before(
     assert "\x1b" not in said, "a policy must not move the cursor"
 
 
+def test_the_rounds_of_rejection_sampling(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = refined(tmp_path)
+    assert inspect(run, "--rejection") == 2
+    assert "no rationales of rejection sampling" in capsys.readouterr().err
+    (run / "reject").mkdir()
+    for number in (1, 2):
+        lines = (run / "rollouts" / f"step-{number:06d}.jsonl").read_text().splitlines()
+        records = [{**json.loads(line), "kept": False, "reason": "too dull"} for line in lines]
+        text = "".join(json.dumps(one) + "\n" for one in records)
+        (run / "reject" / f"round-{number}.jsonl").write_text(text)
+        (run / "reject" / f"round-{number}.judged.jsonl").write_text("not a round's result")
+    assert inspect(run, "--rejection", "--limit", "1") == 0
+    said = capsys.readouterr().out
+    assert "round 2, q" in said
+    assert "Rejected: too dull" in said
+    assert inspect(run, "--rejection", "--step", "3") == 2
+    assert "it has rounds 1 to 2" in capsys.readouterr().err
+
+
 def test_for_machines_and_for_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = refined(tmp_path)
     assert inspect(run, "--json", "--limit", "2") == 0
