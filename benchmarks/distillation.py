@@ -1,6 +1,6 @@
 """Measures how fast distillation trains, beside the plain loop that anybody would write.
 
-    LMCOT_DATA=FOLDER python -m benchmarks.distillation [--steps 3] [--repeats 3]
+    LMCOT_DATA=FOLDER python -m benchmarks.distillation [--steps 3] [--repeats 3] [--cpu]
 
 FOLDER holds ``hotpotqa-train.jsonl.gz`` (questions in lmcot's own format); without it lmcot's own
 sample is used. SmolLM2-135M learns rationales made of the supporting facts, eight in an optimiser
@@ -11,14 +11,16 @@ process:
 - torch and transformers: a step is one batch in order of arrival, padded to its longest row, with
   the model's own loss, then clipping and AdamW.
 
-It prints the padding of both, medians of tokens per second without padding, and their ratio.
+It prints the padding of both, medians of tokens per second without padding, and their ratio. With
+``--cpu`` each loop has one thread and CPU seconds are counted, for a machine with other work to do.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -138,11 +140,11 @@ def _pairs(config: Config, count: int) -> list[TokenPair]:
     return pairs
 
 
-def report(steps: int, size: int, repeats: int) -> float:
+def report(steps: int, size: int, repeats: int, clock: Callable[[], float]) -> float:
     """Times both loops, and prints and returns the ratio of their speeds."""
     bench = Bench(steps, size)
     dtype = resolve_dtype(bench.config.policy.dtype)
-    seconds = medians({"lmcot": bench.learn, "plain": bench.learn_plainly}, repeats)
+    seconds = medians({"lmcot": bench.learn, "plain": bench.learn_plainly}, repeats, clock=clock)
     rows: Sequence[tuple[str, int]] = (("lmcot", bench.places()), ("plain", bench.plain_places()))
     print(
         f"SmolLM2-135M, {dtype}, {torch.get_num_threads()} threads: {steps} steps of {size} "
@@ -163,9 +165,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--size", type=int, default=8, help="rationales in a step")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cpu", action="store_true", help="CPU seconds with one thread")
     arguments = parser.parse_args()
-    use_threads(threads=torch.get_num_threads())
-    report(arguments.steps, arguments.size, arguments.repeats)
+    use_threads(threads=1 if arguments.cpu else torch.get_num_threads())
+    clock = time.process_time if arguments.cpu else time.perf_counter
+    report(arguments.steps, arguments.size, arguments.repeats, clock)
 
 
 if __name__ == "__main__":
