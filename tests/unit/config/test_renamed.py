@@ -15,6 +15,7 @@ from lmcot.config import (
     Penalties,
     differences,
     dump_config,
+    flat_settings,
     load_config,
     parse_config,
     renamed_settings,
@@ -45,6 +46,16 @@ def test_a_run_of_before_has_the_settings_of_its_file() -> None:
     assert "length_penalty" in BEFORE
     changed = differences(parse_config(yaml.safe_load(BEFORE)), quickstart())
     assert changed == {"teacher.shorten": (True, False)}, "a key that came later"
+
+
+def test_a_key_that_came_later_changes_no_digest_until_it_is_set() -> None:
+    """Results are bound to the settings by their digest, in which new keys would be new settings."""
+    unset = quickstart()
+    assert "frozen.chat" not in flat_settings(unset)
+    assert unset.frozen is not None
+    frozen = unset.frozen.model_copy(update={"chat": "never"})
+    changed = unset.model_copy(update={"frozen": frozen})
+    assert differences(unset, changed) == {"frozen.chat": (None, "never")}
 
 
 def test_a_run_of_before_resumes(tmp_path: Path) -> None:
