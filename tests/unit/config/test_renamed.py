@@ -49,7 +49,7 @@ def test_a_run_of_before_has_the_settings_of_its_file() -> None:
 
 
 def test_a_key_that_came_later_changes_no_digest_until_it_is_set() -> None:
-    """Results are bound to the settings by their digest, in which new keys would be new settings."""
+    """A digest binds results to the settings; a new key would be a new setting."""
     unset = quickstart()
     assert "frozen.chat" not in flat_settings(unset)
     assert unset.frozen is not None
