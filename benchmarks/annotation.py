@@ -25,13 +25,14 @@ from lmcot.actors.frozen_actor import FrozenActor
 from lmcot.actors.resources.cluster import ray_cluster
 from lmcot.config import Config, FrozenTeacher, parse_config
 from lmcot.data.row_requests import teacher_prompt, teacher_sampling
+from lmcot.errors import UserError
 from lmcot.frozen.cached import CachedLM
 from lmcot.frozen.open import open_frozen_lm
 from lmcot.monitor.metrics import Monitor
 from lmcot.monitor.progress import say
 from lmcot.process import use_threads
 from lmcot.run.context import Run
-from lmcot.run.directory import RunDirectory
+from lmcot.run.directory import RunDirectory, read_annotations
 from lmcot.run.interruption import Interruption
 from lmcot.training.annotate import annotate
 
@@ -132,7 +133,12 @@ def ask_fleet(like: Run, home: Path, fleet: Fleet[FrozenActor]) -> None:
     with opened(like.config, home) as run:
         run.train, run.tokenizer = like.train, like.tokenizer
         run.frozen_fleet = lambda: _Started(fleet)  # type: ignore[assignment,method-assign,return-value]
-        annotate(run)
+        try:
+            annotate(run)
+        except UserError:
+            # How good the rationales are does not matter here, but each must be there.
+            if len(read_annotations(run.directory.rationales)) < len(run.train):
+                raise
 
 
 if __name__ == "__main__":
