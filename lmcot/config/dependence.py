@@ -67,6 +67,8 @@ KL_COEFFICIENT = "refine.kl.coefficient"
 
 FROZEN_READS = "prompts.frozen_reads"
 """Only rewards depend on it: rows of an evaluation have prompts of their own."""
+CONCLUSION = "prompts.conclusion"
+"""Only rewards and rows of an evaluation depend on it: they guide the frozen LM."""
 
 _QUESTIONS = ("data.train", "data.max_train", "data.on_bad_record", "data.context")
 _RATIONALES = (*_QUESTIONS, "teacher", "policy.source", "policy.max_new_tokens")
@@ -86,7 +88,10 @@ def depends(stage: str, key: str, config: Config, *, finished: bool = False) -> 
         return False
     if stage == "sweep":
         return True  # the trials' settings are made of all of them
-    if key == FROZEN_READS and not any(one.judges for one in TRAINING_STAGES if one.name == stage):
+    judges = any(one.judges for one in TRAINING_STAGES if one.name == stage)
+    if key == FROZEN_READS and not judges:
+        return False
+    if key == CONCLUSION and not judges and stage != "evaluate":
         return False
     if not finished and is_lever(key, config):
         return False

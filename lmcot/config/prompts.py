@@ -143,6 +143,13 @@ class PromptSettings(Settings):
     optimises for that, and an answer costs few of its tokens. Rows of an evaluation do not depend
     on it, except those of ``evaluate.during``."""
 
+    conclusion: Literal["shown", "hidden"] = "shown"
+    """Whether the frozen LM is shown the sentences in which a rationale, or a demonstration's,
+    states its answer ("So the answer is ..."). Small frozen LMs repeat such a conclusion, right or
+    wrong; if it is hidden, they answer from what the rationale says before it. Rewards, service and
+    the rows ``guided_*`` and ``rationale_only_*`` depend on it; the small LM writes its conclusion
+    in either case."""
+
     @property
     def guided_kind(self) -> GuidedKind:
         """The kind of question by which rewards and service show a rationale to the frozen LM."""

@@ -17,6 +17,7 @@ from lmcot.data.context import render_context
 from lmcot.errors import UserError
 from lmcot.records import Example, Message, Paragraph, Prompt, Sampling
 from lmcot.storage import place
+from lmcot.text.reading import without_conclusion
 
 if TYPE_CHECKING:
     from lmcot.storage import Place
@@ -137,6 +138,8 @@ class PromptTemplates:
     """The worked examples that the frozen LM is shown before a question."""
     nearest: Callable[[str], Sequence[Demonstration]] | None = None
     """Chooses those that a question is shown with; None: all of them."""
+    conclusions: bool = True
+    """Whether guided prompts show the sentences in which a rationale states its answer."""
 
     def showing(self, count: int) -> PromptTemplates:
         """The templates with the first ``count`` demonstrations of their file.
@@ -181,8 +184,9 @@ class PromptTemplates:
         kind: GuidedKind = "guided",
     ) -> Prompt:
         """Asks the frozen LM for the answer, given a rationale, with the context or without it."""
-        fields = {**_fields(example), "rationale": rationale}
-        return self._demonstrated(self.file.for_frozen(kind), fields)
+        show = str if self.conclusions else without_conclusion
+        fields = {**_fields(example), "rationale": show(rationale)}
+        return self._demonstrated(self.file.for_frozen(kind), fields, show)
 
     def reply(self, template: DemonstratedTemplate, example: Example) -> str:
         """The right reply, in the form that demonstrations show; the rationale is left out."""
@@ -195,10 +199,17 @@ class PromptTemplates:
         fields = {**_fields(example), "rationale": rationale, "criterion": criterion}
         return _prompt(self.file.judge, fields)
 
-    def _demonstrated(self, template: DemonstratedTemplate, fields: Mapping[str, str]) -> Prompt:
+    def _demonstrated(
+        self,
+        template: DemonstratedTemplate,
+        fields: Mapping[str, str],
+        show: Callable[[str], str] = str,
+    ) -> Prompt:
+        """The prompt with its demonstrations, of whose rationales ``show`` makes what is shown."""
         shown: list[Message] = []
         for demonstration in self.shown(fields["question"]):
             values = _values(demonstration)
+            values["rationale"] = show(values["rationale"])
             shown.append(Message("user", _fill(template.user, values)))
             shown.append(Message("assistant", _fill(template.assistant, values)))
         return _prompt(template, fields, tuple(shown))

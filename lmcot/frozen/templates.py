@@ -22,7 +22,8 @@ def open_templates(prompts: PromptSettings) -> PromptTemplates:
             such model of embeddings.
         ValueError: if the demonstrations are still to be drawn.
     """
-    templates, wanted = load_templates(prompts.templates), prompts.demonstrations
+    file, wanted = load_templates(prompts.templates), prompts.demonstrations
+    templates = replace(file, conclusions=prompts.conclusion == "shown")
     if isinstance(wanted, int):
         return templates.showing(wanted)
     if isinstance(wanted, DrawnDemonstrations):

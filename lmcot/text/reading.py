@@ -237,6 +237,23 @@ def concluded_answer(rationale: str) -> str:
     return _concluded(_plain(rationale))
 
 
+def without_conclusion(rationale: str) -> str:
+    """The sentences that do not state the text's answer as `concluded_answer` reads it."""
+    said = [
+        one.span() for pattern in (_CONCLUSION, _FRAME, _TAG) for one in pattern.finditer(rationale)
+    ]
+    said.sort()
+    kept, end, at = [], 0, 0
+    for sentence in split_sentences(rationale):
+        start = rationale.index(sentence, end)
+        end = start + len(sentence)
+        while at < len(said) and said[at][1] < start:
+            at += 1
+        if at == len(said) or said[at][0] >= end:
+            kept.append(sentence)
+    return " ".join(kept)
+
+
 def _plain(text: str) -> str:
     """The visible text, up to a question that the model asks itself."""
     shown = visible_reply(text).text

@@ -605,6 +605,7 @@ def test_what_a_begun_refinement_depends_on_is_named(
         ("refine.samples_per_prompt", {"refine"}),
         ("rewards.f1_weight", {"reject", "refine"}),
         ("prompts.frozen_reads", {"reject", "refine"}),
+        ("prompts.conclusion", {"reject", "refine", "evaluate"}),
         ("policy.temperature", {"reject", "refine", "evaluate"}),
         ("policy.max_new_tokens", {"annotate", "distill", "reject", "refine", "evaluate"}),
         ("policy.lora.rank", {"distill", "reject", "refine", "evaluate"}),

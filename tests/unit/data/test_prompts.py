@@ -16,10 +16,11 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from lmcot.config import ASPECTS, Aspect, SampleData
+from lmcot.config import ASPECTS, Aspect, PromptSettings, SampleData
 from lmcot.data import encode, load_examples, load_templates, render, render_context
 from lmcot.data.render import parted, render_plain
 from lmcot.errors import UserError
+from lmcot.frozen.templates import open_templates
 from lmcot.records import Example, Message, Paragraph, Prompt
 
 DEFAULT = load_templates("default")
@@ -106,6 +107,27 @@ def test_demonstrations_alternate_and_come_before_the_question() -> None:
     guided = DEFAULT.showing(1).guided(EXAMPLE, "Because.")
     assert first.rationale in guided[1].content
     assert guided[2].content == first.answer
+
+
+def test_the_conclusion_of_rationales_may_be_hidden_from_the_frozen_lm() -> None:
+    hidden, shown = (
+        open_templates(PromptSettings(conclusion=conclusion, demonstrations=1))
+        for conclusion in ("hidden", "shown")
+    )
+    first = DEFAULT.file.demonstrations[0]
+    facts, conclusion = first.rationale.removesuffix(" So the answer is no."), "So the answer is"
+    assert facts != first.rationale
+    for kind in ("guided", "rationale_only"):
+        prompt = hidden.guided(EXAMPLE, "It is late. So the answer is two.", kind)
+        assert not any(conclusion in one.content for one in prompt)
+        assert facts in prompt[1].content
+        assert prompt[2].content == first.answer
+        assert "reasoning: It is late.\n" in prompt[-1].content
+        assert prompt == shown.guided(EXAMPLE, "It is late.", kind)[:1] + prompt[1:], "one system"
+    # Who reasons itself concludes itself, and the small LM is asked as ever.
+    assert hidden.cot(EXAMPLE) == shown.cot(EXAMPLE)
+    assert hidden.standard(EXAMPLE) == shown.standard(EXAMPLE)
+    assert hidden.rationale(EXAMPLE) == shown.rationale(EXAMPLE)
 
 
 def test_more_demonstrations_than_there_are() -> None:

@@ -20,7 +20,7 @@ from lmcot.text.answers import (
     inclusion,
     normalize_answer,
 )
-from lmcot.text.reading import concluded_answer, extract_answer, read_text
+from lmcot.text.reading import concluded_answer, extract_answer, read_text, without_conclusion
 from lmcot.text.sentences import split_sentences
 
 WORDS = st.lists(
@@ -375,6 +375,29 @@ def test_concluded_answer(rationale: str, answer: str) -> None:
 def test_contains_gold(rationale: str, gold: str, held: bool) -> None:
     assert contains_gold(rationale, gold) is held
     assert contains_gold(rationale, ["Never", gold]) is held
+
+
+@pytest.mark.parametrize(
+    ("rationale", "left"),
+    [
+        ("Oslo is in Norway. So the answer is Oslo.", "Oslo is in Norway."),
+        ("Oslo is in Norway.", "Oslo is in Norway."),
+        ("So the answer is Oslo.", ""),
+        ("", ""),
+        ("The answer is yes. Both are in Norway.", "Both are in Norway."),
+        ("Oslo is in Norway.\nAnswer: Oslo", "Oslo is in Norway."),
+        ("Oslo is in Norway.\nAnswer:\nOslo", "Oslo is in Norway."),
+        ("It is in Norway. It is \\boxed{Oslo}.", "It is in Norway."),
+        ("It is in Norway. <answer>Oslo</answer>", "It is in Norway."),
+        ("It rains. The answer is so. It rains. So the answer is so.", "It rains. It rains."),
+        (
+            "The answer is not given in the text. So the answer is Oslo.",
+            "The answer is not given in the text.",
+        ),
+    ],
+)
+def test_without_conclusion(rationale: str, left: str) -> None:
+    assert without_conclusion(rationale) == left
 
 
 def test_sentences() -> None:

@@ -22,7 +22,13 @@ from lmcot.rewards.combine import increasing_reward
 from lmcot.serve.conversation import read_question
 from lmcot.text.answers import contains_gold, exact_match, f1, inclusion, normalize_answer
 from lmcot.text.copying import copied_share
-from lmcot.text.reading import concluded_answer, extract_answer, read_answer, read_text
+from lmcot.text.reading import (
+    concluded_answer,
+    extract_answer,
+    read_answer,
+    read_text,
+    without_conclusion,
+)
 from lmcot.text.sentences import split_sentences
 from lmcot.text.visible import opens_thinking, visible_reply
 from lmcot.text.vote import vote
@@ -34,6 +40,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "opens_thinking": opens_thinking,
     "extract_answer": extract_answer,
     "concluded_answer": concluded_answer,
+    "without_conclusion": without_conclusion,
     "read_answer": lambda text: read_answer(Completion(text, 0, 0, "length")),
     "read_text": lambda text: read_text(text, cut=True),
     "split_sentences": split_sentences,
