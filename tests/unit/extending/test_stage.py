@@ -35,6 +35,7 @@ changes = [
     "data.train={kind: counting, examples: 12}",
     "direct={questions: 8, batch_size: 2, epochs: 2}",
     "checkpoints.every=1",
+    "actors.rollout.count=1",
     "policy.max_new_tokens=24",
     "reject={start_from: base, teacher_rationales: false, samples: 4, keep: 2, rounds: 2, "
     "batch_size: 4, filters: {min_words: 0, repeats_question: false, prompt_words: 0, "
@@ -52,6 +53,17 @@ def interrupted_once(self, pairs, *answers):
     return step(self, pairs, *answers)
 
 
+trained = []
+
+
+def interrupted_in_round_2(self, *about):
+    if self._plan.stage == "reject-2" and trained.count("reject-2") == 1:
+        trained.append("interrupted")
+        raise Interrupted
+    trained.append(self._plan.stage)
+    return step(self, *about)
+
+
 learners.Learners.distill_step = interrupted_once
 with open_run(config, folder) as run:
     assert [plan.stage for plan in stage_plans(config)] == ["direct", "reject", "refine"]
@@ -66,25 +78,13 @@ with open_run(config, folder) as run:
     direct(run)
     assert run.directory.finished("direct") == {"steps": 8, "rationales": 8}
     direct(run)
-assert taken == [2, 2, 2, "interrupted", 2, 2, 2, 2, 2], "a step was taken twice, or left out"
-assert holds_model(folder / "direct")
-assert most_trained(folder) == "direct"
-logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-assert [line["stage"] for line in logged] == ["direct"] * 8
+    assert taken == [2, 2, 2, "interrupted", 2, 2, 2, 2, 2], "a step was taken twice, or left out"
+    assert holds_model(folder / "direct")
+    assert most_trained(folder) == "direct"
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in logged] == ["direct"] * 8
 
-# Rejection sampling beside it: interrupted while its second round trains.
-trained = []
-
-
-def interrupted_in_round_2(self, *about):
-    if self._plan.stage == "reject-2" and trained.count("reject-2") == 1:
-        trained.append("interrupted")
-        raise Interrupted
-    trained.append(self._plan.stage)
-    return step(self, *about)
-
-
-with open_run(config, folder) as run:
+    # Rejection sampling beside it: interrupted while its second round trains.
     learners.Learners.distill_step = interrupted_in_round_2
     with pytest.raises(Interrupted):
         reject(run)
@@ -136,7 +136,7 @@ def _run(product: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
 
 
