@@ -15,7 +15,7 @@ from lmcot.config.data import (
     HubData,
     SampleData,
 )
-from lmcot.config.dependence import NO_STAGE_DEPENDS_ON, depends
+from lmcot.config.dependence import NO_STAGE_DEPENDS_ON, depends, digested_settings
 from lmcot.config.distill import AnswerTask, DistillSettings, ValidationSettings
 from lmcot.config.evaluation import EvaluateSettings
 from lmcot.config.frozen import (
@@ -152,6 +152,7 @@ __all__ = [
     "check_files",
     "depends",
     "differences",
+    "digested_settings",
     "dump_config",
     "flat_settings",
     "load_config",

@@ -5,6 +5,10 @@ Once a stage has begun, what it depends on cannot change within its run director
 
 from __future__ import annotations
 
+from typing import Any
+
+from lmcot.config.load import flat_settings
+from lmcot.config.renamed import ADDED
 from lmcot.config.root import Config
 from lmcot.config.stages import TRAINING_STAGES, TrainingStage, training_stage
 
@@ -96,6 +100,18 @@ def depends(stage: str, key: str, config: Config, *, finished: bool = False) -> 
     if not finished and is_lever(key, config):
         return False
     return below(key, _keys(stage, config, finished))
+
+
+def digested_settings(config: Config, stage: str) -> dict[str, Any]:
+    """The settings that what a stage makes depends on, for a digest of them.
+
+    Keys that came later are left out at the values at which nothing changes (see `ADDED`).
+    """
+    return {
+        key: value
+        for key, value in flat_settings(config).items()
+        if depends(stage, key, config) and not (key in ADDED and value == ADDED[key])
+    }
 
 
 def is_lever(key: str, config: Config) -> bool:

@@ -133,10 +133,6 @@ def check_files(config: Config) -> None:
         raise UserError(f"prompts.templates names '{templates}', which is not a file")
 
 
-_LATER = ("frozen.chat",)
-"""Keys that were added to sections whose settings had gone into digests before."""
-
-
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Keys (dotted, sorted) whose values differ between two configs, with both values.
 
@@ -151,12 +147,8 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def flat_settings(config: Config) -> dict[str, Any]:
-    """All settings, as `Config.resolved` has them, as plain values by their dotted keys.
-
-    A key of `_LATER` that is unset is left out, so that digests are those of earlier versions.
-    """
-    flat = _flatten(config.resolved().model_dump(mode="json"))
-    return {key: value for key, value in flat.items() if value is not None or key not in _LATER}
+    """All settings, as `Config.resolved` has them, as plain values by their dotted keys."""
+    return _flatten(config.resolved().model_dump(mode="json"))
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

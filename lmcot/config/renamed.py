@@ -27,6 +27,8 @@ REMOVED: Final[Mapping[str, Any]] = {
 
 
 ADDED: Final[Mapping[str, Any]] = {
+    "frozen.chat": None,
+    "prompts.conclusion": "shown",
     "teacher.template": "{facts} So the answer is {answer}.",
     "teacher.shorten": False,
     "teacher.right_by": "f1",

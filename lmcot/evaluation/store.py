@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lmcot.config import TRAINING_STAGES, Config, depends, flat_settings
+from lmcot.config import TRAINING_STAGES, Config, digested_settings
 from lmcot.config.rows import RowSpec
 from lmcot.evaluation.predictions import Prediction, Rationales
 from lmcot.files import open_private, write_atomically
@@ -262,7 +262,7 @@ def fingerprint(config: Config, source: str, *more: Any) -> str:
         source: of the policy; empty for files that depend on no policy.
         more: anything else that the file depends on.
     """
-    settings = {k: v for k, v in flat_settings(config).items() if depends("evaluate", k, config)}
+    settings = digested_settings(config, "evaluate")
     weights = [
         (name, *version)
         for name, version in (versions_of(place(source)) if source else {}).items()

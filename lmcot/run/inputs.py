@@ -8,8 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lmcot.config import FileTeacher, GuidanceRewards, depends, flat_settings, training_stage
-from lmcot.config.renamed import ADDED
+from lmcot.config import FileTeacher, GuidanceRewards, depends, digested_settings, training_stage
 from lmcot.data.demonstrations import to_lines
 from lmcot.errors import UserError
 from lmcot.records import Example
@@ -35,10 +34,11 @@ def examples_digest(examples: Iterable[Example]) -> str:
 
 def annotation_digest(run: Run, question: Question) -> str:
     """A digest of everything that a question's rationale depends on."""
+    # The questions and rationales themselves count, wherever they come from.
     settings = {
         key: value
-        for key, value in flat_settings(run.config).items()
-        if _is_used("annotate", key, run) and not (key in ADDED and value == ADDED[key])
+        for key, value in digested_settings(run.config, "annotate").items()
+        if not key.startswith(("data.", "teacher.path"))
     }
     templates = run.templates.as_text(rationale_only=False)
     asked = templates if depends("annotate", "prompts.templates", run.config) else ""
@@ -89,11 +89,6 @@ def check_contents(run: Run) -> None:
                     f"directory '{run.directory.home}' read it ({recorded[key]} then, {now[key]} "
                     "now): put the content back, or use another --run-dir"
                 )
-
-
-def _is_used(stage: str, key: str, run: Run) -> bool:
-    # The questions and rationales themselves count, wherever they come from.
-    return depends(stage, key, run.config) and not key.startswith(("data.", "teacher.path"))
 
 
 def _questions(questions: Sequence[Question]) -> str:

@@ -14,6 +14,7 @@ from lmcot.config import (
     GuidanceRewards,
     Penalties,
     differences,
+    digested_settings,
     dump_config,
     flat_settings,
     load_config,
@@ -51,11 +52,14 @@ def test_a_run_of_before_has_the_settings_of_its_file() -> None:
 def test_a_key_that_came_later_changes_no_digest_until_it_is_set() -> None:
     """A digest binds results to the settings; a new key would be a new setting."""
     unset = quickstart()
-    assert "frozen.chat" not in flat_settings(unset)
+    later = {"frozen.chat", "prompts.conclusion"}
+    assert later < flat_settings(unset).keys()
+    assert not later & digested_settings(unset, "evaluate").keys()
     assert unset.frozen is not None
     frozen = unset.frozen.model_copy(update={"chat": "never"})
     changed = unset.model_copy(update={"frozen": frozen})
     assert differences(unset, changed) == {"frozen.chat": (None, "never")}
+    assert digested_settings(changed, "evaluate")["frozen.chat"] == "never"
 
 
 def test_a_run_of_before_resumes(tmp_path: Path) -> None:
