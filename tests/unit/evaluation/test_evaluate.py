@@ -132,9 +132,16 @@ def test_the_table_of_rows() -> None:
         "guided_base+sc": ["standard", "cot+sc", "guided_base"],
         "guided_distilled": ["standard", "cot", "guided_base"],
         "guided_distilled+sc": ["standard", "cot+sc", "guided_base+sc", "guided_distilled"],
-        "guided_refined": ["standard", "cot", "guided_distilled", "guided_base"],
+        "guided_rejection": ["standard", "cot", "guided_distilled", "guided_base"],
+        "guided_rejection+sc": [
+            "standard", "cot+sc", "guided_distilled+sc", "guided_base+sc", "guided_rejection",
+        ],
+        "guided_refined": [
+            "standard", "cot", "guided_rejection", "guided_distilled", "guided_base",
+        ],
         "guided_refined+sc": [
-            "standard", "cot+sc", "guided_distilled+sc", "guided_base+sc", "guided_refined",
+            "standard", "cot+sc", "guided_rejection+sc", "guided_distilled+sc", "guided_base+sc",
+            "guided_refined",
         ],
         "rationale_only_base": ["standard", "cot", "guided_base"],
         "rationale_only_base+sc": ["standard", "cot+sc", "guided_base+sc", "rationale_only_base"],
@@ -145,13 +152,22 @@ def test_the_table_of_rows() -> None:
             "standard", "cot+sc", "guided_distilled+sc", "rationale_only_base+sc", "small_alone",
             "rationale_only_distilled",
         ],
-        "rationale_only_refined": [
-            "standard", "cot", "guided_refined", "rationale_only_distilled",
+        "rationale_only_rejection": [
+            "standard", "cot", "guided_rejection", "rationale_only_distilled",
             "rationale_only_base", "small_alone",
         ],
+        "rationale_only_rejection+sc": [
+            "standard", "cot+sc", "guided_rejection+sc", "rationale_only_distilled+sc",
+            "rationale_only_base+sc", "small_alone", "rationale_only_rejection",
+        ],
+        "rationale_only_refined": [
+            "standard", "cot", "guided_refined", "rationale_only_rejection",
+            "rationale_only_distilled", "rationale_only_base", "small_alone",
+        ],
         "rationale_only_refined+sc": [
-            "standard", "cot+sc", "guided_refined+sc", "rationale_only_distilled+sc",
-            "rationale_only_base+sc", "small_alone", "rationale_only_refined",
+            "standard", "cot+sc", "guided_refined+sc", "rationale_only_rejection+sc",
+            "rationale_only_distilled+sc", "rationale_only_base+sc", "small_alone",
+            "rationale_only_refined",
         ],
         "small_alone": ["standard"],
         "control_empty": ["standard"],
