@@ -186,7 +186,7 @@ def test_a_killed_training_resumes_to_the_same_bytes(
     """[29] weights, metrics, and which policy is the best, wherever it was killed."""
     settings = {
         "validation": {"questions": 3, "every": 2, "patience": 3},
-        "optimiser": {"learning_rate": 0.05, "warmup_steps": 2, "decay": "cosine"},
+        "optimiser": {"learning_rate": 0.005, "warmup_steps": 2, "decay": "cosine"},
         "batch_size": None,
         "batch_tokens": 30,
     }
