@@ -49,6 +49,10 @@ ELSEWHERE = {
     "lmcot aspects": ("tests/unit/rewards/test_learned.py", '["aspects", "score"'),
     "lmcot cache": ("tests/unit/frozen/test_cache.py", '["cache", "show"'),
     "lmcot debug": ("tests/integration/test_runtime.py", '"debug", "rollout"'),
+    "lmcot reject --config my.yaml --run-dir runs/mine": (
+        "tests/unit/extending/test_stage.py",
+        "reject(run)",
+    ),
     "lmcot sweep": ("tests/integration/test_sweep.py", '["sweep", "--config"'),
     "ray up": ("tests/support/local_up.py", "ray up -y"),
     "ray up cluster.yaml": ("tests/integration/test_aws.py", "cluster.yaml"),
