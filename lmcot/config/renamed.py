@@ -30,6 +30,7 @@ ADDED: Final[Mapping[str, Any]] = {
     "frozen.chat": None,
     "prompts.conclusion": "shown",
     "teacher.template": "{facts} So the answer is {answer}.",
+    "teacher.titles": False,
     "teacher.shorten": False,
     "teacher.right_by": "f1",
     "teacher.best_by": "factuality",

@@ -79,6 +79,9 @@ class SupportingFactsTeacher(_Teacher):
     template: str = "{facts} So the answer is {answer}."
     """Text of a rationale. ``{facts}`` are the sentences in the order of the context; ``{answer}``
     may be left out."""
+    titles: bool = False
+    """Whether the title of a paragraph stands before its first sentence where that names no word of
+    it, as in ``Title: He was born in 1950.``"""
     shorten: bool = True
     """Whether a rationale that is longer than ``policy.max_new_tokens`` loses the sentences that
     the answer does not need, until it fits; if not, it is rejected."""

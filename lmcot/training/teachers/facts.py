@@ -79,15 +79,16 @@ def facts_rationale(
     the answer is enough, unless the question compares: the answer is yes or no, or a name that the
     question holds.
     """
-    whole = teacher.rationale(" ".join(example.gold_sentences()), example.answer)
-    if fits(whole) or not teacher.shorten:
-        return FactsRationale(whole, 0, True, fits(whole))
     facts = _facts(example)
 
     def text(some: Sequence[_Fact]) -> str:
         in_order = sorted(some, key=lambda fact: fact.place)
-        return teacher.rationale(" ".join(fact.text for fact in in_order), example.answer)
+        told = _with_titles(in_order) if teacher.titles else [fact.text for fact in in_order]
+        return teacher.rationale(" ".join(told), example.answer)
 
+    whole = text(facts)
+    if fits(whole) or not teacher.shorten:
+        return FactsRationale(whole, 0, True, fits(whole))
     for needed in (_of_each_paragraph(facts), _with_the_answer(facts)):
         if not needed or not fits(text(needed)):
             continue
@@ -111,6 +112,16 @@ def _facts(example: Example) -> list[_Fact]:
             if (paragraph.title, index) in wanted and sentence.strip()
         )
     ]
+
+
+def _with_titles(facts: Sequence[_Fact]) -> list[str]:
+    """The sentences; before a paragraph's first one stands the title, unless that names it."""
+    told: list[str] = []
+    for before, fact in zip([None, *facts], facts, strict=False):
+        first = before is None or before.title != fact.title
+        named = content_words(fact.title).keys() & content_words(fact.text).keys()
+        told.append(f"{fact.title}: {fact.text}" if first and not named else fact.text)
+    return told
 
 
 def _need(example: Example, title: str, sentence: str) -> tuple[int, int]:

@@ -85,6 +85,23 @@ def test_a_sentence_that_merely_names_the_answer_shows_nothing_in_a_comparison()
     assert made(compared, 9).text == "Its mayor is Ott. So the answer is Velm."
 
 
+def test_a_title_stands_before_a_paragraph_that_does_not_name_it() -> None:
+    titled = SupportingFactsTeacher(kind="supporting_facts", titles=True)
+    both = example("Where?", "Grey Sea", ("Velm (town)", 2), ("Velm (town)", 3), ("Brann", 1))
+    whole = facts_rationale(both, titled, words(99)).text
+    assert whole == (
+        "Velm (town): It has a mill. Its mayor is Ott. Brann: It ends in the Grey Sea. "
+        "So the answer is Grey Sea."
+    )
+    named = example("Where?", "Brann", ("Velm (town)", 1), ("Velm (town)", 2))
+    assert facts_rationale(named, titled, words(99)).text == (
+        "Velm lies on the Brann, a river. It has a mill. So the answer is Brann."
+    )
+    shorter = facts_rationale(both, titled, words(19))
+    assert shorter.left_out == 1
+    assert shorter.text.startswith("Velm (town): It has a mill. Brann: It ends")
+
+
 def test_too_long_is_rejected_where_the_settings_say_so() -> None:
     strict = SupportingFactsTeacher(kind="supporting_facts", shorten=False)
     found = facts_rationale(BRIDGE, strict, words(19))
