@@ -26,11 +26,14 @@ CHAT = {"smollm": "never", "gemma": None, "qwen": None}
 """What ``frozen.chat`` is: through its chat template SmolLM2 does not answer as it is shown."""
 SELECTION = 200
 """The first questions of hotpotqa-validation are for choices; reports use the others."""
+FACTS = {"kind": "supporting_facts", "titles": True}
+"""The data set's own facts, each with the paragraph that it is of."""
 _VARIANTS = Path(__file__).parent / "template_variants"
 
 PROMPT_ROWS = ("standard", "cot", "control_oracle", "control_empty")
 SHORT_ROWS = ("standard", "control_oracle")
 FIRST_ROWS = ("standard", "guided_distilled", "small_alone", "control_oracle")
+CURVE_ROWS = FIRST_ROWS[1:3]
 GUIDED_ROWS = (*FIRST_ROWS, "cot", "control_masked", "control_shuffled", "control_empty")
 FROZEN_ORDER = ("qwen", "smollm", "gemma")
 
@@ -98,7 +101,7 @@ def _base() -> dict[str, Any]:
             "frozen": {"cpus": 0.5, "threads": 1},
             "learner": {"cpus": 0.5, "threads": 2},
         },
-        "checkpoints": {"every": 40},
+        "checkpoints": {"every": 20},
     }
 
 
@@ -112,20 +115,21 @@ def _put(settings: dict[str, Any], key: str, value: Any) -> None:
 def plan(runs: Path) -> list[Step]:
     """All runs, what is worth most first."""
     return [
-        _from_facts(400),
-        _guided(runs, "facts-400", "qwen", 100, FIRST_ROWS),
         _from_facts(1600),
-        *(_guided(runs, "facts-1600", lm, SELECTION, GUIDED_ROWS) for lm in FROZEN_ORDER),
-        _refined(runs, "facts-1600"),
+        *(_guided(runs, "facts-1600", lm, GUIDED_ROWS) for lm in FROZEN_ORDER),
+        _guided(runs, "facts-1600", "qwen", FIRST_ROWS, conclusion="shown"),
         _from_frozen(400),
-        *(_guided(runs, "frozen-400", lm, SELECTION, FIRST_ROWS[:3]) for lm in FROZEN_ORDER),
-        *_prompts(),
-        _from_facts(100),
+        *(_guided(runs, "frozen-400", lm, CURVE_ROWS) for lm in FROZEN_ORDER),
         *(
-            _guided(runs, f"facts-{count}", lm, SELECTION, FIRST_ROWS[:3])
-            for count in (100, 400)
-            for lm in FROZEN_ORDER
+            step
+            for count in (400, 100)
+            for step in (
+                _from_facts(count),
+                *(_guided(runs, f"facts-{count}", lm, CURVE_ROWS) for lm in FROZEN_ORDER),
+            )
         ),
+        _refined(runs, "facts-1600"),
+        *_prompts(),
     ]
 
 
@@ -179,38 +183,51 @@ def _asked(lm: str, name: str, shown: dict[str, Any] | int, rows: Sequence[str])
 
 def _from_facts(count: int) -> Step:
     """Distillation on the supporting facts of the first training questions."""
-    changed: dict[str, Any] = {
-        "data.max_train": count,
-        "distill.epochs": 1 if count > 100 else 2,
-        "distill.batch_size": 8,
-        "distill.optimiser": {"learning_rate": 1e-4, "warmup_steps": 5, "decay": "linear"},
-    }
-    if count > 400:
-        changed["distill.validation"] = {"questions": 48, "every": 40, "samples": 4}
-    return Step(f"distill/facts-{count}", ("distill",), changed)
+    return Step(f"distill/facts-{count}", ("distill",), _distilled(count))
 
 
 def _from_frozen(count: int) -> Step:
     """Distillation on what Qwen wrote; where it was wrong, on what it wrote with a hint."""
     changed = {
-        **_from_facts(count).changed,
+        **_distilled(count),
         "prompts.demonstrations": drawn(4),
         "teacher": {"kind": "frozen", "rationalise": True},
     }
     return Step(f"distill/frozen-{count}", ("annotate", "distill"), changed)
 
 
-def _guided(runs: Path, policy: str, lm: str, questions: int, rows: Sequence[str]) -> Step:
-    """A frozen LM guided by a distilled policy, which is the same for all of them."""
+def _distilled(count: int) -> dict[str, Any]:
+    """Few questions are read several times, so that all policies take some fifty steps or more."""
+    return {
+        "data.max_train": count,
+        "teacher": FACTS,
+        "distill.epochs": max(1, 400 // count),
+        "distill.batch_size": 8,
+        "distill.validation": {"questions": min(48, count // 5), "every": 20, "samples": 4},
+        "distill.optimiser": {"learning_rate": 3e-4, "warmup_steps": 10, "decay": "cosine"},
+    }
+
+
+def _guided(
+    runs: Path, policy: str, lm: str, rows: Sequence[str], conclusion: str = "hidden"
+) -> Step:
+    """A frozen LM guided by a distilled policy, which is the same for all of them.
+
+    Its demonstrations reason as the teacher of the policy's facts does.
+    """
     changed = {
-        "data.max_validation": questions,
         "frozen.source": lm,
         **({"frozen.chat": CHAT[lm]} if CHAT[lm] else {}),
+        "teacher": FACTS,
         "prompts.templates": OWN_TEMPLATES[lm],
-        "prompts.demonstrations": drawn(4),
+        "prompts.demonstrations": {**drawn(4), "rationale": "teacher"},
+        "prompts.conclusion": conclusion,
         "evaluate.rows": list(rows),
     }
-    step = Step(f"guided/{policy}-{lm}-{questions}", ("evaluate",), changed)
+    name = f"guided/{policy}-{lm}" + ("" if conclusion == "hidden" else f"-{conclusion}")
+    step = Step(name, ("evaluate",), changed)
+    kept = runs / "distill" / "facts-1600" / "run" / "rationales.jsonl"
+    step.settings["prompts"]["demonstrations"]["rationales"] = str(kept.resolve())
     step.settings["evaluate"]["policies"] = {"distilled": _policy(runs, policy)}
     return step
 
@@ -218,7 +235,9 @@ def _guided(runs: Path, policy: str, lm: str, questions: int, rows: Sequence[str
 def _refined(runs: Path, policy: str) -> Step:
     """GRPO on the frozen LM's answers, from a distilled policy, with adapters only."""
     changed = {
-        "prompts.demonstrations": drawn(4),
+        "teacher": FACTS,
+        "prompts.demonstrations": {**drawn(4), "rationale": "teacher"},
+        "prompts.conclusion": "hidden",
         "policy.lora": {"rank": 16, "alpha": 32},
         "refine.start_from": "base",
         "refine.steps": 300,
