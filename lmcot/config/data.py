@@ -20,6 +20,36 @@ class SampleData(Settings):
     """The sample's split, a file for each."""
 
 
+class Columns(Settings):
+    """Where a record holds what is read of it, if not in the fields of docs/data.md.
+
+    Each is the name of a field or column, or a path to it: ``gold.text`` is the field ``text`` of
+    the object ``gold``, or of each object of a list ``gold``; ``gold.0`` is a list's first value.
+    What is set replaces all fields that would be read in its place.
+    """
+
+    question: str | None = None
+    """The question."""
+    id: str | None = None
+    """The record's id."""
+    answer: str | None = None
+    """The right answer, or all of them."""
+    context: str | None = None
+    """The passages."""
+    supporting_facts: str | None = None
+    """The supporting facts."""
+    title: str | None = None
+    """The title of a context that is one text."""
+    type: str | None = None
+    """The question's type."""
+    level: str | None = None
+    """The question's level."""
+
+    def named(self) -> dict[str, str]:
+        """The columns that are set, by the fields that they stand for."""
+        return {name: path for name, path in self.model_dump().items() if path is not None}
+
+
 class FileData(Settings):
     """Questions in files: JSON, CSV, TSV, parquet or Arrow, packed or not; see docs/data.md."""
 
@@ -28,6 +58,8 @@ class FileData(Settings):
     """Path or URL of a file, of a folder of files, or a pattern such as ``shards/train-*``."""
     format: FileFormat = "auto"
     """``auto`` recognises every layout by the file's content; the others require one."""
+    columns: Columns = Columns()
+    """The names of fields or columns, where they are others than those of docs/data.md."""
 
 
 class HubData(Settings):
@@ -42,6 +74,8 @@ class HubData(Settings):
     """The split, for example ``validation``."""
     revision: str | None = None
     """A commit or tag; the newest if unset."""
+    columns: Columns = Columns()
+    """The names of columns, where they are others than those of docs/data.md."""
 
 
 class CountingData(Settings):

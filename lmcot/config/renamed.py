@@ -26,9 +26,13 @@ REMOVED: Final[Mapping[str, Any]] = {
 """Keys that have become constants, with their values: what settings say of them is ignored."""
 
 
+_COLUMNS: Final = (
+    "question", "id", "answer", "context", "supporting_facts", "title", "type", "level"
+)  # fmt: skip
 ADDED: Final[Mapping[str, Any]] = {
     "frozen.chat": None,
     "prompts.conclusion": "shown",
+    **{f"prompts.demonstrations.source.columns.{name}": None for name in _COLUMNS},
     "teacher.template": "{facts} So the answer is {answer}.",
     "teacher.titles": False,
     "teacher.shorten": False,

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from lmcot.config.data import Columns
+from lmcot.data.columns import renaming
 from lmcot.data.gold import right_answers
 from lmcot.data.passages import CONTEXTS, context_of
 from lmcot.data.values import BadRecord, composed, decoded, is_text
@@ -40,8 +42,10 @@ class Format:
     requires: tuple[str, ...] = ()
     """Fields that every record must have."""
     renamed: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
-    """Puts a JSON record with other fields into the fields of docs/data.md; it may raise
-    `BadRecord`."""
+    """Puts a record with other fields into the fields of docs/data.md; it may raise `BadRecord`.
+    It is also given the objects around records."""
+    question: str = ""
+    """The name of a table's column of questions, if it is another one."""
 
 
 FORMATS: dict[str, Format] = {
@@ -52,6 +56,14 @@ FORMATS: dict[str, Format] = {
     "musique": Format("lines", "musique", requires=("paragraphs",)),
 }
 """Each format by its name in the settings (`lmcot.config.data.FileFormat`)."""
+
+
+def with_columns(format: Format, columns: Columns) -> Format:
+    """The format of a file whose fields have the names that the settings give."""
+    if not columns.named():
+        return format
+    renamed = renaming(columns, QUESTIONS, IDENTITIES)
+    return replace(format, renamed=renamed, question=columns.question or "")
 
 
 def parse_record(record: object, dataset: str = "", requires: Sequence[str] = ()) -> Example:

@@ -25,6 +25,8 @@ _ANSWERS = (
 _OTHERWISE = ("ground_truth", "target", "targets", "output")
 """Fields that are read only if a record has none of those: beside them they may hold a
 prediction."""
+ANSWERS = (*_ANSWERS, *_OTHERWISE)
+"""All fields that may hold right answers."""
 _TEXTS = ("text", "value", "answer", "answers", "spans", "span", "number", "aliases",
           "normalized_aliases")  # fmt: skip
 """Keys that hold the texts of an answer that is an object: SQuAD, TriviaQA, KILT, DROP."""

@@ -42,7 +42,7 @@ def read_records(path: Path, format: Format = FORMATS["auto"]) -> Iterator[Locat
         start = stream.peek(8)[:8]
         if start.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
             _check_layout(path, layout, None)
-            yield from _table(stream, path)
+            yield from _table(stream, path, format)
             return
         stream = as_utf8(stream, path)
         first, number = _first_line(stream)
@@ -58,7 +58,7 @@ def read_records(path: Path, format: Format = FORMATS["auto"]) -> Iterator[Locat
             yield from _lines(lines, path, format)
         else:
             _check_layout(path, layout, None)
-            yield from _delimited(lines, first, path)
+            yield from _delimited(lines, first, path, format)
 
 
 def describe_record(number: int, value: object) -> str:
@@ -112,11 +112,10 @@ def _is_json(line: bytes) -> bool:
 def _lines(lines: Iterator[tuple[int, bytes]], path: Path, format: Format) -> Iterator[Located]:
     for number, line in lines:
         if line.strip():
-            value = _renamed(_decode(line), format)
-            yield from _records_in(value, f"{path}:{number}", path)
+            yield from _records_in(_decode(line), f"{path}:{number}", path, format)
 
 
-def _renamed(value: object, format: Format) -> object:
+def renamed(value: object, format: Format) -> object:
     """The value with the known field names, or what is wrong with it."""
     if format.renamed is None or not isinstance(value, Mapping):
         return value
@@ -157,7 +156,7 @@ def _values(content: bytes, path: Path, format: Format) -> Iterator[Located]:
     numbers = itertools.count(1)
     try:
         for value in _elements(text) if text.lstrip()[:1] == "[" else _concatenated(text):
-            for _, record in _records_in(_renamed(value, format), "", path):
+            for _, record in _records_in(value, "", path, format):
                 yield f"{path}: {describe_record(next(numbers), record)}", record
     except json.JSONDecodeError as error:
         raise UserError(
@@ -203,15 +202,16 @@ def _skip_space(text: str, position: int) -> int:
 # Objects around records
 
 
-def _records_in(value: object, where: str, path: Path) -> Iterator[Located]:
+def _records_in(value: object, where: str, path: Path, format: Format) -> Iterator[Located]:
     """The record itself, or the records inside an object around them."""
+    value = renamed(value, format)
     found = _inside(value, path)
     if found is None:
         yield where, value
         return
     for number, one in enumerate(found, 1):
         place = f"{where}: " if where else ""
-        yield from _records_in(one, f"{place}{describe_record(number, one)}", path)
+        yield from _records_in(one, f"{place}{describe_record(number, one)}", path, format)
 
 
 def _inside(value: object, path: Path) -> Sequence[object] | None:
@@ -286,12 +286,17 @@ def _is_list_of_objects(value: object) -> TypeGuard[list[Mapping[str, Any]]]:
 # Tables
 
 
-def _delimited(lines: Iterator[tuple[int, bytes]], first: bytes, path: Path) -> Iterator[Located]:
+def _delimited(
+    lines: Iterator[tuple[int, bytes]], first: bytes, path: Path, format: Format
+) -> Iterator[Located]:
     header = first.decode("utf-8", "replace")
-    delimiter = next((one for one in _DELIMITERS if _question_in(_cells(header, one))), None)
+    delimiter = next(
+        (one for one in _DELIMITERS if _question_in(_cells(header, one), format)), None
+    )
     if delimiter is None:
         raise UserError(
-            f"{path} begins with neither JSON nor the head of a table with a column 'question': "
+            f"{path} begins with neither JSON nor the head of a table with a column "
+            f"'{format.question or 'question'}': "
             "give JSON lines, a JSON array, CSV, TSV or parquet, packed or not (see docs/data.md)"
         )
     names = [name.strip().lower() for name in _cells(header, delimiter)]
@@ -303,7 +308,8 @@ def _delimited(lines: Iterator[tuple[int, bytes]], first: bytes, path: Path) -> 
         for row in rows:
             where = f"{path}:{number + rows.line_num}"
             if len(row) == len(names):
-                yield where, {name: cell for name, cell in zip(names, row, strict=True) if cell}
+                cells = {name: cell for name, cell in zip(names, row, strict=True) if cell}
+                yield where, renamed(cells, format)
             elif any(row):
                 yield where, BadRecord(f"the row has {len(row)} cells, but {len(names)} columns")
     except UnicodeDecodeError:
@@ -322,21 +328,28 @@ def _cells(line: str, delimiter: str) -> list[str]:
     return next(csv.reader([line], delimiter=delimiter), [])
 
 
-def _question_in(names: Sequence[str]) -> bool:
-    return any(name.strip().lower() in QUESTIONS for name in names)
+def _question_in(names: Sequence[str], format: Format = FORMATS["auto"]) -> bool:
+    known = (format.question.lower(),) if format.question else QUESTIONS
+    known = (*known, *(one.split(".")[0] for one in known))
+    return any(name.strip().lower() in known for name in names)
 
 
-def _table(stream: io.BufferedReader, path: Path) -> Iterator[Located]:
+def _table(stream: io.BufferedReader, path: Path, format: Format) -> Iterator[Located]:
     import pyarrow  # heavy, and needed for these files only
 
     number = itertools.count(1)
     try:
         names, batches = _batches(stream)
-        if not _question_in(names):
-            raise UserError(f"{path} has no column 'question', only {', '.join(names)}")
+        if not _question_in(names, format):
+            wanted = format.question or "question"
+            raise UserError(
+                f"{path} has no column '{wanted}', only {', '.join(names)}: say in "
+                "data's columns.question which of them holds the question"
+            )
         for batch in batches:
             for row in batch.to_pylist():
-                yield f"{path}: {describe_record(next(number), row)}", row
+                place = f"{path}: {describe_record(next(number), row)}"
+                yield place, renamed(row, format)
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

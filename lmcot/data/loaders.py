@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Literal
 
-from lmcot.config.data import CountingData, DataSource, FileData, HubData, SampleData
+from lmcot.config.data import Columns, CountingData, DataSource, FileData, HubData, SampleData
+from lmcot.data.columns import missing
 from lmcot.data.files import question_files
-from lmcot.data.formats import DERIVED, FORMATS, parse_record
-from lmcot.data.layouts import Located, describe_record, read_records
+from lmcot.data.formats import DERIVED, FORMATS, parse_record, with_columns
+from lmcot.data.layouts import Located, describe_record, read_records, renamed
 from lmcot.data.values import BadRecord
 from lmcot.errors import UserError
 from lmcot.records import Example
@@ -82,6 +83,8 @@ class _Opened:
     """The data set's name, for records that do not give it."""
     requires: tuple[str, ...] = ()
     """Fields that every record must have."""
+    columns: Columns = field(default_factory=Columns)
+    """The names that the settings give to fields."""
 
 
 def _opened(source: SampleData | FileData | HubData) -> _Opened:
@@ -89,12 +92,13 @@ def _opened(source: SampleData | FileData | HubData) -> _Opened:
         case SampleData():
             return _Opened(f"sample ({source.split})", _sample(source), "hotpotqa")
         case FileData():
-            format = FORMATS[source.format]
+            format = with_columns(FORMATS[source.format], source.columns)
             files = question_files(source.path)
             records = (one for file in files for one in read_records(file, format))
-            return _Opened(source.path, records, format.dataset, format.requires)
+            return _Opened(source.path, records, format.dataset, format.requires, source.columns)
         case HubData():
-            return _Opened(f"{source.name} ({source.split})", _hub(source), source.name)
+            name = f"{source.name} ({source.split})"
+            return _Opened(name, _hub(source), source.name, columns=source.columns)
 
 
 def _collect(
@@ -132,6 +136,9 @@ def _collect(
 def _parse(record: object, opened: _Opened, places: dict[str, str]) -> Example:
     if isinstance(record, BadRecord):
         raise record
+    column = opened.columns.question
+    if column is not None and isinstance(record, Mapping) and "question" not in record:
+        raise missing("question", column)
     example = parse_record(record, opened.dataset, opened.requires)
     if example.id in places:
         what = "the whole question" if example.id.startswith(DERIVED) else f"the id '{example.id}'"
@@ -167,5 +174,7 @@ def _hub(source: HubData) -> Iterator[Located]:
             f"the data set '{source.name}' (split '{source.split}') cannot be loaded from the hub "
             f"({type(error).__name__}: {reason}): check name, config, split and connection"
         ) from None
+    format = with_columns(FORMATS["auto"], source.columns)
     for number, row in enumerate(rows, 1):
-        yield f"{source.name} ({source.split}): {describe_record(number, row)}", row
+        place = f"{source.name} ({source.split}): {describe_record(number, row)}"
+        yield place, renamed(row, format)
