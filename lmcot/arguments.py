@@ -67,6 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_compare(commands)
     _add_inspect(commands)
+    _add_data(commands)
     text = "show what each stage's actors take, and whether the cluster has room for them"
     plan = commands.add_parser("plan", help=text, description=text)
     _add_config(plan)
@@ -236,6 +237,23 @@ def _add_inspect(commands: Any) -> None:
         help="the evaluation's answers: the refined policy beside the distilled one",
     )
     command.add_argument("--json", action="store_true", help="a line of JSON for each")
+
+
+def _add_data(commands: Any) -> None:
+    text = "show what is understood of a file of questions: counts, lengths, what is wrong"
+    command = commands.add_parser("data", help=text, description=text)
+    command.add_argument(
+        "file", nargs="?", metavar="FILE",
+        help="a file, folder, pattern or URL of one; default: the data of the settings",
+    )  # fmt: skip
+    command.add_argument(
+        "--column", action="append", default=[], metavar="FIELD=NAME",
+        help="the name that a field of docs/data.md has in the file, such as answer=gold.text; "
+        "may be given again",
+    )  # fmt: skip
+    _add_config(command, required=False)
+    command.add_argument("--show", type=int, default=1, metavar="N", help="questions; default: 1")
+    command.add_argument("--json", action="store_true", help="a line of JSON")
 
 
 def _add_overrides(command: argparse.ArgumentParser) -> None:

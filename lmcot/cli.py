@@ -92,6 +92,8 @@ def _run(options: argparse.Namespace) -> int:
         return _run_compare(options)
     if options.command == "inspect":
         return _run_inspect(options)
+    if options.command == "data":
+        return _run_data(options)
     if options.command == "doctor":
         return _run_doctor(options)
     if options.command == "evaluate":
@@ -177,17 +179,36 @@ def _run_aspects(options: argparse.Namespace) -> int:
             output=options.output,
         )
         return 0
-    unpaired = [one for one in options.label if "=" not in one]
-    if unpaired:
-        raise UserError(f"--label '{unpaired[0]}' is not of the form ASPECT=COLUMN")
     aspects.fit(
         options.labels,
         options.output,
-        mapped=dict(one.split("=", 1) for one in options.label),
+        mapped=_pairs("--label", options.label, "ASPECT=COLUMN"),
         features=options.features,
         config=config,
     )
     return 0
+
+
+def _run_data(options: argparse.Namespace) -> int:
+    from lmcot.config import load_config
+    from lmcot.tools.describe_data import describe_data
+
+    if options.file is None and options.config is None:
+        raise UserError("name a file, or give --config FILE for the data of those settings")
+    if options.show < 0:
+        raise UserError(f"--show is {options.show}: it must be at least 0")
+    config = load_config(options.config) if options.config else None
+    columns = _pairs("--column", options.column, "FIELD=NAME")
+    describe_data(options.file, config, columns, show=options.show, as_json=options.json)
+    return 0
+
+
+def _pairs(option: str, given: Sequence[str], form: str) -> dict[str, str]:
+    """What an option says in a form such as ``NAME=VALUE``."""
+    unpaired = [one for one in given if "=" not in one]
+    if unpaired:
+        raise UserError(f"{option} '{unpaired[0]}' is not of the form {form}")
+    return dict(one.split("=", 1) for one in given)
 
 
 def _run_doctor(options: argparse.Namespace) -> int:
