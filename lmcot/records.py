@@ -277,6 +277,22 @@ class ScoredRollout:
     """Penalties subtracted from the judgement's components, by name."""
 
 
+LeftOut = Literal["", "right", "wrong", "equal", "few"]
+"""Why a step does not learn from a question: its rationales are all right, all wrong (their task
+reward is 0), measure the same in another way, or fewer than two could be judged. Empty if it does.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupResult:
+    """What a question's rationales came to in one step."""
+
+    rationales: int
+    judged: int
+    right: int
+    left_out: LeftOut = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Columns:
     """Numbers of some rationales: a row for each name, a column for each rationale."""
@@ -310,8 +326,8 @@ class RunState:
     stage: str
     step: int = 0
     """Steps done; also the version of the policy that they made."""
-    sampler: dict[str, int] = field(default_factory=dict)
-    """State of the prompt sampler after the questions of the last step that was learnt."""
+    sampler: dict[str, Any] = field(default_factory=dict)
+    """State of what draws the questions, after those of the last step that was learnt."""
     kl_controller: dict[str, float] = field(default_factory=dict)
     """State of the KL controller; empty before the first step, and in ``distill``."""
     reward_statistics: dict[str, float] = field(default_factory=dict)

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from lmcot.errors import UserError
 from lmcot.files import whole_object
-from lmcot.records import Answer, Example, Judgement, Rollout, ScoredRollout, to_json
+from lmcot.records import (
+    Answer,
+    Example,
+    Judgement,
+    LeftOut,
+    Rollout,
+    ScoredRollout,
+    to_json,
+)
 from lmcot.run_files import rollout_steps, rollouts_name
 
 if TYPE_CHECKING:
@@ -27,14 +35,18 @@ def encode_rollouts(
     judgements: Sequence[Judgement],
     scored: Sequence[ScoredRollout | None],
     examples: Mapping[str, Example],
+    left_out: Sequence[LeftOut] = (),
 ) -> bytes:
     """One line of JSON for each rationale; ``reward`` is null where it was not judged.
 
     Numbers that are not finite are null too, as JSON has no word for them. ``question``, ``gold``
     and ``golds`` (all right answers) stand in each line, so that it can be read by itself.
+    ``left_out`` stands only in lines of questions that the step does not learn from.
 
     Args:
         examples: the questions by their ids.
+        left_out: for each rationale, why the step does not learn from its question, and empty if
+            it does; not given: it learns from all of them.
     """
     lines = (
         _encoded(
@@ -46,9 +58,12 @@ def encode_rollouts(
                 "judgement": to_json(judgement),
                 "reward": None if one is None else one.reward,
                 "penalties": {} if one is None else one.penalties,
+                **({"left_out": why} if why else {}),
             }
         )
-        for rollout, judgement, one in zip(rollouts, judgements, scored, strict=True)
+        for rollout, judgement, one, why in zip(
+            rollouts, judgements, scored, left_out or [""] * len(rollouts), strict=True
+        )
     )
     return "".join(lines).encode()
 
@@ -95,7 +110,7 @@ def read_records(path: Place, needed: Collection[str]) -> Iterator[dict[str, Any
 
 
 def read_scored(folder: Place, step: int) -> list[ScoredRollout]:
-    """The judged rationales of a step, as the learners had them.
+    """The judged rationales of a step, as the learners had them: none if it learnt nothing.
 
     Raises:
         UserError: if the file is not there, or does not hold rollouts.
@@ -104,7 +119,8 @@ def read_scored(folder: Place, step: int) -> list[ScoredRollout]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
         records = [json.loads(line) for line in lines if line]
-        return [_scored(record) for record in records if record["reward"] is not None]
+        learnt = (one for one in records if one["reward"] is not None and "left_out" not in one)
+        return [_scored(record) for record in learnt]
     except OSError as error:
         raise UserError(f"the rationales of step {step} cannot be read: {error}") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -9,12 +9,13 @@ from typing import Any
 from lmcot.actors.base import ActorBase, NotSetUp
 from lmcot.actors.frozen_client import FrozenClient
 from lmcot.actors.units import Judged, JudgeUnit, Packed, Scored, ScoreUnit
-from lmcot.config import Config, GivenDemonstrations
+from lmcot.config import Config, GivenDemonstrations, SignalFilter
 from lmcot.frozen.templates import open_templates
 from lmcot.records import Example, Judgement, Rollout
 from lmcot.rewards.combine import judge_increasing
 from lmcot.rewards.judge import RewardModel
 from lmcot.rewards.scoring import columns, score, unmeasured
+from lmcot.rewards.signal import group_results
 from lmcot.rollout_log import encode_rollouts
 
 _SHARE_OF_UNIT = 0.9
@@ -66,12 +67,13 @@ class RewardActor(ActorBase):
         config, rollouts, questions = self._config, unit.rollouts.open(), unit.questions.open()
         if config.rewards.kind == "increasing":
             judgements = judge_increasing(rollouts, config.rewards)
-            return outcome(questions, rollouts, judgements, config)
+            return outcome(questions, rollouts, judgements, config, unit.signal)
         model = self._begin_unit()
         examples = {example.id: example for example in questions}
         asked = [examples[rollout.example_id] for rollout in rollouts]
+        judgements = model.judge_rollouts(asked, rollouts)
         return replace(
-            outcome(questions, rollouts, model.judge_rollouts(asked, rollouts), config),
+            outcome(questions, rollouts, judgements, config, unit.signal),
             usage=self._frozen.usage,
             frozen_seconds=self._frozen.seconds,
         )
@@ -88,13 +90,24 @@ def outcome(
     rollouts: Sequence[Rollout],
     judgements: Sequence[Judgement],
     config: Config,
+    signal: SignalFilter | None = None,
 ) -> Scored:
-    """The scores that a unit's judgements come to."""
+    """The scores that a unit's judgements come to.
+
+    Args:
+        rollouts: question by question.
+        signal: leaves questions out that teach nothing.
+    """
     scored = score(rollouts, judgements, config.rewards, config.policy.max_new_tokens)
+    results = group_results(rollouts, scored, config.rewards, signal)
+    left_out = [one.left_out for one in results for _ in range(one.rationales)]
+    pairs = zip(scored, left_out, strict=True)
+    examples = {one.id: one for one in questions}
     return Scored(
-        Packed.of([one for one in scored if one is not None]),
+        Packed.of([one for one, why in pairs if one is not None and not why]),
         columns(rollouts, judgements, scored),
-        encode_rollouts(rollouts, judgements, scored, {one.id: one for one in questions}),
+        encode_rollouts(rollouts, judgements, scored, examples, left_out),
+        tuple(results),
         tuple(one.failure for one in judgements if one.failure is not None),
         tuple(unmeasured(judgements).items()),
     )

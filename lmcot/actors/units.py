@@ -6,11 +6,13 @@ import pickle
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from lmcot.config import SignalFilter
 from lmcot.data.sampler import sample_seed
 from lmcot.records import (
     Columns,
     Example,
     Failure,
+    GroupResult,
     Judgement,
     Prompt,
     Rollout,
@@ -91,6 +93,8 @@ class ScoreUnit:
     unit_id: str
     questions: Packed[tuple[Example, ...]]
     rollouts: Packed[list[Rollout]]
+    signal: SignalFilter | None = None
+    """Leaves questions out that teach nothing; None: all are learnt from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +102,14 @@ class Scored:
     """The scores of a `ScoreUnit`."""
 
     scored: Packed[list[ScoredRollout]]
-    """The rollouts that could be judged: the others are left out, never given a reward."""
+    """The rollouts that are learnt from: those that could be judged, of questions that are not
+    left out. No failure is ever given a reward."""
     columns: Columns
     """The numbers that the driver sees of each rollout."""
     records: bytes
     """A line of JSON for each rollout."""
+    results: tuple[GroupResult, ...] = ()
+    """What each question's rollouts came to, in order."""
     failures: tuple[Failure, ...] = ()
     """Why rollouts could not be judged, one for each of them."""
     unmeasured: tuple[tuple[str, str], ...] = ()

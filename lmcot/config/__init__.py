@@ -61,6 +61,7 @@ from lmcot.config.runtime import (
     RoleSettings,
 )
 from lmcot.config.serving import Limits, ServedRole, ServeSettings
+from lmcot.config.signal import CurriculumSettings, SignalFilter
 from lmcot.config.stages import (
     TRAINED_POLICIES,
     TRAINING_STAGES,
@@ -105,6 +106,7 @@ __all__ = [
     "Config",
     "ContextSettings",
     "CountingData",
+    "CurriculumSettings",
     "CustomReward",
     "DataSettings",
     "DataSource",
@@ -145,6 +147,7 @@ __all__ = [
     "SampleData",
     "ServeSettings",
     "ServedRole",
+    "SignalFilter",
     "SupportingFactsTeacher",
     "TrainingStage",
     "TransformersFrozen",

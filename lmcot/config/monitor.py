@@ -23,6 +23,9 @@ class AlarmSettings(Settings):
     equal_groups_above: Fraction | None = 0.9
     """Mean share of the questions whose rationales all have one reward: nothing is learnt from
     them."""
+    filled_share_below: Fraction | None = 0.5
+    """Mean number of questions that steps learnt from, as a share of those that they want, where
+    ``refine.filter`` leaves some out."""
     cut_share_above: Fraction | None = 0.5
     """Mean share of the rationales that were cut at ``policy.max_new_tokens``."""
     empty_answers_above: Fraction | None = 0.1

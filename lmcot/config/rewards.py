@@ -190,6 +190,13 @@ class GuidanceRewards(Settings):
             return {"custom": CustomReward(function=self.custom, weight=self.custom_weight)}
         return {f"custom/{name}": one for name, one in self.custom.items()}
 
+    @property
+    def task_weights(self) -> dict[str, float]:
+        """The weighted components of the frozen LM's answer, whichever tells best if it is right
+        first."""
+        weights = {"em": self.em_weight, "inclusion": self.inclusion_weight, "f1": self.f1_weight}
+        return {name: weight for name, weight in weights.items() if weight}
+
     def resolved(self, likelihoods: bool = True) -> GuidanceRewards:
         """These settings with the source of each aspect named: none is ``auto``.
 
@@ -208,6 +215,11 @@ class IncreasingRewards(Settings):
     """How many numbers a perfect rationale has."""
     penalties: Penalties = Penalties()
     """What a rationale's length takes from its reward."""
+
+    @property
+    def task_weights(self) -> dict[str, float]:
+        """The one component, whose weight is 1."""
+        return {"increasing": 1.0}
 
 
 Rewards = Annotated[GuidanceRewards | IncreasingRewards, Field(discriminator="kind")]

@@ -108,6 +108,24 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _answers_tell_what_is_right(self) -> Config:
+        if self.rewards.task_weights:
+            return self
+        lack = "rewards give no weight to the answer (em_weight, f1_weight, inclusion_weight)"
+        signal = self.refine.filter
+        if signal is not None and signal.by != "reward":
+            raise ValueError(
+                f"refine.filter.by is '{signal.by}', but {lack}: set refine.filter.by to 'reward', "
+                "or give one of them a weight"
+            )
+        if self.refine.curriculum is not None:
+            raise ValueError(
+                f"refine.curriculum is set, but {lack}, so that no rationale is right: leave it "
+                "out, or give one of them a weight"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _endpoint_fails_before_its_unit(self) -> Config:
         """An endpoint that is down must show as failures, not as actors that hang."""
         if self.frozen is None or self.frozen.request_limit is None:

@@ -20,6 +20,7 @@ from lmcot.config.base import (
     PositiveInt,
     Settings,
 )
+from lmcot.config.signal import CurriculumSettings, SignalFilter
 from lmcot.config.training import (
     Advantage,
     FixedKl,
@@ -76,6 +77,12 @@ class RefineSettings(Settings):
     max_staleness: NonNegativeInt = 0
     """How many updates the policy that samples a batch may lag behind the one that learns from it.
     0: sampling and learning take turns, and a run is exactly resumable; 1 or more: they overlap."""
+    filter: SignalFilter | None = None
+    """Questions whose rationales all measure the same are left out, and others asked in their
+    place; unset: each step learns from all that it asked."""
+    curriculum: CurriculumSettings | None = None
+    """Questions that were solved, or never solved, in their last tries rest; unset: each question
+    is asked once in every epoch."""
     epochs: PositiveInt = 1
     """Passes over a step's batch."""
     minibatches: PositiveInt = 1
@@ -113,6 +120,17 @@ class RefineSettings(Settings):
                 f"advantage.kind '{self.advantage.kind}' compares a question's rationales with "
                 f"each other, but samples_per_prompt is {self.samples_per_prompt}: set it to 2 "
                 "or more, or advantage.kind to 'gae'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _filter_fits_the_advantages(self) -> RefineSettings:
+        if self.filter is not None and not self.advantage.needs_group:
+            raise ValueError(
+                "filter leaves out questions whose rationales all measure the same, but "
+                f"advantage.kind '{self.advantage.kind}' learns from these too, since it does not "
+                "compare a question's rationales with each other: leave filter out, or set "
+                "advantage.kind to 'grpo' or 'rloo'"
             )
         return self
 

@@ -23,6 +23,11 @@ class PromptSampler:
         self._position = 0
         self._order = self._permutation()
 
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch that the next index is of, from 0."""
+        return self._epoch + (self._position == self._count)
+
     def next(self, n: int) -> list[int]:
         """The next ``n`` indices, across epochs if necessary."""
         drawn: list[int] = []

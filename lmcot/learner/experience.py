@@ -140,9 +140,7 @@ class ExperienceMaker:
             returns=returns,
         )
 
-    def metrics(
-        self, experience: Experience, scored: Sequence[ScoredRollout], scores: Tensor
-    ) -> dict[str, float]:
+    def metrics(self, experience: Experience, scores: Tensor) -> dict[str, float]:
         """Metrics of a step's experience, once its proximal log-probabilities are filled in."""
         mask, proximal, behaviour = experience.mask, experience.proximal, experience.behaviour
         reference, values, returns = experience.reference, experience.values, experience.returns
@@ -150,7 +148,6 @@ class ExperienceMaker:
         cap = self._settings.importance_cap
         weight = maths.importance_weight(proximal, behaviour, cap)
         metrics = {
-            **_reward_spread(scored),
             "batch/tokens": float(mask.sum()),
             "reward/score": float(scores.mean()),
             "kl": float(of_rationales.mean()),
@@ -222,26 +219,6 @@ def _question(scored: ScoredRollout) -> tuple[str, tuple[int, ...]]:
 def _group_numbers(scored: Sequence[ScoredRollout]) -> list[int]:
     numbers: dict[tuple[str, tuple[int, ...]], int] = {}
     return [numbers.setdefault(_question(one), len(numbers)) for one in scored]
-
-
-def _reward_spread(scored: Sequence[ScoredRollout]) -> dict[str, float]:
-    """The lowest and highest reward; the share of questions whose rationales all have the same.
-
-    Only questions with several rationales count for the share. If no question has several, all
-    rationales of the step count as one question's, since PPO compares them with each other.
-    """
-    groups: dict[tuple[str, tuple[int, ...]], list[float]] = {}
-    for one in scored:
-        groups.setdefault(_question(one), []).append(one.reward)
-    several = [rewards for rewards in groups.values() if len(rewards) > 1]
-    if not several and len(scored) > 1:
-        several = [[one.reward for one in scored]]
-    equal = [min(rewards) == max(rewards) for rewards in several]
-    return {
-        "reward/min": min(one.reward for one in scored),
-        "reward/max": max(one.reward for one in scored),
-        **({"reward/equal_groups": sum(equal) / len(equal)} if equal else {}),
-    }
 
 
 def _padded_floats(rows: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:

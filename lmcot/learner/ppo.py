@@ -70,7 +70,7 @@ class PPO:
         updates = self._update(experience, step)
         if not experience.policy_scored:
             experience.proximal = sum_over_ranks(experience.proximal)
-        metrics = self._maker.metrics(experience, batch, scores)
+        metrics = self._maker.metrics(experience, scores)
         if math.isfinite(metrics["kl"]):
             self.kl_controller.update(metrics["kl"], len(batch))
         return {

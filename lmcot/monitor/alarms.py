@@ -183,7 +183,16 @@ def _bounds(settings: AlarmSettings) -> tuple[Bound, ...]:
             "no_signal", "reward/equal_groups", settings.equal_groups_above,
             "the rationales of {value:.0%} of the questions all had one reward: there is nothing "
             "to learn from these; sample more of each (refine.samples_per_prompt), take questions "
-            "that are neither too hard nor too easy, or give weight to graded rewards",
+            "that are neither too hard nor too easy, give weight to graded rewards, or ask others "
+            "in their place (refine.filter)",
+        ),
+        Bound(
+            "unfilled_steps", "filter/filled", settings.filled_share_below,
+            "steps have learnt from only {value:.0%} of the questions that they want, since "
+            "refine.filter left out the others: raise refine.filter.refill, sample more of each "
+            "(refine.samples_per_prompt), or take questions that are neither too hard nor too easy "
+            "(refine.curriculum lets such questions rest)",
+            below=True,
         ),
         Bound(
             "length_limit", "response/cut_share", settings.cut_share_above,

@@ -26,13 +26,13 @@ CATALOGUE = {
     "reward/mean": "Mean reward of the judged rationales, less penalties: what PPO maximises, "
     "before the KL penalty.",
     "reward/std": "Standard deviation of those rewards; 0: there is nothing to learn from.",
-    "reward/min": "Smallest reward of the rationales that are learnt from.",
-    "reward/max": "Greatest reward of the rationales that are learnt from.",
-    "reward/equal_groups": "Share of the questions whose rationales all got one reward (of those "
-    "with several; where none has, 1 if the whole step has one reward, else 0); a group baseline "
-    "learns nothing from them.",
-    "reward/score": "Mean reward as PPO takes it: scaled (`refine.scale_rewards`) and clipped "
-    "(`refine.reward_clip`).",
+    "reward/min": "Smallest reward of the judged rationales.",
+    "reward/max": "Greatest reward of the judged rationales.",
+    "reward/equal_groups": "Share of the questions whose judged rationales all got one reward (of "
+    "those with several; where none has, 1 if the whole step has one reward, else 0); a group "
+    "baseline learns nothing from them.",
+    "reward/score": "Mean reward of the rationales that are learnt from, as PPO takes it: scaled "
+    "(`refine.scale_rewards`) and clipped (`refine.reward_clip`).",
     "component/*": "Mean of one component of the reward, before its weight: "
     f"{', '.join(f'`{name}`' for name in _COMPONENTS)}, whichever the settings include.",
     "penalty/*": "Mean penalty: `length` and `missing_end` of `rewards.penalties`.",
@@ -117,6 +117,22 @@ CATALOGUE = {
     "them. They count in every mean.",
     "batch/staleness": "Number of updates by which the policy that sampled was older than the one "
     "that learns.",
+    # -- filter
+    "filter/asked": "Questions that the step asked, with `refine.filter`.",
+    "filter/refilled": "Those of them that it asked in place of others.",
+    "filter/right": "Questions that were left out because all their rationales were right.",
+    "filter/wrong": "Those left out because the task reward of all their rationales was 0.",
+    "filter/equal": "Those left out because their rationales measured the same in another way.",
+    "filter/few": "Those left out because fewer than two of their rationales could be judged.",
+    "filter/filled": "Questions that the step learnt from, as a share of "
+    "`refine.prompts_per_step`; 0: it learnt nothing.",
+    # -- curriculum
+    "curriculum/solved": "Questions that rest because they were solved (`refine.curriculum`), when "
+    "the step drew its own.",
+    "curriculum/unsolved": "Those that rest because they were never solved.",
+    "curriculum/passed": "Questions whose turn had come, but which rested: the step passed them "
+    "over.",
+    "curriculum/woken": "Questions that were woken early, for there were too few others.",
     # -- rejection
     "rejection/sampled": "Rationales sampled in the round (stage `reject`, a line for each round).",
     "rejection/kept": "Those of them that are kept, and learnt.",
@@ -190,6 +206,8 @@ GROUPS = {
     "response": "Rationales",
     "answer": "The frozen LM's answers",
     "batch": "The step's batch",
+    "filter": "Questions that are left out",
+    "curriculum": "Questions that rest",
     "rejection": "Rejection sampling",
     "frozen": "The frozen LM",
     "speed": "Tokens per second",

@@ -105,6 +105,10 @@ class Losses:
         self._first: dict[FailureKind, Failure] = {}
         self._lost = dict.fromkeys(FailureKind, 0)
 
+    def expect(self, number: int) -> None:
+        """Counts further things that may be lost."""
+        self._total += number
+
     def add(self, failures: Iterable[Failure | None]) -> None:
         """Counts the failures among some results.
 

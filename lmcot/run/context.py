@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lmcot import run_files
 from lmcot.actors.fleet import Fleet
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lmcot.storage import Place
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(slots=True)
@@ -324,6 +326,6 @@ def open_run(config: Config, home: Place, *, varied: Collection[str] = ()) -> It
         yield run
 
 
-def in_units(items: Sequence[int], size: int) -> list[list[int]]:
+def in_units(items: Sequence[_Item], size: int) -> list[list[_Item]]:
     """Consecutive groups of at most ``size``."""
     return [list(items[start : start + size]) for start in range(0, len(items), size)]

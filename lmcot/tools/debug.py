@@ -67,7 +67,10 @@ def rollout_only(run: Run, *, steps: int, policy: str | None = None) -> list[dic
         pipeline.sample(0, ())
         for step in range(steps):
             batch = pipeline.take(step)
-            metrics = step_metrics(batch.columns)
+            metrics = {
+                **step_metrics(batch.columns, run.config.refine.samples_per_prompt),
+                **batch.choice_metrics,
+            }
             monitor.log(step + 1, STAGE, metrics)
             monitor.rollouts(step + 1, batch.records)
             bar.update(1, reward=mean_reward(batch.columns))
@@ -94,6 +97,9 @@ def learn_only(run: Run, *, rollouts: Path | None = None, last: int | None = Non
         monitor = stack.enter_context(Monitor(_fresh(run, "learn"), run.config.monitor))
         bar = stack.enter_context(progress("debug learn", total=steps))
         for step, batch in enumerate(batches):
+            if not batch:
+                bar.update(1)  # refine.filter left out all that the step asked
+                continue
             learned = learners.ppo_step([Packed.of(batch)], step).result()
             monitor.log(step + 1, STAGE, learned.values)
             bar.update(1, reward=learned.values["reward/score"], kl=learned.kl)
@@ -123,8 +129,15 @@ def replay(run: Run, *, step: int) -> dict[str, tuple[float, float]]:
         say(f"debug replay: from step {state.step} on")
         folder = run.directory.path / run_files.ROLLOUTS
         batches = [read_scored(folder, number) for number in range(state.step + 1, step + 1)]
+        if not batches[-1]:
+            raise UserError(
+                f"step {step} learnt nothing, since refine.filter left out all that it asked: "
+                "replay another one"
+            )
+        metrics: dict[str, float] = {}
         for number, batch in enumerate(batches, start=state.step):
-            metrics = learners.ppo_step([Packed.of(batch)], number).result().values
+            if batch:
+                metrics = learners.ppo_step([Packed.of(batch)], number).result().values
     differing = {
         name: (then, metrics[name])
         for name, then in lines[step].items()

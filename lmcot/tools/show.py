@@ -17,6 +17,7 @@ from lmcot import run_files
 from lmcot.config.prompts import GuidedKind
 from lmcot.config.rows import ROWS
 from lmcot.errors import UserError
+from lmcot.records import LeftOut
 from lmcot.rollout_log import RECORD_KEYS, read_records
 from lmcot.text.characters import printable
 
@@ -29,6 +30,12 @@ _GUIDED = [
     for prompt in get_args(GuidedKind)
 ]
 """The rows of the policies, least trained first: with the passages, and without them."""
+_LEFT_OUT: Mapping[LeftOut, str] = {
+    "right": "all rationales of the question are right",
+    "wrong": "all rationales of the question are wrong",
+    "equal": "all rationales of the question measure the same",
+    "few": "fewer than two rationales of the question could be judged",
+}
 _OF_A_PREDICTION = ("id", "question", "gold", "rationale", "answer", "em", "f1")
 
 
@@ -241,6 +248,8 @@ def _rollout_text(
         lines.append(f"Answer: {said}{_lacking(answer)}  [gold: {gold}]")
     if "kept" in record:
         lines.append(f"{'Kept' if record['kept'] else 'Rejected'}: {_safe(record['reason'])}")
+    if record.get("left_out"):
+        lines.append(f"Left out by refine.filter: {_LEFT_OUT[record['left_out']]}")
     if judgement["failure"] is not None:
         lines.append(f"Failed: {_safe(judgement['failure']['reason'])}")
     if judgement["components"]:

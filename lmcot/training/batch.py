@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from lmcot.actors.units import Packed, Scored
+from lmcot.actors.units import Packed, Scored, WeightsRef
 from lmcot.errors import UserError
-from lmcot.records import Columns, Example, Failure, ScoredRollout, Usage
+from lmcot.records import Columns, Example, Failure, GroupResult, ScoredRollout, Usage
 from lmcot.run.budgets import Losses
+from lmcot.training.curriculum import Turn
+from lmcot.training.questions import Drawn
+from lmcot.training.step_metrics import filter_metrics
 
 
 @dataclass(slots=True)
@@ -21,12 +25,20 @@ class Batch:
     """Number of steps before it, so the first is 0."""
     version: int
     """Version of the policy that samples it."""
-    sampler: dict[str, int]
-    """State of the prompt sampler after the questions were drawn."""
-    keys: list[str]
-    """Keys of its units, in order."""
+    weights: WeightsRef
+    """Weights of that version, as long as there may be more to sample."""
+    filtered: bool
+    """Whether questions that teach nothing are left out."""
+    drawn: Drawn
+    """Its questions, and those that it may ask in place of others."""
     losses: Losses
     opened: float
+    asked: list[Turn] = field(default_factory=list)
+    """The questions that it has asked so far, in order."""
+    keys: list[str] = field(default_factory=list)
+    """Keys of its units, in order."""
+    sampler: dict[str, Any] = field(default_factory=dict)
+    """State of what draws the questions, for a resume after this step; empty until it is taken."""
     sampled: float = 0.0
     """Time at which the last rationale was sampled."""
     judged: float = 0.0
@@ -42,13 +54,43 @@ class Batch:
         return len(self.judged_by_unit) == len(self.keys)
 
     @property
+    def unasked(self) -> list[Turn]:
+        """The questions that it was given, but has not asked."""
+        return [*self.drawn.first, *self.drawn.further][len(self.asked) :]
+
+    @property
+    def results(self) -> list[GroupResult]:
+        """What the questions came to whose rationales are judged, in order."""
+        units = (self.judged_by_unit[key] for key in self.keys if key in self.judged_by_unit)
+        return [result for unit in units for result in unit.results]
+
+    @property
+    def learnt(self) -> int:
+        """Number of questions that are learnt from; the others are left out."""
+        return sum(not result.left_out for result in self.results)
+
+    @property
+    def choice_metrics(self) -> dict[str, float]:
+        """Which questions were asked and learnt; empty without a filter and a curriculum."""
+        wanted = len(self.drawn.first)
+        left_out = filter_metrics(self.results, wanted) if self.filtered else {}
+        return {**self.drawn.metrics, **left_out}
+
+    @property
+    def shown(self) -> dict[str, float]:
+        """What the progress line shows of the filter."""
+        if not self.filtered:
+            return {}
+        return {"asked": float(len(self.asked)), "left_out": float(len(self.asked) - self.learnt)}
+
+    @property
     def in_order(self) -> list[Scored]:
         """The judged units in order: in each question by question, K rationales each."""
         return [self.judged_by_unit[key] for key in self.keys]
 
     @property
     def scored(self) -> list[Packed[list[ScoredRollout]]]:
-        """The rationales that have a reward, unit by unit."""
+        """The rationales that are learnt from, unit by unit."""
         return [one.scored for one in self.in_order]
 
     @property

@@ -145,17 +145,21 @@ class Learners:
         call = self._group.begin(LearnerActor.publish, version)
         return Pending(call, lambda: call.result()[0])
 
-    def check_learned(self) -> None:
+    def check_learned(self, *, filtered: bool = False) -> None:
         """Checks that the model changed at all.
 
+        Args:
+            filtered: steps may have had nothing to learn from.
+
         Raises:
-            UserError: if every update was skipped.
+            UserError: if there was no update, or every update was skipped.
         """
         if self.updates() == 0:
+            empty = "refine.filter left out all that it asked, or " if filtered else ""
             raise UserError(
-                f"{self._plan.stage} has learned nothing: the loss or a gradient was not finite in "
-                f"every update; check the weights of '{self._plan.source}', or set policy.dtype to "
-                "'float32' in another --run-dir"
+                f"{self._plan.stage} has learned nothing: {empty}the loss or a gradient was not "
+                f"finite in every update; check the weights of '{self._plan.source}', or set "
+                "policy.dtype to 'float32' in another --run-dir"
             )
 
     def refs(self) -> list[Any]:

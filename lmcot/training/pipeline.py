@@ -3,7 +3,8 @@
 The policy of version v samples the batches up to step v + ``max_staleness``. A batch is opened as
 soon as its version is published, one version samples all of it, and batches are learnt in order. So
 the content of a batch depends neither on the number of actors nor on their speed, and at most
-``max_staleness`` + 1 batches are open.
+``max_staleness`` + 1 batches are open. A batch may ask further questions in place of those that
+teach nothing (``refine.filter``); which these can be is settled when it is opened.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from lmcot.actors.reward_actor import RewardActor
 from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.units import Packed, RolloutUnit, Scored, ScoreUnit, WeightsRef
 from lmcot.config import GivenDemonstrations
-from lmcot.data.sampler import PromptSampler
 from lmcot.errors import UserError
 from lmcot.records import Rollout, RunState
 from lmcot.run.budgets import Losses
 from lmcot.run.context import Run, in_units
 from lmcot.training.batch import Batch, check_judged, check_staleness
+from lmcot.training.curriculum import Turn
 from lmcot.training.learners import Pending
+from lmcot.training.questions import Questions
 
 _Result = TypeVar("_Result")
 
@@ -115,8 +117,9 @@ class Pipeline:
         self._background = background
         self._stage = state.stage
         self._next = state.step
-        self._sampler = PromptSampler(len(run.train), run.config.seed)
-        self._sampler.restore(state.sampler)
+        self._questions = Questions(
+            len(run.train), run.config.seed, run.config.refine, state.sampler
+        )
         self._batches: dict[int, Batch] = {}
         self._trouble: UserError | None = None
         self._judge_seconds = 0.0
@@ -180,6 +183,9 @@ class Pipeline:
         columns = batch.columns
         check_staleness(columns, step, self._run.config.refine.max_staleness)
         check_judged(columns, batch.failures)
+        later = [batch.drawn, *(one.drawn for one in self._batches.values())]
+        self._questions.close(batch.asked, batch.results, batch.unasked, later)
+        batch.sampler = self._questions.state_after(batch.drawn)
         return batch
 
     def work_until(self, pending: Pending[_Result]) -> _Result:
@@ -223,22 +229,28 @@ class Pipeline:
                 wait_for_news(*self._sources)
 
     def _open(self, version: int, weights: WeightsRef) -> None:
-        config = self._run.config
-        rows = self._sampler.next(config.refine.prompts_per_step)
-        groups = in_units(rows, config.actors.prompts_per_unit)
-        keys = [f"step-{self._next + 1}/{number}" for number in range(len(groups))]
-        total = len(rows) * config.refine.samples_per_prompt
+        """Opens the next batch, and has its first questions sampled."""
         batch = Batch(
             step=self._next,
             version=version,
-            sampler=self._sampler.state(),
-            keys=keys,
-            losses=Losses(config.failures, total, f"judgements of step {self._next + 1}"),
+            weights=weights,
+            filtered=self._run.config.refine.filter is not None,
+            drawn=self._questions.draw(),
+            losses=Losses(self._run.config.failures, 0, f"judgements of step {self._next + 1}"),
             opened=time.monotonic(),
         )
         self._batches[self._next] = batch
-        for key, group in zip(keys, groups, strict=True):
-            questions = Packed.of(tuple(self._run.train[row].example for row in group))
+        self._ask(batch, batch.drawn.first)
+
+    def _ask(self, batch: Batch, turns: list[Turn]) -> None:
+        """Has further questions of a batch sampled."""
+        config = self._run.config
+        batch.losses.expect(len(turns) * config.refine.samples_per_prompt)
+        for group in in_units(turns, config.actors.prompts_per_unit):
+            key = f"step-{batch.step + 1}/{len(batch.keys)}"
+            questions = Packed.of(tuple(self._run.train[turn.row].example for turn in group))
+            batch.asked += group
+            batch.keys.append(key)
             batch.questions[key] = questions
             unit = RolloutUnit(
                 unit_id=key,
@@ -247,9 +259,9 @@ class Pipeline:
                 temperature=config.policy.temperature,
                 max_new_tokens=config.policy.max_new_tokens,
                 seed=config.seed,
-                step=self._next,
-                policy_version=version,
-                weights=weights,
+                step=batch.step,
+                policy_version=batch.version,
+                weights=batch.weights,
             )
             self._fleets.rollout.submit(
                 RolloutActor.sample, key, unit, partial(self._sampled, batch)
@@ -260,14 +272,27 @@ class Pipeline:
         batch.sampled_units += 1
         if batch.sampled_units == len(batch.keys):
             batch.sampled = time.monotonic()
-        unit = ScoreUnit(key, batch.questions.pop(key), rollouts)
+        unit = ScoreUnit(key, batch.questions.pop(key), rollouts, self._run.config.refine.filter)
         self._fleets.reward.submit(RewardActor.score, key, unit, partial(self._judged, batch))
 
     def _judged(self, batch: Batch, key: str, judged: Scored) -> None:
         batch.judged_by_unit[key] = judged
-        if batch.complete:
-            batch.judged = time.monotonic()
         self._judge_seconds += judged.frozen_seconds
         self._run.spending.add(self._stage, judged.usage)
         self._run.tell_unmeasured(judged.unmeasured)
         batch.losses.add(judged.failures)
+        if batch.complete:
+            batch.judged = time.monotonic()
+            self._refill(batch)
+
+    def _refill(self, batch: Batch) -> None:
+        """Has further questions asked in place of those that are left out, as far as there are.
+
+        Only once all that were asked before are judged: which ones follow must not depend on which
+        unit is done first.
+        """
+        lacking = len(batch.drawn.first) - batch.learnt
+        if turns := batch.unasked[:lacking]:
+            self._ask(batch, turns)
+        else:
+            batch.weights = ()  # the object store need not keep them

@@ -8,16 +8,19 @@ and repeats the loop from the last checkpoint when a learner is lost.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
 from lmcot import run_files
+from lmcot.actors.learner_actor import StepMetrics
 from lmcot.monitor.curves import plot_training
 from lmcot.monitor.progress import Progress, say
 from lmcot.records import RunState
 from lmcot.run.budgets import usage_metrics
 from lmcot.run.context import Run
 from lmcot.run.inputs import contents
+from lmcot.training.batch import Batch
 from lmcot.training.interim import InterimEvaluation
 from lmcot.training.learners import Learners
 from lmcot.training.pipeline import Fleets, Pipeline
@@ -76,7 +79,7 @@ def _train(
             batch = pipeline.take(step)  # waits until it is sampled and judged
             timer.mark("wait")
 
-            learned = pipeline.work_until(learners.ppo_step(batch.scored, step))
+            learned = _learn(learners, pipeline, batch, state)
             state.step, state.sampler = step + 1, batch.sampler
             state.kl_controller = learned.kl_controller
             state.reward_statistics = learned.reward_statistics
@@ -86,21 +89,39 @@ def _train(
             show(run.monitor, state.step, STAGE, columns, batch.records)
             timer.mark("learn")
             metrics = {
-                **step_metrics(columns),
+                **step_metrics(columns, run.config.refine.samples_per_prompt),
+                **batch.choice_metrics,
                 **learned.values,
                 **usage_metrics(batch.usage),
                 **timer.metrics(batch, learned.tokens),
             }
             run.monitor.log(state.step, STAGE, metrics)
-            bar.update(1, reward=mean_reward(columns), kl=learned.kl)
+            bar.update(1, reward=mean_reward(columns), kl=learned.kl, **batch.shown)
 
             if state.step % run.config.checkpoints.every == 0 or state.step == steps:
                 learners.checkpoint(state)
             on_step(state.step, metrics)
         _publish_and_sample(learners, steps, pipeline, interim)
         interim.finish(pipeline)
-    learners.check_learned()
+    learners.check_learned(filtered=run.config.refine.filter is not None)
     learners.export(run.directory.policy(run_files.REFINED), run.directory.critic)
+
+
+def _learn(learners: Learners, pipeline: Pipeline, batch: Batch, state: RunState) -> StepMetrics:
+    """Has a batch learnt; a batch of which every question is left out changes nothing."""
+    if batch.learnt:
+        return pipeline.work_until(learners.ppo_step(batch.scored, batch.step))
+    say(
+        f"refine: step {batch.step + 1} learns nothing: none of the {len(batch.asked)} questions "
+        "that it asked is kept by refine.filter"
+    )
+    return StepMetrics(
+        kl=math.nan,
+        tokens=0.0,
+        values={"batch/tokens": 0.0},
+        kl_controller=state.kl_controller,
+        reward_statistics=state.reward_statistics,
+    )
 
 
 def _publish_and_sample(

@@ -17,6 +17,7 @@ from lmcot.run.context import Run
 from lmcot.run.roles import published_weights, refine_roles
 from lmcot.training.learners import Learners
 from lmcot.training.pipeline import Fleets
+from lmcot.training.questions import check_enough
 
 REFINE: Final = "refine"
 
@@ -33,6 +34,7 @@ def started_actors(run: Run) -> Iterator[tuple[Fleets, Learners]]:
     """
     config = run.config
     source = start_source(run)
+    check_enough(len(run.train), config.refine)
     if config.evaluate.during.every:
         check_evaluation(run)
     check_plan(REFINE, refine_roles(config), config.actors, published_weights(config))

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 import numpy as np
+import numpy.typing as npt
 
-from lmcot.records import Columns
+from lmcot.records import Columns, GroupResult
 
 
-def step_metrics(columns: Columns) -> dict[str, float]:
-    """Metrics of a batch; they do not depend on which actor did what.
+def step_metrics(columns: Columns, samples: int) -> dict[str, float]:
+    """Metrics of all rationales of a batch; they do not depend on which actor did what.
 
     Rewards, components, penalties and ``response/contains_gold`` are averages over the judged
     rationales that have them. Lengths (in tokens) and shares are averages over all rationales.
+
+    Args:
+        samples: number of rationales of each question; they stand together.
     """
     judged = columns["judged"] == 1
     rewards = columns["reward"][judged]
@@ -25,6 +32,7 @@ def step_metrics(columns: Columns) -> dict[str, float]:
     return {
         "reward/mean": mean_reward(columns),
         "reward/std": float(rewards.std()) if judged.any() else 0.0,
+        **_reward_spread(columns["reward"].reshape(-1, samples)),
         **means,
         **({"response/contains_gold": float(gold.mean())} if len(gold) else {}),
         **_answer_shares(columns),
@@ -35,6 +43,48 @@ def step_metrics(columns: Columns) -> dict[str, float]:
         "batch/judged_share": float(judged.mean()),
         "batch/failed": float((~judged).sum()),
         "batch/unmeasured": float(columns["unmeasured"].sum()),
+    }
+
+
+def filter_metrics(results: Sequence[GroupResult], wanted: int) -> dict[str, float]:
+    """What `refine.filter` left out of a batch.
+
+    Args:
+        results: of all questions that were asked.
+        wanted: number of questions that the step wants to learn from.
+    """
+    why = Counter(result.left_out for result in results)
+    return {
+        "filter/asked": float(len(results)),
+        "filter/refilled": float(len(results) - wanted),
+        "filter/right": float(why["right"]),
+        "filter/wrong": float(why["wrong"]),
+        "filter/equal": float(why["equal"]),
+        "filter/few": float(why["few"]),
+        "filter/filled": why[""] / wanted,
+    }
+
+
+def _reward_spread(groups: npt.NDArray[np.float64]) -> dict[str, float]:
+    """The lowest and highest reward; the share of questions whose rationales all have the same.
+
+    Only questions with several judged rationales count for the share. If no question has several,
+    all rationales of the step count as one question's, since PPO compares them with each other.
+
+    Args:
+        groups: [questions, rationales]; NaN where a rationale was not judged.
+    """
+    judged = groups[~np.isnan(groups)]
+    if not len(judged):
+        return {}
+    several = groups[(~np.isnan(groups)).sum(1) > 1]
+    if not len(several) and len(judged) > 1:
+        several = judged.reshape(1, -1)
+    equal = np.nanmin(several, axis=1) == np.nanmax(several, axis=1)
+    return {
+        "reward/min": float(judged.min()),
+        "reward/max": float(judged.max()),
+        **({"reward/equal_groups": float(equal.mean())} if len(equal) else {}),
     }
 
 

@@ -109,7 +109,7 @@ def test_rewards_are_clipped_before_the_kl_is_added() -> None:
     scores = session.ppo._scores(scored)
     assert scores.tolist() == pytest.approx([1.0, -1.0, 0.25, 0.7])
     experience = session.ppo._maker.make(scored, scores, 0.1)
-    metrics = session.ppo._maker.metrics(experience, scored, scores)
+    metrics = session.ppo._maker.metrics(experience, scores)
     assert metrics["reward/score"] == pytest.approx(0.2375)
     # At gamma 1 and lambda 1 the first return is the score less the whole KL penalty.
     kl = (experience.proximal - experience.reference).sum(-1)

@@ -322,8 +322,8 @@ def test_metrics_are_means_over_the_tokens_of_all_minibatches() -> None:
     assert metrics["optimiser/updates"] == 3
 
 
-def test_what_a_step_tells_of_its_rewards_kl_and_ratios() -> None:
-    """Extremes over all tokens and passes; questions without a signal; KL below 0."""
+def test_what_a_step_tells_of_its_kl_and_ratios() -> None:
+    """Extremes over all tokens and passes; KL below 0."""
     config = make_config(
         "counting-llama", {"learning_rate": 3e-2}, epochs=2, policy__dtype="float32"
     )
@@ -333,8 +333,6 @@ def test_what_a_step_tells_of_its_rewards_kl_and_ratios() -> None:
         "counting-llama", questions=[(3, (4, 2, 5)), (5, (4, 3)), (2, (1, 6))], rewards=rewards
     )
     metrics = session.ppo.step(scored, 0)
-    assert (metrics["reward/min"], metrics["reward/max"]) == (-1.0, 1.0)
-    assert metrics["reward/equal_groups"] == pytest.approx(1 / 3), "the second question's"
     assert metrics["batch/tokens"] == 4 + 2 + 5 + 4 + 3 + 1 + 6
     assert metrics["kl/negative_count"] == 0, "rounding is none"
     assert 0 < metrics["policy/ratio_min"] < 0.999 < 1.001 < metrics["policy/ratio_max"]
@@ -346,13 +344,3 @@ def test_what_a_step_tells_of_its_rewards_kl_and_ratios() -> None:
             found.append(float((now.logprobs - then.logprobs).sum()))
     again = session.ppo.step(scored, 1)
     assert again["kl/negative_count"] == sum(value < 0 for value in found) > 0
-
-
-@pytest.mark.parametrize(("rewards", "equal"), [([0.5, 0.5], 1.0), ([0.5, 1.0], 0.0)])
-def test_one_rationale_a_question_is_compared_with_the_others(
-    rewards: list[float], equal: float
-) -> None:
-    """Or else nobody would be told that there is nothing to learn from."""
-    config = make_config("counting-llama", {"learning_rate": 1e-3})
-    scored = rollouts("counting-llama", questions=[(3, (4,)), (5, (3,))], rewards=rewards)
-    assert open_session(config).ppo.step(scored, 0)["reward/equal_groups"] == equal

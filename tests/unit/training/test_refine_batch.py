@@ -23,8 +23,10 @@ from lmcot.records import (
     Judgement,
     Paragraph,
     Rollout,
+    ScoredRollout,
     SupportingFact,
 )
+from lmcot.rewards.scoring import columns
 from lmcot.training.batch import check_judged, check_staleness
 from lmcot.training.step_metrics import step_metrics
 
@@ -72,7 +74,7 @@ def test_a_failed_judgement_never_enters_a_batch() -> None:
     assert [one.rollout.sample for one in judged.scored.open()] == [0, 2]
     assert rewards(judged) == [1.0, 1.0]
     assert judged.failures == (FAILED.failure, FAILED.failure)
-    metrics = step_metrics(judged.columns)
+    metrics = step_metrics(judged.columns, 4)
     assert metrics["batch/judged_share"] == 0.5
     assert metrics["batch/failed"] == 2.0
     assert metrics["reward/mean"] == 1.0, "failures are not rewards of zero"
@@ -86,7 +88,7 @@ def test_penalties_are_taken_from_the_reward_and_logged() -> None:
     config = settings({"missing_end": 0.25, "length": 0.5})
     judged = judge([short, long, long], [GOOD, GOOD, FAILED], config)
     assert rewards(judged) == [1.0, 1.0 - 0.25 - 0.5]
-    metrics = step_metrics(judged.columns)
+    metrics = step_metrics(judged.columns, 3)
     assert metrics["penalty/missing_end"] == 0.125
     assert metrics["penalty/length"] == 0.25
     assert metrics["reward/mean"] == 0.625
@@ -96,21 +98,51 @@ def test_penalties_are_taken_from_the_reward_and_logged() -> None:
 
 def test_a_step_without_any_judgement_ends_the_run() -> None:
     judged = judge(rollouts(2), [FAILED, FAILED], settings())
-    assert step_metrics(judged.columns)["reward/mean"] == 0.0
+    assert step_metrics(judged.columns, 2)["reward/mean"] == 0.0
     with pytest.raises(UserError, match=r"none of a step's 2 .*the endpoint hangs"):
         check_judged(judged.columns, judged.failures)
     check_judged(judge(rollouts(2), [FAILED, GOOD], settings()).columns, judged.failures)
 
 
+@pytest.mark.parametrize(
+    ("questions", "expected"),
+    [
+        ([[0.5, 0.5, 0.25], [1.0, 1.0, None], [-1.0, 1.0, 0.0]], (-1.0, 1.0, 1 / 3)),
+        ([[0.5, None], [None, 0.25], [None, None]], (0.25, 0.5, 0.0)),
+        ([[0.5], [0.5]], (0.5, 0.5, 1.0)),
+        ([[0.5], [1.0]], (0.5, 1.0, 0.0)),
+        ([[0.5, None]], (0.5, 0.5, None)),
+    ],
+)
+def test_questions_whose_rationales_all_have_one_reward(
+    questions: list[list[float | None]], expected: tuple[float, float, float | None]
+) -> None:
+    """Of the judged ones. Where no question has several, they are compared with one another."""
+    samples = len(questions[0])
+    given = [reward for rewards in questions for reward in rewards]
+    sampled = [
+        replace(one, example_id=f"q{n // samples}") for n, one in enumerate(rollouts(len(given)))
+    ]
+    judgements = [FAILED if reward is None else GOOD for reward in given]
+    scored = [
+        None if reward is None else ScoredRollout(one, GOOD, reward)
+        for one, reward in zip(sampled, given, strict=True)
+    ]
+    metrics = step_metrics(columns(sampled, judgements, scored), samples)
+    least, most, equal = expected
+    assert (metrics["reward/min"], metrics["reward/max"]) == (least, most)
+    assert metrics.get("reward/equal_groups") == (equal if equal is None else pytest.approx(equal))
+
+
 def test_what_a_policy_too_old_sampled_is_refused() -> None:
     """[27] A rationale bears its version; one beyond the bound never enters a batch."""
     sampled = [replace(one, policy_version=3) for one in rollouts(2)]
-    columns = judge(sampled, [GOOD, FAILED], settings()).columns
-    check_staleness(columns, 3, 0)
-    check_staleness(columns, 5, 2)
+    numbers = judge(sampled, [GOOD, FAILED], settings()).columns
+    check_staleness(numbers, 3, 0)
+    check_staleness(numbers, 5, 2)
     for version, limit in ((4, 0), (6, 2), (2, 2)):
         with pytest.raises(RuntimeError, match=r"sampled by policy version 3, .*max_staleness"):
-            check_staleness(columns, version, limit)
+            check_staleness(numbers, version, limit)
 
 
 def test_records_are_one_json_line_each_whatever_they_hold() -> None:
@@ -136,7 +168,7 @@ def test_units_with_different_columns_are_joined() -> None:
         assert joined["judged"].tolist() == [x for part in parts for x in part["judged"]]
         assert sorted(joined["component/em"], key=np.isnan)[0] == 1.0
         assert np.isnan(joined["component/em"]).sum() == 2
-        assert step_metrics(joined)["component/em"] == 1.0
+        assert step_metrics(joined, 1)["component/em"] == 1.0
 
 
 def test_records_come_back_whole_from_a_pickle() -> None:
