@@ -26,6 +26,7 @@ SOUND = {
     "idle/rollout": 0.2,
     "optimiser/skipped_updates": 0.0,
     "loss/policy": 0.1,
+    "filter/filled": 0.9,
 }
 
 
@@ -47,6 +48,7 @@ def looked(steps: list[dict[str, Any]], **settings: Any) -> list[tuple[set[str],
         ({"kl": -0.6}, "kl_negative", "sampler/gap"),
         ({"policy/entropy": 0.01}, "entropy_collapse", "refine.entropy_coefficient"),
         ({"reward/equal_groups": 0.95}, "no_signal", "refine.samples_per_prompt"),
+        ({"filter/filled": 0.25}, "unfilled_steps", r"only 47% .* refine\.filter\.refill"),
         ({"response/cut_share": 0.75}, "length_limit", "policy.max_new_tokens"),
         (
             {"answer/empty_share": 0.5},

@@ -31,8 +31,9 @@ def test_the_page_describes_each_alarm_and_its_setting() -> None:
         ("idle/learner", "idle/rollout", "answer/empty_share", "answer/cut_share"), 0.0
     )
     values |= {"sampler/effective_sample_size": 1.0, "policy/clip_fraction": 0.0}
+    values |= {"filter/filled": 1.0}
     states, _ = Alarms(AlarmSettings()).look(values)
-    assert len(states) == 14
+    assert len(states) == 15
     assert {name.removeprefix("alarm/") for name in states} <= rows
     for setting in AlarmSettings.model_fields:
         assert f"`{setting}`" in page, f"{setting} is not on the page"

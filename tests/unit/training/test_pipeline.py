@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,18 @@ from lmcot.actors.reward_actor import outcome
 from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.units import Packed, Scored
 from lmcot.config import BudgetSettings, load_config
+from lmcot.data.sampler import PromptSampler
 from lmcot.errors import Interrupted, UserError
-from lmcot.records import Example, Failure, FailureKind, Judgement, Paragraph, Rollout, Usage
+from lmcot.records import (
+    Example,
+    Failure,
+    FailureKind,
+    Judgement,
+    Paragraph,
+    Rollout,
+    RunState,
+    Usage,
+)
 from lmcot.run.budgets import Spending
 from lmcot.training import pipeline as module
 from lmcot.training.batch import Batch
@@ -104,11 +115,16 @@ def sampled(unit: Any) -> Packed[list[Rollout]]:
 
 
 def judged(unit: Any, judgement: Judgement = RIGHT) -> Scored:
+    return judged_by(unit, lambda rollout: judgement)
+
+
+def judged_by(unit: Any, judge: Callable[[Rollout], Judgement]) -> Scored:
     assert {one.id for one in unit.questions.open()} == {
         one.example_id for one in unit.rollouts.open()
     }
     rollouts = unit.rollouts.open()
-    done = outcome(unit.questions.open(), rollouts, [judgement] * len(rollouts), CONFIG)
+    judgements = [judge(one) for one in rollouts]
+    done = outcome(unit.questions.open(), rollouts, judgements, CONFIG, unit.signal)
     return replace(done, usage=Usage(1, 1, 5))
 
 
@@ -131,7 +147,13 @@ def as_run(**parts: Any) -> Any:
 class Stand:
     """A pipeline between fakes: 12 questions, 4 a step, 2 a unit, 3 rationales each."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        *overrides: str,
+        state: RunState | None = None,
+    ) -> None:
         settings = (
             "refine.prompts_per_step=4",
             "refine.samples_per_prompt=3",
@@ -152,7 +174,8 @@ class Stand:
         self.rollout, self.reward = FakeFleet(sampled), FakeFleet(judged)
         self.learners = FakeLearners()
         fleets: Any = Fleets(self.rollout, self.reward)  # type: ignore[arg-type]
-        self.pipeline = Pipeline(self.run, fleets, self.learners, fresh_state(self.run))
+        state = state or fresh_state(self.run)
+        self.pipeline = Pipeline(self.run, fleets, self.learners, state)
         self.waits: list[Any] = []
         monkeypatch.setattr(module, "wait_for_news", self.between)
 
@@ -340,3 +363,128 @@ def test_a_guest_has_its_turns_and_its_share_of_the_frozen_lms_time(
         assert guest in sources, "its calls end the driver's waits, too"
         assert not guest.abandoned
     assert guest.abandoned
+
+
+FILTERED = ("refine.filter={refill: 1.0}", "refine.advantage={kind: rloo}")
+
+
+def by_question(rollout: Rollout) -> Judgement:
+    """Questions 0, 3, 6 and 9 are always solved, 1 is half right, 2 never solved; others differ."""
+    number = int(rollout.example_id[1:])
+    differs = 1.0 if rollout.sample else 0.0
+    always = {0: 1.0, 3: 1.0, 6: 1.0, 9: 1.0, 1: 0.5, 2: 0.0}
+    return Judgement({"increasing": always.get(number, differs)})
+
+
+def filtered(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str, **given: Any) -> Stand:
+    stand = Stand(folder, monkeypatch, *FILTERED, *overrides, **given)
+    stand.reward.answer = lambda unit: judged_by(unit, by_question)
+    return stand
+
+
+def asked(batch: Batch) -> list[str]:
+    """All questions whose rationales were judged, each once, in order."""
+    lines = (json.loads(line) for line in batch.records.splitlines())
+    return list(dict.fromkeys(line["example_id"] for line in lines))
+
+
+def test_others_are_asked_in_place_of_those_that_teach_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand = filtered(tmp_path, monkeypatch)
+    order = [f"q{row}" for row in PromptSampler(12, 0).next(12)]
+    left_out = {"q0", "q1", "q2", "q3", "q6", "q9"}
+    stand.pipeline.sample(0, ("weights",))
+    assert [one.id for unit in stand.rollout.units.values() for one in unit.questions.open()] == (
+        order[:4]
+    )
+    batch = stand.pipeline.take(0)
+    every = asked(batch)
+    assert every == order[: len(every)]
+    assert 4 < len(every) <= 8
+    assert questions(batch) == [one for one in every if one not in left_out]
+    assert len(questions(batch)) == 4 or len(every) == 8
+    keys = [f"step-1/{number}" for number in range(len(batch.keys))]
+    assert batch.keys == keys
+    metrics = batch.choice_metrics
+    assert metrics["filter/asked"] == len(every)
+    assert metrics["filter/refilled"] == len(every) - 4
+    assert metrics["filter/right"] == len({"q0", "q3", "q6", "q9"} & {*every})
+    assert metrics["filter/wrong"] == ("q2" in every)
+    assert metrics["filter/equal"] == ("q1" in every)
+    assert metrics["filter/few"] == 0
+    assert metrics["filter/filled"] == len(questions(batch)) / 4
+    assert len(batch.columns["judged"]) == 3 * len(every), "rewards are of all that was sampled"
+    assert batch.usage == Usage(len(keys), len(keys), 5 * len(keys)), "and so is what it cost"
+    assert batch.weights == (), "they are let go"
+    stand.pipeline.sample(1, ())
+    following = [one.id for unit in stand.rollout.units.values() for one in unit.questions.open()]
+    assert following == order[len(every) :][:4], "what was not asked comes next"
+
+
+def test_which_unit_is_done_first_does_not_change_what_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when an actor is lost, and its unit comes last."""
+
+    def last_first(fleet: FakeFleet) -> None:
+        fleet.done = list(fleet.units)[-1:]
+
+    found = []
+    for slow in (False, True):
+        stand = filtered(tmp_path, monkeypatch, "refine.max_staleness=2")
+        if slow:
+            turns = [lambda s=stand: last_first(s.rollout), lambda s=stand: last_first(s.reward)]
+            stand.waits = turns * 100
+        steps = []
+        for step in range(6):
+            stand.pipeline.sample(step, ())
+            batch = stand.pipeline.take(step)
+            steps.append((asked(batch), batch.records, batch.choice_metrics, batch.sampler))
+        found.append(steps)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_a_filtered_run_that_resumes_asks_the_same(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[29] with a curriculum, too; the state goes through a file."""
+    rest = "refine.curriculum={solved: 1, unsolved: 1, rest: 1}"
+    stand = filtered(tmp_path, monkeypatch, rest)
+    whole = []
+    for step in range(8):
+        stand.pipeline.sample(step, ())
+        whole.append(stand.pipeline.take(step))
+    saved = json.loads(json.dumps(whole[at - 1].sampler))
+    state = RunState("refine", at, saved)
+    again = filtered(tmp_path, monkeypatch, rest, state=state)
+    for step in range(at, 8):
+        again.pipeline.sample(step, ())
+        batch = again.pipeline.take(step)
+        assert asked(batch) == asked(whole[step])
+        assert batch.sampler == whole[step].sampler
+        assert batch.choice_metrics == whole[step].choice_metrics
+    assert any(one.choice_metrics["curriculum/passed"] for one in whole)
+
+
+def test_failures_are_a_share_of_all_that_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refill counts with the others; a question that could not be judged is asked no more."""
+    stand = filtered(tmp_path, monkeypatch)
+    down = Judgement(failure=Failure(FailureKind.TRANSIENT, "the endpoint is down"))
+    order = [f"q{row}" for row in PromptSampler(12, 0).next(12)]
+
+    def judge(rollout: Rollout) -> Judgement:
+        return down if rollout.example_id in order[1:3] else by_question(rollout)
+
+    stand.reward.answer = lambda unit: judged_by(unit, judge)
+    stand.pipeline.sample(0, ())
+    batch = stand.pipeline.take(0)
+    assert batch.choice_metrics["filter/few"] == 2
+    assert len(batch.failures) == 6
+    stand.reward.answer = lambda unit: judged_by(unit, lambda rollout: down)
+    stand.pipeline.sample(1, ())
+    with pytest.raises(UserError, match="of 12 judgements of step 2 failed"):
+        stand.pipeline.take(1)
