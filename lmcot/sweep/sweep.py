@@ -29,6 +29,7 @@ from lmcot.files import write_atomically
 from lmcot.monitor.progress import Progress, progress, say
 from lmcot.run.directory import DirectoryInUse, RunDirectory
 from lmcot.run.interruption import Interruption
+from lmcot.run.policies import check_policy
 from lmcot.storage import is_remote
 from lmcot.sweep.space import SweepSettings, Trial, load_sweep, plan_trials
 from lmcot.sweep.table import SweepTable
@@ -127,6 +128,13 @@ def _prepare(folder: Path, trial: Trial, sweep_directory: RunDirectory) -> None:
         try:
             with RunDirectory(folder) as directory:
                 if (policy := trial.config.refine.start_from) != BASE:
+                    check_policy(
+                        sweep_directory,
+                        trial.config,
+                        policy,
+                        "for the trials to start from",
+                        "refine.start_from",
+                    )
                     _link_policy(directory, sweep_directory, policy)
             return
         except DirectoryInUse:
@@ -137,12 +145,7 @@ def _prepare(folder: Path, trial: Trial, sweep_directory: RunDirectory) -> None:
 
 def _link_policy(directory: RunDirectory, source: RunDirectory, policy: str) -> None:
     made_by = stage_of_policy(policy).name
-    facts = source.finished(made_by)
-    if facts is None:
-        raise UserError(
-            f"there is no {policy} model in '{source.path}' for the trials to start from: run "
-            f"'lmcot {made_by}' on this run directory first, or set refine.start_from to 'base'"
-        )
+    facts = source.finished(made_by) or {}
     link = directory.path / policy
     if not link.is_symlink():
         there = os.path.relpath(source.path / policy, directory.path)

@@ -15,6 +15,7 @@ from lmcot.errors import UserError
 from lmcot.monitor.progress import say
 from lmcot.run.context import Run
 from lmcot.run.directory import read_annotations
+from lmcot.run.policies import check_policy
 from lmcot.run.roles import distill_roles
 from lmcot.storage import on_disk, replacing
 from lmcot.training.pairs import sampled_pairs, training_pairs
@@ -43,7 +44,9 @@ def reject(run: Run) -> None:
         return
     if finished:
         _check_nothing_stands_on(run)
-    _check_start(run, settings)
+    check_policy(
+        run.directory, run.config, settings.start_from, "to sample with", "reject.start_from"
+    )
     taught = _taught(run, settings)
     for number in range(1, settings.rounds + 1):
         if run.directory.finished(STAGE.of_round(number).training) is None:
@@ -63,14 +66,6 @@ def _round(run: Run, settings: RejectSettings, number: int, taught: Mapping[str,
     check_plan(STAGE.name, distill_roles(run.config), run.config.actors)
     trained = run.config.policy.source if settings.train_from == "base" else source
     train_on(run, STAGE.of_round(number), settings, trained, pairs)
-
-
-def _check_start(run: Run, settings: RejectSettings) -> None:
-    if settings.start_from == run_files.DISTILLED and not run.directory.finished("distill"):
-        raise UserError(
-            f"there is no distilled model in '{run.directory.home}' to sample with: run 'lmcot "
-            "distill' on this run directory first, or set reject.start_from to 'base'"
-        )
 
 
 def _check_nothing_stands_on(run: Run) -> None:

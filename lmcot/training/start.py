@@ -7,13 +7,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from lmcot.actors.resources.cluster import check_plan
-from lmcot.config.stages import BASE, stage_of_policy
+from lmcot.config.stages import BASE
 from lmcot.data.sampler import PromptSampler
-from lmcot.errors import UserError
 from lmcot.evaluation.evaluate import check_evaluation
 from lmcot.learner.plan import refine_plan
 from lmcot.records import RunState
 from lmcot.run.context import Run
+from lmcot.run.policies import check_policy
 from lmcot.run.roles import published_weights, refine_roles
 from lmcot.training.learners import Learners
 from lmcot.training.pipeline import Fleets
@@ -70,12 +70,7 @@ def start_source(run: Run) -> str:
     policy = run.config.refine.start_from
     if policy == BASE:
         return run.config.policy.source
-    stage = stage_of_policy(policy)
-    if not run.directory.finished(stage.name):
-        raise UserError(
-            f"there is no {policy} model in '{run.directory.home}' to refine: run 'lmcot "
-            f"{stage.name}' on this run directory first, or set refine.start_from to '{BASE}'"
-        )
+    check_policy(run.directory, run.config, policy, "to refine", "refine.start_from")
     return str(run.directory.policy(policy))
 
 

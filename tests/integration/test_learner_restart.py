@@ -272,6 +272,7 @@ def test_distillation_goes_on_too(
         SMOKE,
         [
             "policy.source=random:llama",
+            "data.max_train=8",
             "distill.epochs=2",
             "distill.optimiser.decay=linear",
             "learner.zero_stage=2",

@@ -132,7 +132,7 @@ def test_what_cannot_run_is_told(
     )
     distilled = ("refine.start_from=distilled", "teacher={kind: supporting_facts}")
     assert main([*arguments, *distilled]) == EXIT_USER_ERROR
-    assert "run 'lmcot annotate' and 'lmcot distill' on this run" in capsys.readouterr().err
+    assert "run 'lmcot distill' on this run directory first" in capsys.readouterr().err
     assert main(arguments) == EXIT_USER_ERROR
     out, err = capsys.readouterr()
     assert "| failed |" in out
