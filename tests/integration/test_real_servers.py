@@ -238,7 +238,17 @@ RUN: dict[str, Any] = {
     "prompts": {"demonstrations": 0},
     "policy": {"source": "random:llama", "dtype": "float32", "max_new_tokens": 80},
     "frozen": {"backend": "openai", "max_answer_tokens": 8, "max_rationale_tokens": 32},
-    "teacher": {"kind": "frozen", "min_f1": 0, "filters": {"min_words": 0}},
+    # Whatever so small a model replies is kept, so that the next stages have something to do.
+    "teacher": {
+        "kind": "frozen",
+        "min_f1": 0,
+        "filters": {
+            "min_words": 0,
+            "repeats_question": False,
+            "prompt_words": 0,
+            "near_duplicates": None,
+        },
+    },
     "refine": {"steps": 1, "prompts_per_step": 2, "samples_per_prompt": 2},
     "learner": {"zero_stage": 0},
     "evaluate": {"rows": ["standard", "cot", "guided_refined"], "aspect_questions": 0},

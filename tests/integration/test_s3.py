@@ -134,8 +134,8 @@ def trained(bucket: str) -> str:
         *(f"data.{one}={{kind: file, path: '{bucket}/{one}.jsonl.gz'}}"
           for one in ("train", "validation")),
         "policy.lora.rank=2", "evaluate.during.every=1", "evaluate.during.keep_best=true",
-        "actors.rollout.count=1", "evaluate.rows=[standard, guided_refined]",
-        "evaluate.aspect_questions=0",
+        "actors.rollout.count=1", "evaluate.aspect_questions=0",
+        "evaluate.rows=[standard, guided_distilled, guided_refined]",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return f"{bucket}/t5"

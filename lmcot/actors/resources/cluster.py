@@ -29,6 +29,10 @@ from lmcot.errors import UserError, first_line
 from lmcot.monitor.progress import say
 from lmcot.process import do_without_home
 
+_SYSTEM = {"task_events_report_interval_ms": 0}
+"""Ray's own settings for a cluster that is started here: no record of tasks. Ray's GCS would keep
+that of the last 100,000 calls, 3 MiB for each thousand, for a dashboard that is not started."""
+
 
 @contextmanager
 def ray_cluster(settings: ActorsSettings) -> Iterator[None]:
@@ -85,6 +89,7 @@ def _start(settings: ActorsSettings) -> None:
         logging_level=logging.WARNING,
         object_store_memory=object_store_bytes(settings.object_store_gib),
         _temp_dir=ray_folder()[0],
+        _system_config=dict(_SYSTEM),
     )
 
 
