@@ -10,9 +10,12 @@ import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from lmcot.errors import UserError
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 
 def cache_folder() -> Path:
@@ -138,7 +141,7 @@ def private_folder(folder: Path) -> None:
         one.mkdir(mode=0o700, exist_ok=True)
 
 
-def read_object(path: Path, remedy: str) -> dict[str, Any]:
+def read_object(path: Path | UPath, remedy: str) -> dict[str, Any]:
     """The JSON object that a file holds; empty if there is no file.
 
     Args:

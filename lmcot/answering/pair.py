@@ -7,10 +7,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lmcot import run_files
-from lmcot.config import Config, DrawnDemonstrations, read_config
+from lmcot.config import Config, DrawnDemonstrations, GivenDemonstrations, read_config
 from lmcot.config.stages import most_trained
-from lmcot.data.demonstrations import read_given
+from lmcot.data.demonstrations import (
+    DEMONSTRATIONS_KEY,
+    demonstrations_digest,
+    read_given,
+)
 from lmcot.errors import UserError
+from lmcot.files import read_object
 from lmcot.frozen.needs import cost_in_words
 from lmcot.frozen.templates import open_templates
 from lmcot.monitor.progress import say
@@ -19,6 +24,9 @@ from lmcot.storage import reaching
 
 if TYPE_CHECKING:
     from lmcot.storage import Place
+
+
+_PUT_BACK = "put the file back from a copy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +82,26 @@ def _with_demonstrations(config: Config, run_dir: Place) -> Config:
             "prompts.demonstrations cannot be drawn in another way than the run's: leave the "
             "override out, or set a number"
         )
-    return config.showing(read_given(run_dir / run_files.DEMONSTRATIONS, wanted))
+    given = read_given(run_dir / run_files.DEMONSTRATIONS, wanted)
+    _check_unchanged(given, run_dir)
+    return config.showing(given)
+
+
+def _check_unchanged(given: GivenDemonstrations, run_dir: Place) -> None:
+    """Checks that the demonstrations are those that the run's stages were shown.
+
+    Raises:
+        UserError: naming the file that has changed.
+    """
+    with reaching(run_dir):
+        stages = read_object(run_dir / run_files.INPUTS, _PUT_BACK)
+    for stage, recorded in stages.items():
+        if recorded.get(DEMONSTRATIONS_KEY) not in (None, demonstrations_digest(given)):
+            raise UserError(
+                f"the demonstrations in '{run_dir / run_files.DEMONSTRATIONS}' are not those that "
+                f"the stage '{stage}' was shown: {_PUT_BACK}, or override prompts.demonstrations "
+                "with a number"
+            )
 
 
 def learned(pair: Pair) -> Pair:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections import Counter
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 Embed = Callable[[Sequence[str]], npt.NDArray[np.float32]]
 """Gives a row of unit length for each text."""
+DEMONSTRATIONS_KEY = "prompts.demonstrations"
+"""Under which stages record the digest of the demonstrations that they were shown."""
 _REASONS_NAMED = 3
 
 
@@ -196,6 +199,11 @@ def to_lines(given: GivenDemonstrations) -> str:
     """The demonstrations as JSON lines."""
     lines = (json.dumps(one.model_dump(mode="json"), ensure_ascii=False) for one in given.examples)
     return "".join(f"{line}\n" for line in lines)
+
+
+def demonstrations_digest(given: GivenDemonstrations) -> str:
+    """A digest of the demonstrations, which stages record as one of their inputs."""
+    return hashlib.sha256(to_lines(given).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def read_given(path: Place, settings: DrawnDemonstrations) -> GivenDemonstrations:

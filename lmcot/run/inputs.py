@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmcot.config import FileTeacher, GuidanceRewards, depends, digested_settings, training_stage
-from lmcot.data.demonstrations import to_lines
+from lmcot.data.demonstrations import DEMONSTRATIONS_KEY, demonstrations_digest
 from lmcot.errors import UserError
 from lmcot.records import Example
 from lmcot.rewards.custom import load_custom
@@ -58,7 +58,7 @@ def contents(run: Run, stage: str) -> dict[str, str]:
         "prompts.templates": _digest(run.templates.file.as_text(rationale_only=alone)),
     }
     if run.demonstrations is not None:
-        found["prompts.demonstrations"] = _digest(to_lines(run.demonstrations))
+        found[DEMONSTRATIONS_KEY] = demonstrations_digest(run.demonstrations)
     if known.evaluates and run.config.evaluate.during.every:
         found["data.validation"] = _questions(run.validation)
     rewards = run.config.rewards

@@ -204,7 +204,12 @@ def test_a_trained_pair_needs_no_data_any_more(opened: Open, tmp_path: Path) -> 
     assert open_pair(run_dir, None, ["prompts.demonstrations=1"]).config.prompts.demonstrations == 1
     with pytest.raises(UserError, match="cannot be drawn in another way than the run's"):
         open_pair(run_dir, None, ["prompts.demonstrations.count=1"])
-    (run_dir / "demonstrations.jsonl").unlink()
+    file = run_dir / "demonstrations.jsonl"
+    file.write_text(file.read_text("utf-8").replace("It, 0, is", "It is"), encoding="utf-8")
+    with pytest.raises(UserError, match="are not those that the stage 'distill' was shown"):
+        open_pair(run_dir)
+    open_pair(run_dir, None, ["prompts.demonstrations=1"])
+    file.unlink()
     with pytest.raises(UserError, match="the run's demonstrations are missing"):
         open_pair(run_dir)
 
