@@ -68,6 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_inspect(commands)
     _add_data(commands)
+    _add_init(commands)
     text = "show what each stage's actors take, and whether the cluster has room for them"
     plan = commands.add_parser("plan", help=text, description=text)
     _add_config(plan)
@@ -246,14 +247,42 @@ def _add_data(commands: Any) -> None:
         "file", nargs="?", metavar="FILE",
         help="a file, folder, pattern or URL of one; default: the data of the settings",
     )  # fmt: skip
+    _add_columns(command)
+    _add_config(command, required=False)
+    command.add_argument("--show", type=int, default=1, metavar="N", help="questions; default: 1")
+    command.add_argument("--json", action="store_true", help="a line of JSON")
+
+
+def _add_init(commands: Any) -> None:
+    text = "write a settings file for your questions, two models and this machine"
+    command = commands.add_parser("init", help=text, description=text)
+    command.add_argument(
+        "--data", required=True, metavar="FILE", help="questions: a file, folder, pattern or URL"
+    )
+    command.add_argument(
+        "--validation", metavar="FILE", help="questions to measure on; default: a tenth of --data"
+    )
+    command.add_argument(
+        "--small", required=True, metavar="SOURCE",
+        help="the small LM: a hub id, a folder, a .gguf file or package:NAME/FILE.gguf",
+    )  # fmt: skip
+    command.add_argument(
+        "--large", required=True, metavar="SOURCE",
+        help="the frozen LM: the same, or an endpoint, http://HOST:PORT/v1#MODEL",
+    )  # fmt: skip
+    _add_columns(command)
+    command.add_argument(
+        "--output", type=local_path, default=local_path("lmcot.yaml"), metavar="FILE",
+        help="default: lmcot.yaml",
+    )  # fmt: skip
+
+
+def _add_columns(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--column", action="append", default=[], metavar="FIELD=NAME",
         help="the name that a field of docs/data.md has in the file, such as answer=gold.text; "
         "may be given again",
     )  # fmt: skip
-    _add_config(command, required=False)
-    command.add_argument("--show", type=int, default=1, metavar="N", help="questions; default: 1")
-    command.add_argument("--json", action="store_true", help="a line of JSON")
 
 
 def _add_overrides(command: argparse.ArgumentParser) -> None:

@@ -20,6 +20,7 @@ from lmcot.process import prepare
 
 if TYPE_CHECKING:
     from lmcot.config import Config
+    from lmcot.config.data import Columns
     from lmcot.storage import Place
 
 EXIT_USER_ERROR = 2
@@ -94,6 +95,8 @@ def _run(options: argparse.Namespace) -> int:
         return _run_inspect(options)
     if options.command == "data":
         return _run_data(options)
+    if options.command == "init":
+        return _run_init(options)
     if options.command == "doctor":
         return _run_doctor(options)
     if options.command == "evaluate":
@@ -198,9 +201,30 @@ def _run_data(options: argparse.Namespace) -> int:
     if options.show < 0:
         raise UserError(f"--show is {options.show}: it must be at least 0")
     config = load_config(options.config) if options.config else None
-    columns = _pairs("--column", options.column, "FIELD=NAME")
+    columns = _columns(options)
     describe_data(options.file, config, columns, show=options.show, as_json=options.json)
     return 0
+
+
+def _run_init(options: argparse.Namespace) -> int:
+    from lmcot.tools.init import Wanted, init
+
+    wanted = Wanted(
+        options.data, options.validation, options.small, options.large, _columns(options)
+    )
+    init(wanted, options.output)
+    return 0
+
+
+def _columns(options: argparse.Namespace) -> Columns:
+    from lmcot.config.data import Columns
+
+    named = _pairs("--column", options.column, "FIELD=NAME")
+    unknown = named.keys() - Columns.model_fields.keys()
+    if unknown:
+        known = ", ".join(Columns.model_fields)
+        raise UserError(f"--column names the field '{min(unknown)}', but there is only {known}")
+    return Columns(**named)
 
 
 def _pairs(option: str, given: Sequence[str], form: str) -> dict[str, str]:

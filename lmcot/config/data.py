@@ -60,6 +60,12 @@ class FileData(Settings):
     """``auto`` recognises every layout by the file's content; the others require one."""
     columns: Columns = Columns()
     """The names of fields or columns, where they are others than those of docs/data.md."""
+    part: Literal["all", "train", "validation"] = "all"
+    """Which questions are read, where one file serves both: ``validation`` reads the share
+    ``held_out``, ``train`` the others. The words of a question decide, so that it stays in its part
+    when the file grows, and the same question twice is in one part."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the questions that are in the part ``validation``."""
 
 
 class HubData(Settings):

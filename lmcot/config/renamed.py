@@ -32,6 +32,8 @@ _COLUMNS: Final = (
 ADDED: Final[Mapping[str, Any]] = {
     "frozen.chat": None,
     "prompts.conclusion": "shown",
+    "prompts.demonstrations.source.part": "all",
+    "prompts.demonstrations.source.held_out": 0.1,
     **{f"prompts.demonstrations.source.columns.{name}": None for name in _COLUMNS},
     "teacher.template": "{facts} So the answer is {answer}.",
     "teacher.titles": False,

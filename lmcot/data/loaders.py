@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from typing import Literal
 
@@ -85,6 +87,8 @@ class _Opened:
     """Fields that every record must have."""
     columns: Columns = field(default_factory=Columns)
     """The names that the settings give to fields."""
+    takes: Callable[[Example], bool] = lambda example: True
+    """Whether a question is in the part that is read."""
 
 
 def _opened(source: SampleData | FileData | HubData) -> _Opened:
@@ -95,7 +99,10 @@ def _opened(source: SampleData | FileData | HubData) -> _Opened:
             format = with_columns(FORMATS[source.format], source.columns)
             files = question_files(source.path)
             records = (one for file in files for one in read_records(file, format))
-            return _Opened(source.path, records, format.dataset, format.requires, source.columns)
+            return _Opened(
+                source.path, records, format.dataset, format.requires, source.columns,
+                partial(_is_in_part, source=source),
+            )  # fmt: skip
         case HubData():
             name = f"{source.name} ({source.split})"
             return _Opened(name, _hub(source), source.name, columns=source.columns)
@@ -124,6 +131,8 @@ def _collect(
                 problems.append(f"{where}: {problem}")
             continue
         places[example.id] = where
+        if not opened.takes(example):
+            continue
         if leaves_out(example):
             left_out += 1
             continue
@@ -144,6 +153,14 @@ def _parse(record: object, opened: _Opened, places: dict[str, str]) -> Example:
         what = "the whole question" if example.id.startswith(DERIVED) else f"the id '{example.id}'"
         raise BadRecord(f"{what} occurs a second time, first at {places[example.id]}")
     return example
+
+
+def _is_in_part(example: Example, source: FileData) -> bool:
+    if source.part == "all":
+        return True
+    words = " ".join(example.question.casefold().split())
+    place = int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") / 2**64
+    return (place < source.held_out) == (source.part == "validation")
 
 
 def _counting(count: int) -> list[Example]:

@@ -13,7 +13,6 @@ from lmcot.config import Config, DataSource, FileData
 from lmcot.config.data import Columns, ContextSettings
 from lmcot.data import load_examples
 from lmcot.data.context import CountTokens, apply_context, render_context
-from lmcot.errors import UserError
 from lmcot.records import Example, SupportingFact
 
 _LONGEST = 160
@@ -67,26 +66,21 @@ class Description:
 
 
 def describe_data(
-    path: str | None, config: Config | None, columns: dict[str, str], *, show: int, as_json: bool
+    path: str | None, config: Config | None, columns: Columns, *, show: int, as_json: bool
 ) -> None:
     """Prints what is understood of a file, or of the data of the settings.
 
     Args:
         path: a file, a folder, a pattern or a URL of one; None: the data of ``config``.
         config: settings whose small LM counts tokens, and whose context budget is applied.
-        columns: see `lmcot.config.data.Columns`, for ``path``.
+        columns: the names of fields in ``path``.
         show: number of questions that are shown.
 
     Raises:
         UserError: if a source cannot be read, or holds no question.
     """
-    unknown = columns.keys() - Columns.model_fields.keys()
-    if unknown:
-        known = ", ".join(Columns.model_fields)
-        raise UserError(f"--column names the field '{min(unknown)}', but there is only {known}")
     if path is not None:
-        named = Columns(**columns)
-        sources: list[DataSource] = [FileData(kind="file", path=path, columns=named)]
+        sources: list[DataSource] = [FileData(kind="file", path=path, columns=columns)]
     else:
         assert config is not None
         sources = [config.data.train, config.data.validation]

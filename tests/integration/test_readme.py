@@ -46,6 +46,14 @@ ELSEWHERE = {
     "make toy": ("tests/e2e/test_toy.py", "toy_config"),
     "make test": (".ci/run", "make test"),
     "make lint": (".ci/run", "make lint"),
+    "lmcot init --data questions.jsonl --small SOURCE --large SOURCE --output my.yaml": (
+        "tests/unit/tools/test_init.py",
+        'main(["init", *given',
+    ),
+    "lmcot data --config my.yaml": (
+        "tests/unit/tools/test_describe_data.py",
+        '["data", "--config"',
+    ),
     "lmcot aspects": ("tests/unit/rewards/test_learned.py", '["aspects", "score"'),
     "lmcot cache": ("tests/unit/frozen/test_cache.py", '["cache", "show"'),
     "lmcot debug": ("tests/integration/test_runtime.py", '"debug", "rollout"'),

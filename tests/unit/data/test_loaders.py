@@ -436,3 +436,22 @@ def test_importing_data_is_cheap() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_one_file_serves_both_parts(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    records = [GOOD | {"id": f"q{n}", "question": f"Where is {n}?"} for n in range(400)]
+    path.write_text("".join(json.dumps(one) + "\n" for one in records))
+
+    def ids(part: Any, **options: Any) -> set[str]:
+        source = FileData(kind="file", path=str(path), part=part, **options)
+        return {one.id for one in load_examples(source).examples}
+
+    train, validation = ids("train"), ids("validation")
+    assert train | validation == ids("all")
+    assert not train & validation
+    assert 20 < len(validation) < 60
+    assert validation < ids("validation", held_out=0.5)
+    more = [GOOD | {"id": f"r{n}", "question": f"where is  {n}?"} for n in range(400)]
+    path.write_text("".join(json.dumps(one) + "\n" for one in more))
+    assert ids("validation") == {"r" + one[1:] for one in validation}, "the words decide"
