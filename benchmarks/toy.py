@@ -4,9 +4,9 @@
 
 The task is that of examples/one_process.py: write increasing numbers; the best reward is 1. Sampler
 and learner share one process with one thread. For each combination and seed it prints the number of
-steps after which the mean reward of five steps passed 0.95, and the
-CPU seconds that it took; tests run some of them. With --staleness N each batch is sampled by a
-policy that is N steps old, as in asynchronous refinement.
+steps after which the mean reward of five steps passed 0.95, the rationales that were sampled and
+learnt until then, and the CPU seconds that it took; tests run some of them. With --staleness N each
+batch is sampled by a policy that is N steps old, as in asynchronous refinement.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from lmcot.learner.plan import refine_plan
 from lmcot.learner.session import LearnerSession
 from lmcot.process import use_threads
 from lmcot.records import ScoredRollout
+from lmcot.rewards.signal import group_results
 
 MODELS = ("random:counting-llama", "random:counting-t5")
 _GRPO = "refine.advantage={kind: grpo}"
+_THREE = "refine.samples_per_prompt=3"
 _CRITIC_MODEL = "{kind: gae, lam: 1.0, value_coefficient: 1.0, critic: {kind: model}}"
 WAYS = {
     "gae, value head": ["refine.advantage={kind: gae, lam: 1.0, value_coefficient: 1.0}"],
@@ -44,6 +46,10 @@ WAYS = {
         "refine.loss={kind: cispo}",
         "refine.optimiser.learning_rate=1.0e-3",
     ],
+    "grpo, filter": [_GRPO, "refine.filter={}"],
+    # Few rationales a question are more often equal, and so are those of a coarse reward.
+    "grpo, 3 samples": [_GRPO, _THREE],
+    "grpo, 3 samples, filter": [_GRPO, _THREE, "refine.filter={}"],
     "grpo, sequence mean": [_GRPO, "refine.loss={aggregation: sequence_mean}"],
     "dr. grpo": [
         "refine.advantage={kind: grpo, normalise: false}",
@@ -59,7 +65,10 @@ class Outcome:
     """The result of one run."""
 
     rewards: list[float]
-    """Mean reward of each step."""
+    """Mean reward of each step's rationales, also of those that were left out."""
+    sampled: int
+    learnt: int
+    """Numbers of rationales."""
     seconds: float
     """CPU time of this process, which excludes other work on the machine."""
 
@@ -88,15 +97,47 @@ def learn(config: Config) -> Outcome:
     started = time.process_time()
     rewards: list[float] = []
     waiting: deque[list[ScoredRollout]] = deque()
+    sampled = learnt = 0
     for step in range(config.refine.steps):
         while len(waiting) <= config.refine.max_staleness:
-            waiting.append(sampler.judged(len(rewards)))
-            rewards.append(statistics.fmean(one.reward for one in waiting[-1]))
+            asked, kept = chosen(sampler, config, len(rewards))
+            waiting.append(kept)
+            rewards.append(statistics.fmean(one.reward for one in asked))
+            sampled += len(asked)
         if is_solved(rewards):
             break
-        session.ppo.step(waiting.popleft(), step)
-        sampler.engine.weights_changed()
-    return Outcome(rewards, time.process_time() - started)
+        if batch := waiting.popleft():
+            session.ppo.step(batch, step)
+            learnt += len(batch)
+            sampler.engine.weights_changed()
+    return Outcome(rewards, sampled, learnt, time.process_time() - started)
+
+
+def chosen(
+    sampler: Sampler, config: Config, step: int
+) -> tuple[list[ScoredRollout], list[ScoredRollout]]:
+    """One step's rationales, and those that are learnt from.
+
+    With a filter further questions are asked in place of those that are left out, as `lmcot refine`
+    does.
+    """
+    refine = config.refine
+    if refine.filter is None:
+        asked = sampler.judged(step)
+        return asked, asked
+    wanted = refine.prompts_per_step
+    questions = range(wanted + round(wanted * refine.filter.refill))
+    asked: list[ScoredRollout] = []
+    kept: list[ScoredRollout] = []
+    while lacking := questions[: wanted - len(kept) // refine.samples_per_prompt]:
+        questions = questions[len(lacking) :]
+        found = sampler.judged(step, lacking)
+        rollouts = [one.rollout for one in found]
+        results = group_results(rollouts, found, config.rewards, refine.filter)
+        left_out = [one.left_out for one in results for _ in range(one.rationales)]
+        asked += found
+        kept += [one for one, why in zip(found, left_out, strict=True) if not why]
+    return asked, kept
 
 
 def main() -> None:
@@ -107,8 +148,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS), metavar="NAME")
     options = parser.parse_args()
     use_threads(threads=1)
-    print("| model | estimator and loss | steps | CPU seconds | reward at the end |")
-    print("|---|---|---|---|---|", flush=True)
+    print("| model | estimator and loss | steps | sampled | learnt | CPU seconds | last reward |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     for model in MODELS:
         for way in options.only:
             runs = [
@@ -118,10 +159,13 @@ def main() -> None:
             steps = " ".join(
                 str(len(run.rewards)) if run.last > SOLVED else "never" for run in runs
             )
+            sampled = " ".join(str(run.sampled) for run in runs)
+            learnt = " ".join(str(run.learnt) for run in runs)
             seconds = " ".join(f"{run.seconds:.0f}" for run in runs)
             ends = " ".join(f"{run.last:.2f}" for run in runs)
             name = model.removeprefix("random:counting-")
-            print(f"| {name} | {way} | {steps} | {seconds} | {ends} |", flush=True)
+            row = (name, way, steps, sampled, learnt, seconds, ends)
+            print(f"| {' | '.join(row)} |", flush=True)
 
 
 if __name__ == "__main__":

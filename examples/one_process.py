@@ -67,37 +67,37 @@ class Sampler:
         self._tokenizer = load_tokenizer(config.policy.source)
         self._ends = eos_ids(lm, self._tokenizer)
         self.engine = GenerationEngine(lm, pad_id=self._tokenizer.pad_token_id)
-        examples = load_examples(config.data.train).examples[: config.refine.prompts_per_step]
+        examples = load_examples(config.data.train).examples
         templates = load_templates(config.prompts.templates)
         self._prompts = [
             tuple(encode(templates.rationale(example), self._tokenizer)) for example in examples
         ]
 
-    def judged(self, step: int) -> list[ScoredRollout]:
-        """One step's rationales with their rewards."""
+    def judged(self, step: int, questions: Sequence[int] = ()) -> list[ScoredRollout]:
+        """One step's rationales with their rewards, by default for the first questions."""
         rewards = self._config.rewards
         if not isinstance(rewards, IncreasingRewards):
             raise ValueError(f"the toy's rewards are 'increasing', not '{rewards.kind}'")
-        rollouts = self._rollouts(step)
+        rollouts = self._rollouts(step, questions or range(self._config.refine.prompts_per_step))
         judgements = judge_increasing(rollouts, rewards)
         scored = score(rollouts, judgements, rewards, self._config.policy.max_new_tokens)
         return [one for one in scored if one is not None]
 
-    def _rollouts(self, step: int) -> list[Rollout]:
+    def _rollouts(self, step: int, questions: Sequence[int]) -> list[Rollout]:
         """``refine.samples_per_prompt`` rationales for each question, each with its own seed."""
         policy, samples = self._config.policy, range(self._config.refine.samples_per_prompt)
         requests = [
             SampleRequest(
-                prompt_ids=prompt,
+                prompt_ids=self._prompts[question],
                 seeds=[sample_seed(self._config.seed, step, question, k) for k in samples],
                 max_new_tokens=policy.max_new_tokens,
                 temperature=policy.temperature,
                 eos_ids=self._ends,
             )
-            for question, prompt in enumerate(self._prompts)
+            for question in questions
         ]
         rollouts: list[Rollout] = []
-        for question, found in enumerate(self.engine.sample(requests)):
+        for question, found in zip(questions, self.engine.sample(requests), strict=True):
             if isinstance(found, Failure):
                 raise RuntimeError(f"no rationale for question {question}: {found.reason}")
             rollouts.extend(self._rollout(step, question, k, one) for k, one in enumerate(found))

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,12 +81,16 @@ def samples(folder: Path, steps: int) -> list[list[dict[str, Any]]]:
     return found
 
 
-def assert_counted_once(folder: Path, steps: int) -> None:
-    """Every step has its questions' samples, each once; its units are its own."""
+def assert_counted_once(folder: Path, steps: int, asked: Sequence[int] = ()) -> None:
+    """Every step has its questions' samples, each once; its units are its own.
+
+    Args:
+        asked: number of questions of each step; not given: ``PROMPTS`` of each.
+    """
     for number, records in enumerate(samples(folder, steps), start=1):
         counts = Counter((record["example_id"], record["sample"]) for record in records)
         assert set(counts.values()) == {1}
-        assert len(counts) == PROMPTS * SAMPLES
+        assert len(counts) == (asked[number - 1] if asked else PROMPTS) * SAMPLES
         assert {record["unit_id"].partition("/")[0] for record in records} == {f"step-{number}"}
     assert [line["step"] for line in read_metrics(folder / "metrics.jsonl")] == [
         *range(1, steps + 1)

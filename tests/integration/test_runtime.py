@@ -97,18 +97,29 @@ def test_every_kind_of_actor_may_be_killed(
 
 
 def test_batches_are_sampled_ahead_and_each_bears_its_version(tmp_path: Path) -> None:
-    """Asynchronous, and yet the same run again with other actors."""
-    overrides = ("refine.max_staleness=1", "refine.steps=6")
+    """Asynchronous, and yet the same run again with other actors, some of which are killed.
+
+    Further questions are asked in place of those that teach nothing; they are the same ones, too.
+    """
+    overrides = (
+        "refine.max_staleness=1", "refine.steps=6", "refine.advantage={kind: grpo}",
+        "refine.filter={refill: 1.0}", "refine.curriculum={solved: 1, unsolved: 1}",
+    )  # fmt: skip
     run(tmp_path / "one", *overrides, "actors.rollout.count=1")
+    assert sum(told(tmp_path / "one", "filter/refilled")) > 0
     assert told(tmp_path / "one", "batch/staleness") == [0, 1, 1, 1, 1, 1]
     for step, records in enumerate(samples(tmp_path / "one", 6)):
         assert {record["policy_version"] for record in records} == {max(step - 1, 0)}
-    assert_counted_once(tmp_path / "one", 6)
+    asked = [int(number) for number in told(tmp_path / "one", "filter/asked")]
+    assert_counted_once(tmp_path / "one", 6, asked)
     weights = told(tmp_path / "one", "sampler/importance_weight")
     assert weights[0] == pytest.approx(1.0, abs=1e-4), "nothing stale yet"
     assert all(abs(weight - 1) > 1e-6 for weight in weights[1:]), "staleness is corrected for"
-    run(tmp_path / "two", *overrides, "actors.rollout.count=2")
+    killer = Killer({1: kill("RolloutActor"), 3: kill("RewardActor")}, seed=2)
+    run(tmp_path / "two", *overrides, "actors.rollout.count=2", on_step=killer.on_step)
+    killer.finish()
     assert metrics(tmp_path / "two") == metrics(tmp_path / "one")
+    assert samples(tmp_path / "two", 6) == samples(tmp_path / "one", 6)
 
 
 def test_units_in_flight_at_a_checkpoint_are_sampled_again(

@@ -56,6 +56,15 @@ class GroupInProcess:
     def stop(self) -> None:
         self.handles = []
 
+    def refs(self) -> list[Any]:
+        return []
+
+    def check(self) -> None:
+        pass
+
+    def probe(self, limit_s: float) -> None:
+        pass
+
     def begin(self, method: Callable[..., Any], *args: Any) -> _Done:
         name = method.__name__
         self.calls.append(name)
