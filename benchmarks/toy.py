@@ -123,8 +123,8 @@ def chosen(
     """
     refine = config.refine
     if refine.filter is None:
-        asked = sampler.judged(step)
-        return asked, asked
+        everything = sampler.judged(step)
+        return everything, everything
     wanted = refine.prompts_per_step
     questions = range(wanted + round(wanted * refine.filter.refill))
     asked: list[ScoredRollout] = []
