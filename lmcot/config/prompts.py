@@ -69,8 +69,9 @@ class DrawnDemonstrations(Settings):
     frozen LM reads every demonstration again for every question, where it reads the others'
     demonstrations once for a batch."""
     rationale: Literal["supporting_facts", "teacher"] = "supporting_facts"
-    """``supporting_facts`` joins the gold sentences and ends in the answer. ``teacher`` takes the
-    rationales that an annotation of another run has kept."""
+    """``supporting_facts`` makes them as the teacher of that name does, with its settings
+    (``teacher.template``, ``titles``, ``shorten``) where it is the run's teacher. ``teacher`` takes
+    the rationales that an annotation of another run has kept."""
     rationales: str | None = None
     """The ``rationales.jsonl`` of that run, for ``rationale: teacher``. This run's own cannot be
     used: its teacher is asked with the demonstrations, which are there first."""

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from lmcot.config import DrawnDemonstrations, GivenDemonstrations
+from lmcot.config import DrawnDemonstrations, GivenDemonstrations, SupportingFactsTeacher
 from lmcot.config.prompts import Demonstration, DemonstrationParagraph, QuestionDemonstration
 from lmcot.data.context import CountTokens, apply_context, render_context
+from lmcot.data.facts import facts_rationale
 from lmcot.errors import UserError
 from lmcot.records import Example, Paragraph
 from lmcot.storage import reaching
@@ -46,17 +47,21 @@ def draw(
     settings: DrawnDemonstrations,
     pool: Sequence[Example],
     kept: Mapping[str, str],
+    teacher: SupportingFactsTeacher,
+    longest: int,
     count_tokens: CountTokens,
 ) -> Drawn:
     """Draws demonstrations from a pool of questions; the same settings and pool draw the same.
 
     Args:
         kept: the teacher's kept rationales by question, if the settings take those.
+        teacher: makes the rationales of supporting facts, as it makes those that are learnt.
+        longest: tokens that such a rationale may have.
 
     Raises:
         UserError: if too few questions can be used, or none fits into the token budget.
     """
-    maker = _Maker(settings, kept, count_tokens)
+    maker = _Maker(settings, kept, teacher, longest, count_tokens)
     made = [maker.make(example) for example in pool]
     usable = [one for one in made if isinstance(one, QuestionDemonstration)]
     unusable = Counter(one for one in made if isinstance(one, str))
@@ -94,6 +99,8 @@ class _Maker:
 
     settings: DrawnDemonstrations
     kept: Mapping[str, str]
+    teacher: SupportingFactsTeacher
+    longest: int
     count_tokens: CountTokens
 
     def make(self, example: Example) -> QuestionDemonstration | str:
@@ -112,7 +119,10 @@ class _Maker:
         else:
             if not shown.gold_sentences():
                 return "have no supporting facts, which prompts.demonstrations.rationale asks for"
-            rationale = f"{' '.join(shown.gold_sentences())} So the answer is {answer}."
+            told = facts_rationale(shown, self.teacher, self._is_short)
+            if not told.fits:
+                return f"have supporting facts that exceed policy.max_new_tokens ({self.longest})"
+            rationale = told.text
         made = QuestionDemonstration(
             id=example.id,
             type=example.type,
@@ -129,6 +139,9 @@ class _Maker:
         if settings.choose == "similar" and self.length(made) > share:
             return f"are longer than their share of prompts.demonstrations.max_tokens ({share})"
         return made
+
+    def _is_short(self, rationale: str) -> bool:
+        return self.count_tokens(rationale) + 1 <= self.longest  # one token is EOS's
 
     def length(self, one: Demonstration) -> int:
         """Tokens of a demonstration."""

@@ -20,25 +20,11 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
-from functools import lru_cache
 from statistics import fmean
 
 from lmcot.records import Example, Paragraph
+from lmcot.text.content import content_words, words_of
 from lmcot.text.sentences import split_sentences
-
-_WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
-# Words about the rationale itself ("so the answer is") are not content either.
-_FUNCTION_WORD_LIST = """
-a an the this that these those some any each every all both either neither such other another
-i you he she it we they me him her us them my your his hers its our their theirs who whom whose
-which what when where why how there here one ones himself herself itself themselves
-am is are was were be been being do does did doing done have has had having will would shall
-should can could may might must of in on at by for from to with without into onto over under
-about after before between among through during as than then and or but nor not no yes if
-because since so also too very only just more most less least same up out off own s t
-answer question therefore thus hence first second finally step context according
-"""
-_FUNCTION_WORDS = frozenset(_FUNCTION_WORD_LIST.split())
 
 
 def factuality(example: Example, rationale: str) -> float:
@@ -90,7 +76,7 @@ def naturalness(example: Example, rationale: str) -> float:
     stands for ROSCOE's Repetition-Token.
     """
     del example
-    words = _words(rationale)
+    words = words_of(rationale)
     return math.prod(_distinct_share(words, n) for n in (2, 3, 4)) if words else 0.0
 
 
@@ -100,7 +86,7 @@ def readability(example: Example, rationale: str) -> float:
     ``206.835 - 1.015 words/sentences - 84.6 syllables/words``; syllables are estimated.
     """
     del example
-    words = _words(rationale)
+    words = words_of(rationale)
     if not words:
         return 0.0
     sentences = max(1, len(split_sentences(rationale)))
@@ -119,20 +105,9 @@ TEXT_METRICS: dict[str, Callable[[Example, str], float]] = {
 """The metric of each aspect that is measured from the text alone."""
 
 
-@lru_cache(maxsize=1024)  # the samples of a question share its passages
-def content_words(text: str) -> Counter[str]:
-    """The words and numbers of a text that carry content, lower-cased and counted."""
-    return Counter(word for word in _words(text) if word not in _FUNCTION_WORDS)
-
-
 def _steps(rationale: str) -> list[Counter[str]]:
     """The content words of each sentence that has any."""
     return [words for words in map(content_words, split_sentences(rationale)) if words]
-
-
-def _words(text: str) -> list[str]:
-    words = _WORD.findall(unicodedata.normalize("NFC", text).lower())
-    return [re.sub(r"['\u2019]s$", "", word) for word in words]
 
 
 def _passage(paragraph: Paragraph) -> str:

@@ -6,7 +6,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lmcot import run_files
-from lmcot.config import Config, DrawnDemonstrations, GivenDemonstrations
+from lmcot.config import (
+    Config,
+    DrawnDemonstrations,
+    GivenDemonstrations,
+    SupportingFactsTeacher,
+)
 from lmcot.data.demonstrations import draw, read_given, to_lines
 from lmcot.data.loaders import load_examples
 from lmcot.errors import UserError
@@ -40,7 +45,12 @@ def given_demonstrations(
     source = config.data.train if wanted.source == "train" else wanted.source
     pool = load_examples(source, limit=wanted.pool, on_bad=config.data.on_bad_record).examples
     drawn = draw(
-        wanted, pool, _kept(wanted), lambda text: len(encode(text, add_special_tokens=False))
+        wanted,
+        pool,
+        _kept(wanted),
+        _facts_teacher(config),
+        config.policy.max_new_tokens,
+        lambda text: len(encode(text, add_special_tokens=False)),
     )
     for note in drawn.notes:
         say(note)
@@ -56,6 +66,13 @@ def write_demonstrations(given: GivenDemonstrations | None, directory: RunDirect
     lines = to_lines(given)
     if not file.exists() or file.read_text(encoding="utf-8") != lines:
         write_atomically(file, lines, private=True)
+
+
+def _facts_teacher(config: Config) -> SupportingFactsTeacher:
+    """The run's teacher if it makes rationales of supporting facts; else one with the defaults."""
+    if isinstance(config.teacher, SupportingFactsTeacher):
+        return config.teacher
+    return SupportingFactsTeacher(kind="supporting_facts")
 
 
 def _kept(wanted: DrawnDemonstrations) -> dict[str, str]:

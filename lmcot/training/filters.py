@@ -11,8 +11,8 @@ from typing import Final, Literal
 
 from lmcot.config.teachers import FilterSettings
 from lmcot.records import Example, Prompt
-from lmcot.rewards.metrics import content_words
 from lmcot.text.answers import best, exact_match, f1, inclusion
+from lmcot.text.content import content_words
 from lmcot.text.sentences import split_sentences
 
 _WORD: Final = re.compile(r"\w+")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from lmcot.config import DrawnDemonstrations, GivenDemonstrations, PromptSettings
-from lmcot.data.demonstrations import Nearest, SetApart, draw, read_given, to_lines
+from lmcot.config import (
+    DrawnDemonstrations,
+    GivenDemonstrations,
+    PromptSettings,
+    SupportingFactsTeacher,
+)
+from lmcot.data.demonstrations import Drawn, Nearest, SetApart, draw, read_given, to_lines
 from lmcot.data.prompts import load_templates
 from lmcot.errors import UserError
 from lmcot.frozen.templates import open_templates
@@ -41,8 +46,19 @@ def settings(**changes: Any) -> DrawnDemonstrations:
     return DrawnDemonstrations(**{"kind": "drawn", "count": 2, **changes})
 
 
+def made(
+    wanted: DrawnDemonstrations,
+    pool: Sequence[Example],
+    kept: Mapping[str, str] | None = None,
+    longest: int = 99,
+    **teacher: Any,
+) -> Drawn:
+    facts = SupportingFactsTeacher(kind="supporting_facts", **teacher)
+    return draw(wanted, pool, kept or {}, facts, longest, words)
+
+
 def drawn(pool: Sequence[Example], **changes: Any) -> GivenDemonstrations:
-    return draw(settings(**changes), pool, {}, words).given
+    return made(settings(**changes), pool).given
 
 
 def ids(given: GivenDemonstrations) -> list[str]:
@@ -58,6 +74,19 @@ def test_a_demonstration_shows_the_gold_paragraphs_the_facts_and_the_answer() ->
     )  # fmt: skip
     more = drawn([example(1)], count=1, context={"distractors": 1}).examples[0]
     assert [p.title for p in more.context] == ["Noise", "Place 1"]
+
+
+def test_rationales_of_supporting_facts_are_made_as_the_teacher_makes_them() -> None:
+    """By its template, shortened to what the small LM may write; else the question is not used."""
+    both = example(1, supporting_facts=(SupportingFact("Place 1", 0), SupportingFact("Place 1", 1)))
+    one = settings(count=1)
+    teacher = {"template": "{facts} ({answer})"}
+    given = made(one, [both], **teacher).given
+    assert given.examples[0].rationale == "It is in Velm. It is old. (Velm)"
+    given = made(one, [both], longest=7, **teacher).given
+    assert given.examples[0].rationale == "It is in Velm. (Velm)"
+    with pytest.raises(UserError, match=r"1 have supporting facts that exceed policy.max_new_tok"):
+        made(one, [both], longest=7, shorten=False, **teacher)
 
 
 def test_the_first_are_the_first_that_can_be_used() -> None:
@@ -78,7 +107,7 @@ def test_types_take_turns_and_the_seed_alone_decides_which() -> None:
 
 def test_of_the_teacher_only_kept_rationales_are_shown() -> None:
     wanted = settings(rationale="teacher", rationales="r.jsonl", choose="first", count=1)
-    given = draw(wanted, [example(1), example(2)], {"q2": "Clear. So the answer is Velm."}, words)
+    given = made(wanted, [example(1), example(2)], {"q2": "Clear. So the answer is Velm."})
     assert [(one.id, one.rationale) for one in given.given.examples] == [
         ("q2", "Clear. So the answer is Velm.")
     ]
@@ -99,10 +128,10 @@ def test_too_few_usable_questions_are_refused_with_the_reasons() -> None:
 def test_demonstrations_beyond_the_budget_are_left_out_and_told() -> None:
     pool = [example(n) for n in range(3)]
     length = words("Place 0: It is in Velm. It is old.\n" + "Where is place 0?\n") + 9 + 1
-    found = draw(settings(count=3, choose="first", max_tokens=2 * length), pool, {}, words)
+    found = made(settings(count=3, choose="first", max_tokens=2 * length), pool)
     assert ids(found.given) == ["q0", "q1"]
     assert "1 of 3 demonstrations do not fit" in found.notes[0]
-    assert not draw(settings(count=3, max_tokens=3 * length), pool, {}, words).notes
+    assert not made(settings(count=3, max_tokens=3 * length), pool).notes
     with pytest.raises(UserError, match=rf"none of the 3 .* the shortest takes {length} tokens"):
         drawn(pool, count=3, choose="first", max_tokens=length - 1)
 

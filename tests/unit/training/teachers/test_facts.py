@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from lmcot.config import Config, SupportingFactsTeacher, parse_config
+from lmcot.data.facts import FactsRationale, facts_rationale
 from lmcot.errors import UserError
 from lmcot.records import Example, Paragraph, SupportingFact
-from lmcot.training.teachers.facts import FactsRationale, facts_rationale
 
 TEACHER = SupportingFactsTeacher(kind="supporting_facts")
 VELM = Paragraph(
