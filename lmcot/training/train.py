@@ -8,7 +8,10 @@ from typing import Final
 
 from lmcot.actors.resources.plan import Published, Roles
 from lmcot.config import Config
+from lmcot.config.stages import BASE, TRAINING_STAGES
 from lmcot.evaluation.evaluate import check_evaluation, evaluate
+from lmcot.evaluation.rows import chosen_rows
+from lmcot.evaluation.store import policy_sources
 from lmcot.run.context import Run
 from lmcot.run.roles import (
     annotate_roles,
@@ -55,11 +58,23 @@ STAGES: Final = (
 
 
 def train(run: Run) -> None:
-    """Goes through all stages that the settings want: annotates, distils, refines and evaluates."""
+    """Goes through all stages that the settings want: annotates, distils, refines and evaluates.
+
+    Raises:
+        UserError: before any of them, if the evaluation at the end is not possible.
+    """
     if run.config.frozen is not None:
         check_evaluation(run)
+        chosen_rows(run.config.evaluate, policies_in_the_end(run))
     for stage in wanted_stages(run.config):
         stage.run(run)
+
+
+def policies_in_the_end(run: Run) -> list[str]:
+    """The policies that a run has or that `train` makes, least trained first."""
+    there, stages = policy_sources(run), {stage.name for stage in wanted_stages(run.config)}
+    trained = [one.policy for one in TRAINING_STAGES if one.policy in there or one.name in stages]
+    return [BASE, *trained]
 
 
 def wanted_stages(config: Config) -> list[RunStage]:

@@ -170,6 +170,8 @@ def test_a_round_is_counted() -> None:
     assert found["rejection/reward_kept"] == pytest.approx(0.65)
     assert found["response/cut_share"] == pytest.approx(1 / 6)
     assert found["batch/failed"] == 1
+    none = round_metrics(examples, [{**one, "kept": False} for one in records], options)
+    assert "rejection/reward_kept" not in none, "a mean of none would raise the alarm not_finite"
 
 
 BASE = {
