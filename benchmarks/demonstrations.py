@@ -15,7 +15,12 @@ from functools import partial
 from benchmarks.cases import SMOLLM2, questions
 from benchmarks.judging import frozen_lm
 from benchmarks.timing import medians
-from lmcot.config import ContextSettings, DrawnDemonstrations, PromptSettings
+from lmcot.config import (
+    ContextSettings,
+    DrawnDemonstrations,
+    PromptSettings,
+    SupportingFactsTeacher,
+)
 from lmcot.data.context import apply_context
 from lmcot.data.demonstrations import SetApart, draw
 from lmcot.data.loaders import load_examples
@@ -27,6 +32,8 @@ from lmcot.records import Completion, Example
 
 ANSWER_TOKENS = 12
 POOL = 60
+RATIONALE_TOKENS = 256
+"""Most tokens of a demonstration's rationale."""
 
 
 def main() -> None:
@@ -42,12 +49,13 @@ def main() -> None:
         return len(tokenizer.encode(text, add_special_tokens=False))
 
     pool = load_examples(questions(), limit=POOL).examples
+    facts = SupportingFactsTeacher(kind="supporting_facts")
     shown = {}
     for choose in ("stratified", "similar"):
         settings = DrawnDemonstrations.model_validate(
             {"kind": "drawn", "count": options.count, "pool": POOL, "choose": choose}
         )
-        shown[choose] = draw(settings, pool, {}, count_tokens).given
+        shown[choose] = draw(settings, pool, {}, facts, RATIONALE_TOKENS, count_tokens).given
     apart = SetApart(shown["similar"])
     asked = load_examples(
         questions(), limit=options.questions, leaves_out=apart.__contains__

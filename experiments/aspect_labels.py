@@ -27,7 +27,7 @@ from lmcot.files import write_atomically
 from lmcot.frozen.open import open_frozen_lm
 from lmcot.rewards.aspect_fit import auc, auc_interval, out_of_fold
 from lmcot.rewards.aspects import JUDGE_MEASURES, ROSCOE_MEASURES, TEXT_MEASURES
-from lmcot.rewards.metrics import content_words
+from lmcot.text.content import content_words
 from lmcot.tools.fit_aspects import FEATURES, Judge, Rationale, measure, read_rationales
 
 LABELS = {"factual1": "factuality", "consist1": "consistency", "correct1": "correct"}

@@ -11,12 +11,12 @@ from lmcot.config import SupportingFactsTeacher, parse_config, read_yaml_mapping
 from lmcot.config.data import Columns, FileData
 from lmcot.data import load_examples
 from lmcot.data.context import CountTokens, render_context
+from lmcot.data.facts import facts_rationale
 from lmcot.errors import UserError
 from lmcot.files import write_atomically
 from lmcot.models.limits import read_limits
 from lmcot.models.sources import load_tokenizer
 from lmcot.records import Example
-from lmcot.training.teachers.facts import facts_rationale
 
 _HELD_OUT = 0.1
 _MOST_VALIDATION = 200

@@ -80,13 +80,13 @@ def test_rationales_of_supporting_facts_are_made_as_the_teacher_makes_them() -> 
     """By its template, shortened to what the small LM may write; else the question is not used."""
     both = example(1, supporting_facts=(SupportingFact("Place 1", 0), SupportingFact("Place 1", 1)))
     one = settings(count=1)
-    teacher = {"template": "{facts} ({answer})"}
-    given = made(one, [both], **teacher).given
+    template = "{facts} ({answer})"
+    given = made(one, [both], template=template).given
     assert given.examples[0].rationale == "It is in Velm. It is old. (Velm)"
-    given = made(one, [both], longest=7, **teacher).given
+    given = made(one, [both], longest=7, template=template).given
     assert given.examples[0].rationale == "It is in Velm. (Velm)"
     with pytest.raises(UserError, match=r"1 have supporting facts that exceed policy.max_new_tok"):
-        made(one, [both], longest=7, shorten=False, **teacher)
+        made(one, [both], longest=7, shorten=False, template=template)
 
 
 def test_the_first_are_the_first_that_can_be_used() -> None:

@@ -15,6 +15,7 @@ from lmcot.data import load_examples
 from lmcot.records import Example
 from lmcot.rewards import metrics
 from lmcot.rewards.aspects import TEXT_MEASURES, AspectMeter
+from lmcot.text.content import content_words
 from lmcot.text.sentences import split_sentences
 
 Metric = Callable[[Example, str], float]
@@ -38,8 +39,8 @@ def _degenerate(kind: str) -> list[str]:
     pairs = list(zip(examples, rationales, strict=True))
     made: dict[str, Callable[[], Sequence[str]]] = {
         "empty": lambda: [""] * COUNT,
-        "word": lambda: [" ".join([sorted(metrics.content_words(r))[0]] * 20) for r in rationales],
-        "words": lambda: [f"{sorted(metrics.content_words(r))[-1]}. " * 20 for r in rationales],
+        "word": lambda: [" ".join([sorted(content_words(r))[0]] * 20) for r in rationales],
+        "words": lambda: [f"{sorted(content_words(r))[-1]}. " * 20 for r in rationales],
         "question": lambda: [example.question for example in examples],
         "context": lambda: [
             " ".join(s for paragraph in example.context for s in paragraph.sentences)
@@ -105,7 +106,7 @@ def test_metrics_are_fast() -> None:
     """Well under 5 ms a rationale for all of them; the limit leaves room for a busy machine."""
     meter = AspectMeter(GuidanceRewards())
     examples, rationales = _real()
-    metrics.content_words.cache_clear()
+    content_words.cache_clear()
     start = time.process_time()
     meter.columns(TEXT_MEASURES, examples, rationales)
     assert (time.process_time() - start) / COUNT < 0.02
