@@ -45,6 +45,8 @@ class StepMetrics:
     """State of the KL controller after the step, for the checkpoint."""
     reward_statistics: dict[str, float]
     """State of the reward scale after the step, for the checkpoint."""
+    attention: str
+    """The kernel of the attention (`learner.attention`) that the step was learnt with."""
 
 
 class LearnerActor(ActorBase):
@@ -96,14 +98,17 @@ class LearnerActor(ActorBase):
         Args:
             step: how many steps come before it.
         """
-        ppo = self._session.ppo
-        values = ppo.step([one for unit in scored for one in unit.open()], step)
+        ppo, attention = self._session.ppo, self._session.attention
+        batch = [one for unit in scored for one in unit.open()]
+        attention.choose([(one.rollout.prompt_ids, one.rollout.response_ids) for one in batch])
+        values = ppo.step(batch, step)
         return StepMetrics(
             kl=values["kl"],
             tokens=values["batch/tokens"],
             values=values,
             kl_controller=ppo.kl_controller.state(),
             reward_statistics=ppo.reward_scale.state(),
+            attention=attention.kernel,
         )
 
     def publish(self, version: int) -> WeightsRef:

@@ -42,6 +42,7 @@ NO_STAGE_DEPENDS_ON = (
     "refine.steps",
     "learner.tokens_per_micro_batch",
     "learner.share_prompts",
+    "learner.attention",
     "learner.gradient_checkpointing",
     "learner.offload_reference",
     "learner.max_skipped_updates",

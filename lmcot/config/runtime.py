@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -87,6 +87,11 @@ class ActorsSettings(Settings):
     """Memory of Ray's object store, which holds the weights of some versions, on a cluster that is
     started on this machine; unset: what fits into its memory, at most 4. An existing cluster has
     its own."""
+    niceness: Annotated[int, Field(ge=0, le=19)] = 0
+    """How far actors give way to other programs of this machine, on a cluster that is started here
+    (Ray's own default is 15): at 0 they share the cores equally with a background compile, at 15 it
+    takes nearly all of a core that both want. RAY_worker_niceness in the environment holds instead
+    where it is set. A cluster that is joined has its own."""
     autoscaling: bool = False
     """Whether nodes may join the cluster as actors need them: a lack of room is then not an
     error."""

@@ -288,6 +288,11 @@ PolicyLoss = Annotated[PpoLoss | GspoLoss | CispoLoss, Field(discriminator="kind
 """Settings of the policy's loss."""
 
 
+Kernel = Literal["model", "fused", "products"]
+"""How attention is computed where rationales share their prompt: as the model does it by itself, or
+in two parts by torch's fused kernel, with the gradient by that kernel or by matrix products."""
+
+
 class LearnerSettings(Settings):
     """The DeepSpeed engine, and how a batch is cut for it; results do not depend on these."""
 
@@ -304,6 +309,14 @@ class LearnerSettings(Settings):
     share_prompts: bool = True
     """A question's rationales go through the model as one row behind one prompt, where its
     architecture allows."""
+    attention: Literal["auto"] | Kernel = "auto"
+    """Kernel for attention where a question's rationales share their prompt. ``model``: the model's
+    own, over whole rows. ``fused``: torch's fused kernel, separately over the prompts, which need
+    no mask, and over the rest. ``products``: the same, with the gradient by matrix products, which
+    suits bfloat16 on processors with matrix units. ``auto``: the fastest of the three on this
+    machine, tried before the first step and remembered in lmcot's cache; on a GPU, for a model of
+    fewer than 10 million parameters or with ``gradient_checkpointing`` it is ``model``. A stage
+    that resumes uses the kernel of its checkpoint. The kernels' results differ by rounding."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     max_skipped_updates: NonNegativeInt = 5
@@ -317,5 +330,14 @@ class LearnerSettings(Settings):
             raise ValueError(
                 f"offload is '{self.offload}', which needs zero_stage {least} or more, but "
                 f"zero_stage is {self.zero_stage}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _attention_is_computed_once(self) -> LearnerSettings:
+        if self.gradient_checkpointing and self.attention in ("fused", "products"):
+            raise ValueError(
+                f"attention is '{self.attention}', which does not work with "
+                "gradient_checkpointing: set attention to 'auto' or 'model'"
             )
         return self

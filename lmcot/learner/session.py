@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lmcot.config import Config
 from lmcot.config.training import CriticBaseline
 from lmcot.errors import UserError
+from lmcot.learner.attention import ATTENTION, Attention
 from lmcot.learner.batching import BatchPlanner
 from lmcot.learner.checkpoints import digest_of
 from lmcot.learner.distiller import Distiller
@@ -68,6 +69,11 @@ class LearnerSession:
         readers = [lm] if critic is None or isinstance(critic, nn.Linear) else [lm, critic]
         self.shares_prompts = config.learner.share_prompts and all(
             shares_prompts(model, self.policy.start_id) for model in readers
+        )
+        self.attention = Attention(
+            [*readers, *([self._reference] if self._reference is not None else [])],
+            config.learner,
+            shared=self.shares_prompts,
         )
         if config.learner.gradient_checkpointing:
             _enable_checkpointing(lm)
@@ -227,6 +233,8 @@ class LearnerSession:
         if rank() == 0:
             self.layout().write(folder)
             digests[LAYOUT] = digest_of(folder / LAYOUT)
+            self.attention.write(folder)
+            digests[ATTENTION] = digest_of(folder / ATTENTION)
         return digests
 
     def restore(self, folder: Path, state: RunState) -> None:
@@ -236,6 +244,7 @@ class LearnerSession:
             UserError: if it was written by a learner of another layout, or is damaged.
         """
         check_layout(folder, self.layout())
+        self.attention.restore(folder)
         self._engine.load(folder)
         if self._plan.ppo is not None:
             # A checkpoint from before the first step has neither.

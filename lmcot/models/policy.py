@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lmcot.models.attention import cut_up, in_parts, kernel_of
 from lmcot.models.output_layer import output_at
 from lmcot.models.sequences import Row, SequenceBatch, make_batch
 
@@ -103,7 +105,10 @@ def response_logits(lm: nn.Module, batch: SequenceBatch) -> tuple[Tensor, Tensor
             "decoder_input_ids": batch.ids,
             "decoder_attention_mask": shared,
         }
-    with output_at(model.get_output_embeddings(), where) as seen:
+    with ExitStack() as inside:
+        if shared is not None and kernel_of(model) != "model":
+            inside.enter_context(in_parts(cut_up(batch, shared, model.dtype)))
+        seen = inside.enter_context(output_at(model.get_output_embeddings(), where))
         placed = {k: v if v is None else v.to(device) for k, v in arguments.items()}
         logits = model(**placed, use_cache=False).logits
     return logits.squeeze(0), seen[0]

@@ -29,9 +29,14 @@ from lmcot.errors import UserError, first_line
 from lmcot.monitor.progress import say
 from lmcot.process import do_without_home
 
+<<<<<<< HEAD
 _SYSTEM = {"task_events_report_interval_ms": 0}
 """Ray's own settings for a cluster that is started here: no record of tasks. Ray's GCS would keep
 that of the last 100,000 calls, 3 MiB for each thousand, for a dashboard that is not started."""
+=======
+_NICENESS = "RAY_worker_niceness"
+"""Ray's variable for the niceness that its workers are started at."""
+>>>>>>> f275bcb (Attention over shared prompts in two parts, by the kernel that is fastest; workers' niceness is a setting)
 
 
 @contextmanager
@@ -77,11 +82,17 @@ def _join(address: str, settings: ActorsSettings) -> None:
     with suppress(UserError):  # without a cache there is no cached token
         provide_token(make=False)
     check_cluster(address, settings.start_timeout_s)
+    if "niceness" in settings.model_fields_set:
+        say(
+            f"actors.niceness is ignored: the Ray cluster at '{address}' was started by others, "
+            f"with {_NICENESS} (15 unless set) in the environment of each node's 'ray start'"
+        )
     ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
 
 
 def _start(settings: ActorsSettings) -> None:
     prepare_machine()
+<<<<<<< HEAD
     ray.init(
         address="local",
         include_dashboard=False,
@@ -91,6 +102,33 @@ def _start(settings: ActorsSettings) -> None:
         _temp_dir=ray_folder()[0],
         _system_config=dict(_SYSTEM),
     )
+=======
+    with _niceness(settings.niceness):
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            object_store_memory=object_store_bytes(settings.object_store_gib),
+            _temp_dir=ray_folder()[0],
+        )
+
+
+@contextmanager
+def _niceness(niceness: int) -> Iterator[None]:
+    """Ray's processes that start inside the block start their workers at this niceness.
+
+    What the user has set in the environment stays.
+    """
+    if _NICENESS in os.environ:
+        yield
+        return
+    os.environ[_NICENESS] = str(niceness)
+    try:
+        yield
+    finally:
+        del os.environ[_NICENESS]
+>>>>>>> f275bcb (Attention over shared prompts in two parts, by the kernel that is fastest; workers' niceness is a setting)
 
 
 def _complaint(address: str | None, error: Exception) -> str:
