@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lmcot.actors.base import ActorBase
 from lmcot.actors.units import Packed, WeightsRef
 from lmcot.actors.weights import Weights, pack_weights
-from lmcot.config import Config
+from lmcot.config import Config, Kernel
 from lmcot.learner.plan import LearnerPlan
 from lmcot.process import use_threads
 from lmcot.records import RunState, ScoredRollout
@@ -45,7 +45,7 @@ class StepMetrics:
     """State of the KL controller after the step, for the checkpoint."""
     reward_statistics: dict[str, float]
     """State of the reward scale after the step, for the checkpoint."""
-    attention: str
+    attention: Kernel = "model"
     """The kernel of the attention (`learner.attention`) that the step was learnt with."""
 
 

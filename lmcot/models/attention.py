@@ -1,6 +1,6 @@
 """The learner's attention over rows of a prompt and its responses, in two parts.
 
-A row reads ``prompt r1 r2 ...``. Up to the end of the shortest prompt of a batch, attention is plainly
+A row reads ``prompt r1 r2 ...``. Up to the end of a batch's shortest prompt, attention is plainly
 causal: torch's fused kernel skips what lies ahead there, and needs no mask. Only the queries behind
 it need one. The keys of grouped heads are not repeated.
 """

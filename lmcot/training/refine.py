@@ -67,11 +67,11 @@ def _train(
     on_step: OnStep,
 ) -> None:
     """Takes all steps after ``state``, then exports the model."""
-    begin, steps = state.step, run.config.refine.steps
+    steps, attention = run.config.refine.steps, ""
     interim = InterimEvaluation(run, fleets, learners, after=state.step)
     with Pipeline(run, fleets, learners, state, interim) as pipeline:
         timer = StepTimer(fleets, learners, pipeline)
-        for step in range(begin, steps):
+        for step in range(state.step, steps):
             run.interruption.check()
             _publish_and_sample(learners, step, pipeline, interim)
             timer.mark("publish")
@@ -79,13 +79,10 @@ def _train(
             batch = pipeline.take(step)  # waits until it is sampled and judged
             timer.mark("wait")
 
-<<<<<<< HEAD
             learned = _learn(learners, pipeline, batch, state)
-=======
-            learned = pipeline.work_until(learners.ppo_step(batch.scored, step))
-            if step == begin and learned.attention != "model":
-                say(f"{STAGE}: attention by '{learned.attention}' (learner.attention)")
->>>>>>> f275bcb (Attention over shared prompts in two parts, by the kernel that is fastest; workers' niceness is a setting)
+            if learned.attention not in ("model", attention):
+                attention = learned.attention
+                say(f"{STAGE}: the learner's attention is by '{attention}' (learner.attention)")
             state.step, state.sampler = step + 1, batch.sampler
             state.kl_controller = learned.kl_controller
             state.reward_statistics = learned.reward_statistics

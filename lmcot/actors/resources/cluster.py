@@ -29,14 +29,11 @@ from lmcot.errors import UserError, first_line
 from lmcot.monitor.progress import say
 from lmcot.process import do_without_home
 
-<<<<<<< HEAD
 _SYSTEM = {"task_events_report_interval_ms": 0}
 """Ray's own settings for a cluster that is started here: no record of tasks. Ray's GCS would keep
 that of the last 100,000 calls, 3 MiB for each thousand, for a dashboard that is not started."""
-=======
 _NICENESS = "RAY_worker_niceness"
 """Ray's variable for the niceness that its workers are started at."""
->>>>>>> f275bcb (Attention over shared prompts in two parts, by the kernel that is fastest; workers' niceness is a setting)
 
 
 @contextmanager
@@ -92,7 +89,6 @@ def _join(address: str, settings: ActorsSettings) -> None:
 
 def _start(settings: ActorsSettings) -> None:
     prepare_machine()
-<<<<<<< HEAD
     ray.init(
         address="local",
         include_dashboard=False,
@@ -100,35 +96,13 @@ def _start(settings: ActorsSettings) -> None:
         logging_level=logging.WARNING,
         object_store_memory=object_store_bytes(settings.object_store_gib),
         _temp_dir=ray_folder()[0],
-        _system_config=dict(_SYSTEM),
+        _system_config={**_SYSTEM, **_niceness(settings)},
     )
-=======
-    with _niceness(settings.niceness):
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            object_store_memory=object_store_bytes(settings.object_store_gib),
-            _temp_dir=ray_folder()[0],
-        )
 
 
-@contextmanager
-def _niceness(niceness: int) -> Iterator[None]:
-    """Ray's processes that start inside the block start their workers at this niceness.
-
-    What the user has set in the environment stays.
-    """
-    if _NICENESS in os.environ:
-        yield
-        return
-    os.environ[_NICENESS] = str(niceness)
-    try:
-        yield
-    finally:
-        del os.environ[_NICENESS]
->>>>>>> f275bcb (Attention over shared prompts in two parts, by the kernel that is fastest; workers' niceness is a setting)
+def _niceness(settings: ActorsSettings) -> dict[str, int]:
+    """The niceness of Ray's workers as Ray's settings have it; the environment's is left to Ray."""
+    return {} if _NICENESS in os.environ else {"worker_niceness": settings.niceness}
 
 
 def _complaint(address: str | None, error: Exception) -> str:
