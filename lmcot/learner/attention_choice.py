@@ -103,8 +103,8 @@ def fastest_kernel(shape: Shape) -> Kernel:
 def _machine() -> dict[str, Any]:
     """What the times depend on, besides the shape."""
     return {
-        "torch": torch.__version__,
-        "processor": torch.cpu.get_capabilities(),
+        "torch": str(torch.__version__),
+        "processor": dict(torch.cpu.get_capabilities()),
         "threads": torch.get_num_threads(),
     }
 

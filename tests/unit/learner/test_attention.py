@@ -117,7 +117,7 @@ def test_a_resumed_stage_has_the_kernel_of_its_checkpoint(
     older.attention.choose(PAIRS)
     assert older.attention.kernel == kernel_of(older.policy.lm) == "model"
     (tmp_path / ATTENTION).write_text('{"kernel": "fast"}')
-    with pytest.raises(UserError, match="attention.json' is damaged"):
+    with pytest.raises(UserError, match=r"attention\.json' is damaged"):
         _session(monkeypatch).attention.restore(tmp_path)
 
 
@@ -135,11 +135,11 @@ def test_each_kernel_learns_the_same(monkeypatch: pytest.MonkeyPatch, more: dict
 
 
 def test_what_cannot_be_is_refused_or_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="attention is 'fused'.*gradient_checkpointing"):
+    with pytest.raises(UserError, match=r"attention is 'fused'.*gradient_checkpointing"):
         make_config(LLAMA, learner__attention="fused", learner__gradient_checkpointing=True)
     monkeypatch.setattr(attention, "TRIED_FROM", 0)
     t5 = make_config("counting-t5", learner__attention="products")
-    with pytest.raises(UserError, match="learner.attention is 'products'.*T5"):
+    with pytest.raises(UserError, match=r"learner\.attention is 'products'.*T5"):
         open_session(t5)
     kept = open_session(make_config("counting-t5"))
     kept.attention.choose(PAIRS)

@@ -161,6 +161,37 @@ def test_whatever_ray_raises_is_one_sentence(
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize(("set_to", "given"), [(None, 4), ("7", None)])
+def test_workers_start_at_the_niceness_of_the_settings(
+    set_to: str | None, given: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the environment says is left to Ray, which reads it."""
+    asked: list[dict[str, object]] = []
+    monkeypatch.delenv("RAY_worker_niceness", raising=False)
+    if set_to is not None:
+        monkeypatch.setenv("RAY_worker_niceness", set_to)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **named: asked.append(named["_system_config"]))
+    with cluster.ray_cluster(ActorsSettings(niceness=4)):
+        pass
+    assert asked[0].get("worker_niceness") == given
+
+
+@pytest.mark.parametrize("settings", [{}, {"niceness": 4}])
+def test_the_niceness_of_a_joined_cluster_is_its_own(
+    settings: dict[str, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **named: asked.append(named))
+    monkeypatch.setattr(cluster, "check_cluster", lambda *_: None)
+    with cluster.ray_cluster(ActorsSettings(address="somewhere:1", **settings)):
+        pass
+    assert "_system_config" not in asked[0]
+    assert ("actors.niceness is ignored" in capsys.readouterr().err) == bool(settings)
+
+
 @contextmanager
 def listening() -> Iterator[int]:
     """A port that takes connections and never says anything."""
