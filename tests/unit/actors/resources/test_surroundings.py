@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -180,7 +181,7 @@ def test_workers_start_at_the_niceness_of_the_settings(
 
 @pytest.mark.parametrize("settings", [{}, {"niceness": 4}])
 def test_the_niceness_of_a_joined_cluster_is_its_own(
-    settings: dict[str, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[dict[str, object]] = []
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
