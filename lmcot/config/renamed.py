@@ -31,6 +31,7 @@ _COLUMNS: Final = (
 )  # fmt: skip
 ADDED: Final[Mapping[str, Any]] = {
     "frozen.chat": None,
+    "learner.attention": "model",
     "prompts.conclusion": "shown",
     "prompts.demonstrations.source.part": "all",
     "prompts.demonstrations.source.held_out": 0.1,

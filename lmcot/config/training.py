@@ -314,9 +314,10 @@ class LearnerSettings(Settings):
     own, over whole rows. ``fused``: torch's fused kernel, separately over the prompts, which need
     no mask, and over the rest. ``products``: the same, with the gradient by matrix products, which
     suits bfloat16 on processors with matrix units. ``auto``: the fastest of the three on this
-    machine, tried before the first step and remembered in lmcot's cache; on a GPU, for a model of
-    fewer than 10 million parameters or with ``gradient_checkpointing`` it is ``model``. A stage
-    that resumes uses the kernel of its checkpoint. The kernels' results differ by rounding."""
+    machine, tried before the first step of ``refine`` and remembered in lmcot's cache; in other
+    stages, on a GPU, for a model of fewer than 10 million parameters or with
+    ``gradient_checkpointing`` it is ``model``. A stage that resumes uses the kernel of its
+    checkpoint. The kernels' results differ by rounding."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     max_skipped_updates: NonNegativeInt = 5

@@ -54,9 +54,9 @@ def shape_of(lm: Any, pairs: Sequence[TokenPair], budget: int) -> Shape | None:
         budget: tokens of a micro-batch.
     """
     responses: dict[tuple[int, ...], list[int]] = {}
-    for prompt, response in pairs:
-        responses.setdefault(tuple(prompt), []).append(len(response))
-    rows = [(len(prompt), sum(lengths)) for prompt, lengths in responses.items() if lengths[1:]]
+    for ids, response in pairs:
+        responses.setdefault(tuple(ids), []).append(len(response))
+    rows = [(len(ids), sum(lengths)) for ids, lengths in responses.items() if lengths[1:]]
     if not rows:
         return None
     prompt, behind = (-(-length // _STEP) * _STEP for length in max(rows, key=sum))

@@ -153,7 +153,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("refine.lam", 0.95, "unknown key 'refine.lam': known keys there: advantage, entropy"),
     ("refine.value_clip", 0.2, "unknown key 'refine.value_clip': "),
     ("learner.micro_batch_size", 8,
-     "unknown key 'learner.micro_batch_size': known keys there: gradient_checkpointing, "),
+     "unknown key 'learner.micro_batch_size': known keys there: attention, "),
     ("learner.zero_stage", 4, "'learner.zero_stage' is 4: it should be 0, 1, 2 or 3"),
     ("learner.tokens_per_micro_batch", 0, "'learner.tokens_per_micro_batch' is 0: it should be gr"),
     ("learner.offload", "cpu", "'learner.offload' is 'cpu': it should be 'none', 'optimiser' or "),

@@ -46,7 +46,8 @@ def penalties(config: Config) -> Penalties:
 def test_a_run_of_before_has_the_settings_of_its_file() -> None:
     assert "length_penalty" in BEFORE
     changed = differences(parse_config(yaml.safe_load(BEFORE)), quickstart())
-    assert changed == {"teacher.shorten": (True, False)}, "a key that came later"
+    later = {"teacher.shorten": (True, False), "learner.attention": ("auto", "model")}
+    assert changed == later, "keys that came later"
 
 
 def test_a_key_that_came_later_changes_no_digest_until_it_is_set() -> None:

@@ -52,8 +52,8 @@ def test_parts_are_the_whole(way: Any, rows: list[Row], heads: int, key_heads: i
     parts = cut_up(batch, visible, query.dtype)
     assert parts.cut == min(len(row.prompt) for row in rows)
     found = way(query, key, value, parts, SCALE)
-    repeated = [one.repeat_interleave(heads // key_heads, 1) for one in (key, value)]
-    whole = scaled_dot_product_attention(query, *repeated, attn_mask=visible, scale=SCALE)
+    keys, values = (one.repeat_interleave(heads // key_heads, 1) for one in (key, value))
+    whole = scaled_dot_product_attention(query, keys, values, attn_mask=visible, scale=SCALE)
     whole = whole.transpose(1, 2)
     torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)
     ours = torch.autograd.grad(found, inputs, gradient)
