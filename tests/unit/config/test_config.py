@@ -149,8 +149,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("refine.kl", {"kind": "fixed", "target": 6},
      "unknown key 'refine.kl.target': known keys there: apply_to, coefficient, kind"),
     # What had another name before: nothing is taken for something else.
-    ("refine.gamma", 1.0, "unknown key 'refine.gamma': known keys there: advantage, entropy"),
-    ("refine.lam", 0.95, "unknown key 'refine.lam': known keys there: advantage, entropy"),
+    ("refine.gamma", 1.0, "unknown key 'refine.gamma': known keys there: advantage, curriculum"),
+    ("refine.lam", 0.95, "unknown key 'refine.lam': known keys there: advantage, curriculum"),
     ("refine.value_clip", 0.2, "unknown key 'refine.value_clip': "),
     ("learner.micro_batch_size", 8,
      "unknown key 'learner.micro_batch_size': known keys there: attention, "),
