@@ -280,8 +280,9 @@ class CispoLoss(PolicyLossSettings):
     clip_low: ClipLow | None = None
     """The ratio is clipped to 1 - clip_low or more; unset: no lower bound, as in the paper."""
     clip_high: PositiveFloat = 4.0
-    """The ratio is clipped to 1 + clip_high or less. The paper names no value; an upper bound of 5
-    is in the range of Khatri et al. 2025 (arXiv 2510.13786)."""
+    """The ratio is clipped to 1 + clip_high or less. The paper tuned this bound and names no value,
+    and other implementations differ: verl's example has 0.2, Trinity-RFT 0.28, and settings for TRL
+    bound the ratio by 5 or 8. The default bounds it by 5; docs/learner.md was measured with it."""
 
 
 PolicyLoss = Annotated[PpoLoss | GspoLoss | CispoLoss, Field(discriminator="kind")]
