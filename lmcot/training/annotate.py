@@ -18,11 +18,12 @@ from lmcot.records import Annotation, to_json
 from lmcot.run.context import Run
 from lmcot.run.directory import read_annotations
 from lmcot.run.inputs import annotation_digest
-from lmcot.training.choosing import choose, is_good
+from lmcot.training.choosing import choose
 from lmcot.training.filters import Filters, prompt_labels
 from lmcot.training.rationale_table import answers_shown, counts_of_reasons, rationale_table
+from lmcot.training.reasons import RIGHT, failed, is_good
 from lmcot.training.teachers import facts, file
-from lmcot.training.teachers.frozen import RIGHT, FrozenTeaching, Key, failed, key_of
+from lmcot.training.teachers.frozen import FrozenTeaching, Key, key_of
 
 _FIRST: Final = 64
 """Replies after which a teacher of which nothing was kept is worth a warning."""

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final, Literal
+from typing import Literal
 
 from lmcot.records import Annotation, Example
 from lmcot.rewards.metrics import factuality
 from lmcot.text.duplicates import NearDuplicates
+from lmcot.training.reasons import ANOTHER_IS_BETTER, NEAR_DUPLICATE, is_good
 
 BestBy = Literal["factuality", "shortest", "first"]
-NEAR_DUPLICATE: Final = "good, but nearly the same as another rationale"
-ANOTHER_IS_BETTER: Final = "good, but another one of the question is better"
-
-
-def is_good(one: Annotation) -> bool:
-    """Whether a rationale passed all filters, whether or not it was chosen."""
-    return one.kept or one.reason in (NEAR_DUPLICATE, ANOTHER_IS_BETTER)
 
 
 def choose(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from lmcot.records import Annotation, Example
-from lmcot.training.teachers.frozen import FAILED, WITH_HINT
+from lmcot.training.reasons import FAILED, WITH_HINT
 
 _SHOWN: Final = 3
 """Answers that are shown."""

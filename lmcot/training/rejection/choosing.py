@@ -10,12 +10,10 @@ from typing import Final
 from lmcot.config.reject import RejectSettings
 from lmcot.records import Annotation, Example, Prompt
 from lmcot.text.duplicates import NearDuplicates
-from lmcot.training.choosing import NEAR_DUPLICATE
 from lmcot.training.filters import Filters, is_right
+from lmcot.training.reasons import FAILED, NEAR_DUPLICATE, RIGHT
 from lmcot.training.rejection.files import Record, failed
-from lmcot.training.teachers.frozen import FAILED
 
-RIGHT: Final = "right answer"
 UNASKED: Final = "the rewards ask no frozen LM, so that no answer is wrong"
 WRONG: Final = "the frozen LM's answer is wrong"
 NO_ANSWER: Final = "the frozen LM came to no answer"

@@ -10,8 +10,8 @@ from lmcot.data.rationale_file import BroughtRationale
 from lmcot.records import Annotation, Example, Prompt
 from lmcot.text.answers import concluded_answer
 from lmcot.training.filters import Filters, is_right
+from lmcot.training.reasons import RIGHT
 
-GOOD: Final = "right answer"
 NONE: Final = "the file has no rationale for the question"
 
 
@@ -36,7 +36,7 @@ def taken(
             fault = filters.reason(example, one.rationale, prompt=prompt)
         found.append(
             Annotation(
-                example.id, teacher.kind, one.rationale, answer, not fault, fault or GOOD,
+                example.id, teacher.kind, one.rationale, answer, not fault, fault or RIGHT,
                 sample=sample,
             )
         )  # fmt: skip

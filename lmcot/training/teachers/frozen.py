@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
 
 from lmcot.actors.frozen_client import FrozenClient
 from lmcot.actors.resources.cluster import check_plan
@@ -19,12 +18,8 @@ from lmcot.run.context import Run, in_units
 from lmcot.run.roles import annotate_roles
 from lmcot.text.answers import concluded_answer
 from lmcot.text.reading import read_answer
-from lmcot.training.choosing import is_good
 from lmcot.training.filters import Filters, is_right
-
-FAILED: Final = "failed: "
-RIGHT: Final = "right answer"
-WITH_HINT: Final = "with the answer as a hint: "
+from lmcot.training.reasons import FAILED, RIGHT, WITH_HINT, failed, is_good
 
 Key = tuple[str, bool, int]
 """Names one rationale: its question, whether the answer was given as a hint, its sample."""
@@ -34,11 +29,6 @@ Keep = Callable[[list[Annotation]], None]
 def key_of(one: Annotation) -> Key:
     """The key of a rationale."""
     return one.example_id, one.hinted, one.sample
-
-
-def failed(one: Annotation) -> bool:
-    """Whether the teacher gave no reply."""
-    return FAILED in one.reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lmcot.records import Annotation, Example, Paragraph
-from lmcot.training.choosing import ANOTHER_IS_BETTER, NEAR_DUPLICATE, BestBy, choose
+from lmcot.training.choosing import BestBy, choose
+from lmcot.training.reasons import ANOTHER_IS_BETTER, NEAR_DUPLICATE, RIGHT
 
 QUESTIONS = [
     Example(f"q{n}", f"Where is place {n}?", "Velm",
@@ -30,7 +31,7 @@ def chosen(*lines: Annotation, best_by: BestBy = "factuality") -> list[tuple[boo
     return [(one.kept, one.reason) for one in found]
 
 
-KEPT, WORSE = (True, "right answer"), (False, ANOTHER_IS_BETTER)
+KEPT, WORSE = (True, RIGHT), (False, ANOTHER_IS_BETTER)
 WRONG = (False, "the teacher's answer is wrong")
 
 

@@ -10,14 +10,13 @@ from lmcot.config import parse_config
 from lmcot.config.reject import RejectSettings
 from lmcot.errors import UserError
 from lmcot.records import Example
-from lmcot.training.choosing import NEAR_DUPLICATE
 from lmcot.training.filters import MERELY_THE_ANSWER, Filters
+from lmcot.training.reasons import NEAR_DUPLICATE, RIGHT
 from lmcot.training.rejection.choosing import (
     CUT,
     EMPTY,
     NO_ANSWER,
     OTHERS_ARE_BETTER,
-    RIGHT,
     UNASKED,
     WRONG,
     choose,
