@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from lmcot.records import Answer, Completion, Missing
+from lmcot.text.markup import plain_characters, without_markup
 from lmcot.text.sentences import STOPS, split_sentences
 from lmcot.text.visible import NOT_SHOWN, visible_reply
 
@@ -31,19 +32,6 @@ _TAG = re.compile(
     r"|(?P<close></(?:(?:final[_ ]|short[_ ])?answer|ans|final)>|\[/answer\]|<\|end_of_box\|>)",
     re.IGNORECASE,
 )
-_BREAK = re.compile(r"<(?:br|/p|/li|/div|/h[1-6])\s{0,4}/?>|<0x0A>", re.IGNORECASE)
-# Characters without width, which comparisons would not pass over.
-_INVISIBLE = str.maketrans("\u2581\u00a0", "  ", "\u200b\u2060\ufeff\u00ad")
-_MARKUP = re.compile(
-    r"\*\*|__|`|\\(?:boxed|text(?:bf|it|rm)?|mathrm)\{|\\(?=[\"'])|\\[()\[\]]|\$\$"
-    r"|<\|(?:begin|end)_of_box\|>|\[/?answer\]"
-    r"|</?(?:(?:final[_ ]|short[_ ])?answer|ans|final|response|output|result|conclusion|solution"
-    r"|b|i|u|em|strong|p|span|div|mark|code|pre|su[bp]|small|big|font|center|h[1-6]|ul|ol|li)"
-    r"(?:\s[^<>]{0,100})?>",
-    re.IGNORECASE,
-)
-_ENTITIES = {"amp": "&", "quot": '"', "apos": "'", "#39": "'", "nbsp": " ", "lt": "<", "gt": ">"}
-_ENTITY = re.compile(rf"&({'|'.join(_ENTITIES)});")
 _IN_A_FEW_WORDS = r"(?:[ \t]{1,9}\(?in[ \t]{1,9}(?:\w{1,10}[ \t]{1,9}){0,3}words?\)?)?"
 _CONCLUSION = re.compile(
     rf"\banswer{_IN_A_FEW_WORDS}"
@@ -256,9 +244,7 @@ def without_conclusion(rationale: str) -> str:
 
 def _plain(text: str) -> str:
     """The visible text, up to a question that the model asks itself."""
-    shown = visible_reply(text).text
-    shown = _BREAK.sub("\n", shown.translate(_INVISIBLE))
-    shown = _ENTITY.sub(lambda entity: _ENTITIES[entity[1]], shown)
+    shown = plain_characters(visible_reply(text).text)
     for question in _QUESTION.finditer(shown):
         if shown[: question.start()].strip():
             return shown[: question.start()].rstrip()
@@ -266,7 +252,7 @@ def _plain(text: str) -> str:
 
 
 def _concluded(plain: str) -> str:
-    unmarked = _MARKUP.sub("", plain)
+    unmarked = without_markup(plain)
     conclusions = [
         _REASON.sub("", part)
         for whole in (unmarked, _EXPLANATION.sub("", unmarked))
@@ -306,7 +292,7 @@ def _closing(lines: list[str]) -> str:
 
 def _lines(plain: str) -> list[str]:
     """The lines, those that hold no answer empty."""
-    shown = _EMPTY_LINE.sub("", _MARKUP.sub("", plain))
+    shown = _EMPTY_LINE.sub("", without_markup(plain))
     return [line.strip() for line in shown.strip().splitlines()]
 
 
@@ -337,7 +323,7 @@ def _reasons(lines: list[str]) -> bool:
 
 def _announces(plain: str) -> bool:
     """Whether a text breaks off where it was about to say its answer."""
-    _, *conclusions = _CONCLUSION.split(_MARKUP.sub("", plain))
+    _, *conclusions = _CONCLUSION.split(without_markup(plain))
     return bool(conclusions and not conclusions[-1].strip()) or bool(_OPEN_FRAME.search(plain))
 
 
@@ -356,7 +342,7 @@ def _goes_on(plain: str) -> bool:
 
 def _short_form(text: str) -> str:
     """The first sentence, without what is wrapped around an answer."""
-    ordinal, entry = _without_number(_LABEL.sub("", _MARKUP.sub("", text), count=1))
+    ordinal, entry = _without_number(_LABEL.sub("", without_markup(text), count=1))
     sentences = split_sentences(_LEAD.sub("", entry))
     if not sentences:
         return ""
