@@ -32,9 +32,10 @@ LEFT_OUT = {
     "policy/dual_clip_fraction",
     "rejection/kept", "rejection/kept_share", "rejection/reward_kept", "rejection/sampled",
     "rejection/solved_share",
+    *(name for name in CATALOGUE if name.startswith(("filter/", "curriculum/"))),
 }  # fmt: skip
 """Metrics of what these settings leave out: distillation's validation and answers, the dual clip,
-rejection sampling."""
+rejection sampling, the filter and the curriculum of refinement."""
 
 
 def command(stage: str, run_dir: Path, *overrides: str) -> list[str]:

@@ -18,7 +18,7 @@ from lmcot.config import load_config
 from lmcot.errors import UserError
 from lmcot.learner.checkpoints import CheckpointStore
 from lmcot.learner.plan import refine_plan
-from lmcot.monitor.catalogue import VARYING, describe
+from lmcot.monitor.catalogue import CATALOGUE, VARYING, describe
 from lmcot.monitor.metrics import Monitor, read_metrics
 from lmcot.records import RunState
 from lmcot.rollout_log import read_scored
@@ -186,8 +186,10 @@ def test_a_run_that_was_killed_ends_as_an_undisturbed_one(
 def test_each_step_learns_what_it_keeps_and_tells_of_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(tmp_path, monkeypatch, FILTER)
+    run(tmp_path, monkeypatch, FILTER, CURRICULUM)
+    chosen = {name for name in CATALOGUE if name.startswith(("filter/", "curriculum/"))}
     for line in logged(tmp_path):
+        assert chosen <= line.keys()
         assert all(describe(name) for name in line if name not in ("step", "stage"))
         written = records(tmp_path, line["step"])
         assert len({(one["example_id"], one["sample"]) for one in written}) == len(written)
