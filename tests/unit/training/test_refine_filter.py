@@ -186,7 +186,8 @@ def test_a_run_that_was_killed_ends_as_an_undisturbed_one(
 def test_each_step_learns_what_it_keeps_and_tells_of_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(tmp_path, monkeypatch, FILTER, CURRICULUM)
+    awake = "refine.curriculum={solved: 9, unsolved: null}"
+    run(tmp_path, monkeypatch, FILTER, awake)
     chosen = {name for name in CATALOGUE if name.startswith(("filter/", "curriculum/"))}
     for line in logged(tmp_path):
         assert chosen <= line.keys()
