@@ -90,8 +90,9 @@ class ActorsSettings(Settings):
     niceness: Annotated[int, Field(ge=0, le=19)] = 0
     """How far actors give way to other programs of this machine, on a cluster that is started here
     (Ray's own default is 15): at 0 they share the cores equally with a background compile, at 15 it
-    takes nearly all of a core that both want. RAY_worker_niceness in the environment holds instead
-    where it is set. A cluster that is joined has its own."""
+    takes nearly all of a core that both want. It is added to the niceness of the lmcot command.
+    RAY_worker_niceness in the environment holds instead where it is set. A cluster that is joined
+    has its own."""
     autoscaling: bool = False
     """Whether nodes may join the cluster as actors need them: a lack of room is then not an
     error."""
