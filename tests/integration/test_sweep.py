@@ -65,7 +65,7 @@ def wait_for_step(folder: Path, step: int, driver: subprocess.Popen[str]) -> Non
     deadline = time.monotonic() + SOON_S
     while len(steps_logged(folder)) < step:
         assert time.monotonic() < deadline
-        assert driver.poll() is None
+        assert driver.poll() is None, driver.communicate()[1]
         time.sleep(0.02)
 
 
