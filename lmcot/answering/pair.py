@@ -44,7 +44,7 @@ def open_pair(run_dir: Place, policy: str | None = None, overrides: Sequence[str
     """The most trained policy of a run, with the run's settings.
 
     Args:
-        policy: ``refined``, ``distilled``, ``best`` or ``base`` instead.
+        policy: one of `lmcot.config.stages.POLICIES` instead, such as ``rejection``.
         overrides: ``key.sub=value``, in place of the run's.
 
     Raises:
