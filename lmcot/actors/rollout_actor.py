@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from lmcot.actors.base import ActorBase, NotSetUp
+from lmcot.actors.samplers import Sampler, open_sampler
 from lmcot.actors.units import Packed, RolloutUnit, WeightsRef
-from lmcot.actors.weights import Weights, checksum, load_weights
-from lmcot.config import PolicySettings, PromptSettings
+from lmcot.actors.weights import Weights
+from lmcot.config import PolicySettings, PromptSettings, Rollout, TransformersRollout
 from lmcot.data.prompts import load_templates
 from lmcot.data.render import rationale_ids
 from lmcot.errors import UserError
-from lmcot.models.adapters import add_adapters
-from lmcot.models.generation.engine import GenerationEngine
 from lmcot.models.generation.requests import Generated, SampleRequest
-from lmcot.models.sources import eos_ids, load_model
 from lmcot.process import use_threads
-from lmcot.records import Example, Failure, Rollout
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from lmcot.records import Example, Failure
+from lmcot.records import Rollout as Sampled
 
 
 class RolloutActor(ActorBase):
@@ -32,41 +26,42 @@ class RolloutActor(ActorBase):
         prompts: PromptSettings,
         threads: int,
         *,
+        rollout: Rollout | None = None,
         trains: bool = False,
         verify: bool = False,
     ) -> None:
         """Starts the process; `setup` loads the model.
 
         Args:
+            rollout: the engine that samples; unset: lmcot's own.
             trains: whether the learner's versions will come, in adapters where it has them.
-            verify: whether to compare checksums of what was loaded with the learner's.
+            verify: whether to check of each version that it holds what the learner sent.
         """
         use_threads(threads)
         self._trains = trains
         self._verify = verify
         self._settings = policy
+        self._engine = rollout or TransformersRollout()
         self._source = source
         self._prompts = prompts
         self._templates = load_templates(prompts.templates)
         self._version = 0
         self._held = ""
-        self._model: PreTrainedModel
-        self._tokenizer: PreTrainedTokenizerBase
-        self._engine: GenerationEngine
+        self._sampler: Sampler
 
     def setup(self) -> str:
         """Loads the model that the fleet starts from; returns what its user should know."""
         self.use_source(self._source)
-        return self._engine.notice
+        return self._sampler.notice
 
     def use_source(self, source: str) -> None:
         """Takes its weights from a model source; those are its own from now on."""
         self._source = source
-        self._model, self._tokenizer = load_model(source, self._settings.dtype)
-        if self._settings.lora is not None and self._trains:
-            self._model = add_adapters(self._model, self._settings.lora, seed=0).eval()
-        # Units run one at a time, each a batch of its own: nothing of one is kept for the next.
-        self._engine = GenerationEngine(self._model, pad_id=self._tokenizer.pad_token_id)
+        if hasattr(self, "_sampler"):
+            self._sampler.close()
+        self._sampler = open_sampler(
+            self._engine, self._settings, source, trains=self._trains, verify=self._verify
+        )
         self._version, self._held = 0, ""
 
     def use_weights(self, weights: WeightsRef) -> None:
@@ -88,20 +83,14 @@ class RolloutActor(ActorBase):
             return
         fetched: Weights = ray.get(weights[0])
         self._held = "in between"  # a load that fails half-way leaves no version
-        load_weights(self._model, fetched)
-        if self._verify and (own := self.checksum()) != fetched.checksum:
-            raise RuntimeError(
-                f"this actor's weights have checksum {own} after loading version "
-                f"{fetched.version}, whose checksum is {fetched.checksum}"
-            )
-        self._engine.weights_changed()
+        self._sampler.load(fetched)
         self._version, self._held = fetched.version, wanted
 
     def checksum(self) -> int:
         """Checksum of the weights that it samples with."""
-        return checksum(self._model)
+        return self._sampler.checksum()
 
-    def sample(self, unit: RolloutUnit) -> Packed[list[Rollout]]:
+    def sample(self, unit: RolloutUnit) -> Packed[list[Sampled]]:
         """All samples of a unit: question by question, K each; takes up its version before.
 
         Raises:
@@ -109,7 +98,7 @@ class RolloutActor(ActorBase):
             UserError: if the policy cannot go on from a prompt: it is too long for the model, or
                 the model's logits are no numbers.
         """
-        if not hasattr(self, "_engine"):
+        if not hasattr(self, "_sampler"):
             raise NotSetUp("it was started anew")
         self.use_weights(unit.weights)
         if unit.policy_version != self._version:
@@ -117,7 +106,6 @@ class RolloutActor(ActorBase):
                 f"unit {unit.unit_id} wants policy version {unit.policy_version}, but its weights "
                 f"are of version {self._version}"
             )
-        ends = eos_ids(self._model, self._tokenizer)
         examples = unit.questions.open()
         requests = [
             SampleRequest(
@@ -125,12 +113,12 @@ class RolloutActor(ActorBase):
                 seeds=[unit.sample_seed(example.id, k) for k in range(unit.samples)],
                 max_new_tokens=unit.max_new_tokens,
                 temperature=unit.temperature,
-                eos_ids=ends,
+                eos_ids=self._sampler.eos_ids,
             )
             for example in examples
         ]
-        rollouts: list[Rollout] = []
-        found = self._engine.sample(requests)
+        rollouts: list[Sampled] = []
+        found = self._sampler.sample(requests)
         for example, request, samples in zip(examples, requests, found, strict=True):
             if isinstance(samples, Failure):
                 raise UserError(
@@ -144,7 +132,7 @@ class RolloutActor(ActorBase):
         return Packed.of(rollouts)
 
     def _prompt_ids(self, example: Example) -> tuple[int, ...]:
-        return rationale_ids(example, self._templates, self._tokenizer, self._prompts.chat)
+        return rationale_ids(example, self._templates, self._sampler.tokenizer, self._prompts.chat)
 
     def _rollout(
         self,
@@ -153,8 +141,8 @@ class RolloutActor(ActorBase):
         prompt_ids: tuple[int, ...],
         sample: int,
         one: Generated,
-    ) -> Rollout:
-        return Rollout(
+    ) -> Sampled:
+        return Sampled(
             unit_id=unit.unit_id,
             example_id=example_id,
             sample=sample,
@@ -162,6 +150,6 @@ class RolloutActor(ActorBase):
             response_ids=one.response_ids,
             logprobs=one.logprobs,
             finish_reason="eos" if one.finish_reason == "eos" else "length",
-            text=self._tokenizer.decode(one.response_ids, skip_special_tokens=True).strip(),
+            text=self._sampler.tokenizer.decode(one.response_ids, skip_special_tokens=True).strip(),
             policy_version=unit.policy_version,
         )

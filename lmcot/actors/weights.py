@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,17 +84,35 @@ def load_weights(model: nn.Module, weights: Weights) -> None:
     Raises:
         RuntimeError: if names, shapes, dtypes or checksum do not match; the model is as before.
     """
+    check_weights(model, weights)
     parameters = _trained(model)
-    _check_fit(parameters, weights.entries)
+    for name, tensor in tensors_of(weights):
+        parameters[name].copy_(tensor)
+
+
+def check_weights(model: nn.Module, weights: Weights) -> None:
+    """Checks that a version arrived whole, and that it is one of this model.
+
+    Args:
+        model: it may be on the meta device, where it has no weights.
+
+    Raises:
+        RuntimeError: if names, shapes, dtypes or checksum do not match.
+    """
+    _check_fit(_trained(model), weights.entries)
     crc = 0
     for entry in weights.entries:
         crc = zlib.crc32(weights.buffer[entry.place].data, crc)
     if crc != weights.checksum:
         raise RuntimeError(f"the weights of version {weights.version} arrived damaged")
+
+
+def tensors_of(weights: Weights) -> Iterator[tuple[str, Tensor]]:
+    """A version's tensors by name, on the buffer's own memory; not to be written to."""
     flat = _in_place(weights.buffer)
     for entry in weights.entries:
-        parameter = parameters[entry.name]
-        parameter.copy_(flat[entry.place].view(parameter.dtype).view(entry.shape))
+        dtype: torch.dtype = getattr(torch, entry.dtype)
+        yield entry.name, flat[entry.place].view(dtype).view(entry.shape)
 
 
 def checksum(model: nn.Module) -> int:

@@ -24,6 +24,7 @@ from lmcot.config.frozen import (
     FrozenSettings,
     OpenAIFrozen,
     TransformersFrozen,
+    VllmFrozen,
 )
 from lmcot.config.load import (
     check_files,
@@ -37,7 +38,14 @@ from lmcot.config.load import (
     read_yaml_mapping,
     renamed_settings,
 )
-from lmcot.config.models import LoraSettings, PolicySettings
+from lmcot.config.models import (
+    LoraSettings,
+    PolicySettings,
+    Rollout,
+    TransformersRollout,
+    VllmRollout,
+    VllmSettings,
+)
 from lmcot.config.monitor import AlarmSettings, MonitorSettings
 from lmcot.config.prompts import (
     DrawnDemonstrations,
@@ -145,6 +153,7 @@ __all__ = [
     "ReinforcePlusPlus",
     "Rloo",
     "RoleSettings",
+    "Rollout",
     "Row",
     "SampleData",
     "ServeSettings",
@@ -153,7 +162,11 @@ __all__ = [
     "SupportingFactsTeacher",
     "TrainingStage",
     "TransformersFrozen",
+    "TransformersRollout",
     "ValidationSettings",
+    "VllmFrozen",
+    "VllmRollout",
+    "VllmSettings",
     "check_files",
     "depends",
     "differences",

@@ -24,11 +24,13 @@ NO_STAGE_DEPENDS_ON = (
     "frozen.budget",
     "frozen.ca_file",
     "frozen.cache",
+    "frozen.cache_gib",
     "frozen.concurrency",
     "frozen.connect_timeout_s",
     "frozen.headers",
     "frozen.max_batch_tokens",
     "frozen.max_cached_tokens",
+    "frozen.max_context",
     "frozen.max_retries",
     "frozen.parameters",
     "frozen.query",
@@ -39,6 +41,8 @@ NO_STAGE_DEPENDS_ON = (
     "frozen.total_timeout_s",
     "frozen.verify_tls",
     "reject.rounds",
+    "rollout.cache_gib",
+    "rollout.max_context",
     "refine.steps",
     "learner.tokens_per_micro_batch",
     "learner.share_prompts",
@@ -134,7 +138,7 @@ def _keys(stage: str, config: Config, finished: bool) -> tuple[str, ...]:
         sampled = ("seed",) if teacher.temperature else ()
         return (*_RATIONALES, "prompts", "frozen", *sampled)
     if stage == "evaluate":
-        return ("seed", "prompts", "policy", "frozen", "data.context")
+        return ("seed", "prompts", "policy", "rollout", "frozen", "data.context")
     return _keys_of_training(training_stage(stage), config, finished)
 
 
@@ -145,7 +149,7 @@ def _keys_of_training(stage: TrainingStage, config: Config, finished: bool) -> t
     if stage.reads_rationales:
         keys += _keys("annotate", config, finished)
     if stage.judges:
-        keys += (*_QUESTIONS, "policy", "frozen", "rewards")
+        keys += (*_QUESTIONS, "policy", "rollout", "frozen", "rewards")
     if stage.evaluates and config.evaluate.during.every:
         keys += ("data.validation", "data.max_validation")
     return keys

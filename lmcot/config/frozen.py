@@ -17,6 +17,7 @@ from lmcot.config.addresses import (
     check_variable_name,
 )
 from lmcot.config.base import Dtype, NonNegativeInt, PositiveFloat, PositiveInt, Settings
+from lmcot.config.models import VllmSettings
 from lmcot.config.prompts import PromptSettings
 
 _CLIENTS_AT_ONCE = 32
@@ -182,14 +183,47 @@ class TransformersFrozen(FrozenSettings):
     @property
     def public_name(self) -> str:
         """The backend and the source; of a path or a URL its last part."""
-        source = self.source
-        if "://" in source or Path(source).is_absolute() or source.startswith((".", "~")):
-            source = source.rstrip("/").rpartition("/")[2]
-        return f"transformers:{source}"
+        return f"transformers:{_public(self.source)}"
 
     def for_service(self) -> Self:
         """With dynamic batching: requests that come at once go through the model together."""
         return self.model_copy(update={"batching": "dynamic"})
+
+
+def _public(source: str) -> str:
+    """A model source without the folders or the address that it lies at."""
+    if "://" in source or Path(source).is_absolute() or source.startswith((".", "~")):
+        return source.rstrip("/").rpartition("/")[2]
+    return source
+
+
+class VllmFrozen(FrozenSettings, VllmSettings):
+    """The frozen LM runs here, in actors of its own, on vLLM.
+
+    Requests of all clients are batched as they arrive; results repeat up to rounding.
+    """
+
+    backend: Literal["vllm"]
+    source: str
+    """Where the weights come from: the same forms as ``policy.source``; no encoder-decoder."""
+    dtype: Dtype = "auto"
+    """Data type of the weights and the arithmetic."""
+    chat: Literal["auto", "never"] | None = None
+    """``prompts.chat`` for this model alone; unset: as that says."""
+
+    @property
+    def local_source(self) -> str:
+        """Model source of the weights and the tokenizer."""
+        return self.source
+
+    def chat_of(self, prompts: PromptSettings) -> Literal["auto", "never"]:
+        """``chat``, else ``prompts.chat``."""
+        return self.chat or prompts.chat
+
+    @property
+    def public_name(self) -> str:
+        """The backend and the source; of a path or a URL its last part."""
+        return f"vllm:{_public(self.source)}"
 
 
 RequestParameter = Literal["max_tokens", "temperature", "seed", "stop"]
@@ -296,4 +330,4 @@ class OpenAIFrozen(FrozenSettings):
         return f"{self.base_url.rstrip('/')}/models"
 
 
-Frozen = Annotated[TransformersFrozen | OpenAIFrozen, Field(discriminator="backend")]
+Frozen = Annotated[TransformersFrozen | VllmFrozen | OpenAIFrozen, Field(discriminator="backend")]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from lmcot.config.base import Dtype, PositiveFloat, PositiveInt, Settings
 
@@ -48,3 +48,28 @@ class PolicySettings(Settings):
                     "the full distribution; use 'temperature'"
                 )
         return values
+
+
+class VllmSettings(Settings):
+    """What vLLM is told wherever a model runs on it."""
+
+    cache_gib: PositiveFloat = 2.0
+    """Memory for keys and values in GiB, beside the weights: on the GPU, or in RAM without one."""
+    max_context: PositiveInt | None = None
+    """Longest prompt with its reply, in tokens; unset: the model's window. ``cache_gib`` must hold
+    the keys and values of one such text."""
+
+
+class TransformersRollout(Settings):
+    """Rollout actors sample with lmcot's own engine on transformers."""
+
+    engine: Literal["transformers"] = "transformers"
+
+
+class VllmRollout(VllmSettings):
+    """Rollout actors sample with vLLM, which must be installed wherever they run."""
+
+    engine: Literal["vllm"]
+
+
+Rollout = Annotated[TransformersRollout | VllmRollout, Field(discriminator="engine")]

@@ -35,6 +35,7 @@ ADDED: Final[Mapping[str, Any]] = {
     "prompts.conclusion": "shown",
     "prompts.demonstrations.source.part": "all",
     "prompts.demonstrations.source.held_out": 0.1,
+    "rollout.engine": "transformers",
     **{f"prompts.demonstrations.source.columns.{name}": None for name in _COLUMNS},
     "teacher.template": "{facts} So the answer is {answer}.",
     "teacher.titles": False,

@@ -14,7 +14,7 @@ from lmcot.config.data import DataSettings
 from lmcot.config.distill import DistillSettings
 from lmcot.config.evaluation import EvaluateSettings
 from lmcot.config.frozen import Frozen
-from lmcot.config.models import PolicySettings
+from lmcot.config.models import PolicySettings, Rollout, TransformersRollout
 from lmcot.config.monitor import MonitorSettings
 from lmcot.config.prompts import GivenDemonstrations, PromptSettings
 from lmcot.config.reject import RejectSettings
@@ -38,6 +38,8 @@ class Config(Settings):
     """What the models are asked."""
     policy: PolicySettings
     """The small LM."""
+    rollout: Rollout = TransformersRollout()
+    """What samples from the small LM in training and evaluation."""
     frozen: Frozen | None = None
     """The frozen large LM; only the toy task goes without."""
     teacher: Teacher | None = None
@@ -84,6 +86,15 @@ class Config(Settings):
             )
         if self.teacher is not None and self.teacher.kind == "frozen" and self.frozen is None:
             raise ValueError("teacher.kind is 'frozen', but there is no 'frozen' section: add one")
+        return self
+
+    @model_validator(mode="after")
+    def _rollout_engine_takes_what_trains(self) -> Config:
+        if self.rollout.engine == "vllm" and self.policy.lora is not None:
+            raise ValueError(
+                "rollout.engine is 'vllm', which samples without adapters, but policy.lora is set: "
+                "leave policy.lora out, or set rollout.engine to 'transformers'"
+            )
         return self
 
     @model_validator(mode="after")

@@ -5,7 +5,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 
-from lmcot.config import FrozenSettings, OpenAIFrozen, PromptSettings, TransformersFrozen
+from lmcot.config import (
+    FrozenSettings,
+    OpenAIFrozen,
+    PromptSettings,
+    TransformersFrozen,
+    VllmFrozen,
+)
 from lmcot.errors import UserError
 from lmcot.frozen.backend import FrozenBackend
 from lmcot.frozen.cache import ReplyCache, cache_path
@@ -22,6 +28,12 @@ def _transformers() -> type[FrozenBackend]:
     return TransformersLM
 
 
+def _vllm() -> type[FrozenBackend]:
+    from lmcot.frozen.vllm_backend import VllmLM
+
+    return VllmLM
+
+
 def _openai() -> type[FrozenBackend]:
     if importlib.util.find_spec("openai") is None:
         raise UserError(
@@ -35,6 +47,7 @@ def _openai() -> type[FrozenBackend]:
 
 BACKENDS: Mapping[type[FrozenSettings], Callable[[], type[FrozenBackend]]] = {
     TransformersFrozen: _transformers,
+    VllmFrozen: _vllm,
     OpenAIFrozen: _openai,
 }
 """What imports the backend of each class of settings."""

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
@@ -158,6 +160,23 @@ def load_model(
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """All token ids that end a sequence, from the tokenizer and the model."""
     own = model.generation_config.eos_token_id if model.generation_config else None
+    return _ends(own, tokenizer)
+
+
+def eos_ids_of(source: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """All token ids that end a sequence, as `eos_ids` gives them, without the model.
+
+    Raises:
+        UserError: if there is no model at the source.
+    """
+    try:
+        own = GenerationConfig.from_pretrained(resolve_source(source)).eos_token_id
+    except OSError:  # it has no generation_config.json
+        own = load_config(source).eos_token_id
+    return _ends(own, tokenizer)
+
+
+def _ends(own: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     ids = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
     return frozenset(token for token in ids if token is not None)
 
@@ -173,11 +192,22 @@ def parameters_of(source: str) -> int:
     Raises:
         UserError: if there is no model at the source.
     """
+    return count_parameters(model_without_weights(source))
+
+
+def model_without_weights(source: str, dtype: Dtype = "float32") -> PreTrainedModel:
+    """A source's model on the meta device: its parameters have names, shapes and a dtype only.
+
+    Raises:
+        UserError: if there is no model at the source.
+    """
     config = load_config(source)
     with _refusing(f"'{source}' has no config that loads"), torch.device("meta"):
-        model = _auto_class(config).from_config(config, **_NO_CODE)
+        model: PreTrainedModel = _auto_class(config).from_config(
+            config, dtype=resolve_dtype(dtype), **_NO_CODE
+        )
     model.tie_weights()
-    return count_parameters(model)
+    return model
 
 
 def load_config(source: str) -> Any:
@@ -189,6 +219,23 @@ def load_config(source: str) -> Any:
     resolved = resolve_source(source)
     with _refusing(f"'{source}' has no config that loads"):
         return AutoConfig.from_pretrained(resolved, **_NO_CODE)
+
+
+def saved_tensors(source: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a source as they were saved, by name; each is read only where it is used.
+
+    Raises:
+        UserError: if there is no model at the source.
+    """
+    resolved = resolve_source(source)
+    folder = Path(resolved)
+    if not folder.is_dir():
+        with _refusing(f"'{source}' cannot be read"):
+            folder = Path(snapshot_download(resolved, allow_patterns="*.safetensors"))
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in sorted(file.keys()):
+                yield name, file.get_tensor(name)
 
 
 def save_model(

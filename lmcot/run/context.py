@@ -32,6 +32,7 @@ from lmcot.data.render import rationale_ids
 from lmcot.errors import UserError
 from lmcot.frozen.needs import cost_in_words
 from lmcot.frozen.templates import open_templates
+from lmcot.models.generation.vllm_engine import check_vllm
 from lmcot.models.sources import load_tokenizer
 from lmcot.monitor.metrics import Monitor
 from lmcot.monitor.progress import say
@@ -151,6 +152,8 @@ class Run:
         if self.config.rewards.kind == "guidance":
             AspectMeter(self.config.rewards)  # reads the learned model, if there is one
             load_customs(self.config.rewards)
+        if self.config.rollout.engine == "vllm":
+            check_vllm("rollout.engine", "policy.source", self.config.policy.source)
         self._check_frozen()
         for questions, key in ((self.train, TRAIN), (self.validation, VALIDATION)):
             say(f"{key}: {len(questions)} questions")
@@ -277,7 +280,7 @@ class Run:
             "rollout", RolloutActor, role, self.config.actors,
             arguments={
                 "policy": self.config.policy, "source": source, "prompts": self.config.prompts,
-                "threads": role.threads,
+                "threads": role.threads, "rollout": self.config.rollout,
                 "trains": trains, "verify": self.config.actors.verify_weights,
             },
             check=self.interruption.check,

@@ -7,8 +7,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from lmcot.models.generation.engine import GenerationEngine, Scores, samples_of, scores_of
+from lmcot.models.generation.engine import Scores, samples_of, scores_of
 from lmcot.models.generation.requests import (
     Event,
     FailureEvent,
@@ -23,6 +24,39 @@ from lmcot.records import Failure
 _log = logging.getLogger("lmcot.generation")
 Listener = Callable[[Event | BaseException], None]
 """Called with each event of a request, in the engine's thread; it must return at once."""
+
+
+class Engine(Protocol):
+    """What `GenerationEngine` and the engine on vLLM have in common."""
+
+    notice: str
+    """What the user should know of how it works; otherwise empty."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are unfinished requests or pending events."""
+        ...
+
+    @property
+    def waiting(self) -> set[int]:
+        """Numbers of requests that an error in a step does not concern."""
+        ...
+
+    def submit(self, request: Request) -> int:
+        """Queues a request and returns the number that its events carry."""
+        ...
+
+    def cancel(self, number: int) -> None:
+        """Cancels a request; no more events follow."""
+        ...
+
+    def step(self) -> list[Event]:
+        """Runs one pass and returns its events."""
+        ...
+
+    def reset(self) -> None:
+        """Drops all requests in flight."""
+        ...
 
 
 @dataclass(eq=False)
@@ -49,7 +83,7 @@ class SharedEngine:
     Results only differ by rounding from those of an engine used alone.
     """
 
-    def __init__(self, engine: GenerationEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._changed = threading.Condition()
         self._waiting: deque[Call] = deque()

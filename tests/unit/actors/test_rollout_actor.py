@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lmcot.actors import rollout_actor
+from lmcot.actors import rollout_actor, samplers
 from lmcot.actors.base import RemoteError
 from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.units import Packed, RolloutUnit
@@ -56,10 +56,10 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     monkeypatch.setattr(RolloutActor, "_prompt_ids", lambda self, example: PROMPT_IDS[example.id])
 
 
-def _actor(kind: str, lora: LoraSettings | None = None) -> RolloutActor:
+def _actor(kind: str, lora: LoraSettings | None = None, *, verify: bool = False) -> RolloutActor:
     source = f"random:{kind}"
     settings = PolicySettings(source=source, dtype="float32", lora=lora)
-    actor = RolloutActor(settings, source, PromptSettings(), 1, trains=True)
+    actor = RolloutActor(settings, source, PromptSettings(), 1, trains=True, verify=verify)
     actor.setup()
     return actor
 
@@ -87,6 +87,11 @@ def _published(model: nn.Module, version: int, shift: float = 0.0) -> Weights:
     }
     nbytes = sum(p.numel() * p.element_size() for p in trained.values())
     return pack_weights(trained.items(), nbytes, version)
+
+
+def _model(actor: RolloutActor) -> nn.Module:
+    assert isinstance(actor._sampler, samplers.TransformersSampler)
+    return actor._sampler.model
 
 
 def _sample(actor: RolloutActor, unit: RolloutUnit) -> list[Rollout]:
@@ -145,7 +150,7 @@ def test_new_weights_change_what_is_sampled(kind: str, lora: LoraSettings | None
     """[27] a version is sampled with once it is taken up, and the old one when it comes back."""
     actor = _actor(kind, lora)
     first = _sample(actor, UNIT)
-    old, new = _published(actor._model, 2), _published(actor._model, 1, shift=0.1)
+    old, new = _published(_model(actor), 2), _published(_model(actor), 1, shift=0.1)
     newer = replace(UNIT, policy_version=1, weights=(Reference(new),))
     second = _sample(actor, newer)
     assert actor.checksum() == new.checksum != old.checksum
@@ -162,7 +167,7 @@ def test_a_version_counts_anew_after_the_learners_were_restarted() -> None:
     """The object decides, not the number: the same number may mean other weights."""
     actor = _actor("llama")
     units = [
-        replace(UNIT, policy_version=3, weights=(Reference(_published(actor._model, 3, shift)),))
+        replace(UNIT, policy_version=3, weights=(Reference(_published(_model(actor), 3, shift)),))
         for shift in (0.1, 0.2)
     ]
     assert _responses(_sample(actor, units[0])) != _responses(_sample(actor, units[1]))
@@ -170,14 +175,13 @@ def test_a_version_counts_anew_after_the_learners_were_restarted() -> None:
 
 def test_what_was_loaded_is_verified_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """[27] against the learner's checksum; a load that went wrong is not sampled with."""
-    actor = _actor("llama")
-    actor._verify = True
-    unit = replace(UNIT, policy_version=1, weights=(Reference(_published(actor._model, 1, 0.1)),))
+    actor = _actor("llama", verify=True)
+    unit = replace(UNIT, policy_version=1, weights=(Reference(_published(_model(actor), 1, 0.1)),))
     _sample(actor, unit)
     with monkeypatch.context() as patched:
-        patched.setattr(rollout_actor, "load_weights", lambda model, weights: None)
+        patched.setattr(samplers, "load_weights", lambda model, weights: None)
         wrong = replace(
-            unit, policy_version=2, weights=(Reference(_published(actor._model, 2, 1)),)
+            unit, policy_version=2, weights=(Reference(_published(_model(actor), 2, 1)),)
         )
         with pytest.raises(RuntimeError, match=r"after loading version 2, whose checksum is \d+"):
             _sample(actor, wrong)
@@ -193,7 +197,7 @@ def test_adapters_that_learnt_nothing_change_nothing(kind: str) -> None:
 
 def test_another_source_starts_over(tiny: TinyModel) -> None:
     actor = _actor("counting-llama")
-    actor.use_weights((Reference(_published(actor._model, 5, shift=0.1)),))
+    actor.use_weights((Reference(_published(_model(actor), 5, shift=0.1)),))
     actor.use_source("random:llama")
     assert actor.checksum() == checksum(tiny("llama")[0])
     assert _sample(actor, UNIT) == _sample(_actor("llama"), UNIT)
@@ -210,7 +214,7 @@ def test_a_policy_of_nan_is_the_users_to_mend(kind: str) -> None:
     """The error names question and version; sound weights afterwards meet nothing of it."""
     actor = _actor(kind)
     first = _sample(actor, UNIT)
-    sound, unsound = _published(actor._model, 5), _published(actor._model, 4, shift=math.nan)
+    sound, unsound = _published(_model(actor), 5), _published(_model(actor), 4, shift=math.nan)
     said = "no rationale for question born from policy version 4: .* not finite numbers"
     with pytest.raises(UserError, match=said):
         _sample(actor, replace(UNIT, policy_version=4, weights=(Reference(unsound),)))

@@ -22,8 +22,10 @@ from transformers import (
 
 from lmcot.config import PromptSettings, TransformersFrozen
 from lmcot.data.render import encode
+from lmcot.frozen.local import _Reader
 from lmcot.frozen.protocol import FrozenLM
-from lmcot.frozen.transformers_backend import TransformersLM, _Reader
+from lmcot.frozen.transformers_backend import TransformersLM
+from lmcot.models.generation.engine import GenerationEngine
 from lmcot.models.generation.requests import FinishReason, Generated
 from lmcot.models.generation.stopping import StopStrings
 from lmcot.models.sources import load_model
@@ -275,9 +277,10 @@ def _equally_long(count: int) -> list[Prompt]:
 def _tokens_of_passes(lm: TransformersLM) -> Iterator[list[int]]:
     """How many tokens, with padding, each pass of the encoder and of the decoder reads."""
     seen: list[int] = []
+    assert isinstance(lm._engine, GenerationEngine)
     handles = [
         module.register_forward_hook(lambda _, given, __: seen.append(given[0].numel()))
-        for module in lm._model.modules()
+        for module in lm._engine.model.modules()
         if isinstance(module, torch.nn.Embedding) and module.num_embeddings == len(WORDS)
     ]
     try:

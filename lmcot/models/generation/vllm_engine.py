@@ -1,0 +1,391 @@
+"""A generation engine on vLLM, in this process, with the steps and events of our own engine."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from textwrap import shorten
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmcot.config import Dtype, VllmSettings
+from lmcot.errors import UserError
+from lmcot.models.generation.requests import (
+    Event,
+    FailureEvent,
+    FinishReason,
+    Generated,
+    Request,
+    SampleEvent,
+    SampleRequest,
+    ScoreEvent,
+    ScoreRequest,
+    TokenEvent,
+    unfit,
+)
+from lmcot.models.sources import load_config, resolve_dtype, resolve_source
+from lmcot.records import Failure, FailureKind
+
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # The threads of a process are the settings' to choose.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    # One process meets itself: no other address is looked for.
+    "VLLM_HOST_IP": "127.0.0.1",
+}
+"""What vLLM reads when it is imported; what the user has set stays."""
+_COLDEST = 0.01
+"""vLLM raises a lower temperature to this one."""
+_MOST_OPTIONS = 128
+"""How many tokens vLLM gives the log-probabilities of at one place."""
+
+
+def check_vllm(setting: str, key: str, source: str) -> None:
+    """Checks before anything starts that vLLM is there, and that it runs models of such a kind.
+
+    Args:
+        setting: the setting that asks for vLLM.
+        key: the setting that names the model.
+
+    Raises:
+        UserError: if not.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            f"{setting} is 'vllm', but the package vllm is not installed: install it (see "
+            f"docs/engines.md), or set {setting} to 'transformers'"
+        )
+    if load_config(source).is_encoder_decoder:
+        raise UserError(
+            f"{setting} is 'vllm', but {key} '{source}' is an encoder-decoder, which vLLM does not "
+            f"run: set {setting} to 'transformers'"
+        )
+
+
+@dataclass(eq=False)
+class _Sample:
+    """One sample in progress."""
+
+    index: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Reading:
+    """Continuations of a `ScoreRequest` that differ only in their last token."""
+
+    start: int
+    """Length of the prompt."""
+    before: tuple[int, ...]
+    """The tokens that they share."""
+    indices: list[int] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Task:
+    """One request that is waiting or in flight."""
+
+    number: int
+    request: Request
+    parts: dict[str, _Sample | _Reading] = field(default_factory=dict)
+    """Its unfinished parts, by their names in vLLM."""
+    logprobs: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    """Those of the continuations that were read, by index."""
+
+
+class VllmEngine:
+    """Samples from one model and scores with it, with vLLM's scheduler, cache and kernels.
+
+    The engine is not thread-safe; `SharedEngine` serves many threads. Results differ from those of
+    `GenerationEngine` by rounding, and the same seeds draw other samples.
+
+    Raises:
+        UserError: if vLLM does not run the model.
+    """
+
+    def __init__(self, source: str, dtype: Dtype, settings: VllmSettings) -> None:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from vllm import EngineArgs, SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        self._params = SamplingParams
+        self._parts_come = RequestOutputKind.DELTA
+        arguments = EngineArgs(
+            model=resolve_source(source),
+            dtype=str(resolve_dtype(dtype)).removeprefix("torch."),
+            enforce_eager=not torch.cuda.is_available(),
+            kv_cache_memory_bytes=int(settings.cache_gib * 2**30),
+            max_model_len=settings.max_context,
+            # Log-probabilities of the distribution that a token is drawn from.
+            logprobs_mode="processed_logprobs",
+            max_logprobs=_MOST_OPTIONS,
+            enable_prefix_caching=True,
+            skip_tokenizer_init=True,
+            # Sampling filters in the model's own generation_config would change the samples.
+            generation_config="vllm",
+            disable_log_stats=True,
+            seed=0,  # each request brings its own
+        )
+        self.notice = ""
+        self._tasks: dict[int, _Task] = {}
+        self._numbers = 0
+        self._ends: list[Event] = []
+        try:
+            self._vllm: Any = LLMEngine.from_engine_args(arguments)
+            self._vocabulary = int(self._vllm.model_config.get_vocab_size())
+            self._window = int(self._vllm.model_config.max_model_len)
+            self._try_out()
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            reason = shorten(str(error), 300)
+            raise UserError(f"vLLM does not run the model of '{source}': {reason}") from error
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are unfinished requests or pending events."""
+        return bool(self._tasks or self._ends)
+
+    @property
+    def waiting(self) -> set[int]:
+        """Numbers of requests that are done with their event pending."""
+        return {event.request for event in self._ends}
+
+    def submit(self, request: Request) -> int:
+        """Queues a request and returns the number that its events carry.
+
+        An invalid request results in a `FailureEvent`.
+        """
+        self._numbers += 1
+        failure = unfit(request, self._vocabulary, self._window, False) or _beyond(request)
+        if failure is not None:
+            self._ends.append(FailureEvent(self._numbers, failure))
+            return self._numbers
+        task = _Task(self._numbers, request)
+        self._tasks[task.number] = task
+        if isinstance(request, SampleRequest):
+            self._add_samples(task, request)
+        else:
+            self._add_readings(task, request)
+        return self._numbers
+
+    def cancel(self, number: int) -> None:
+        """Cancels a request; no more events follow."""
+        self._ends = [event for event in self._ends if event.request != number]
+        task = self._tasks.pop(number, None)
+        if task is not None:
+            self._vllm.abort_request(list(task.parts))
+
+    def step(self) -> list[Event]:
+        """Runs one pass over the requests in flight and returns its events.
+
+        After an error, call `reset` before the next step.
+        """
+        self._expire()
+        found: list[Event] = []
+        if self._tasks:
+            for output in self._vllm.step():
+                found.extend(self._read(output))
+        events, self._ends = [*self._ends, *found], []
+        return events
+
+    def reset(self) -> None:
+        """Drops all requests in flight."""
+        for number in list(self._tasks):
+            self.cancel(number)
+        self._vllm.reset_prefix_cache()
+
+    def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Takes new weights in place, by their names in a Hugging Face folder.
+
+        Raises:
+            RuntimeError: if a request is in flight, since its tokens would mix two versions.
+        """
+        if self._tasks:
+            raise RuntimeError(f"{len(self._tasks)} requests are at work with the old weights")
+        self._vllm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
+        self._vllm.apply_model(_pack_tied_layers)
+        if not self._vllm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept keys and values of the old weights")
+
+    def close(self) -> None:
+        """Ends the engine and frees its memory; another one may then be made in this process."""
+        self._vllm.engine_core.shutdown()
+        del self._vllm
+        gc.collect()
+
+    def _add_samples(self, task: _Task, request: SampleRequest) -> None:
+        for index, seed in enumerate(request.seeds):
+            params = self._params(
+                temperature=request.temperature,
+                max_tokens=request.max_new_tokens,
+                seed=seed,
+                logprobs=0,
+                stop_token_ids=sorted(request.eos_ids),
+                ignore_eos=True,
+                detokenize=False,
+                output_kind=self._parts_come,
+            )
+            self._add(task, request.prompt_ids, params, _Sample(index))
+
+    def _add_readings(self, task: _Task, request: ScoreRequest) -> None:
+        readings: dict[tuple[int, ...], _Reading] = {}
+        for index, continuation in enumerate(request.continuations):
+            before = tuple(continuation[:-1])
+            reading = readings.setdefault(before, _Reading(len(request.prompt_ids), before))
+            reading.indices.append(index)
+        for reading in readings.values():
+            params = self._params(
+                temperature=0.0,
+                max_tokens=1,
+                # What asks for it reads its whole prompt, also what is cached of it.
+                prompt_logprobs=0 if reading.before else None,
+                logprob_token_ids=sorted(_last_tokens(request, reading)),
+                ignore_eos=True,
+                detokenize=False,
+                output_kind=self._parts_come,
+            )
+            self._add(task, (*request.prompt_ids, *reading.before), params, reading)
+
+    def _add(self, task: _Task, ids: Sequence[int], params: Any, part: _Sample | _Reading) -> None:
+        name = f"{task.number}.{len(task.parts)}"
+        task.parts[name] = part
+        self._vllm.add_request(name, {"prompt_token_ids": list(ids)}, params)
+
+    def _read(self, output: Any) -> list[Event]:
+        """The events of what vLLM says of one part of a request."""
+        task = self._tasks.get(int(output.request_id.partition(".")[0]))
+        part = None if task is None else task.parts.get(output.request_id)
+        if task is None or part is None:  # cancelled, or ended by its own stop rule
+            return []
+        if isinstance(part, _Reading):
+            return self._score(task, output, part)
+        found = output.outputs[0]
+        events: list[Event] = []
+        for token, values in zip(found.token_ids, found.logprobs, strict=True):
+            events.extend(self._take(task, output.request_id, part, token, values[token].logprob))
+            if output.request_id not in task.parts or task.number not in self._tasks:
+                return events
+        if output.finished:
+            events.append(self._fail(task, f"vLLM ended it: {found.finish_reason}"))
+        return events
+
+    def _take(
+        self, task: _Task, name: str, sample: _Sample, token: int, logprob: float
+    ) -> list[Event]:
+        """Takes one token of a sample."""
+        request = task.request
+        assert isinstance(request, SampleRequest)
+        if not math.isfinite(logprob):
+            return [self._fail(task, "the model's logits are not finite numbers")]
+        sample.tokens.append(token)
+        sample.logprobs.append(logprob)
+        try:
+            reason = _reason(request, sample.tokens)
+        except Exception as error:  # raised by the stop rule of the request
+            return [self._fail(task, f"its stop rule failed: {type(error).__name__}: {error}")]
+        events: list[Event] = [TokenEvent(task.number, sample.index, token, logprob)]
+        if reason is None:
+            return events
+        del task.parts[name]
+        if reason == "stop":
+            self._vllm.abort_request([name])
+        if not task.parts:
+            del self._tasks[task.number]
+        done = Generated(tuple(sample.tokens), tuple(sample.logprobs), reason)
+        return [*events, SampleEvent(task.number, sample.index, done)]
+
+    def _score(self, task: _Task, output: Any, reading: _Reading) -> list[Event]:
+        """Reads the log-probabilities of continuations."""
+        request = task.request
+        assert isinstance(request, ScoreRequest)
+        shared = tuple(
+            output.prompt_logprobs[reading.start + place][token].logprob
+            for place, token in enumerate(reading.before)
+        )
+        last: Mapping[int, Any] = output.outputs[0].logprobs[0]
+        for index in reading.indices:
+            token = request.continuations[index][-1]
+            task.logprobs[index] = (*shared, last[token].logprob)
+            if any(math.isnan(value) for value in task.logprobs[index]):
+                return [self._fail(task, "the model's logits are not finite numbers")]
+        del task.parts[output.request_id]
+        if task.parts:
+            return []
+        del self._tasks[task.number]
+        found = tuple(task.logprobs[index] for index in range(len(request.continuations)))
+        return [ScoreEvent(task.number, found)]
+
+    def _fail(self, task: _Task, reason: str, kind: FailureKind = FailureKind.PERMANENT) -> Event:
+        self.cancel(task.number)
+        return FailureEvent(task.number, Failure(kind, reason))
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for task in list(self._tasks.values()):
+            deadline = task.request.deadline
+            if deadline is not None and deadline < now:
+                reason = "its deadline passed while it was at work"
+                late = self._fail(task, reason, FailureKind.TRANSIENT)
+                self._ends.append(late)
+
+    def _try_out(self) -> None:
+        """Has the model read and write, since vLLM looks for some kernels only then.
+
+        Raises:
+            RuntimeError: if it cannot.
+        """
+        self.submit(SampleRequest([0], seeds=[0], max_new_tokens=1))
+        while self.busy:
+            for event in self.step():
+                if isinstance(event, FailureEvent):
+                    raise RuntimeError(event.failure.reason)
+
+
+def _beyond(request: Request) -> Failure | None:
+    """The failure of a request that vLLM would change, or refuse; None if it takes it."""
+    if isinstance(request, SampleRequest):
+        if 0 < request.temperature < _COLDEST:
+            reason = f"the temperature is {request.temperature}, but vLLM's lowest is {_COLDEST}"
+            return Failure(FailureKind.PERMANENT, reason)
+        return None
+    if len(request.continuations) > _MOST_OPTIONS:
+        reason = f"vLLM scores at most {_MOST_OPTIONS} continuations at once"
+        return Failure(FailureKind.PERMANENT, reason)
+    return None
+
+
+def _reason(request: SampleRequest, tokens: list[int]) -> FinishReason | None:
+    """Why a sample ends with its last token; None if it does not."""
+    if tokens[-1] in request.eos_ids:
+        return "eos"
+    if request.stop is not None and request.stop(tokens):
+        return "stop"
+    return "length" if len(tokens) == request.max_new_tokens else None
+
+
+def _last_tokens(request: ScoreRequest, reading: _Reading) -> set[int]:
+    return {request.continuations[index][-1] for index in reading.indices}
+
+
+def _pack_tied_layers(model: torch.nn.Module) -> None:
+    """Packs weights again that two layers share, for vLLM's kernels for CPUs.
+
+    Loading packs only the layer that the weights are named after. An output layer that is tied to
+    the embedding would keep what was packed of the old weights.
+    """
+    layer: Any
+    for layer in model.modules():
+        weight = getattr(layer, "weight", None)
+        if hasattr(layer, "cpu_linear") and isinstance(weight, Tensor) and weight.numel():
+            layer.quant_method.process_weights_after_loading(layer)

@@ -1,0 +1,114 @@
+"""Rollout actors on vLLM, as plain objects: what they sample, and with which weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmcot.actors import rollout_actor
+from lmcot.actors.rollout_actor import RolloutActor
+from lmcot.actors.units import Packed, RolloutUnit
+from lmcot.actors.weights import Weights, pack_weights
+from lmcot.config import PolicySettings, PromptSettings, VllmRollout
+from lmcot.errors import UserError
+from lmcot.records import Example, Rollout
+from tests.vllm.conftest import make_model, plain, plain_logprobs
+
+UNIT = RolloutUnit(
+    unit_id="3/0",
+    questions=Packed.of(tuple(Example(name, f"{name}?", "!", ()) for name in ("born", "film"))),
+    samples=4,
+    temperature=0.7,
+    max_new_tokens=12,
+    seed=7,
+    step=3,
+    policy_version=0,
+)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What stands for an object in Ray's store."""
+
+    weights: Weights
+
+    def hex(self) -> str:
+        return str(id(self.weights))
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.get", lambda given: given.weights)
+    monkeypatch.setattr(rollout_actor, "use_threads", lambda threads: None)
+
+
+def _published(source: str, version: int) -> Weights:
+    """A model's weights as the learner packs them."""
+    named = list(plain(source, "float32").named_parameters())
+    return pack_weights(named, sum(p.numel() * p.element_size() for _, p in named), version)
+
+
+def _check(rollouts: list[Rollout], source: str) -> None:
+    """Checks each token's log-probability against a plain pass of the weights of a source."""
+    model = plain(source, "float32")
+    for one in rollouts:
+        rows = plain_logprobs(model, (*one.prompt_ids, *one.response_ids), UNIT.temperature)
+        rows = rows[len(one.prompt_ids) - 1 : -1]
+        wanted = rows.gather(1, torch.tensor(one.response_ids).unsqueeze(1)).squeeze(1)
+        assert torch.tensor(one.logprobs).sub(wanted).abs().max() < 1e-4
+
+
+def test_versions_are_taken_up_in_place_and_sampled_from(tmp_path: Path) -> None:
+    """The learner's, verified by a probe; the source's own when a unit asks for them again."""
+    old, new = (make_model(tmp_path / str(seed), seed=seed) for seed in (1, 2))
+    settings = PolicySettings(source=old, dtype="float32")
+    engine = VllmRollout(engine="vllm", cache_gib=0.1)
+    actor = RolloutActor(settings, old, PromptSettings(), 1, rollout=engine, verify=True)
+    assert actor.setup() == ""
+    try:
+        first = actor.sample(UNIT).open()
+        places = [(one.example_id, one.sample, one.policy_version) for one in first]
+        assert places == [(name, k, 0) for name in ("born", "film") for k in range(4)]
+        _check(first, old)
+        weights = _published(new, 5)
+        newer = replace(UNIT, policy_version=5, weights=(Reference(weights),))
+        second = actor.sample(newer).open()
+        assert {one.policy_version for one in second} == {5}
+        assert actor.checksum() == weights.checksum
+        _check(second, new)
+        damaged = replace(_published(old, 6), checksum=1)
+        wrong = replace(UNIT, policy_version=6, weights=(Reference(damaged),))
+        with pytest.raises(RuntimeError, match="the weights of version 6 arrived damaged"):
+            actor.sample(wrong)
+        _check(actor.sample(newer).open(), new)
+        with pytest.raises(RuntimeError, match="wants policy version 1, but"):
+            actor.sample(replace(UNIT, policy_version=1))
+        _check(actor.sample(UNIT).open(), old)
+        too_long = replace(UNIT, max_new_tokens=512)
+        with pytest.raises(UserError, match=r"no rationale for question born .* do not fit"):
+            actor.sample(too_long)
+    finally:
+        actor._sampler.close()
+
+
+def test_what_vllm_holds_is_compared_with_what_was_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer that kept its old weights is found, which no checksum of tensors would."""
+    old, new = (make_model(tmp_path / str(seed), seed=seed) for seed in (1, 2))
+    settings = PolicySettings(source=old, dtype="float32")
+    engine = VllmRollout(engine="vllm", cache_gib=0.1)
+    actor = RolloutActor(settings, old, PromptSettings(), 1, rollout=engine, verify=True)
+    actor.setup()
+    try:
+        monkeypatch.setattr(
+            "lmcot.models.generation.vllm_engine._pack_tied_layers", lambda model: None
+        )
+        unit = replace(UNIT, policy_version=5, weights=(Reference(_published(new, 5)),))
+        with pytest.raises(RuntimeError, match="log-probabilities of version 5 differ by"):
+            actor.sample(unit)
+    finally:
+        actor._sampler.close()
