@@ -64,12 +64,14 @@ class TransformersRollout(Settings):
     """Rollout actors sample with lmcot's own engine on transformers."""
 
     engine: Literal["transformers"] = "transformers"
+    """The engine: exact repetition, and every architecture."""
 
 
 class VllmRollout(VllmSettings):
     """Rollout actors sample with vLLM, which must be installed wherever they run."""
 
     engine: Literal["vllm"]
+    """The engine: causal models only, without exact repetition."""
 
 
 Rollout = Annotated[TransformersRollout | VllmRollout, Field(discriminator="engine")]

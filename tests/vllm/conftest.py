@@ -16,13 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from lmcot.models.sources import resolve_source
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["HF_HUB_OFFLINE"] = "1"
+_THERE = importlib.util.find_spec("vllm") is not None
+if _THERE:  # else other tests of the process would run with it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips the tests of this folder where vLLM is not installed."""
-    if importlib.util.find_spec("vllm") is None:
+    if not _THERE:
         reason = "needs vLLM: run `make vllm-tools`, then `make test-vllm`"
         for item in items:
             if Path(__file__).parent in item.path.parents:

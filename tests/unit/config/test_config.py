@@ -85,7 +85,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("policy.source", ..., "the key 'policy.source' is missing: add it"),
     ("data.train", {"kind": "file"}, "the key 'data.train.path' is missing: add it"),
     ("refine.kl", {"kind": "x"}, "'refine.kl.kind' is 'x': choose one of 'fixed', 'adaptive'"),
-    ("frozen.backend", "vllm", "'frozen.backend' is 'vllm': choose one of 'transformers', 'open"),
+    ("frozen.backend", "tgi", "'frozen.backend' is 'tgi': choose one of 'transformers', 'vllm'"),
     ("teacher", {}, "'teacher' needs the key 'kind' to say which variant it is"),
     ("frozen", {"source": "x"}, "'frozen' needs the key 'backend' to say which variant it is"),
     ("refine.steps", 0, "'refine.steps' is 0: it should be greater than 0"),
