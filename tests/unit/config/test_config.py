@@ -663,8 +663,10 @@ def test_the_keys_that_no_stage_depends_on_exist() -> None:
     endpoint = parse_config({**LEAST, "frozen": ENDPOINT}).model_dump()
     stages = {"distill": {"validation": {"share": 0.1}}, "reject": {}}
     optional = parse_config({**LEAST, **stages}).model_dump()
+    frozen = {"backend": "vllm", "source": "random:llama"}
+    vllm = parse_config({**LEAST, "rollout": {"engine": "vllm"}, "frozen": frozen}).model_dump()
     for key in NO_STAGE_DEPENDS_ON:
-        assert any(_has(values, key) for values in (local, endpoint, optional)), key
+        assert any(_has(values, key) for values in (local, endpoint, optional, vllm)), key
 
 
 def _has(values: Any, key: str) -> bool:
