@@ -34,7 +34,7 @@ PROMPT_ROWS = ("standard", "cot", "control_oracle", "control_empty")
 SHORT_ROWS = ("standard", "control_oracle")
 FIRST_ROWS = ("standard", "guided_distilled", "small_alone", "control_oracle")
 CURVE_ROWS = FIRST_ROWS[1:3]
-GUIDED_ROWS = (*FIRST_ROWS, "cot", "control_masked", "control_shuffled", "control_empty")
+GUIDED_ROWS = (*FIRST_ROWS, "cot", "control_masked")
 FROZEN_ORDER = ("qwen", "smollm", "gemma")
 
 
