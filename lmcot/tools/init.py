@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from lmcot.config import SupportingFactsTeacher, parse_config, read_yaml_mapping
 from lmcot.config.data import Columns, FileData
 from lmcot.data import load_examples
@@ -23,8 +25,10 @@ _MOST_VALIDATION = 200
 _MOST_CONTEXT = 1024
 _RATIONALE = (64, 192)
 """Least and most tokens of a rationale that are asked for."""
-_QUESTION = 256
-"""Tokens that are left in the small LM's window for the question and the prompt's wording."""
+_WORDING = 320
+"""Tokens that are left in a window for the question, the prompt's wording and the answer."""
+_MOST_SHOWN = 1024
+"""Most tokens of the demonstrations."""
 _VALIDATED = 200
 """From this many questions on, some are kept out of distillation to validate on."""
 _BATCH = 8
@@ -73,7 +77,7 @@ def settings_text(wanted: Wanted) -> str:
         UserError: see `init`.
     """
     tokenizer = load_tokenizer(wanted.small)
-    window = read_limits(wanted.small, tokenizer).window
+    room = _room(wanted, tokenizer)
     source = FileData(kind="file", path=wanted.data, columns=wanted.columns)
     loaded = load_examples(source, on_bad="skip")
     found = _Found.of(
@@ -82,13 +86,26 @@ def settings_text(wanted: Wanted) -> str:
     sections = [
         f"# Made by lmcot init from {found.count} questions; 'lmcot config' shows all settings.",
         "seed: 0",
-        _data(wanted, found, loaded.skipped, window),
-        _prompts(found),
+        _data(wanted, found, loaded.skipped, room),
+        _prompts(found, room),
         _models(wanted, found),
         _training(found),
         _actors(wanted),
     ]
     return "\n".join(sections) + "\n"
+
+
+def _room(wanted: Wanted, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Tokens that the models' windows leave for contexts; None: no window is known."""
+    limits = [read_limits(wanted.small, tokenizer)]
+    if not _is_address(wanted.large):
+        limits.append(read_limits(wanted.large, load_tokenizer(wanted.large)))
+    windows = [one.window for one in limits if one.window is not None]
+    return max(64, min(windows) - _RATIONALE[1] - _WORDING) if windows else None
+
+
+def _is_address(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +140,7 @@ def _enough(lengths: list[int]) -> int:
     return 16 * math.ceil(at / 16)
 
 
-def _data(wanted: Wanted, found: _Found, bad: int, window: int | None) -> str:
+def _data(wanted: Wanted, found: _Found, bad: int, room: int | None) -> str:
     named = [f"{field}: {_quoted(path)}" for field, path in wanted.columns.named().items()]
     columns = f", columns: {{{', '.join(named)}}}" if named else ""
     files = {"train": wanted.data, "validation": wanted.validation or wanted.data}
@@ -135,8 +152,8 @@ def _data(wanted: Wanted, found: _Found, bad: int, window: int | None) -> str:
     if bad:
         lines.append(f"  on_bad_record: skip  # {bad} records: 'lmcot data' says what is wrong")
     context = min(found.context, _MOST_CONTEXT)
-    if window is not None:
-        context = max(16, min(context, window - _RATIONALE[1] - _QUESTION))
+    if room is not None:
+        context = min(context, room // 2)  # the other half is for the demonstrations
     lines.append(f"  context: {{max_tokens: {context}}}  # most have up to {found.context}")
     if found.rationale:
         lines[-1] = (
@@ -146,12 +163,13 @@ def _data(wanted: Wanted, found: _Found, bad: int, window: int | None) -> str:
     return "\n".join(lines)
 
 
-def _prompts(found: _Found) -> str:
+def _prompts(found: _Found, room: int | None) -> str:
     if not found.rationale:
         return "prompts: {demonstrations: 2}  # those that ship; or draw them from your data"
+    shown = _MOST_SHOWN if room is None else min(_MOST_SHOWN, room // 2)
     return (
         "prompts:\n"
-        "  demonstrations: {kind: drawn, count: 2}  # from the first training questions\n"
+        f"  demonstrations: {{kind: drawn, count: 2, max_tokens: {shown}}}\n"
         "  conclusion: hidden  # the frozen LM reads the reasons and concludes by itself"
     )
 
@@ -165,7 +183,7 @@ def _models(wanted: Wanted, found: _Found) -> str:
         "frozen:",
     ]
     address, mark, model = wanted.large.partition("#")
-    if address.startswith(("http://", "https://")):
+    if _is_address(address):
         if not mark or not model:
             raise UserError(
                 f"--large '{wanted.large}' is an address without a model: add its name, as in "
@@ -212,7 +230,7 @@ def _actors(wanted: Wanted) -> str:
     threads = os.cpu_count() or 1
     cpus = 0.5 if threads > 1 else 0.25
     gpus = torch.cuda.device_count()
-    remote = wanted.large.startswith(("http://", "https://"))
+    remote = _is_address(wanted.large)
     share = [0.0, 0.0, 0.0] if not gpus else [0.3, 0.0 if remote else 0.4, 0.3]
     rollout, frozen, learner = (f", gpus: {one}" if one else "" for one in share)
     note = f"{threads} CPUs, {gpus} GPUs" + ("" if gpus < 2 else ": give each role whole ones")
