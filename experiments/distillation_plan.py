@@ -117,7 +117,10 @@ def plan(runs: Path) -> list[Step]:
     return [
         _from_facts(1600),
         *(_guided(runs, "facts-1600", lm, GUIDED_ROWS) for lm in FROZEN_ORDER),
-        _guided(runs, "facts-1600", "qwen", FIRST_ROWS, conclusion="shown"),
+        *(
+            _guided(runs, "facts-1600", lm, GUIDED_ROWS, conclusion="hidden")
+            for lm in FROZEN_ORDER[:2]
+        ),
         _from_frozen(400),
         *(_guided(runs, "frozen-400", lm, CURVE_ROWS) for lm in FROZEN_ORDER),
         *(
@@ -209,7 +212,7 @@ def _distilled(count: int) -> dict[str, Any]:
 
 
 def _guided(
-    runs: Path, policy: str, lm: str, rows: Sequence[str], conclusion: str = "hidden"
+    runs: Path, policy: str, lm: str, rows: Sequence[str], conclusion: str = "shown"
 ) -> Step:
     """A frozen LM guided by a distilled policy, which is the same for all of them.
 
@@ -224,7 +227,7 @@ def _guided(
         "prompts.conclusion": conclusion,
         "evaluate.rows": list(rows),
     }
-    name = f"guided/{policy}-{lm}" + ("" if conclusion == "hidden" else f"-{conclusion}")
+    name = f"guided/{policy}-{lm}" + ("" if conclusion == "shown" else f"-{conclusion}")
     step = Step(name, ("evaluate",), changed)
     kept = runs / "distill" / "facts-1600" / "run" / "rationales.jsonl"
     step.settings["prompts"]["demonstrations"]["rationales"] = str(kept.resolve())
@@ -237,7 +240,6 @@ def _refined(runs: Path, policy: str) -> Step:
     changed = {
         "teacher": FACTS,
         "prompts.demonstrations": {**drawn(4), "rationale": "teacher"},
-        "prompts.conclusion": "hidden",
         "policy.lora": {"rank": 16, "alpha": 32},
         "refine.start_from": "base",
         "refine.steps": 300,

@@ -167,11 +167,7 @@ def _prompts(found: _Found, room: int | None) -> str:
     if not found.rationale:
         return "prompts: {demonstrations: 2}  # those that ship; or draw them from your data"
     shown = _MOST_SHOWN if room is None else min(_MOST_SHOWN, room // 2)
-    return (
-        "prompts:\n"
-        f"  demonstrations: {{kind: drawn, count: 2, max_tokens: {shown}}}\n"
-        "  conclusion: hidden  # the frozen LM reads the reasons and concludes by itself"
-    )
+    return f"prompts:\n  demonstrations: {{kind: drawn, count: 2, max_tokens: {shown}}}"
 
 
 def _models(wanted: Wanted, found: _Found) -> str:
