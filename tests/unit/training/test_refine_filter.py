@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import ray
 
+from lmcot.actors import rollout_actor
 from lmcot.actors.reward_actor import RewardActor
 from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.config import load_config
@@ -101,6 +102,7 @@ class FleetInProcess:
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights go from hand to hand, and nobody waits for news."""
+    monkeypatch.setattr(rollout_actor, "use_threads", lambda threads: None)  # the test's own
     monkeypatch.setattr(ray, "put", Ref)
     monkeypatch.setattr(ray, "get", lambda ref: ref.value)
     monkeypatch.setattr(pipeline, "wait_for_news", lambda *sources: None)
@@ -119,10 +121,8 @@ def run(
     @contextmanager
     def started(run: Run) -> Iterator[tuple[Fleets, Learners]]:
         policy = config.policy
-        rollout = RolloutActor.__new__(RolloutActor)
-        rollout._settings, rollout._source, rollout._prompts = policy, policy.source, config.prompts
-        rollout._trains, rollout._verify, rollout._templates = True, True, run.templates
-        rollout.use_source(policy.source)
+        rollout = RolloutActor(policy, policy.source, config.prompts, 1, trains=True, verify=True)
+        rollout.setup()
         sampling: Any = FleetInProcess(rollout, last_first)
         judging: Any = FleetInProcess(RewardActor(config), last_first)
         fleets = Fleets(sampling, judging)
