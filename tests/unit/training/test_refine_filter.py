@@ -100,8 +100,8 @@ class FleetInProcess:
 
 
 @pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights go from hand to hand, and nobody waits for news."""
+def in_process(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """Weights go from hand to hand, and nobody waits for news. One thread sums in one order."""
     monkeypatch.setattr(rollout_actor, "use_threads", lambda threads: None)  # the test's own
     monkeypatch.setattr(ray, "put", Ref)
     monkeypatch.setattr(ray, "get", lambda ref: ref.value)
