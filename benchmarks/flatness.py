@@ -2,11 +2,12 @@
 
     python -m benchmarks.flatness [--steps 300]
 
-Every few steps it samples the unshared memory (USS) and open files of all processes, by role, and
-the used bytes of the object store. It prints the medians of the second and the last quarter of
-the run, and their ratio; the first quarter is warm-up. The goal is a ratio of at most 1.05, or a
-rise of at most 4 MiB or 4 files where a figure is small. Ray's own processes are listed too,
-except its idle workers, which come and go.
+Every few steps it samples the anonymous memory and open files of all processes, by role, and the
+used bytes of the object store. Pages of files (programs and libraries) are left out: the kernel
+counts them as a process's own until another process maps the same file. It prints the medians of
+the second and the last quarter of the run, and their ratio; the first quarter is warm-up. The goal
+is a ratio of at most 1.05, or a rise of at most 4 MiB or 4 files where a figure is small. Ray's
+own processes are listed too, except its idle workers, which come and go.
 """
 
 from __future__ import annotations
@@ -79,12 +80,17 @@ def take_sample() -> Sample:
         try:
             role = _role(process)
             if role is not None:
-                found[role, "MiB"] += process.memory_full_info().uss / 2**20
+                found[role, "MiB"] += _anonymous(process) / 2**20
                 found[role, "files"] += process.num_fds()
         except psutil.Error:
             continue  # it has just ended
     found["object store", "MiB"] = _stored() / 2**20
     return dict(found)
+
+
+def _anonymous(process: psutil.Process) -> int:
+    """Bytes of a process's memory that no file holds."""
+    return sum(mapping.anonymous for mapping in process.memory_maps())
 
 
 def _role(process: psutil.Process) -> str | None:
