@@ -6,6 +6,7 @@ command only checks them, in seconds.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 import time
@@ -18,6 +19,7 @@ CPU_BUILDERS = ("ShareMemCommBuilder",)
 """What training on the CPU loads: the shared-memory all-reduce. Adam is torch's (`engine`)."""
 GPU_BUILDERS: tuple[str, ...] = ()
 """What training on a GPU loads: nothing that must be compiled."""
+_REMOVED = "removed the lock that an interrupted build of {} left"
 
 
 def build_ops() -> None:
@@ -30,7 +32,7 @@ def build_ops() -> None:
     for op in _ops():
         folder = _build_folder(op)
         if remove_stale_lock(folder / "lock"):
-            print(f"removed the lock that an interrupted build of {op.name} left", flush=True)
+            print(_REMOVED.format(op.name), flush=True)
         elif (folder / "lock").exists():
             print(f"another process is building {op.name}: waiting for it", flush=True)
         elif not (folder / f"{op.name}.so").exists():
@@ -40,16 +42,32 @@ def build_ops() -> None:
     print(f"DeepSpeed's operators are ready, after {seconds:.0f} s", flush=True)
 
 
+def remove_stale_locks() -> None:
+    """Removes the locks of killed builds, for which a learner would wait until its time is up."""
+    for op in _ops():
+        if remove_stale_lock(_build_folder(op) / "lock"):
+            print(_REMOVED.format(op.name), flush=True)
+
+
 def remove_stale_lock(lock: Path) -> bool:
     """Removes a build's lock file if no process holds it open any more; says whether it did.
 
     torch waits for ever on the lock of a build that was killed. A living build keeps the file
     open, so an open file tells the two apart.
     """
-    if not lock.exists() or _is_open(lock):
+    if not lock.exists():
         return False
-    lock.unlink(missing_ok=True)
-    return True
+    folder = os.open(lock.parent, os.O_RDONLY)
+    try:
+        # One process looks and removes at a time: of two, the second could remove the lock of a
+        # build that began after the first had removed the stale one.
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if not lock.exists() or _is_open(lock):
+            return False
+        lock.unlink()
+        return True
+    finally:
+        os.close(folder)
 
 
 def _is_open(path: Path) -> bool:

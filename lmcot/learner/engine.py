@@ -30,6 +30,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lmcot.config import LearnerSettings, OptimiserSettings
 from lmcot.errors import UserError
 from lmcot.learner.accelerator import deepspeed
+from lmcot.learner.build_ops import remove_stale_locks
 from lmcot.learner.host_memory import release_free_memory
 from lmcot.learner.ranks import join_group, world_size
 from lmcot.learner.state_files import StateFiles
@@ -85,6 +86,7 @@ class TrainEngine:
         self._skips_allowed = learner.max_skipped_updates
         self._skipped_in_a_row = 0
         self._backwards = 0
+        remove_stale_locks()  # initialize() compiles or loads operators
         self.engine, self.optimizer, _, self.scheduler = deepspeed.initialize(
             model=module,
             optimizer=self._adam(parameter_groups, optimiser),

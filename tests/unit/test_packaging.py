@@ -9,8 +9,10 @@ import time
 import tomllib
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
+from lmcot.learner import build_ops
 from lmcot.learner.build_ops import remove_stale_lock
 
 ROOT = Path(__file__).parents[2]
@@ -82,3 +84,14 @@ def test_the_lock_of_a_living_build_stays(tmp_path: Path) -> None:
         build.kill()
         build.wait()
         assert remove_stale_lock(lock)
+
+
+def test_an_engine_removes_the_locks_of_killed_builds_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = tmp_path / "lock"
+    lock.touch()
+    monkeypatch.setattr(build_ops, "_build_folder", lambda op: tmp_path)
+    build_ops.remove_stale_locks()
+    assert not lock.exists()
+    assert "removed the lock that an interrupted build of" in capsys.readouterr().out
