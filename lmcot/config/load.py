@@ -15,6 +15,7 @@ from lmcot.config.data import FileData
 from lmcot.config.prompts import DrawnDemonstrations
 from lmcot.config.renamed import renamed_keys
 from lmcot.config.root import Config
+from lmcot.config.short_forms import SHORT_FORMS
 from lmcot.config.yaml_text import parse_yaml
 from lmcot.errors import UserError
 from lmcot.storage import is_url, local_path, matching, place, reaching
@@ -172,16 +173,33 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         shown = f"{key}=..." if set(parts) & set(MAY_HOLD_SECRETS) else override
         raise UserError(f"the override '{shown}' does not hold a valid YAML value") from None
     node = values
-    for part in parts[:-1]:
-        child = node.setdefault(part, {})
-        if child is None:
-            child = node[part] = {}
+    for depth, part in enumerate(parts[:-1], 1):
+        child = _section(node.setdefault(part, {}), ".".join(parts[:depth]))
         if not isinstance(child, dict):
             raise UserError(
                 f"the override '{override}' goes below '{part}', which is a plain value"
             )
+        node[part] = child
         node = child
+    if key in SHORT_FORMS and isinstance(value, str):
+        value = _section(value, key, over=_section(node.get(parts[-1]), key))
     node[parts[-1]] = value
+
+
+def _section(value: Any, key: str, over: Any = None) -> Any:
+    """A section where there is none yet, or where a short form stands; else the value itself.
+
+    Args:
+        over: the section that a short form replaces.
+    """
+    if value is None:
+        return {}
+    if key not in SHORT_FORMS or not isinstance(value, str):
+        return value
+    try:
+        return SHORT_FORMS[key](value, over if isinstance(over, dict) else {})
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _sentence(error: ValidationError, root: type[BaseModel]) -> str:

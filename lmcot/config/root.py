@@ -22,6 +22,7 @@ from lmcot.config.renamed import with_new_names
 from lmcot.config.rewards import FailureBudgets, GuidanceRewards, Rewards
 from lmcot.config.runtime import ActorsSettings, CheckpointSettings
 from lmcot.config.serving import ServeSettings
+from lmcot.config.short_forms import in_full
 from lmcot.config.stages import RefineSettings
 from lmcot.config.teachers import Teacher
 from lmcot.config.training import LearnerSettings
@@ -69,8 +70,8 @@ class Config(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _old_keys_are_read(cls, values: Any) -> Any:
-        return with_new_names(values) if isinstance(values, Mapping) else values
+    def _short_forms_and_old_keys_are_read(cls, values: Any) -> Any:
+        return with_new_names(in_full(values)) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _variants_fit(self) -> Config:
