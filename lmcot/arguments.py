@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from lmcot import run_files
 from lmcot.config.stages import POLICIES, TRAINING_STAGES
 from lmcot.storage import local_path, place
 from lmcot.version import __version__
@@ -43,7 +44,16 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in _STAGES.items():
         command = commands.add_parser(name, help=summary, description=summary)
-        _add_config(command, required=name != "evaluate")
+        _add_config(command, required=name not in ("train", "evaluate"))
+        if name == "train":
+            _add_questions_and_models(
+                command.add_argument_group(
+                    "in place of --config",
+                    "settings for these and this machine are made, shown, and kept in the run "
+                    f"directory as {run_files.SETTINGS}",
+                ),
+                required=False,
+            )
         if name == "annotate":
             command.add_argument(
                 "--retry-failed",
@@ -58,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
                 help="evaluate that run's policies, and leave the results in --run-dir: on other "
                 "data, with another frozen LM",
             )
-        _add_run_dir(command)
+        _add_run_dir(command, required=name != "train")
         _add_overrides(command)
     _add_sweep(commands)
     _add_cache(commands)
@@ -93,14 +103,14 @@ def _add_config(command: argparse.ArgumentParser, *, required: bool = True) -> N
     )
 
 
-def _add_run_dir(command: argparse.ArgumentParser) -> None:
+def _add_run_dir(command: argparse.ArgumentParser, *, required: bool = True) -> None:
     command.add_argument(
         "--run-dir",
-        required=True,
+        required=required,
         type=place,
         metavar="DIR",
         help="where the run leaves everything, a folder or a URL (s3://, gs://, ...); the same DIR "
-        "again resumes it",
+        "again resumes it" + ("" if required else "; default with --data: runs/NAME-OF-THE-FILE"),
     )
 
 
@@ -256,28 +266,35 @@ def _add_data(commands: Any) -> None:
 def _add_init(commands: Any) -> None:
     text = "write a settings file for your questions, two models and this machine"
     command = commands.add_parser("init", help=text, description=text)
-    command.add_argument(
-        "--data", required=True, metavar="FILE", help="questions: a file, folder, pattern or URL"
-    )
-    command.add_argument(
-        "--validation", metavar="FILE", help="questions to measure on; default: a tenth of --data"
-    )
-    command.add_argument(
-        "--small", required=True, metavar="SOURCE",
-        help="the small LM: a hub id, a folder, a .gguf file or package:NAME/FILE.gguf",
-    )  # fmt: skip
-    command.add_argument(
-        "--large", required=True, metavar="SOURCE",
-        help="the frozen LM: the same, or an endpoint, http://HOST:PORT/v1#MODEL",
-    )  # fmt: skip
-    _add_columns(command)
+    _add_questions_and_models(command)
     command.add_argument(
         "--output", type=local_path, default=local_path("lmcot.yaml"), metavar="FILE",
         help="default: lmcot.yaml",
     )  # fmt: skip
 
 
-def _add_columns(command: argparse.ArgumentParser) -> None:
+def _add_questions_and_models(
+    command: argparse._ActionsContainer, *, required: bool = True
+) -> None:
+    command.add_argument(
+        "--data", required=required, metavar="FILE",
+        help="questions: a file, folder, pattern or URL",
+    )  # fmt: skip
+    command.add_argument(
+        "--validation", metavar="FILE", help="questions to measure on; default: a tenth of --data"
+    )
+    command.add_argument(
+        "--small", required=required, metavar="SOURCE",
+        help="the small LM: a hub id, a folder, a .gguf file or package:NAME/FILE.gguf",
+    )  # fmt: skip
+    command.add_argument(
+        "--large", required=required, metavar="SOURCE",
+        help="the frozen LM: the same, or an endpoint, http://HOST:PORT/v1#MODEL",
+    )  # fmt: skip
+    _add_columns(command)
+
+
+def _add_columns(command: argparse._ActionsContainer) -> None:
     command.add_argument(
         "--column", action="append", default=[], metavar="FIELD=NAME",
         help="the name that a field of docs/data.md has in the file, such as answer=gold.text; "

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lmcot.config import Config
     from lmcot.config.data import Columns
     from lmcot.storage import Place
+    from lmcot.tools.starting_settings import Wanted
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -101,6 +102,8 @@ def _run(options: argparse.Namespace) -> int:
         return _run_doctor(options)
     if options.command == "evaluate":
         config = _evaluate_config(options)
+    elif options.command == "train":
+        config = _train_config(options)
     else:
         config = load_config(options.config, options.overrides)
     if options.config is not None:
@@ -133,6 +136,39 @@ def _evaluate_config(options: argparse.Namespace) -> Config:
             f"'{run}' is not a run directory (it has no config.yaml): give --config FILE"
         )
     return load_config(str(file), [*policies, *options.overrides])
+
+
+def _train_config(options: argparse.Namespace) -> Config:
+    """The given settings, or those that are made for the given questions and models."""
+    from lmcot.config import load_config
+
+    named = {name: getattr(options, name) for name in ("data", "small", "large")}
+    given = [name for name, value in named.items() if value is not None]
+    if options.config is None:
+        if missing := [f"--{name}" for name in named if name not in given]:
+            raise UserError(
+                f"train lacks {' and '.join(missing)}: give --data, --small and --large, or the "
+                "settings by --config"
+            )
+        from lmcot.tools.init import default_run_dir, settings_of_run
+
+        options.run_dir = options.run_dir or default_run_dir(options.data)
+        options.config = str(settings_of_run(_wanted(options), options.run_dir))
+    elif given or options.validation or options.column:
+        raise UserError(
+            "train is given --config, which names the questions and the models, and "
+            f"--{[*given, 'validation or --column'][0]} too: leave out the one or the other; "
+            "data=FILE, policy=SOURCE and frozen=SOURCE replace what the file names"
+        )
+    if options.run_dir is None:
+        raise UserError("train lacks --run-dir: name the folder for what the run leaves behind")
+    return load_config(options.config, options.overrides)
+
+
+def _wanted(options: argparse.Namespace) -> Wanted:
+    from lmcot.tools.starting_settings import Wanted
+
+    return Wanted(options.data, options.validation, options.small, options.large, _columns(options))
 
 
 def _policies_of(options: argparse.Namespace) -> list[str]:
@@ -193,26 +229,27 @@ def _run_aspects(options: argparse.Namespace) -> int:
 
 
 def _run_data(options: argparse.Namespace) -> int:
-    from lmcot.config import load_config
+    from lmcot.config import DataSource, FileData, load_config
     from lmcot.tools.describe_data import describe_data
 
-    if options.file is None and options.config is None:
-        raise UserError("name a file, or give --config FILE for the data of those settings")
     if options.show < 0:
         raise UserError(f"--show is {options.show}: it must be at least 0")
     config = load_config(options.config) if options.config else None
-    columns = _columns(options)
-    describe_data(options.file, config, columns, show=options.show, as_json=options.json)
+    if options.file is not None:
+        columns = _columns(options)
+        sources: list[DataSource] = [FileData(kind="file", path=options.file, columns=columns)]
+    elif config is not None:
+        sources = [config.data.train, config.data.validation]
+    else:
+        raise UserError("name a file, or give --config FILE for the data of those settings")
+    describe_data(sources, config, show=options.show, as_json=options.json)
     return 0
 
 
 def _run_init(options: argparse.Namespace) -> int:
-    from lmcot.tools.init import Wanted, init
+    from lmcot.tools.init import init
 
-    wanted = Wanted(
-        options.data, options.validation, options.small, options.large, _columns(options)
-    )
-    init(wanted, options.output)
+    init(_wanted(options), options.output)
     return 0
 
 

@@ -22,6 +22,8 @@ FORMAT: Final = 1
 FORMAT_FILE: Final = "format.json"
 
 CONFIG: Final = "config.yaml"
+SETTINGS: Final = "settings.yaml"
+"""The settings that `lmcot train --data` made, with comments; `CONFIG` has what the run used."""
 STAGES: Final = "stages.json"
 INPUTS: Final = "inputs.json"
 SPENDING: Final = "spending.json"

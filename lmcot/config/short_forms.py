@@ -1,4 +1,4 @@
-"""Short forms: a string where a section is expected, such as ``policy: HuggingFaceTB/SmolLM2-135M``.
+"""Short forms: a string where a section is expected, such as ``policy: random:llama``.
 
 Settings files, overrides and programs may use them. The settings of a run hold the whole sections.
 """

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
-from lmcot.config import Config, DataSource, FileData
-from lmcot.config.data import Columns, ContextSettings
+from lmcot.config import Config, ContextSettings, DataSource
 from lmcot.data import load_examples
 from lmcot.data.context import CountTokens, apply_context, render_context
 from lmcot.records import Example, SupportingFact
@@ -66,24 +65,17 @@ class Description:
 
 
 def describe_data(
-    path: str | None, config: Config | None, columns: Columns, *, show: int, as_json: bool
+    sources: Sequence[DataSource], config: Config | None, *, show: int, as_json: bool
 ) -> None:
-    """Prints what is understood of a file, or of the data of the settings.
+    """Prints what is understood of files or data sets.
 
     Args:
-        path: a file, a folder, a pattern or a URL of one; None: the data of ``config``.
         config: settings whose small LM counts tokens, and whose context budget is applied.
-        columns: the names of fields in ``path``.
-        show: number of questions that are shown.
+        show: number of questions of each that are shown.
 
     Raises:
         UserError: if a source cannot be read, or holds no question.
     """
-    if path is not None:
-        sources: list[DataSource] = [FileData(kind="file", path=path, columns=columns)]
-    else:
-        assert config is not None
-        sources = [config.data.train, config.data.validation]
     counted = _small_lm(config) if config is not None else None
     context = config.data.context if config is not None else None
     for source in sources:

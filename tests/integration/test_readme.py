@@ -46,6 +46,10 @@ ELSEWHERE = {
     "make toy": ("tests/e2e/test_toy.py", "toy_config"),
     "make test": (".ci/run", "make test"),
     "make lint": (".ci/run", "make lint"),
+    "lmcot train --data questions.jsonl --small SOURCE --large SOURCE": (
+        "tests/integration/test_python.py",
+        '"train", "--data"',
+    ),
     "lmcot init --data questions.jsonl --small SOURCE --large SOURCE --output my.yaml": (
         "tests/unit/tools/test_init.py",
         'main(["init", *given',

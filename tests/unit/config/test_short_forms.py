@@ -119,7 +119,9 @@ def test_one_file_replaces_both_sources_and_keeps_the_rest(tmp_path: Path) -> No
     assert (data.train.path, data.train.part, data.max_train) == ("c.jsonl", "train", 5)
 
 
-@pytest.mark.parametrize("override", ["frozen=http://secret.example/v1", "frozen=http://s.example#"])
+@pytest.mark.parametrize(
+    "override", ["frozen=http://secret.example/v1", "frozen=http://s.example#"]
+)
 def test_an_address_without_a_model_is_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(UserError, match=r"^frozen is an address without a model") as refused:
         with_overrides(tmp_path, override)

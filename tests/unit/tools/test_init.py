@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lmcot.cli import main
-from lmcot.config import Config, load_config
-from lmcot.config.data import FileData
+from lmcot.config import Config, RefineSettings, dump_config, load_config
+from lmcot.config.data import Columns, FileData
 from lmcot.config.frozen import OpenAIFrozen, TransformersFrozen
 from lmcot.data import load_examples
+from lmcot.errors import UserError
+from lmcot.tools.init import default_run_dir, settings_of_run
+from lmcot.tools.starting_settings import Wanted
 
 RECORD: dict[str, Any] = {
     "question": "Where is Velm?",
@@ -100,3 +105,92 @@ def test_what_is_wrong_is_told(
     assert main(["init", *(word for pair in given.items() for word in pair)]) == 2
     assert said in capsys.readouterr().err
     assert not Path("lmcot.yaml").exists()
+
+
+def wanted(data: str, **changes: Any) -> Wanted:
+    given = Wanted(data, None, "random:llama", "http://host.example/v1#m", Columns())
+    return dataclasses.replace(given, **changes)
+
+
+def begun(run: Path) -> None:
+    """As a run that has begun leaves its directory."""
+    config = load_config(str(run / "settings.yaml"), [])
+    (run / "config.yaml").write_text(dump_config(config))
+
+
+def test_a_run_without_a_settings_file_keeps_the_one_that_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = written(tmp_path, RECORD), tmp_path / "runs" / "mine"
+    file = settings_of_run(wanted(data), run)
+    assert file == run / "settings.yaml"
+    text = file.read_text()
+    assert text in capsys.readouterr().err
+    assert load_config(str(file), ["refine.steps=3"]).refine.steps == 3
+    # What has not begun may be given other data; what has resumes with the settings that it has.
+    settings_of_run(wanted(data, small="random:t5"), run)
+    assert load_config(str(file), []).policy.source == "random:t5"
+    settings_of_run(wanted(data), run)
+    file.write_text(text.replace("steps: 100", "steps: 7"))
+    begun(run)
+    written(tmp_path, RECORD, count=400)
+    assert load_config(str(settings_of_run(wanted(data), run)), []).refine.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"small": "random:qwen"}, "--small"),
+        ({"large": "http://host.example/v1#n"}, "--large"),
+        ({"large": "random:llama"}, "--large"),
+        ({"columns": Columns(answer="gold")}, "--data and --validation"),
+        ({"validation": "other.jsonl"}, "--validation"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_data_or_models(
+    tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    data, run = written(tmp_path, RECORD), tmp_path / "run"
+    settings_of_run(wanted(data), run)
+    begun(run)
+    with pytest.raises(UserError, match=f"other values of {named} "):
+        settings_of_run(wanted(data, **changes), run)
+
+
+def test_a_run_with_a_settings_file_of_ones_own_is_not_taken_over(tmp_path: Path) -> None:
+    data, run = written(tmp_path, RECORD), tmp_path / "run"
+    settings_of_run(wanted(data), run)
+    begun(run)
+    (run / "settings.yaml").unlink()
+    with pytest.raises(UserError, match="resume it with --config"):
+        settings_of_run(wanted(data), run)
+
+
+@pytest.mark.parametrize(
+    ("data", "run"),
+    [("a/My questions.v2.jsonl.gz", "My-questions"), ("shards/*.jsonl", "run"), ("x/", "x")],
+)
+def test_a_run_is_named_after_its_data(data: str, run: str) -> None:
+    assert default_run_dir(data) == Path("runs") / run
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("train --data a.jsonl", "train lacks --small and --large"),
+        ("train", "train lacks --data and --small and --large"),
+        ("train --config c.yaml --small b --run-dir r", "is given --config"),
+        ("train --config c.yaml --column a=b --run-dir r", "is given --config"),
+        ("train --config c.yaml", "train lacks --run-dir"),
+    ],
+)
+def test_train_says_what_it_lacks(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line.split()) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_settings_fit_the_window_of_the_smaller_model(tmp_path: Path) -> None:
+    config = made(tmp_path, written(tmp_path, RECORD))
+    assert config.policy.dtype == "auto"
+    assert config.actors.rollout.threads == os.cpu_count()
+    assert config.refine.samples_per_prompt == RefineSettings().samples_per_prompt
