@@ -56,7 +56,6 @@ SHORT_FORMS: Final[Mapping[str, Callable[[str, Mapping[str, Any]], dict[str, Any
     "data": _data,
     "data.train": _file,
     "data.validation": _file,
-    "prompts.demonstrations.source": _file,
     "policy": _policy,
     "frozen": _frozen,
 }

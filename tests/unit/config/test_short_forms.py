@@ -51,8 +51,9 @@ def test_strings_stand_for_sections() -> None:
     )
 
 
-def test_the_settings_of_a_run_hold_the_sections(tmp_path: Path) -> None:
-    config = parse_config(SHORT)
+@pytest.mark.parametrize("more", [{}, {"prompts": {"demonstrations": {"kind": "drawn"}}}])
+def test_the_settings_of_a_run_hold_the_sections(tmp_path: Path, more: dict[str, Any]) -> None:
+    config = parse_config(SHORT | more)
     (tmp_path / "dumped.yaml").write_text(dump_config(config))
     values = read_yaml_mapping(tmp_path / "dumped.yaml")
     assert isinstance(values["policy"], dict)
@@ -60,11 +61,9 @@ def test_the_settings_of_a_run_hold_the_sections(tmp_path: Path) -> None:
 
 
 def test_sources_of_files_alone(tmp_path: Path) -> None:
-    drawn = {"demonstrations": {"kind": "drawn", "source": "shown.jsonl"}}
-    config = parse_config({**SHORT, "data": {"train": "a", "validation": "b"}, "prompts": drawn})
+    config = parse_config({**SHORT, "data": {"train": "a", "validation": "b"}})
     assert config.data.train == FileData(kind="file", path="a")
     assert config.data.validation == FileData(kind="file", path="b")
-    assert config.prompts.demonstrations.source == FileData(kind="file", path="shown.jsonl")  # type: ignore[union-attr]
 
 
 def test_an_override_keeps_the_rest_of_a_models_section(tmp_path: Path) -> None:
