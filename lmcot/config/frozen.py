@@ -53,7 +53,7 @@ class FrozenSettings(Settings):
     """What every backend has: lengths of what the frozen LM writes, cache and budget.
 
     The properties from `local_source` on are what a backend can do; a new one overrides those
-    that do not hold for it.
+    that do not hold for it, or derives from `LocalFrozen`.
     """
 
     max_answer_tokens: PositiveInt = 24
@@ -145,10 +145,10 @@ class FrozenSettings(Settings):
         return self
 
 
-class TransformersFrozen(FrozenSettings):
-    """The frozen LM runs here, in actors of its own, on transformers."""
+class LocalFrozen(FrozenSettings):
+    """What every backend has whose model runs here, in actors of its own."""
 
-    backend: Literal["transformers"]
+    backend: str
     source: str
     """Where the weights come from: the same forms as ``policy.source``."""
     dtype: Dtype = "auto"
@@ -156,6 +156,29 @@ class TransformersFrozen(FrozenSettings):
     chat: Literal["auto", "never"] | None = None
     """``prompts.chat`` for this model alone; unset: as that says. Some small chat models follow
     demonstrations in plain text only."""
+
+    @property
+    def local_source(self) -> str:
+        """Model source of the weights and the tokenizer."""
+        return self.source
+
+    def chat_of(self, prompts: PromptSettings) -> Literal["auto", "never"]:
+        """``chat``, else ``prompts.chat``."""
+        return self.chat or prompts.chat
+
+    @property
+    def public_name(self) -> str:
+        """The backend and the source; of a path or a URL its last part."""
+        source = self.source
+        if "://" in source or Path(source).is_absolute() or source.startswith((".", "~")):
+            source = source.rstrip("/").rpartition("/")[2]
+        return f"{self.backend}:{source}"
+
+
+class TransformersFrozen(LocalFrozen):
+    """The frozen LM runs here, in actors of its own, on transformers."""
+
+    backend: Literal["transformers"]
     max_batch_tokens: PositiveInt = 8192
     """Most tokens in one pass of the model; a longer prompt takes several passes."""
     max_cached_tokens: PositiveInt = 32768
@@ -167,63 +190,23 @@ class TransformersFrozen(FrozenSettings):
     reward actors; results repeat up to rounding."""
 
     @property
-    def local_source(self) -> str:
-        """Model source of the weights and the tokenizer."""
-        return self.source
-
-    def chat_of(self, prompts: PromptSettings) -> Literal["auto", "never"]:
-        """``chat``, else ``prompts.chat``."""
-        return self.chat or prompts.chat
-
-    @property
     def isolates_calls(self) -> bool:
         """Whether each call goes through the model by itself."""
         return self.batching == "unit"
-
-    @property
-    def public_name(self) -> str:
-        """The backend and the source; of a path or a URL its last part."""
-        return f"transformers:{_public(self.source)}"
 
     def for_service(self) -> Self:
         """With dynamic batching: requests that come at once go through the model together."""
         return self.model_copy(update={"batching": "dynamic"})
 
 
-def _public(source: str) -> str:
-    """A model source without the folders or the address that it lies at."""
-    if "://" in source or Path(source).is_absolute() or source.startswith((".", "~")):
-        return source.rstrip("/").rpartition("/")[2]
-    return source
-
-
-class VllmFrozen(FrozenSettings, VllmSettings):
+class VllmFrozen(LocalFrozen, VllmSettings):
     """The frozen LM runs here, in actors of its own, on vLLM.
 
-    Requests of all clients are batched as they arrive; results repeat up to rounding.
+    Requests of all clients are batched as they arrive; results repeat up to rounding. An
+    encoder-decoder is refused.
     """
 
     backend: Literal["vllm"]
-    source: str
-    """Where the weights come from: the same forms as ``policy.source``; no encoder-decoder."""
-    dtype: Dtype = "auto"
-    """Data type of the weights and the arithmetic."""
-    chat: Literal["auto", "never"] | None = None
-    """``prompts.chat`` for this model alone; unset: as that says."""
-
-    @property
-    def local_source(self) -> str:
-        """Model source of the weights and the tokenizer."""
-        return self.source
-
-    def chat_of(self, prompts: PromptSettings) -> Literal["auto", "never"]:
-        """``chat``, else ``prompts.chat``."""
-        return self.chat or prompts.chat
-
-    @property
-    def public_name(self) -> str:
-        """The backend and the source; of a path or a URL its last part."""
-        return f"vllm:{_public(self.source)}"
 
 
 RequestParameter = Literal["max_tokens", "temperature", "seed", "stop"]

@@ -9,7 +9,8 @@ from lmcot.config import PromptSettings, VllmFrozen
 from lmcot.frozen.local import LocalLM, digest_of
 from lmcot.frozen.needs import Found, Needs
 from lmcot.models.generation.shared import SharedEngine
-from lmcot.models.generation.vllm_engine import VllmEngine, check_vllm
+from lmcot.models.generation.vllm_engine import VllmEngine
+from lmcot.models.generation.vllm_start import check_vllm
 from lmcot.models.sources import (
     device,
     eos_ids_of,

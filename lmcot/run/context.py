@@ -32,7 +32,7 @@ from lmcot.data.render import rationale_ids
 from lmcot.errors import UserError
 from lmcot.frozen.needs import cost_in_words
 from lmcot.frozen.templates import open_templates
-from lmcot.models.generation.vllm_engine import check_vllm
+from lmcot.models.generation.vllm_start import check_vllm
 from lmcot.models.sources import load_tokenizer
 from lmcot.monitor.metrics import Monitor
 from lmcot.monitor.progress import say

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lmcot.config import Dtype, VllmSettings
-from lmcot.errors import UserError
 from lmcot.models.generation.requests import (
     Event,
     FailureEvent,
@@ -30,45 +26,11 @@ from lmcot.models.generation.requests import (
     TokenEvent,
     unfit,
 )
-from lmcot.models.sources import load_config, resolve_dtype, resolve_source
+from lmcot.models.generation.vllm_start import MOST_LOGPROBS, start_vllm
 from lmcot.records import Failure, FailureKind
 
-_ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # The threads of a process are the settings' to choose.
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    # One process meets itself: no other address is looked for.
-    "VLLM_HOST_IP": "127.0.0.1",
-}
-"""What vLLM reads when it is imported; what the user has set stays."""
 _COLDEST = 0.01
 """vLLM raises a lower temperature to this one."""
-_MOST_OPTIONS = 128
-"""How many tokens vLLM gives the log-probabilities of at one place."""
-
-
-def check_vllm(setting: str, key: str, source: str) -> None:
-    """Checks before anything starts that vLLM is there, and that it runs models of such a kind.
-
-    Args:
-        setting: the setting that asks for vLLM.
-        key: the setting that names the model.
-
-    Raises:
-        UserError: if not.
-    """
-    if importlib.util.find_spec("vllm") is None:
-        raise UserError(
-            f"{setting} is 'vllm', but the package vllm is not installed: install it (see "
-            f"docs/engines.md), or set {setting} to 'transformers'"
-        )
-    if load_config(source).is_encoder_decoder:
-        raise UserError(
-            f"{setting} is 'vllm', but {key} '{source}' is an encoder-decoder, which vLLM does not "
-            f"run: set {setting} to 'transformers'"
-        )
 
 
 @dataclass(eq=False)
@@ -114,42 +76,20 @@ class VllmEngine:
     """
 
     def __init__(self, source: str, dtype: Dtype, settings: VllmSettings) -> None:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        from vllm import EngineArgs, SamplingParams
+        self._vllm: Any = start_vllm(source, dtype, settings)
+        # Once it has started, the package's parts may be imported.
+        from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
-        from vllm.v1.engine.llm_engine import LLMEngine
 
         self._params = SamplingParams
         self._parts_come = RequestOutputKind.DELTA
-        arguments = EngineArgs(
-            model=resolve_source(source),
-            dtype=str(resolve_dtype(dtype)).removeprefix("torch."),
-            enforce_eager=not torch.cuda.is_available(),
-            kv_cache_memory_bytes=int(settings.cache_gib * 2**30),
-            max_model_len=settings.max_context,
-            # Log-probabilities of the distribution that a token is drawn from.
-            logprobs_mode="processed_logprobs",
-            max_logprobs=_MOST_OPTIONS,
-            enable_prefix_caching=True,
-            skip_tokenizer_init=True,
-            # Sampling filters in the model's own generation_config would change the samples.
-            generation_config="vllm",
-            disable_log_stats=True,
-            seed=0,  # each request brings its own
-        )
+        self._vocabulary = int(self._vllm.model_config.get_vocab_size())
+        self._window = int(self._vllm.model_config.max_model_len)
         self.notice = ""
         self._tasks: dict[int, _Task] = {}
         self._numbers = 0
         self._ends: list[Event] = []
-        try:
-            self._vllm: Any = LLMEngine.from_engine_args(arguments)
-            self._vocabulary = int(self._vllm.model_config.get_vocab_size())
-            self._window = int(self._vllm.model_config.max_model_len)
-            self._try_out()
-        except (ValueError, RuntimeError, NotImplementedError) as error:
-            reason = shorten(str(error), 300)
-            raise UserError(f"vLLM does not run the model of '{source}': {reason}") from error
+        self._try_out()
 
     @property
     def busy(self) -> bool:
@@ -340,7 +280,7 @@ class VllmEngine:
                 self._ends.append(late)
 
     def _try_out(self) -> None:
-        """Has the model read and write, since vLLM looks for some kernels only then.
+        """Has the model read and write: vLLM prepares some kernels only then, which takes seconds.
 
         Raises:
             RuntimeError: if it cannot.
@@ -359,8 +299,8 @@ def _beyond(request: Request) -> Failure | None:
             reason = f"the temperature is {request.temperature}, but vLLM's lowest is {_COLDEST}"
             return Failure(FailureKind.PERMANENT, reason)
         return None
-    if len(request.continuations) > _MOST_OPTIONS:
-        reason = f"vLLM scores at most {_MOST_OPTIONS} continuations at once"
+    if len(request.continuations) > MOST_LOGPROBS:
+        reason = f"vLLM scores at most {MOST_LOGPROBS} continuations at once"
         return Failure(FailureKind.PERMANENT, reason)
     return None
 
