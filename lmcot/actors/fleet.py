@@ -2,8 +2,8 @@
 
 RLlib's `FaultTolerantActorManager` keeps the actors: calls, health probes, restarts. It never
 marks a slow actor unhealthy and drops requests above its bound, so work goes through a ledger of
-our own: the fleet sends one unit at a time to each actor, watches the deadline itself, and retries
-a lost unit on another actor.
+our own: the fleet sends each actor one unit at a time, or as many as it batches, watches the
+deadline itself, and retries a lost unit on another actor.
 
 A method is named by the function itself (``fleet.submit(RolloutActor.sample, key, unit)``), so that
 the type checker sees its unit and result.
@@ -55,7 +55,8 @@ class Fleet(Generic[_Actor]):
 
         Args:
             arguments: keyword arguments of the actor's constructor.
-            calls_at_once: how many calls one actor works on at the same time, in threads.
+            calls_at_once: how many calls one actor works on at the same time, in threads, and so
+                how many units it gets.
             check: called while waiting; raises to abandon the wait.
         """
         self.role = role
@@ -76,11 +77,16 @@ class Fleet(Generic[_Actor]):
         )
         self._upkeep = Upkeep(role, self._manager, self._unwrap, settings.start_timeout_s)
         self._ledger = Ledger(
-            settings.max_attempts, settings.unit_timeout_s, actors=resources.count
+            settings.max_attempts,
+            settings.unit_timeout_s,
+            actors=resources.count,
+            at_once=calls_at_once,
         )
         self._refs: dict[Any, Assignment] = {}
         self._looked = -math.inf
         self._none_since: float | None = None
+        self._busy_since: dict[int, float] = {}
+        """When each actor that has units got the first of them."""
         self._busy_s = 0.0
         self._asked = time.monotonic()
 
@@ -117,13 +123,13 @@ class Fleet(Generic[_Actor]):
     def idle_share(self) -> float:
         """Share of the actors' time since the last call in which they had no unit."""
         now = time.monotonic()
-        busy = self._busy_s + sum(self._seconds(one, now) for one in self._refs.values())
+        busy = self._busy_s + sum(self._seconds(since, now) for since in self._busy_since.values())
         available = (now - self._asked) * len(self.handles)
         self._busy_s, self._asked = 0.0, now
         return max(0.0, 1 - busy / available) if available else 0.0
 
-    def _seconds(self, assignment: Assignment, now: float) -> float:
-        return now - max(assignment.since, self._asked)
+    def _seconds(self, since: float, now: float) -> float:
+        return now - max(since, self._asked)
 
     def wait_ready(self, **setup: Any) -> None:
         """Waits until each actor is set up, and prints what their ``setup`` returned.
@@ -235,13 +241,20 @@ class Fleet(Generic[_Actor]):
         results = self._harvest()
         self.keep_up()
         if self._ledger.waiting:
-            for actor in self._ledger.idle(self._manager.healthy_actor_ids()):
-                if given := self._ledger.assign(actor, time.monotonic()):
-                    method, unit, _ = given.entry.unit
-                    self._refs[self.handles[actor].apply.remote(method, unit=unit)] = given
+            self._give_out(self._manager.healthy_actor_ids())
         for assignment, value in results:
             _, _, then = assignment.entry.unit
             then(assignment.entry.key, value)
+
+    def _give_out(self, actors: Sequence[int]) -> None:
+        """Gives units to those of the actors that have room, evenly."""
+        while (actor := self._ledger.freest(actors)) is not None:
+            given = self._ledger.assign(actor, time.monotonic())
+            if given is None:
+                return
+            method, unit, _ = given.entry.unit
+            self._refs[self.handles[actor].apply.remote(method, unit=unit)] = given
+            self._busy_since.setdefault(actor, given.since)
 
     def keep_up(self) -> None:
         """Kills actors that hang, notices the dead and sets up the restarted ones; never waits.
@@ -315,16 +328,22 @@ class Fleet(Generic[_Actor]):
     def _take(self, ref: Any) -> Assignment:
         """Takes a call off the books."""
         assignment = self._refs.pop(ref)
-        self._busy_s += self._seconds(assignment, time.monotonic())
+        if all(one.actor != assignment.actor for one in self._refs.values()):
+            since = self._busy_since.pop(assignment.actor)
+            self._busy_s += self._seconds(since, time.monotonic())
         return assignment
 
     def _end_overdue(self) -> None:
         """Kills actors that hang, since nothing else frees them; Ray restarts them."""
         limit = self._settings.unit_timeout_s
-        for assignment in self._ledger.overdue(time.monotonic()):
-            ray.kill(self.handles[assignment.actor], no_restart=False)
-            self._take(next(ref for ref, one in self._refs.items() if one is assignment))
-            self._lose(assignment, f"it took longer than actors.unit_timeout_s, {limit:g} s")
+        reason = f"it took longer than actors.unit_timeout_s, {limit:g} s"
+        overdue = {one.actor for one in self._ledger.overdue(time.monotonic())}
+        for actor in overdue:
+            ray.kill(self.handles[actor], no_restart=False)
+        for ref, assignment in list(self._refs.items()):
+            if assignment.actor in overdue:  # its other units are lost with it
+                self._take(ref)
+                self._lose(assignment, reason)
 
     def _lose(self, assignment: Assignment, reason: str) -> None:
         self._upkeep.lost(assignment.actor, reason)

@@ -45,17 +45,20 @@ class Assignment:
 class Ledger:
     """Gives each unit to one actor at a time, and counts its result once.
 
-    Units are given out in the order in which they were added. A unit that was lost comes first;
-    units of low priority come when no other waits.
+    An actor has at most ``at_once`` units. Units are given out in the order in which they were
+    added. A unit that was lost comes first; units of low priority come when no other waits.
     """
 
-    def __init__(self, max_attempts: int, timeout_s: float, *, actors: int) -> None:
+    def __init__(
+        self, max_attempts: int, timeout_s: float, *, actors: int, at_once: int = 1
+    ) -> None:
         self._max_attempts = max_attempts
         self._timeout_s = timeout_s
         self._actors = actors
+        self._at_once = at_once
         self._waiting: deque[Entry] = deque()
         self._low_priority: deque[Entry] = deque()
-        self._underway: dict[int, Assignment] = {}
+        self._underway: list[Assignment] = []
         self._open: set[str] = set()
         self.lost = 0
         """Number of attempts that failed."""
@@ -81,15 +84,24 @@ class Ledger:
 
     def idle(self, actors: Sequence[int]) -> list[int]:
         """Those of the given actors that have no unit."""
-        return [actor for actor in actors if actor not in self._underway]
+        return [actor for actor in actors if not self.units_of(actor)]
+
+    def freest(self, actors: Sequence[int]) -> int | None:
+        """The given actor with the fewest units, the first of several; None if none has room."""
+        actor = min(actors, key=lambda one: len(self.units_of(one)), default=None)
+        return actor if actor is not None and self._has_room(actor) else None
+
+    def units_of(self, actor: int) -> list[Assignment]:
+        """What an actor works on."""
+        return [one for one in self._underway if one.actor == actor]
 
     def assign(self, actor: int, now: float) -> Assignment | None:
-        """Gives an actor the next unit; None if it has one, or none waits."""
-        if actor in self._underway or not self.waiting:
+        """Gives an actor the next unit; None if it has no room, or none waits."""
+        if not self.waiting or not self._has_room(actor):
             return None
         entry = (self._waiting or self._low_priority).popleft()
         given = Assignment(entry, actor, now, now + self._timeout_s)
-        self._underway[actor] = given
+        self._underway.append(given)
         return given
 
     def settle(self, assignment: Assignment) -> bool:
@@ -122,19 +134,22 @@ class Ledger:
 
     def overdue(self, now: float) -> list[Assignment]:
         """Units whose time limit has passed."""
-        return [a for a in self._underway.values() if now > a.deadline]
+        return [a for a in self._underway if now > a.deadline]
 
     def abandon(self) -> None:
         """Forgets all units; an actor that works on one stays busy until it ends."""
         self._waiting.clear()
         self._low_priority.clear()
         self._open.clear()
-        for assignment in self._underway.values():
+        for assignment in self._underway:
             assignment.wanted = False
 
+    def _has_room(self, actor: int) -> bool:
+        return len(self.units_of(actor)) < self._at_once
+
     def _release(self, assignment: Assignment) -> bool:
-        """Frees the actor; False if the unit had been taken from it."""
-        if self._underway.get(assignment.actor) is not assignment:
+        """Takes a unit from its actor; False if it had been taken from it before."""
+        if assignment not in self._underway:
             return False
-        del self._underway[assignment.actor]
+        self._underway.remove(assignment)
         return True

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from lmcot.actors.base import ActorBase, NotSetUp
 from lmcot.actors.samplers import Sampler, open_sampler
 from lmcot.actors.units import Packed, RolloutUnit, WeightsRef
@@ -17,7 +21,11 @@ from lmcot.records import Rollout as Sampled
 
 
 class RolloutActor(ActorBase):
-    """Holds one copy of the policy, of the version that its last unit asked for."""
+    """Holds one copy of the policy, of the version that its last unit asked for.
+
+    Units of one version may be sampled in several threads at the same time, where the engine
+    batches them; a unit of another version waits until they are done.
+    """
 
     def __init__(
         self,
@@ -48,6 +56,9 @@ class RolloutActor(ActorBase):
         self._version = 0
         self._held = ""
         self._sampler: Sampler
+        self._sampling = 0
+        """Units that are being sampled."""
+        self._changed = threading.Condition()
 
     def setup(self) -> str:
         """Loads the model that the fleet starts from; returns what its user should know."""
@@ -56,13 +67,14 @@ class RolloutActor(ActorBase):
 
     def use_source(self, source: str) -> None:
         """Takes its weights from a model source; those are its own from now on."""
-        self._source = source
-        if hasattr(self, "_sampler"):
-            self._sampler.close()
-        self._sampler = open_sampler(
-            self._engine, self._settings, source, trains=self._trains, verify=self._verify
-        )
-        self._version, self._held = 0, ""
+        with self._alone():
+            self._source = source
+            if hasattr(self, "_sampler"):
+                self._sampler.close()
+            self._sampler = open_sampler(
+                self._engine, self._settings, source, trains=self._trains, verify=self._verify
+            )
+            self._version, self._held = 0, ""
 
     def use_weights(self, weights: WeightsRef) -> None:
         """Takes up a version that the learner published, or its own source's if there is none.
@@ -75,16 +87,17 @@ class RolloutActor(ActorBase):
         """
         import ray
 
-        wanted = weights[0].hex() if weights else ""
+        wanted = _name_of(weights)
         if wanted == self._held:
             return
         if not weights:
             self.use_source(self._source)
             return
         fetched: Weights = ray.get(weights[0])
-        self._held = "in between"  # a load that fails half-way leaves no version
-        self._sampler.load(fetched)
-        self._version, self._held = fetched.version, wanted
+        with self._alone():
+            self._held = "in between"  # a load that fails half-way leaves no version
+            self._sampler.load(fetched)
+            self._version, self._held = fetched.version, wanted
 
     def checksum(self) -> int:
         """Checksum of the weights that it samples with."""
@@ -99,13 +112,43 @@ class RolloutActor(ActorBase):
                 the model's logits are no numbers.
         """
         if not hasattr(self, "_sampler"):
-            raise NotSetUp("it was started anew")
-        self.use_weights(unit.weights)
-        if unit.policy_version != self._version:
-            raise RuntimeError(
-                f"unit {unit.unit_id} wants policy version {unit.policy_version}, but its weights "
-                f"are of version {self._version}"
+            raise NotSetUp("Ray restarted it")
+        with self._with_weights_of(unit):
+            return Packed.of(self._sample(unit))
+
+    @contextmanager
+    def _with_weights_of(self, unit: RolloutUnit) -> Iterator[None]:
+        """Takes up a unit's version, and keeps it inside the block.
+
+        It waits for units of another version; the unit's own time limit ends the wait.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not self._sampling or self._held == _name_of(unit.weights)
             )
+            self.use_weights(unit.weights)
+            if unit.policy_version != self._version:
+                raise RuntimeError(
+                    f"unit {unit.unit_id} wants policy version {unit.policy_version}, but its "
+                    f"weights are of version {self._version}"
+                )
+            self._sampling += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._sampling -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Waits until no unit is being sampled; none begins inside the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._sampling)
+            yield
+
+    def _sample(self, unit: RolloutUnit) -> list[Sampled]:
+        """All samples of a unit, from the weights that are held."""
         examples = unit.questions.open()
         requests = [
             SampleRequest(
@@ -129,7 +172,7 @@ class RolloutActor(ActorBase):
             rollouts.extend(
                 self._rollout(unit, example.id, prompt_ids, k, one) for k, one in enumerate(samples)
             )
-        return Packed.of(rollouts)
+        return rollouts
 
     def _prompt_ids(self, example: Example) -> tuple[int, ...]:
         return rationale_ids(example, self._templates, self._sampler.tokenizer, self._prompts.chat)
@@ -153,3 +196,8 @@ class RolloutActor(ActorBase):
             text=self._sampler.tokenizer.decode(one.response_ids, skip_special_tokens=True).strip(),
             policy_version=unit.policy_version,
         )
+
+
+def _name_of(weights: WeightsRef) -> str:
+    """Names the object that holds a version's weights; empty: those of the actor's own source."""
+    return weights[0].hex() if weights else ""

@@ -66,12 +66,25 @@ class TransformersRollout(Settings):
     engine: Literal["transformers"] = "transformers"
     """The engine: exact repetition, and every architecture."""
 
+    @property
+    def calls_at_once(self) -> int:
+        """How many work units one actor samples at the same time: a unit is a batch of its own."""
+        return 1
+
 
 class VllmRollout(VllmSettings):
     """Rollout actors sample with vLLM, which must be installed wherever they run."""
 
     engine: Literal["vllm"]
     """The engine: causal models only, without exact repetition."""
+    units_at_once: PositiveInt = 4
+    """Work units of one policy version that an actor samples at the same time, in one batch: where
+    a sample ends, one of another unit takes its place."""
+
+    @property
+    def calls_at_once(self) -> int:
+        """How many work units one actor samples at the same time, in threads."""
+        return self.units_at_once
 
 
 Rollout = Annotated[TransformersRollout | VllmRollout, Field(discriminator="engine")]

@@ -283,6 +283,7 @@ class Run:
                 "threads": role.threads, "rollout": self.config.rollout,
                 "trains": trains, "verify": self.config.actors.verify_weights,
             },
+            calls_at_once=self.config.rollout.calls_at_once,
             check=self.interruption.check,
         )  # fmt: skip
 

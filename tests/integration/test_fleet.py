@@ -83,8 +83,9 @@ def worker_class() -> Any:
 Worker = worker_class()
 
 
-def start(folder: Path, settings: ActorsSettings = SETTINGS) -> Fleet[Any]:
-    fleet = Fleet("test", Worker, SMALL, settings, arguments={"folder": str(folder)})
+def start(folder: Path, settings: ActorsSettings = SETTINGS, at_once: int = 1) -> Fleet[Any]:
+    arguments = {"folder": str(folder)}
+    fleet = Fleet("test", Worker, SMALL, settings, arguments=arguments, calls_at_once=at_once)
     fleet.wait_ready()
     return fleet
 
@@ -148,6 +149,17 @@ def test_an_actor_that_hangs_is_ended_and_its_unit_done_elsewhere(tmp_path: Path
         units = [{"index": index, "hang": index == 0} for index in range(4)]
         assert [index for index, _ in fleet.map(Worker.once, units)] == [0, 1, 2, 3]
         assert time.monotonic() - started < 30
+
+
+def test_all_units_of_an_actor_that_takes_several_are_done_again(tmp_path: Path) -> None:
+    """After its death and after its end for a unit that hangs; each result counts once."""
+    settings = SETTINGS.model_copy(update={"unit_timeout_s": 4.0, "max_attempts": 5})
+    with start(tmp_path, settings, at_once=3) as fleet:
+        units = [{"index": index, "die": index == 0, "hang": index == 8} for index in range(12)]
+        assert fleet.map(Worker.once, units) == [(index, "ready") for index in range(12)]
+        assert fleet.lost >= 2
+        assert fleet.refs() == []
+        assert 0.0 <= fleet.idle_share() <= 1.0
 
 
 def test_a_unit_that_kills_every_actor_ends_the_run_with_its_name(tmp_path: Path) -> None:

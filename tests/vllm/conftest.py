@@ -30,10 +30,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def make_model(folder: Path, *, kind: str = "llama", seed: int = 0, tied: bool = True) -> str:
+def make_model(
+    folder: Path, *, kind: str = "llama", seed: int = 0, tied: bool = True, spread: float = 0.2
+) -> str:
     """A tiny random model whose heads have a size that vLLM's kernels know.
 
-    Its logits lie far apart, so that two arithmetics rarely disagree on the likeliest token.
+    Args:
+        kind: the tokenizer is that of ``random:KIND``.
+        spread: of the weights; unless it is small, the logits lie far apart, so that two
+            arithmetics rarely disagree on the likeliest token.
     """
     tokenizer = AutoTokenizer.from_pretrained(resolve_source(f"random:{kind}"))
     torch.manual_seed(seed)
@@ -50,7 +55,7 @@ def make_model(folder: Path, *, kind: str = "llama", seed: int = 0, tied: bool =
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             tie_word_embeddings=tied,
-            initializer_range=0.2,
+            initializer_range=spread,
         )
     )
     model.save_pretrained(folder)

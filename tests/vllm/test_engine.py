@@ -215,5 +215,26 @@ def test_new_weights_are_taken_in_place(tmp_path: Path, tied: bool) -> None:
 
 
 def test_a_model_that_vllm_has_no_kernels_for_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^vLLM does not run the model of 'random:llama': "):
+    said = r"^vLLM does not run the model of 'random:llama': its attention heads have 16 elements"
+    with pytest.raises(UserError, match=said):
         VllmEngine("random:llama", "float32", SETTINGS)
+
+
+def test_other_errors_of_a_start_are_not_taken_for_refusals(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU without enough memory is told as such, an error of vLLM's own as it is."""
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(LLMEngine, "from_vllm_config", fail)
+    error: Exception = torch.OutOfMemoryError("tried to allocate 80 GiB")
+    with pytest.raises(
+        UserError, match=r"the GPU's memory does not suffice; lower cache_gib, .*80"
+    ):
+        VllmEngine(folder, "float32", SETTINGS)
+    error = RuntimeError("the loader broke")
+    with pytest.raises(RuntimeError, match="^the loader broke$"):
+        VllmEngine(folder, "float32", SETTINGS)

@@ -103,5 +103,5 @@ def test_an_encoder_decoder_is_refused_by_name() -> None:
 
 def test_a_window_beyond_the_cache_is_the_users_to_settle(tmp_path: Path, folder: str) -> None:
     settings = VllmFrozen(backend="vllm", source=folder, cache_gib=0.0001)
-    with pytest.raises(UserError, match="vLLM does not run the model of"):
+    with pytest.raises(UserError, match=r"cache_gib 0.0001 and a window of 512 tokens: To serve"):
         VllmLM.open(settings, PLAIN)

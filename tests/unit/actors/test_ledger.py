@@ -32,6 +32,26 @@ def test_units_are_given_out_in_order_one_to_an_actor() -> None:
     assert book.assign(2, 0.0) is None, "none waits"
 
 
+def test_an_actor_that_batches_has_several_and_they_are_spread_evenly() -> None:
+    book = Ledger(3, 10.0, actors=2, at_once=2)
+    for key in "abcde":
+        book.add(key, None)
+    order = []
+    while (actor := book.freest([0, 1])) is not None:
+        order.append((actor, given(book, actor).entry.key))
+    assert order == [(0, "a"), (1, "b"), (0, "c"), (1, "d")]
+    assert book.assign(0, 0.0) is None, "it has two"
+    assert book.idle([0, 1]) == []
+    first, third = book.units_of(0)
+    assert book.settle(third)
+    assert book.freest([0, 1]) == 0
+    book.lose(first, now=5.0)
+    assert book.idle([0, 1]) == [0]
+    assert not book.settle(first)
+    assert [given(book, 0).entry.key for _ in range(2)] == ["a", "e"]
+    assert book.freest([]) is None
+
+
 def test_a_lost_unit_comes_first_and_its_late_result_does_not_count() -> None:
     book = ledger()
     for key in "ab":
@@ -100,11 +120,12 @@ def test_an_open_unit_is_not_taken_on_twice() -> None:
     book.add("a", None)
 
 
+@pytest.mark.parametrize("at_once", [1, 3])
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_happens_each_unit_counts_once(seed: int) -> None:
+def test_whatever_happens_each_unit_counts_once(seed: int, at_once: int) -> None:
     """Results, deaths, late results and deadlines in any order."""
     chance = random.Random(seed)
-    book = Ledger(10_000, 5.0, actors=4)
+    book = Ledger(10_000, 5.0, actors=4, at_once=at_once)
     keys = [str(number) for number in range(30)]
     for key in keys:
         book.add(key, None)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import queue
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import count
 
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from lmcot.actors import rollout_actor, samplers
 from lmcot.actors.base import RemoteError
@@ -18,7 +22,8 @@ from lmcot.actors.units import Packed, RolloutUnit
 from lmcot.actors.weights import Weights, checksum, pack_weights
 from lmcot.config import LoraSettings, PolicySettings, PromptSettings
 from lmcot.errors import UserError
-from lmcot.records import Example, Rollout
+from lmcot.models.generation.requests import Generated, SampleRequest
+from lmcot.records import Example, Failure, Rollout
 from tests.conftest import TinyModel
 
 BOTH = pytest.mark.parametrize("kind", ["llama", "t5"])
@@ -242,3 +247,73 @@ def test_an_actor_that_was_started_anew_asks_to_be_set_up() -> None:
     told = RolloutActor(settings, "random:llama", PromptSettings(), 1).apply("sample", unit=UNIT)
     assert isinstance(told, RemoteError)
     assert told.kind == "not set up"
+
+
+class HeldSampler:
+    """Notes what it is asked, and answers a unit only when the test lets it."""
+
+    notice = ""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.eos_ids = frozenset({0})
+        self.began: queue.Queue[int] = queue.Queue()
+        self.may_end = threading.Semaphore(0)
+        self.version = 0
+        self.working = 0
+
+    def checksum(self) -> int:
+        return self.version
+
+    def close(self) -> None:
+        assert self.working == 0
+
+    def sample(self, requests: Sequence[SampleRequest]) -> list[list[Generated] | Failure]:
+        self.working += 1
+        version = self.version
+        self.began.put(version)
+        assert self.may_end.acquire(timeout=30)
+        assert self.version == version, "the weights changed under a unit"
+        self.working -= 1
+        return [[Generated((5,), (-1.0,), "length")] * len(one.seeds) for one in requests]
+
+    def load(self, weights: Weights) -> None:
+        assert self.working == 0, "units are at work with the old weights"
+        self.version = weights.version
+
+
+def test_units_of_one_version_are_sampled_together_and_those_of_another_wait() -> None:
+    actor = _actor("llama")
+    model = _model(actor)
+    sampler = HeldSampler(actor._sampler.tokenizer)
+    actor._sampler = sampler
+    first, second = (Reference(_published(model, version)) for version in (1, 2))
+    units = [
+        replace(UNIT, unit_id=f"3/{place}", policy_version=reference.weights.version,
+                weights=(reference,))
+        for place, reference in enumerate((first, first, second, second))
+    ]  # fmt: skip
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(actor.sample, unit) for unit in units[:2]]
+        assert [sampler.began.get(timeout=30) for _ in range(2)] == [1, 1]
+        calls += [pool.submit(actor.sample, unit) for unit in units[2:]]
+        sampler.may_end.release()
+        with pytest.raises(queue.Empty):
+            sampler.began.get(timeout=0.2)
+        sampler.may_end.release()
+        assert [sampler.began.get(timeout=30) for _ in range(2)] == [2, 2]
+        sampler.may_end.release(2)
+        for unit, call in zip(units, calls, strict=True):
+            found = call.result(timeout=30).open()
+            assert {(one.unit_id, one.policy_version) for one in found} == {
+                (unit.unit_id, unit.policy_version)
+            }
+            assert len(found) == len(NAMES) * unit.samples
+
+
+def test_a_unit_that_fails_lets_the_next_version_in() -> None:
+    actor = _actor("llama")
+    with pytest.raises(UserError, match="no rationale for question long"):
+        actor.sample(replace(UNIT, questions=_questions("long")))
+    newer = Reference(_published(_model(actor), 1))
+    actor.sample(replace(UNIT, policy_version=1, weights=(newer,)))

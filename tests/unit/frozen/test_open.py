@@ -21,7 +21,7 @@ def test_each_kind_of_settings_has_its_backend() -> None:
     assert {TransformersFrozen, OpenAIFrozen} <= set(KINDS)
     for kind in KINDS:
         assert not inspect.isabstract(BACKENDS[kind]()), kind
-        assert "public_name" in vars(kind), "clients of a service must be told some name"
+        assert kind.public_name is not FrozenSettings.public_name, "clients must be told some name"
 
 
 def test_a_local_model_computes_here_and_isolates_its_calls_by_default() -> None:
