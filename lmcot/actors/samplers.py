@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Protocol
 
 from lmcot.actors.weights import Weights, check_weights, checksum, load_weights, tensors_of
 from lmcot.config import PolicySettings, Rollout, VllmRollout
-from lmcot.models.adapters import add_adapters
+from lmcot.models.adapters import add_adapters, save_adapters
 from lmcot.models.generation.engine import GenerationEngine
 from lmcot.models.generation.requests import Generated, SampleRequest, ScoreRequest
 from lmcot.models.generation.shared import SharedEngine
@@ -74,7 +76,7 @@ def open_sampler(
         UserError: if there is no model at the source, or the engine does not run it.
     """
     if isinstance(settings, VllmRollout):
-        return VllmSampler(settings, policy, source, verify=verify)
+        return VllmSampler(settings, policy, source, trains=trains, verify=verify)
     return TransformersSampler(policy, source, trains=trains, verify=verify)
 
 
@@ -127,18 +129,25 @@ class VllmSampler:
     """The policy on vLLM, in this process."""
 
     def __init__(
-        self, settings: VllmRollout, policy: PolicySettings, source: str, *, verify: bool
+        self,
+        settings: VllmRollout,
+        policy: PolicySettings,
+        source: str,
+        *,
+        trains: bool,
+        verify: bool,
     ) -> None:
         from lmcot.models.generation.vllm_engine import VllmEngine
 
         self.tokenizer = load_tokenizer(source)
         self.eos_ids = eos_ids_of(source, self.tokenizer)
         self._source, self._dtype = source, policy.dtype
-        self._form = model_without_weights(source, policy.dtype)
+        self._lora = policy.lora if trains else None
+        self._form = self._adapted(model_without_weights(source, policy.dtype))
         self._verify = verify
         self._plain: PreTrainedModel | None = None
         self._checksum: int | None = None
-        self._engine = VllmEngine(source, policy.dtype, settings)
+        self._engine = VllmEngine(source, policy.dtype, settings, self._lora)
         self._shared = SharedEngine(self._engine)
 
     @property
@@ -158,7 +167,13 @@ class VllmSampler:
         """
         check_weights(self._form, weights)
         self._checksum = None
-        self._engine.load(tensors_of(weights))
+        if self._lora is None:
+            self._engine.load(tensors_of(weights))
+        else:
+            with TemporaryDirectory() as folder:
+                adapters = Path(folder) / "adapters"
+                save_adapters(self._form, dict(tensors_of(weights)), adapters)
+                self._engine.load_adapters(adapters)
         if self._verify:
             self._probe(weights)
         self._checksum = weights.checksum
@@ -178,6 +193,10 @@ class VllmSampler:
         self._shared.close()
         self._engine.close()
 
+    def _adapted(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model with adapters, where the learner trains those."""
+        return model if self._lora is None else add_adapters(model, self._lora, seed=0)
+
     def _probe(self, weights: Weights) -> None:
         """Compares vLLM's log-probabilities with those of the same weights on transformers.
 
@@ -189,7 +208,7 @@ class VllmSampler:
         import torch
 
         if self._plain is None:
-            self._plain = load_model(self._source, self._dtype)[0]
+            self._plain = self._adapted(load_model(self._source, self._dtype)[0]).eval()
         load_weights(self._plain, weights)
         rows = int(self._plain.config.get_text_config().vocab_size)
         tokens = [place * rows // _PROBED_TOKENS for place in range(_PROBED_TOKENS)]

@@ -43,6 +43,7 @@ NO_STAGE_DEPENDS_ON = (
     "reject.rounds",
     "rollout.cache_gib",
     "rollout.max_context",
+    "rollout.units_at_once",
     "refine.steps",
     "learner.tokens_per_micro_batch",
     "learner.share_prompts",

@@ -50,6 +50,10 @@ class PolicySettings(Settings):
         return values
 
 
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The ranks of adapters that vLLM makes room for; lower ones fit into the next."""
+
+
 class VllmSettings(Settings):
     """What vLLM is told wherever a model runs on it."""
 

@@ -36,7 +36,6 @@ ADDED: Final[Mapping[str, Any]] = {
     "prompts.demonstrations.source.part": "all",
     "prompts.demonstrations.source.held_out": 0.1,
     "rollout.engine": "transformers",
-    "rollout.units_at_once": 4,
     **{f"prompts.demonstrations.source.columns.{name}": None for name in _COLUMNS},
     "teacher.template": "{facts} So the answer is {answer}.",
     "teacher.titles": False,

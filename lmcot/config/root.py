@@ -14,7 +14,7 @@ from lmcot.config.data import DataSettings
 from lmcot.config.distill import DistillSettings
 from lmcot.config.evaluation import EvaluateSettings
 from lmcot.config.frozen import Frozen
-from lmcot.config.models import PolicySettings, Rollout, TransformersRollout
+from lmcot.config.models import VLLM_RANKS, PolicySettings, Rollout, TransformersRollout
 from lmcot.config.monitor import MonitorSettings
 from lmcot.config.prompts import GivenDemonstrations, PromptSettings
 from lmcot.config.reject import RejectSettings
@@ -91,10 +91,11 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _rollout_engine_takes_what_trains(self) -> Config:
-        if self.rollout.engine == "vllm" and self.policy.lora is not None:
+        lora = self.policy.lora
+        if self.rollout.engine == "vllm" and lora is not None and lora.rank > VLLM_RANKS[-1]:
             raise ValueError(
-                "rollout.engine is 'vllm', which samples without adapters, but policy.lora is set: "
-                "leave policy.lora out, or set rollout.engine to 'transformers'"
+                f"policy.lora.rank is {lora.rank}, but vLLM takes adapters of rank "
+                f"{VLLM_RANKS[-1]} or lower: lower it, or set rollout.engine to 'transformers'"
             )
         return self
 

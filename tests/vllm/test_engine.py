@@ -231,10 +231,8 @@ def test_other_errors_of_a_start_are_not_taken_for_refusals(
 
     monkeypatch.setattr(LLMEngine, "from_vllm_config", fail)
     error: Exception = torch.OutOfMemoryError("tried to allocate 80 GiB")
-    with pytest.raises(
-        UserError, match=r"the GPU's memory does not suffice; lower cache_gib, .*80"
-    ):
+    with pytest.raises(UserError, match=r"GPU's memory does not suffice; lower cache_gib, .*80"):
         VllmEngine(folder, "float32", SETTINGS)
     error = RuntimeError("the loader broke")
-    with pytest.raises(RuntimeError, match="^the loader broke$"):
+    with pytest.raises(RuntimeError, match=r"^the loader broke$"):
         VllmEngine(folder, "float32", SETTINGS)

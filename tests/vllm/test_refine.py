@@ -66,7 +66,7 @@ def test_a_killed_frozen_lm_on_vllm_is_a_lost_actor(tmp_path: Path, counting: st
     )  # fmt: skip
     killer.finish()
     assert_counted_once(tmp_path / "run", 3)
-    assert told(tmp_path / "run", "rollouts/unjudged") == [0.0] * 3
+    assert told(tmp_path / "run", "batch/judged_share") == [1.0] * 3
 
 
 def test_an_encoder_decoder_policy_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lmcot.actors import rollout_actor
 from lmcot.actors.rollout_actor import RolloutActor
+from lmcot.actors.samplers import VllmSampler
 from lmcot.actors.units import Packed, RolloutUnit
 from lmcot.actors.weights import Weights, pack_weights
-from lmcot.config import PolicySettings, PromptSettings, VllmRollout
+from lmcot.config import LoraSettings, PolicySettings, PromptSettings, VllmRollout
 from lmcot.errors import UserError
+from lmcot.models.adapters import add_adapters
+from lmcot.models.generation.requests import Event
 from lmcot.records import Example, Rollout
 from tests.vllm.conftest import make_model, plain, plain_logprobs
 
@@ -27,6 +32,9 @@ UNIT = RolloutUnit(
     step=3,
     policy_version=0,
 )
+
+
+ENGINE = VllmRollout(engine="vllm", cache_gib=0.1)
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,10 @@ def _published(source: str, version: int) -> Weights:
 
 def _check(rollouts: list[Rollout], source: str) -> None:
     """Checks each token's log-probability against a plain pass of the weights of a source."""
-    model = plain(source, "float32")
+    _check_against(plain(source, "float32"), rollouts)
+
+
+def _check_against(model: Any, rollouts: list[Rollout]) -> None:
     for one in rollouts:
         rows = plain_logprobs(model, (*one.prompt_ids, *one.response_ids), UNIT.temperature)
         rows = rows[len(one.prompt_ids) - 1 : -1]
@@ -65,8 +76,7 @@ def test_versions_are_taken_up_in_place_and_sampled_from(tmp_path: Path) -> None
     """The learner's, verified by a probe; the source's own when a unit asks for them again."""
     old, new = (make_model(tmp_path / str(seed), seed=seed) for seed in (1, 2))
     settings = PolicySettings(source=old, dtype="float32")
-    engine = VllmRollout(engine="vllm", cache_gib=0.1)
-    actor = RolloutActor(settings, old, PromptSettings(), 1, rollout=engine, verify=True)
+    actor = RolloutActor(settings, old, PromptSettings(), 1, rollout=ENGINE, verify=True)
     assert actor.setup() == ""
     try:
         first = actor.sample(UNIT).open()
@@ -94,14 +104,77 @@ def test_versions_are_taken_up_in_place_and_sampled_from(tmp_path: Path) -> None
         actor._sampler.close()
 
 
+def test_units_of_one_version_are_sampled_in_one_batch(tmp_path: Path) -> None:
+    """Each gets its own samples; those of a newer version are of its weights alone."""
+    old, new = (make_model(tmp_path / str(seed), seed=seed) for seed in (1, 2))
+    settings = PolicySettings(source=old, dtype="float32")
+    actor = RolloutActor(settings, old, PromptSettings(), 1, rollout=ENGINE)
+    actor.setup()
+    sampler = actor._sampler
+    assert isinstance(sampler, VllmSampler)
+    widest = 0
+
+    def watched() -> list[Event]:
+        nonlocal widest
+        widest = max(widest, len(sampler._engine._tasks))
+        return step()
+
+    step, sampler._engine.step = sampler._engine.step, watched  # type: ignore[method-assign]
+    newer = replace(UNIT, policy_version=5, weights=(Reference(_published(new, 5)),))
+    units = [replace(UNIT, unit_id=f"3/{place}", step=place) for place in range(4)]
+    units += [replace(newer, unit_id=f"4/{place}", step=place) for place in range(4)]
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = [packed.open() for packed in pool.map(actor.sample, units)]
+        for unit, rollouts in zip(units, found, strict=True):
+            places = [(one.unit_id, one.example_id, one.sample) for one in rollouts]
+            assert places == [
+                (unit.unit_id, name, k) for name in ("born", "film") for k in range(4)
+            ]
+            assert {one.policy_version for one in rollouts} == {unit.policy_version}
+            _check(rollouts, new if unit.weights else old)
+        assert widest > 2, "no two units were in one batch"
+    finally:
+        sampler.close()
+
+
+def test_adapters_are_taken_up_without_a_restart(tmp_path: Path) -> None:
+    """Those of each version in place of the last one's; the source's own weights without any."""
+    source = make_model(tmp_path / "model")
+    lora = LoraSettings(rank=4, alpha=8)
+    settings = PolicySettings(source=source, dtype="float32", lora=lora)
+    actor = RolloutActor(
+        settings, source, PromptSettings(), 1, rollout=ENGINE, trains=True, verify=True
+    )
+    actor.setup()
+    try:
+        _check(actor.sample(UNIT).open(), source)
+        engine = actor._sampler
+        for version in (1, 2):
+            learner = add_adapters(plain(source, "float32"), lora, seed=0)
+            torch.manual_seed(version)
+            with torch.no_grad():
+                trained = [(n, p) for n, p in learner.named_parameters() if p.requires_grad]
+                for _, parameter in trained:
+                    parameter.normal_(std=0.3)
+            nbytes = sum(p.numel() * p.element_size() for _, p in trained)
+            weights = pack_weights(trained, nbytes, version)
+            unit = replace(UNIT, policy_version=version, weights=(Reference(weights),))
+            _check_against(learner, actor.sample(unit).open())
+            assert actor.checksum() == weights.checksum
+        assert actor._sampler is engine
+        _check(actor.sample(UNIT).open(), source)
+    finally:
+        actor._sampler.close()
+
+
 def test_what_vllm_holds_is_compared_with_what_was_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A layer that kept its old weights is found, which no checksum of tensors would."""
     old, new = (make_model(tmp_path / str(seed), seed=seed) for seed in (1, 2))
     settings = PolicySettings(source=old, dtype="float32")
-    engine = VllmRollout(engine="vllm", cache_gib=0.1)
-    actor = RolloutActor(settings, old, PromptSettings(), 1, rollout=engine, verify=True)
+    actor = RolloutActor(settings, old, PromptSettings(), 1, rollout=ENGINE, verify=True)
     actor.setup()
     try:
         monkeypatch.setattr(

@@ -7,12 +7,13 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lmcot.config import Dtype, VllmSettings
+from lmcot.config import Dtype, LoraSettings, VllmSettings
 from lmcot.models.generation.requests import (
     Event,
     FailureEvent,
@@ -26,7 +27,7 @@ from lmcot.models.generation.requests import (
     TokenEvent,
     unfit,
 )
-from lmcot.models.generation.vllm_start import MOST_LOGPROBS, start_vllm
+from lmcot.models.generation.vllm_start import MOST_LOGPROBS, refusals, start_vllm
 from lmcot.records import Failure, FailureKind
 
 _COLDEST = 0.01
@@ -71,12 +72,21 @@ class VllmEngine:
     The engine is not thread-safe; `SharedEngine` serves many threads. Results differ from those of
     `GenerationEngine` by rounding, and the same seeds draw other samples.
 
+    Args:
+        lora: of the adapters that `load_adapters` will be given, if any.
+
     Raises:
         UserError: if vLLM does not run the model.
     """
 
-    def __init__(self, source: str, dtype: Dtype, settings: VllmSettings) -> None:
-        self._vllm: Any = start_vllm(source, dtype, settings)
+    def __init__(
+        self,
+        source: str,
+        dtype: Dtype,
+        settings: VllmSettings,
+        lora: LoraSettings | None = None,
+    ) -> None:
+        self._vllm: Any = start_vllm(source, dtype, settings, lora)
         # Once it has started, the package's parts may be imported.
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -89,6 +99,9 @@ class VllmEngine:
         self._tasks: dict[int, _Task] = {}
         self._numbers = 0
         self._ends: list[Event] = []
+        self._adapters: Any = None
+        """vLLM's name of the adapters that it samples with, or None."""
+        self._adapters_seen = 0
         self._try_out()
 
     @property
@@ -151,10 +164,38 @@ class VllmEngine:
         Raises:
             RuntimeError: if a request is in flight, since its tokens would mix two versions.
         """
-        if self._tasks:
-            raise RuntimeError(f"{len(self._tasks)} requests are at work with the old weights")
+        self._check_idle()
         self._vllm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
         self._vllm.apply_model(_pack_tied_layers)
+        self._forget_prefixes()
+
+    def load_adapters(self, folder: Path) -> None:
+        """Takes adapters from a folder in peft's format, in place of those before.
+
+        The folder is not read again.
+
+        Raises:
+            UserError: if vLLM has no adapters for layers that these are for.
+            RuntimeError: if a request is in flight, since its tokens would mix two versions.
+        """
+        from vllm.lora.request import LoRARequest
+
+        self._check_idle()
+        self._adapters_seen += 1
+        number = self._adapters_seen
+        adapters = LoRARequest(f"adapters-{number}", number, str(folder))
+        with refusals("vLLM does not take the adapters of policy.lora"):
+            taken = self._vllm.add_lora(adapters)
+        if not taken or self._vllm.list_loras() != {number}:
+            raise RuntimeError("vLLM did not take the adapters in place of those before")
+        self._adapters = adapters
+        self._forget_prefixes()
+
+    def _check_idle(self) -> None:
+        if self._tasks:
+            raise RuntimeError(f"{len(self._tasks)} requests are at work with the old weights")
+
+    def _forget_prefixes(self) -> None:
         if not self._vllm.reset_prefix_cache():
             raise RuntimeError("vLLM kept keys and values of the old weights")
 
@@ -200,7 +241,8 @@ class VllmEngine:
     def _add(self, task: _Task, ids: Sequence[int], params: Any, part: _Sample | _Reading) -> None:
         name = f"{task.number}.{len(task.parts)}"
         task.parts[name] = part
-        self._vllm.add_request(name, {"prompt_token_ids": list(ids)}, params)
+        prompt = {"prompt_token_ids": list(ids)}
+        self._vllm.add_request(name, prompt, params, lora_request=self._adapters)
 
     def _read(self, output: Any) -> list[Event]:
         """The events of what vLLM says of one part of a request."""

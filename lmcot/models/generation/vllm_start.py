@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from lmcot.config import Dtype, VllmSettings
+from lmcot.config import Dtype, LoraSettings, VllmSettings
+from lmcot.config.models import VLLM_RANKS
 from lmcot.errors import UserError
 from lmcot.models.sources import load_config, resolve_dtype, resolve_source
 
@@ -51,8 +52,13 @@ def check_vllm(setting: str, key: str, source: str) -> None:
         )
 
 
-def start_vllm(source: str, dtype: Dtype, settings: VllmSettings) -> Any:
+def start_vllm(
+    source: str, dtype: Dtype, settings: VllmSettings, lora: LoraSettings | None = None
+) -> Any:
     """Starts vLLM's `LLMEngine` with the model of a source.
+
+    Args:
+        lora: of the adapters that it will be given.
 
     Raises:
         UserError: if vLLM does not run the model, or the memory does not suffice.
@@ -77,20 +83,27 @@ def start_vllm(source: str, dtype: Dtype, settings: VllmSettings) -> Any:
         generation_config="vllm",
         disable_log_stats=True,
         seed=0,  # each request brings its own
+        **({} if lora is None else _room_for(lora)),
     )
-    with _refusals(f"vLLM does not run the model of '{source}'"):
+    with refusals(f"vLLM does not run the model of '{source}'"):
         config = arguments.create_engine_config()
     _check_heads(source, config.model_config.get_head_size())
     window = config.model_config.max_model_len
-    with _refusals(
+    with refusals(
         f"vLLM does not start with '{source}', cache_gib {settings.cache_gib:g} and a window of "
         f"{window} tokens"
     ):
         return LLMEngine.from_vllm_config(config, disable_log_stats=True)
 
 
+def _room_for(lora: LoraSettings) -> dict[str, Any]:
+    """vLLM's arguments by which it keeps one set of adapters."""
+    rank = next(rank for rank in VLLM_RANKS if rank >= lora.rank)
+    return {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": rank}
+
+
 @contextmanager
-def _refusals(what: str) -> Iterator[None]:
+def refusals(what: str) -> Iterator[None]:
     """Tells the user what vLLM refuses.
 
     vLLM refuses models, windows and sizes of its cache with a ValueError. Any other error is

@@ -536,6 +536,16 @@ def test_lora_is_read_and_survives_a_dump() -> None:
     assert parse_config(yaml.safe_load(dump_config(config))) == config
 
 
+def test_vllm_has_room_for_adapters_up_to_a_rank() -> None:
+    vllm = {**LEAST, "rollout": {"engine": "vllm"}}
+    policy = {**LEAST["policy"], "lora": {"rank": 512}}
+    assert parse_config({**vllm, "policy": policy}).policy.lora is not None
+    policy["lora"] = {"rank": 513}
+    assert parse_config({**LEAST, "policy": policy}).policy.lora is not None
+    with pytest.raises(UserError, match=r"policy.lora.rank is 513, but vLLM takes .* 512 or lower"):
+        parse_config({**vllm, "policy": policy})
+
+
 def test_differences_tell_both_values() -> None:
     before = parse_config(LEAST)
     values = changed("refine.steps", 7)
