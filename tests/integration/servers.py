@@ -25,7 +25,7 @@ needs_servers = pytest.mark.skipif(
     not all((TOOLS / "bin" / name).exists() for name in ("python", "litellm")),
     reason="needs llama.cpp's and LiteLLM's servers: run `make server-tools`",
 )
-_START_S = 120.0
+_START_S = 240.0
 
 
 @contextmanager
@@ -79,6 +79,26 @@ def litellm_proxy(log: Path, behind: str, key: str) -> Iterator[str]:
     # Its list of prices is the one that comes with it: nothing is asked of the internet.
     offline = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "DO_NOT_TRACK": "1"}
     with _running(command, port, "/health/liveliness", log, offline):
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+@contextmanager
+def vllm_serve(log: Path, model: str) -> Iterator[str]:
+    """vLLM's own server in float32, with a model's folder as the model ``tiny``; its base URL.
+
+    For tests in the environment with vLLM.
+    """
+    port = free_port()
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model,
+        "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port),
+        "--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(2**27),
+    ]  # fmt: skip
+    settings = {
+        "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1", "VLLM_HOST_IP": "127.0.0.1",
+    }  # fmt: skip
+    with _running(command, port, "/health", log, settings):
         yield f"http://127.0.0.1:{port}/v1"
 
 
