@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import pwd
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lmcot.files import cache_folder, can_write
@@ -67,6 +69,31 @@ def use_threads(threads: int) -> None:
     torch.set_num_threads(threads)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def as_a_guest() -> Iterator[None]:
+    """Has a stage run in a user's process, whose threads and libraries are as before at the end.
+
+    The actors, which compute, are processes of lmcot's own.
+    """
+    do_without_home()
+    import torch
+    import transformers
+
+    logging = transformers.utils.logging
+    threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def spare_imports() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from lmcot.config import Config, GivenDemonstrations, SignalFilter
 from lmcot.frozen.templates import open_templates
 from lmcot.records import Example, Judgement, Rollout
 from lmcot.rewards.combine import judge_increasing
+from lmcot.rewards.custom import CustomReward
 from lmcot.rewards.judge import RewardModel
 from lmcot.rewards.scoring import columns, score, unmeasured
 from lmcot.rewards.signal import group_results
@@ -27,8 +28,15 @@ class RewardActor(ActorBase):
     """A client of the frozen-LM fleet; it holds no model, and so does not import torch, unless
     demonstrations are chosen for each question by their embeddings."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, functions: Mapping[str, CustomReward] | None = None) -> None:
+        """Keeps the settings.
+
+        Args:
+            functions: custom rewards of the program that runs the stage, by the names that the
+                settings call them.
+        """
         self._config = config
+        self._functions = functions or {}
 
     def setup(
         self, frozen_handles: list[Any], demonstrations: GivenDemonstrations | None = None
@@ -54,6 +62,7 @@ class RewardActor(ActorBase):
             open_templates(config.prompts),
             config.frozen.answer_limit,
             config.prompts.guided_kind,
+            self._functions,
         )
 
     def judge(self, unit: JudgeUnit) -> Judged:

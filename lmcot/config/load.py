@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Mapping
@@ -162,6 +163,18 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def overridden(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of plain settings with other values at dotted keys.
+
+    Raises:
+        UserError: if a key goes below a plain value.
+    """
+    changed = copy.deepcopy(dict(values))
+    for key, value in changes.items():
+        _set(changed, key, value, key)
+    return changed
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     parts = key.split(".")
@@ -172,6 +185,11 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     except yaml.YAMLError:
         shown = f"{key}=..." if set(parts) & set(MAY_HOLD_SECRETS) else override
         raise UserError(f"the override '{shown}' does not hold a valid YAML value") from None
+    _set(values, key, value, override)
+
+
+def _set(values: dict[str, Any], key: str, value: Any, override: str) -> None:
+    parts = key.split(".")
     node = values
     for depth, part in enumerate(parts[:-1], 1):
         child = _section(node.setdefault(part, {}), ".".join(parts[:depth]))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from lmcot.config import GuidanceRewards
 from lmcot.errors import UserError
@@ -27,14 +27,55 @@ class CustomReward(Protocol):
         ...
 
 
-def load_custom(name: str) -> CustomReward:
+@dataclass(frozen=True, slots=True)
+class AbsentReward:
+    """Stands for a function of a program or a notebook that this process was not given.
+
+    An evaluation does not need it.
+    """
+
+    name: str
+    """The name that the settings call it."""
+
+    def __call__(self, example: Example, rollout: Rollout, judgement: Judgement, /) -> float:
+        """Raises `UserError`."""
+        raise self.error
+
+    @property
+    def error(self) -> UserError:
+        """What the user is told."""
+        return UserError(
+            f"rewards.custom is '{self.name}', a function of a program or a notebook: run the "
+            "stage there and give it the function, or move it into a module and name that here"
+        )
+
+
+_NONE_GIVEN: Final[Mapping[str, CustomReward]] = {}
+
+
+def load_custom(name: str, given: Mapping[str, CustomReward] = _NONE_GIVEN) -> CustomReward:
     """The function that ``module:function`` names.
+
+    Args:
+        given: functions of the program that runs the stage, by such names.
 
     Raises:
         UserError: if the module cannot be imported, has no such function, or the function does
             not take three positional arguments.
     """
     module_name, _, function_name = name.partition(":")
+    reward = given[name] if name in given else _imported(name, module_name, function_name)
+    if not _takes_three(reward):
+        raise UserError(
+            f"rewards.custom is '{name}', but it cannot be called with three arguments: define it "
+            f"as def {function_name}(example, rollout, judgement)"
+        )
+    return cast(CustomReward, reward)
+
+
+def _imported(name: str, module_name: str, function_name: str) -> Callable[..., object]:
+    if module_name == "__main__":
+        return AbsentReward(name)
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # importing runs the user's code, which may raise anything
@@ -50,12 +91,7 @@ def load_custom(name: str) -> CustomReward:
             f"rewards.custom is '{name}', but the module '{module_name}' has no function "
             f"'{function_name}': define it there, or name another"
         )
-    if not _takes_three(reward):
-        raise UserError(
-            f"rewards.custom is '{name}', but it cannot be called with three arguments: define it "
-            f"as def {function_name}(example, rollout, judgement)"
-        )
-    return cast(CustomReward, reward)
+    return reward
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +127,12 @@ class Custom:
         return Failure(FailureKind.PERMANENT, reason)
 
 
-def load_customs(rewards: GuidanceRewards) -> list[Custom]:
+def load_customs(
+    rewards: GuidanceRewards, given: Mapping[str, CustomReward] = _NONE_GIVEN
+) -> list[Custom]:
     """All custom rewards that the settings name. Raises as `load_custom` does."""
     return [
-        Custom(component, one.function, load_custom(one.function))
+        Custom(component, one.function, load_custom(one.function, given))
         for component, one in rewards.custom_rewards.items()
     ]
 

@@ -23,7 +23,7 @@ from lmcot.records import (
 from lmcot.rewards.aspects import AspectMeter
 from lmcot.rewards.component import Context, Measured
 from lmcot.rewards.components import component_weights, measured_components
-from lmcot.rewards.custom import load_customs, with_custom
+from lmcot.rewards.custom import CustomReward, load_customs, with_custom
 from lmcot.text.answers import contains_gold
 from lmcot.text.reading import read_answer
 
@@ -46,11 +46,12 @@ class RewardModel:
         templates: PromptTemplates,
         max_answer_tokens: int,
         kind: GuidedKind = "guided",
+        functions: Mapping[str, CustomReward] | None = None,
     ) -> None:
         self._meter = AspectMeter(rewards)
         self._components = measured_components(rewards)
         self._weights = component_weights(rewards)
-        self._customs = load_customs(rewards)
+        self._customs = load_customs(rewards, functions or {})
         self._frozen = frozen
         self._templates = templates
         self._max_answer_tokens = max_answer_tokens

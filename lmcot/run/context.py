@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -38,7 +38,7 @@ from lmcot.monitor.metrics import Monitor
 from lmcot.monitor.progress import say
 from lmcot.records import Example
 from lmcot.rewards.aspects import AspectMeter
-from lmcot.rewards.custom import load_customs
+from lmcot.rewards.custom import CustomReward, load_customs
 from lmcot.rewards.first_check import check_frozen
 from lmcot.run.budgets import Spending
 from lmcot.run.demonstrations import given_demonstrations, write_demonstrations
@@ -73,6 +73,9 @@ class Run:
     directory: RunDirectory
     monitor: Monitor
     interruption: Interruption
+    functions: Mapping[str, CustomReward] = field(default_factory=dict)
+    """Custom rewards of the program that runs the stages, by the names that the settings call
+    them."""
     templates: PromptTemplates = field(init=False)
     spending: Spending = field(init=False)
     effective: Config = field(init=False)
@@ -151,7 +154,7 @@ class Run:
         """
         if self.config.rewards.kind == "guidance":
             AspectMeter(self.config.rewards)  # reads the learned model, if there is one
-            load_customs(self.config.rewards)
+            load_customs(self.config.rewards, self.functions)
         if self.config.rollout.engine == "vllm":
             check_vllm("rollout.engine", "policy.source", self.config.policy.source)
         self._check_frozen()
@@ -295,17 +298,24 @@ class Run:
         config = self.effective.model_copy(update={"prompts": self.config.prompts})
         return Fleet(
             "reward", RewardActor, self.config.actors.reward, self.config.actors,
-            arguments={"config": config},
+            arguments={"config": config, "functions": self.functions},
             check=self.interruption.check,
         )  # fmt: skip
 
 
 @contextmanager
-def open_run(config: Config, home: Place, *, varied: Collection[str] = ()) -> Iterator[Run]:
+def open_run(
+    config: Config,
+    home: Place,
+    *,
+    varied: Collection[str] = (),
+    functions: Mapping[str, CustomReward] | None = None,
+) -> Iterator[Run]:
     """Opens a run directory, checks the settings against it, and joins or starts the cluster.
 
     Args:
         varied: settings whose values differ in the runs beside this one, if that is known.
+        functions: custom rewards of the calling program, by the names that the settings call them.
 
     Raises:
         UserError: before anything starts, if settings, data, model or directory are wrong.
@@ -319,7 +329,7 @@ def open_run(config: Config, home: Place, *, varied: Collection[str] = ()) -> It
             Monitor(directory.path, config.monitor, hparams=hparams, varied=varied)
         )
         interruption = Interruption()
-        run = Run(config, directory, monitor, interruption)
+        run = Run(config, directory, monitor, interruption, functions or {})
         stack.callback(run.spending.save)
         run.check_inputs()
         check_contents(run)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmcot.config import FileTeacher, GuidanceRewards, depends, digested_settings, training_stage
 from lmcot.data.demonstrations import DEMONSTRATIONS_KEY, demonstrations_digest
 from lmcot.errors import UserError
 from lmcot.records import Example
-from lmcot.rewards.custom import load_custom
+from lmcot.rewards.custom import AbsentReward, CustomReward, load_customs
 from lmcot.storage import place
 
 if TYPE_CHECKING:
@@ -63,8 +63,9 @@ def contents(run: Run, stage: str) -> dict[str, str]:
         found["data.validation"] = _questions(run.validation)
     rewards = run.config.rewards
     if known.judges and isinstance(rewards, GuidanceRewards):
-        sources = [_source(one.function) for one in rewards.custom_rewards.values()]
-        if sources:
+        customs = load_customs(rewards, run.functions)
+        sources = [_source(one.reward, run.functions) for one in customs]
+        if sources and not any(isinstance(one.reward, AbsentReward) for one in customs):
             found["rewards.custom"] = _digest("".join(sources))
         if rewards.learned_model is not None:
             found["rewards.learned_model"] = _digest(place(rewards.learned_model).read_text())
@@ -91,15 +92,31 @@ def check_contents(run: Run) -> None:
                 )
 
 
+def check_functions(run: Run) -> None:
+    """Checks that a stage that judges has the custom rewards of the program that began the run.
+
+    Raises:
+        UserError: naming one that is not there.
+    """
+    if isinstance(run.config.rewards, GuidanceRewards):
+        for one in load_customs(run.config.rewards, run.functions):
+            if isinstance(one.reward, AbsentReward):
+                raise one.reward.error
+
+
 def _questions(questions: Sequence[Question]) -> str:
     digest = examples_digest(one.example for one in questions)
     return f"{len(questions)} questions with digest {digest}"
 
 
-def _source(name: str) -> str:
-    """The text of the module that a custom reward is defined in."""
-    module = inspect.getmodule(load_custom(name))
-    return inspect.getsource(module) if module is not None else ""
+def _source(reward: CustomReward, given: Mapping[str, CustomReward]) -> str:
+    """The text of the module that a custom reward is defined in; of the function alone if the
+    calling program gives it, whose text changes for other reasons."""
+    of = reward if reward in given.values() else inspect.getmodule(reward)
+    try:
+        return inspect.getsource(of) if of is not None else ""
+    except (OSError, TypeError):  # made by a program, or a callable object
+        return ""
 
 
 def _digest(text: str) -> str:

@@ -19,7 +19,7 @@ from lmcot.monitor.progress import Progress, say
 from lmcot.records import RunState
 from lmcot.run.budgets import usage_metrics
 from lmcot.run.context import Run
-from lmcot.run.inputs import contents
+from lmcot.run.inputs import check_functions, contents
 from lmcot.training.batch import Batch
 from lmcot.training.interim import InterimEvaluation
 from lmcot.training.learners import Learners
@@ -48,6 +48,7 @@ def refine(run: Run, *, on_step: OnStep = lambda step, metrics: None) -> None:
     if finished and finished["steps"] >= steps:
         say(f"refine: done already, {finished['steps']} steps")
         return
+    check_functions(run)
     with started_actors(run) as (fleets, learners):
         run.directory.begin(STAGE, contents(run, STAGE))
         learners.run_until_done(

@@ -15,6 +15,7 @@ from lmcot.errors import UserError
 from lmcot.monitor.progress import say
 from lmcot.run.context import Run
 from lmcot.run.directory import read_annotations
+from lmcot.run.inputs import check_functions
 from lmcot.run.policies import check_policy
 from lmcot.run.roles import distill_roles
 from lmcot.storage import on_disk, replacing
@@ -44,6 +45,7 @@ def reject(run: Run) -> None:
         return
     if finished:
         _check_nothing_stands_on(run)
+    check_functions(run)
     check_policy(
         run.directory, run.config, settings.start_from, "to sample with", "reject.start_from"
     )
