@@ -2,7 +2,8 @@
 
 Usage: python client_programs.py CLIENT URL. Each asks a service at an address and checks what it
 gets against what the service says to a plain request. For "jupyter" the environment names a run
-directory, and lmcot's own Python, in which the notebook's kernel runs.
+directory, and lmcot's own Python, in which the notebook's kernel runs. "notebook FILE" runs the
+cells of a file there.
 """
 
 from __future__ import annotations
@@ -304,12 +305,10 @@ NOTEBOOK = (
 """Its cells."""
 
 
-def ask_jupyter(url: str) -> None:
-    """`lmcot.Guide` in the cells of a notebook, in a real kernel."""
+def execute(notebook: Any, timeout: int) -> None:
+    """Runs a notebook's cells in a real kernel, on lmcot's own Python."""
     import nbclient
-    import nbformat
 
-    wanted = plain(url)
     own = str(Path(nbclient.__file__).parents[1])
     start = (
         f"import sys; sys.path.append({own!r}); from ipykernel import kernelapp; "
@@ -324,11 +323,28 @@ def ask_jupyter(url: str) -> None:
             encoding="utf-8",
         )
         os.environ |= {"JUPYTER_PATH": folder, "IPYTHONDIR": folder, "JUPYTER_RUNTIME_DIR": folder}
-        notebook = nbformat.v4.new_notebook()
-        values = {"RUN": os.environ["LMCOT_RUN"], "QUESTION": QUESTION, "CONTEXT": CONTEXT}
-        given = "\n".join(f"{name} = {value!r}" for name, value in values.items())
-        notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in (given, *NOTEBOOK)]
-        nbclient.NotebookClient(notebook, timeout=120, kernel_name="lmcot").execute()
+        nbclient.NotebookClient(notebook, timeout=timeout, kernel_name="lmcot").execute()
+
+
+def execute_file(path: str) -> None:
+    """Runs a notebook, and prints it with what its cells gave."""
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    execute(notebook, timeout=400)
+    print(nbformat.writes(notebook))
+
+
+def ask_jupyter(url: str) -> None:
+    """`lmcot.Guide` in the cells of a notebook, in a real kernel."""
+    import nbformat
+
+    wanted = plain(url)
+    notebook = nbformat.v4.new_notebook()
+    values = {"RUN": os.environ["LMCOT_RUN"], "QUESTION": QUESTION, "CONTEXT": CONTEXT}
+    given = "\n".join(f"{name} = {value!r}" for name, value in values.items())
+    notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in (given, *NOTEBOOK)]
+    execute(notebook, timeout=120)
     told = ["".join(one.get("text", "") for one in cell.outputs) for cell in notebook.cells]
     assert told[2].rstrip("\n") == wanted["answer"]
     assert told[3] == told[2]
@@ -348,4 +364,4 @@ PROGRAMS = {
 }
 
 if __name__ == "__main__":
-    PROGRAMS[sys.argv[1]](sys.argv[2])
+    {**PROGRAMS, "notebook": execute_file}[sys.argv[1]](sys.argv[2])

@@ -29,7 +29,9 @@ VALUES: dict[str, Any] = {
 }
 
 
-def brevity(example: Example, rollout: Rollout, judgement: Judgement) -> float:
+def brevity(
+    example: Example, rollout: Rollout, judgement: Judgement, lock: Any = None, table: bytes = b""
+) -> float:
     return 1.0
 
 
@@ -55,7 +57,7 @@ def test_a_function_of_a_program_goes_to_the_actors_by_value() -> None:
     found = Rewards.of({"half": function})
     assert found.settings == {"half": {"function": "__main__:half", "weight": 1.0}}
     sent = cloudpickle.loads(cloudpickle.dumps(found.functions))
-    rewards = GuidanceRewards(custom=found.settings)  # type: ignore[arg-type]
+    rewards = GuidanceRewards(custom=found.settings)
     (custom,) = load_customs(rewards, sent)
     assert (custom.component, custom.reward(None, None, None)) == ("custom/half", 0.5)  # type: ignore[arg-type]
 
