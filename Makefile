@@ -8,12 +8,14 @@ FLAGS := -q --progress-bar off -c constraints.txt
 # End-to-end tests spend half their time waiting for processes to start, end or time out. Each file
 # goes to one of two processes, which have their own folders and Ray clusters.
 WORKERS := -n 2 --dist loadfile
+# An environment with torch for the machine's GPU, lmcot and vLLM.
+GPU_PYTHON ?= $(BIN)/python
 # Commands run as if the environment were activated: DeepSpeed looks for ninja on the PATH.
 RUN   := PATH="$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart toy test test-vllm test-fast test-quick lint cloud-tools client-tools server-tools vllm-tools clean
+.PHONY: help setup quickstart toy test test-vllm test-fast test-quick lint cloud-tools client-tools server-tools vllm-tools gpu-check clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -94,6 +96,10 @@ server-tools: $(STAMP) ## an environment with LM servers, for the tests with the
 vllm-tools: $(STAMP) ## an environment with vLLM for CPUs, for the tests with it (a minute or two)
 	@echo "Installing vLLM for CPUs, unless it is there (a minute or two)"
 	@$(VENV)/bin/python tests/support/vllm_environment.py .venv-vllm
+
+gpu-check: ## check lmcot on this machine's GPU (under eight minutes; see docs/gpu.md)
+	@PATH="$(dir $(GPU_PYTHON)):$$PATH" PYTHONPATH="$(CURDIR)" $(GPU_PYTHON) -m benchmarks.gpu_check \
+		$(if $(TRL_PYTHON),--trl-python $(TRL_PYTHON))
 
 clean: ## remove the environment and caches; runs/ stays
 	rm -rf $(VENV) .venv-cloud .venv-clients .venv-servers .venv-vllm build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache \

@@ -93,7 +93,7 @@ def workload(run: Run) -> dict[str, Any]:
             ]
         )
     return {
-        "model": str(Path(resolve_source(SMOLLM2)).resolve()),
+        "model": str(Path(resolve_source(settings.policy.source)).resolve()),
         "dtype": settings.policy.dtype,
         "steps": steps,
         "samples": SAMPLES,

@@ -2,10 +2,10 @@
 
     python trl_side.py WORKLOAD.json RESULT.json --rows 8
 
-It times each step of GRPOTrainer on the prompts of the workload, on the CPU. The settings do the
-same work as lmcot's in the least time: no gradient checkpointing, no checkpoints, one
-call of generate() for the whole step, and no pass for the old log-probabilities, which TRL skips
-if a batch is used once.
+It times each step of GRPOTrainer on the prompts of the workload, on the CPU, or where the workload
+says so on a GPU with vLLM. The settings do the same work as lmcot's in the least time: no gradient
+checkpointing, no checkpoints, one call of generate() for the whole step, and no pass for the old
+log-probabilities, which TRL skips if a batch is used once.
 """
 
 from __future__ import annotations
@@ -44,12 +44,19 @@ def increasing(completions: list[str], **_: Any) -> list[float]:
     return [float(len(found) == 2 and found[0] < found[1]) for found in numbers]
 
 
+def _sampling(work: dict[str, Any]) -> dict[str, Any]:
+    """With vLLM in this process where there is a GPU."""
+    if not work.get("gpu"):
+        return {"use_vllm": False}
+    return {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.3}
+
+
 def settings(work: dict[str, Any], rows: int, folder: str) -> GRPOConfig:
     """Args: rows: samples per micro-batch."""
     samples = work["samples"] * len(work["steps"][0])
     return GRPOConfig(
         output_dir=folder,
-        use_cpu=True,
+        use_cpu=not work.get("gpu"),
         bf16=False,  # this is autocast; the weights already have their dtype
         model_init_kwargs={"dtype": work["dtype"]},
         per_device_train_batch_size=rows,
@@ -69,7 +76,7 @@ def settings(work: dict[str, Any], rows: int, folder: str) -> GRPOConfig:
         max_steps=len(work["steps"]),
         shuffle_dataset=False,
         gradient_checkpointing=False,
-        use_vllm=False,
+        **_sampling(work),
         save_strategy="no",
         logging_steps=1,
         report_to="none",
