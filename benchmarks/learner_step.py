@@ -1,7 +1,8 @@
 """Times the phases of a GRPO step inside the learner actor, beside the bare pass on the same rows.
 
     python -m benchmarks.learner_step [--model smollm2|tiny] [--questions 16] [--layers 30]
-        [--dtype auto|float32|bfloat16] [--attention auto|model|fused|products] [--repeats 3]
+        [--dtype auto|float32|bfloat16] [--attention auto|model|fused|products] [--compile]
+        [--repeats 3]
 
 Each of the questions has four responses of at most 64 tokens behind one made-up prompt of 180 to
 320 tokens, as long as HotpotQA's with their gold paragraphs; one optimiser step has a KL term in
@@ -167,7 +168,7 @@ def _forget_peak() -> None:
 def config(source: str, options: argparse.Namespace) -> Config:
     """One GRPO update a step, with its KL term in the loss."""
     counting = {"kind": "counting"}
-    learner = {"zero_stage": 0, "attention": options.attention}
+    learner = {"zero_stage": 0, "attention": options.attention, "compile": options.compile}
     return parse_config(
         {
             "data": {"train": counting, "validation": counting},
@@ -252,6 +253,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=16)
     parser.add_argument("--dtype", choices=get_args(Dtype), default="auto")
     parser.add_argument("--attention", choices=("auto", *get_args(Kernel)), default="auto")
+    parser.add_argument("--compile", action="store_true", help="learner.compile")
     parser.add_argument("--budget", type=int, default=2048, help="tokens in a micro-batch")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)

@@ -48,6 +48,7 @@ NO_STAGE_DEPENDS_ON = (
     "learner.tokens_per_micro_batch",
     "learner.share_prompts",
     "learner.attention",
+    "learner.compile",
     "learner.gradient_checkpointing",
     "learner.offload_reference",
     "learner.max_skipped_updates",

@@ -32,6 +32,7 @@ _COLUMNS: Final = (
 ADDED: Final[Mapping[str, Any]] = {
     "frozen.chat": None,
     "learner.attention": "model",
+    "learner.compile": False,
     "prompts.conclusion": "shown",
     "prompts.demonstrations.source.part": "all",
     "prompts.demonstrations.source.held_out": 0.1,

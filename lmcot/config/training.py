@@ -319,6 +319,11 @@ class LearnerSettings(Settings):
     stages, on a GPU, for a model of fewer than 10 million parameters or with
     ``gradient_checkpointing`` it is ``model``. A stage that resumes uses the kernel of its
     checkpoint. The kernels' results differ by rounding."""
+    compile: bool = False
+    """Compile what lies between attention (projections, activations, norms) with `torch.compile`,
+    which fuses their element-wise operators: the first step takes a minute or more longer, later
+    ones less. Results differ by rounding. It needs a C++ compiler, or Triton on a GPU, and does not
+    work with ZeRO stage 3."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     max_skipped_updates: NonNegativeInt = 5
@@ -332,6 +337,15 @@ class LearnerSettings(Settings):
             raise ValueError(
                 f"offload is '{self.offload}', which needs zero_stage {least} or more, but "
                 f"zero_stage is {self.zero_stage}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_parameters_are_compiled(self) -> LearnerSettings:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile is on, which does not work with zero_stage 3, whose parameters are "
+                "gathered layer by layer: turn it off, or set zero_stage to 2 or less"
             )
         return self
 

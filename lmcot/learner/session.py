@@ -28,6 +28,7 @@ from lmcot.learner.ppo import PPO
 from lmcot.learner.ranks import rank
 from lmcot.learner.writer import Writer
 from lmcot.models.adapters import adapters_off, add_adapters, has_adapters, save_adapters
+from lmcot.models.compiled import compile_parts
 from lmcot.models.policy import (
     Policy,
     critic_model,
@@ -70,11 +71,10 @@ class LearnerSession:
         self.shares_prompts = config.learner.share_prompts and all(
             shares_prompts(model, self.policy.start_id) for model in readers
         )
-        self.attention = Attention(
-            [*readers, *([self._reference] if self._reference is not None else [])],
-            config.learner,
-            shared=self.shares_prompts,
-        )
+        models = [*readers, *([self._reference] if self._reference is not None else [])]
+        self.attention = Attention(models, config.learner, shared=self.shares_prompts)
+        if config.learner.compile:
+            compile_parts(models)
         if config.learner.gradient_checkpointing:
             _enable_checkpointing(lm)
             if critic is not None and not isinstance(critic, nn.Linear):
