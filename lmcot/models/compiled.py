@@ -24,7 +24,7 @@ def compile_parts(models: Sequence[nn.Module]) -> None:
         UserError: if there is no C++ compiler to compile with, or a model names no blocks.
     """
     check_compiler()
-    torch._dynamo.config.recompile_limit = _MOST_VARIANTS  # type: ignore[attr-defined]
+    torch._dynamo.config.recompile_limit = _MOST_VARIANTS
     for model in models:
         parts = [part for block in _blocks(model) for part in _parts(block)]
         if not parts:

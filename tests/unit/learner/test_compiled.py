@@ -61,7 +61,7 @@ def test_it_learns_the_same(more: dict[str, Any]) -> None:
         )
         assert bool(_compiled(session.policy.lm)) == compiled
         found.append([session.ppo.step(rollouts(LLAMA, seed=step), step) for step in range(2)])
-    torch._dynamo.reset()  # type: ignore[no-untyped-call]
+    torch._dynamo.reset()
     for one, other in zip(*found, strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
 
