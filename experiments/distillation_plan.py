@@ -121,6 +121,8 @@ def plan(runs: Path) -> list[Step]:
             _guided(runs, "facts-1600", lm, GUIDED_ROWS, conclusion="hidden")
             for lm in FROZEN_ORDER[:2]
         ),
+        _from_both(),
+        *(_guided(runs, "both", lm, GUIDED_ROWS) for lm in FROZEN_ORDER),
         _from_frozen(400),
         *(_guided(runs, "frozen-400", lm, CURVE_ROWS) for lm in FROZEN_ORDER),
         *(
@@ -187,6 +189,21 @@ def _asked(lm: str, name: str, shown: dict[str, Any] | int, rows: Sequence[str])
 def _from_facts(count: int) -> Step:
     """Distillation on the supporting facts of the first training questions."""
     return Step(f"distill/facts-{count}", ("distill",), _distilled(count))
+
+
+def _from_both() -> Step:
+    """Distillation on all questions of HotpotQA and 2WikiMultiHopQA, read three times."""
+    changed = {
+        **_distilled(1600),
+        "data.max_train": None,
+        "policy.max_new_tokens": 160,
+        "distill.epochs": 3,
+        "distill.validation": {"questions": 64, "every": 40, "samples": 4, "patience": 4},
+    }
+    step = Step("distill/both", ("distill",), changed)
+    # The names of both files; the sample that comes with lmcot has another one.
+    step.settings["data"]["train"]["path"] = str(Path(os.environ["LMCOT_DATA"]) / "*qa-train.*")
+    return step
 
 
 def _from_frozen(count: int) -> Step:
