@@ -69,6 +69,8 @@ class Example:
     dataset: str = ""
     aliases: tuple[str, ...] = ()
     """Other right answers that the data set lists."""
+    facts: tuple[str, ...] = ()
+    """Supporting facts that stand in no passage, as text: the data set's own solution."""
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -76,17 +78,19 @@ class Example:
         return (self.answer, *self.aliases)
 
     def gold_sentences(self) -> tuple[str, ...]:
-        """The sentences that the supporting facts point to, in the order of the context.
+        """The sentences that the supporting facts point to, in the order of the context, or the
+        facts that came as text.
 
         Facts that point outside the context are ignored (2WikiMultiHopQA has a few).
         """
         wanted = {(fact.title, fact.sent_id) for fact in self.supporting_facts}
-        return tuple(
+        pointed = tuple(
             sentence.strip()
             for paragraph in self.context
             for index, sentence in enumerate(paragraph.sentences)
             if (paragraph.title, index) in wanted
         )
+        return (*pointed, *self.facts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from lmcot.actors.base import ActorBase, NotSetUp
 from lmcot.actors.frozen_client import FrozenClient
 from lmcot.actors.units import Judged, JudgeUnit, Packed, Scored, ScoreUnit
 from lmcot.config import Config, GivenDemonstrations, SignalFilter
+from lmcot.data.tasks import open_task
 from lmcot.frozen.templates import open_templates
 from lmcot.records import Example, Judgement, Rollout
 from lmcot.rewards.combine import judge_increasing
@@ -63,6 +64,7 @@ class RewardActor(ActorBase):
             config.frozen.answer_limit,
             config.prompts.guided_kind,
             self._functions,
+            open_task(config.task),
         )
 
     def judge(self, unit: JudgeUnit) -> Judged:

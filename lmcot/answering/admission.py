@@ -13,6 +13,7 @@ from lmcot.answering.refused import Refused
 from lmcot.answering.schemas import AnswerRequest, Drawing, Passage
 from lmcot.answering.structured import Form, read_form
 from lmcot.config import Config
+from lmcot.data.tasks import open_task
 from lmcot.records import Paragraph
 
 COLDEST = 1e-3
@@ -24,6 +25,7 @@ class Admission:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self.task = open_task(config.task)
 
     def answer(
         self,
@@ -47,7 +49,9 @@ class Admission:
         form = _form(request)
         passages = self.context(request.question, context)
         draw = self.draw(request, tokens=tokens, spent=spent)
-        return Ask(ident, request.question, passages, draw, request.unguided, form=form)
+        return Ask(
+            ident, request.question, passages, draw, request.unguided, form=form, task=self.task
+        )
 
     def context(self, question: str, given: Context | Sequence[Passage]) -> tuple[Paragraph, ...]:
         """The passages of a context.

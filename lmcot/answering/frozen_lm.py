@@ -11,8 +11,8 @@ from lmcot.answering.asking import Asking
 from lmcot.answering.exchange import Query, Reply
 from lmcot.answering.presence import Presence, without_address
 from lmcot.config import Config
+from lmcot.data.tasks import EXTRACTIVE_QA, Task, open_task
 from lmcot.records import Answer, Completion, Example, Failure, Missing
-from lmcot.text.reading import read_answer
 
 _log = logging.getLogger("lmcot.answering")
 
@@ -30,6 +30,7 @@ class FrozenLM:
         settings = config.frozen.for_service()
         self._settings, self._name = settings, settings.public_name
         self._presence = Presence(settings)
+        self._task = open_task(config.task)
         self._lm = open_frozen_lm(settings, config.prompts)
         self._calls = ThreadPoolExecutor(settings.calls_at_once)
         # The special tokens of an endpoint's model are not known here.
@@ -66,7 +67,7 @@ class FrozenLM:
         (found,) = self._lm.generate([prompt], sampling)
         if isinstance(found, Failure):
             return self._failed(found)
-        reply = read_reply(found, self._name)
+        reply = read_reply(found, self._name, self._task, query.question)
         if wish.max_tokens is None:
             return reply
         said = reply.answer
@@ -95,9 +96,11 @@ def _example(query: Query) -> Example:
     return Example("asked", query.question.strip(), "", query.paragraphs)
 
 
-def read_reply(found: Completion, version: str) -> Reply:
+def read_reply(
+    found: Completion, version: str, task: Task = EXTRACTIVE_QA, question: str = ""
+) -> Reply:
     """A completion with the answer that is read out of it."""
-    said = read_answer(found)
+    said = task.answer(found, question)
     if said.silent:
         return Reply(failure=said.silent, version=version)
     return Reply(said, version=version)

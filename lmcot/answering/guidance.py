@@ -22,8 +22,8 @@ from lmcot.answering.exchange import (
 from lmcot.answering.refused import FrozenLMFailed, Refused, UnfitAnswer
 from lmcot.answering.schemas import AnswerResponse, Timings, Tokens, Versions, Vote
 from lmcot.answering.structured import Form
+from lmcot.data.tasks import EXTRACTIVE_QA, Task
 from lmcot.records import Failure, Paragraph
-from lmcot.text.reading import read_text
 from lmcot.text.vote import vote
 
 
@@ -39,6 +39,8 @@ class Ask:
     wish: Wish = field(default_factory=Wish)
     form: Form | None = None
     """The JSON object that holds the answer, if one is wanted."""
+    task: Task = EXTRACTIVE_QA
+    """How answers are read and compared."""
 
 
 async def guide(
@@ -132,10 +134,10 @@ async def _formed(
     return response.model_copy(update={"structured": found, "tokens": tokens})
 
 
-def _is_cut(rationale: Written) -> bool:
+def _is_cut(rationale: Written, ask: Ask) -> bool:
     """Whether a rationale was cut before it stated its answer: its vote may be half an answer."""
     cut = rationale.finish_reason == "length"
-    return cut and read_text(rationale.text, cut=True).missing == "cut"
+    return cut and ask.task.read(rationale.text, ask.question, cut=True).missing == "cut"
 
 
 def _response(
@@ -153,7 +155,8 @@ def _response(
         raise FrozenLMFailed(unguided.failure)
     found = vote(
         [replies[number].answer.extracted for number in answered],
-        [_is_cut(written[number]) for number in answered],
+        [_is_cut(written[number], ask) for number in answered],
+        ask.task.key,
     )
     winner = answered[found.winner or 0]
     votes = [

@@ -122,3 +122,6 @@ class DataSettings(Settings):
     counted."""
     context: ContextSettings = ContextSettings()
     """Which paragraphs the models see."""
+    require_context: bool | None = None
+    """Whether a question without passages is a bad record. Unset: it is for the task
+    ``extractive_qa``, where a context under an unknown name would otherwise be missed."""

@@ -81,7 +81,9 @@ FROZEN_READS = "prompts.frozen_reads"
 CONCLUSION = "prompts.conclusion"
 """Only rewards and rows of an evaluation depend on it: they guide the frozen LM."""
 
-_QUESTIONS = ("data.train", "data.max_train", "data.on_bad_record", "data.context")
+_READING = ("task", "data.context", "data.require_context")
+"""How a question is read, whichever data it comes from."""
+_QUESTIONS = ("data.train", "data.max_train", "data.on_bad_record", *_READING)
 _RATIONALES = (*_QUESTIONS, "teacher", "policy.source", "policy.max_new_tokens")
 _MODEL = ("seed", "prompts", "policy.source", "policy.dtype", "policy.lora")
 
@@ -140,7 +142,7 @@ def _keys(stage: str, config: Config, finished: bool) -> tuple[str, ...]:
         sampled = ("seed",) if teacher.temperature else ()
         return (*_RATIONALES, "prompts", "frozen", *sampled)
     if stage == "evaluate":
-        return ("seed", "prompts", "policy", "rollout", "frozen", "data.context")
+        return ("seed", "prompts", "policy", "rollout", "frozen", *_READING)
     return _keys_of_training(training_stage(stage), config, finished)
 
 

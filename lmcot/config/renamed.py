@@ -30,6 +30,8 @@ _COLUMNS: Final = (
     "question", "id", "answer", "context", "supporting_facts", "title", "type", "level"
 )  # fmt: skip
 ADDED: Final[Mapping[str, Any]] = {
+    "data.require_context": None,
+    "task.kind": "extractive_qa",
     "frozen.chat": None,
     "learner.attention": "model",
     "learner.compile": False,

@@ -24,6 +24,7 @@ from lmcot.config.runtime import ActorsSettings, CheckpointSettings
 from lmcot.config.serving import ServeSettings
 from lmcot.config.short_forms import in_full
 from lmcot.config.stages import RefineSettings
+from lmcot.config.task import TEMPLATES, ExtractiveQa, TaskChoice
 from lmcot.config.teachers import Teacher
 from lmcot.config.training import LearnerSettings
 
@@ -35,6 +36,9 @@ class Config(Settings):
     """Seed of everything random."""
     data: DataSettings
     """Questions to learn from and to measure on."""
+    task: TaskChoice = ExtractiveQa()
+    """What a question is, and how its answer is read and compared: a section, or its ``kind``
+    alone."""
     prompts: PromptSettings = PromptSettings()
     """What the models are asked."""
     policy: PolicySettings
@@ -72,6 +76,19 @@ class Config(Settings):
     @classmethod
     def _short_forms_and_old_keys_are_read(cls, values: Any) -> Any:
         return with_new_names(in_full(values)) if isinstance(values, Mapping) else values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _templates_are_those_of_the_task(cls, values: Any) -> Any:
+        """A task brings its templates, unless the settings name others."""
+        if not isinstance(values, Mapping):
+            return values
+        task, prompts = values.get("task"), values.get("prompts", {})
+        kind = task.get("kind") if isinstance(task, Mapping) else task
+        own = TEMPLATES.get(kind) if isinstance(kind, str) else None
+        if own is None or not isinstance(prompts, Mapping) or "templates" in prompts:
+            return values
+        return {**values, "prompts": {**prompts, "templates": own}}
 
     @model_validator(mode="after")
     def _variants_fit(self) -> Config:
@@ -198,6 +215,12 @@ class Config(Settings):
             return self
         rewards = self.rewards.resolved(likelihoods=not self._lacks_likelihoods)
         return self.model_copy(update={"rewards": rewards})
+
+    @property
+    def requires_context(self) -> bool:
+        """Whether a question without passages is a bad record."""
+        wanted = self.data.require_context
+        return self.task.needs_context if wanted is None else wanted
 
     @property
     def _lacks_likelihoods(self) -> str:

@@ -47,6 +47,8 @@ class Shown:
     rationales: Mapping[str, str]
     """The greedy rationale of the row's policy for each question, by id; empty without policy."""
     seed: int
+    mentions: Callable[[str, Example], Sequence[str]] = lambda text, example: example.answers
+    """The right answers of a question in the spellings in which a text may hold them."""
 
     @property
     def example(self) -> Example:
@@ -176,7 +178,7 @@ def _of_another_question(shown: Shown) -> str:
 
 
 def _without_the_answer(shown: Shown) -> str:
-    return masked(shown.own, shown.example.answers)
+    return masked(shown.own, shown.mentions(shown.own, shown.example))
 
 
 def _supporting_facts(shown: Shown) -> str:

@@ -79,14 +79,16 @@ def facts_rationale(
 
 def _facts(example: Example) -> list[_Fact]:
     wanted = {(fact.title, fact.sent_id) for fact in example.supporting_facts}
+    pointed = (
+        (paragraph.title, sentence.strip())
+        for paragraph in example.context
+        for index, sentence in enumerate(paragraph.sentences)
+        if (paragraph.title, index) in wanted and sentence.strip()
+    )
+    told = (("", fact) for fact in example.facts)
     return [
         _Fact(place, title, text, _need(example, title, text))
-        for place, (title, text) in enumerate(
-            (paragraph.title, sentence.strip())
-            for paragraph in example.context
-            for index, sentence in enumerate(paragraph.sentences)
-            if (paragraph.title, index) in wanted and sentence.strip()
-        )
+        for place, (title, text) in enumerate((*pointed, *told))
     ]
 
 
@@ -94,7 +96,7 @@ def _with_titles(facts: Sequence[_Fact]) -> list[str]:
     """The sentences; before a paragraph's first one stands the title, unless that names it."""
     told: list[str] = []
     for before, fact in zip([None, *facts], facts, strict=False):
-        first = before is None or before.title != fact.title
+        first = fact.title != "" and (before is None or before.title != fact.title)
         named = content_words(fact.title).keys() & content_words(fact.text).keys()
         told.append(f"{fact.title}: {fact.text}" if first and not named else fact.text)
     return told

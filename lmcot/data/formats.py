@@ -15,7 +15,7 @@ from typing import Any, Literal
 from lmcot.config.data import Columns
 from lmcot.data.columns import renaming
 from lmcot.data.gold import right_answers
-from lmcot.data.passages import CONTEXTS, context_of
+from lmcot.data.passages import CONTEXTS, context_of, has_context
 from lmcot.data.values import BadRecord, composed, decoded, is_text
 from lmcot.records import Example
 
@@ -66,7 +66,13 @@ def with_columns(format: Format, columns: Columns) -> Format:
     return replace(format, renamed=renamed, question=columns.question or "")
 
 
-def parse_record(record: object, dataset: str = "", requires: Sequence[str] = ()) -> Example:
+def parse_record(
+    record: object,
+    dataset: str = "",
+    requires: Sequence[str] = (),
+    *,
+    require_context: bool = True,
+) -> Example:
     """The `Example` that a record holds.
 
     A record without an id gets an id that is derived from its content, and so never changes.
@@ -74,6 +80,7 @@ def parse_record(record: object, dataset: str = "", requires: Sequence[str] = ()
     Args:
         dataset: the data set's name, if the record does not give it.
         requires: fields that the record must have.
+        require_context: whether a record without a context is bad.
 
     Raises:
         BadRecord: if a field is missing or malformed.
@@ -89,7 +96,8 @@ def parse_record(record: object, dataset: str = "", requires: Sequence[str] = ()
         record = _with_metadata(record)
         question = _question(record)
         answer, *aliases = right_answers(record)
-        context, facts = context_of(record)
+        context, facts = context_of(record) if require_context or has_context(record) else ((), ())
+        told = _facts(record)
     except RecursionError:
         raise BadRecord("the record is nested too deeply") from None
     content = (question, answer, *aliases, *((p.title, *p.sentences) for p in context))
@@ -103,6 +111,7 @@ def parse_record(record: object, dataset: str = "", requires: Sequence[str] = ()
         level=_label(record, "level"),
         dataset=_label(record, "dataset") or dataset or _guess_dataset(record),
         aliases=tuple(aliases),
+        facts=told,
     )
 
 
@@ -131,6 +140,15 @@ def _question(record: Mapping[str, Any]) -> str:
     if not is_text(value) or not value.strip():
         raise BadRecord(f"the field '{field}' must be a non-empty string")
     return composed(value)
+
+
+def _facts(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Supporting facts that are text: the field ``solution``, a text or a list of texts."""
+    value = decoded(record.get("solution"))
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, Sequence) or not all(map(is_text, found)):
+        return ()
+    return tuple(" ".join(composed(one).split()) for one in found if one.strip())
 
 
 def _identity(record: Mapping[str, Any]) -> str:

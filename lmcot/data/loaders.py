@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import resources
 from typing import Literal
@@ -14,6 +14,7 @@ from lmcot.data.columns import missing
 from lmcot.data.files import question_files
 from lmcot.data.formats import DERIVED, FORMATS, parse_record, with_columns
 from lmcot.data.layouts import Located, describe_record, read_records, renamed
+from lmcot.data.tasks import EXTRACTIVE_QA, Task
 from lmcot.data.values import BadRecord
 from lmcot.errors import UserError
 from lmcot.records import Example
@@ -45,11 +46,15 @@ def load_examples(
     limit: int | None = None,
     on_bad: Literal["refuse", "skip"] = "refuse",
     leaves_out: Callable[[Example], bool] = lambda example: False,
+    task: Task = EXTRACTIVE_QA,
+    require_context: bool = True,
 ) -> LoadedExamples:
     """The first ``limit`` good examples of a source; all of them if unset.
 
     Args:
         leaves_out: whether a good example is left out; it does not count towards the limit.
+        task: says what a question is.
+        require_context: whether a question without passages is a bad record.
 
     Raises:
         UserError: if the source cannot be read or holds no question; at the first bad record,
@@ -58,7 +63,7 @@ def load_examples(
     if isinstance(source, CountingData):
         found = [one for one in _counting(source.examples) if not leaves_out(one)]
         return LoadedExamples(found[:limit])
-    opened = _opened(source)
+    opened = replace(_opened(source), task=task, require_context=require_context)
     loaded = _collect(opened, limit, on_bad, leaves_out)
     if not loaded.examples and loaded.skipped:
         raise UserError(f"{opened.name} holds bad records only; the first: {loaded.problems[0]}")
@@ -89,6 +94,10 @@ class _Opened:
     """The names that the settings give to fields."""
     takes: Callable[[Example], bool] = lambda example: True
     """Whether a question is in the part that is read."""
+    task: Task = EXTRACTIVE_QA
+    """What a question is."""
+    require_context: bool = True
+    """Whether a question without passages is a bad record."""
 
 
 def _opened(source: SampleData | FileData | HubData) -> _Opened:
@@ -148,7 +157,11 @@ def _parse(record: object, opened: _Opened, places: dict[str, str]) -> Example:
     column = opened.columns.question
     if column is not None and isinstance(record, Mapping) and "question" not in record:
         raise missing("question", column)
-    example = parse_record(record, opened.dataset, opened.requires)
+    if isinstance(record, Mapping):
+        record = opened.task.fields(record)
+    example = parse_record(
+        record, opened.dataset, opened.requires, require_context=opened.require_context
+    )
     if example.id in places:
         what = "the whole question" if example.id.startswith(DERIVED) else f"the id '{example.id}'"
         raise BadRecord(f"{what} occurs a second time, first at {places[example.id]}")

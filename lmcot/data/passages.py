@@ -65,7 +65,10 @@ def context_of(
     field = next((name for name in CONTEXTS if record.get(name) is not None), None)
     if field is None:
         raise BadRecord(
-            "the field 'context' is missing: a question is answered from passages that come with it"
+            "the field 'context' is missing: a question is answered from passages that come with "
+            "it",
+            "correct the record, set data.require_context to false if the questions come without "
+            "passages",
         )
     passages = _passages(record, field)
     facts = _rows(record, "supporting_facts") if record.get("supporting_facts") is not None else []
@@ -77,6 +80,11 @@ def context_of(
         raise BadRecord("the context holds no text")
     context = tuple(Paragraph(passage.title, passage.sentences) for passage in passages)
     return context, tuple(_exact(found, passages))
+
+
+def has_context(record: Mapping[str, Any]) -> bool:
+    """Whether a record has a context that is not empty."""
+    return any(record.get(name) not in (None, "", [], {}) for name in CONTEXTS)
 
 
 def _passages(record: Mapping[str, Any], field: str) -> list[_Passage]:

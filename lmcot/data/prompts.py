@@ -210,7 +210,7 @@ class PromptTemplates:
         for demonstration in self.shown(fields["question"]):
             values = _values(demonstration)
             values["rationale"] = show(values["rationale"])
-            shown.append(Message("user", _fill(template.user, values)))
+            shown.append(Message("user", _user(template, values)))
             shown.append(Message("assistant", _fill(template.assistant, values)))
         return _prompt(template, fields, tuple(shown))
 
@@ -295,7 +295,13 @@ def _values(one: Demonstration) -> dict[str, str]:
 
 def _prompt(template: Template, fields: Mapping[str, str], shown: Prompt = ()) -> Prompt:
     system = (Message("system", template.system),) if template.system else ()
-    return (*system, *shown, Message("user", _fill(template.user, fields)))
+    return (*system, *shown, Message("user", _user(template, fields)))
+
+
+def _user(template: Template, fields: Mapping[str, str]) -> str:
+    """The question; one without a context goes without the paragraph that would hold it."""
+    text = template.user if fields["context"] else _without_context(template.user)
+    return _fill(text, fields)
 
 
 def _fill(text: str, fields: Mapping[str, str]) -> str:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lmcot.config.rows import find_row
+from lmcot.data.tasks import EXTRACTIVE_QA, Task
 from lmcot.evaluation.report import RowResult
 from lmcot.records import Answer, Example, Failure, Missing
-from lmcot.text.answers import best, contains_gold, exact_match, f1, inclusion
 from lmcot.text.copying import copied_share
-from lmcot.text.reading import read_text
 from lmcot.text.vote import vote
 
 _NEARLY_ALL = 0.95
@@ -38,7 +37,8 @@ class Prediction:
     contains_gold: bool | None
     """Whether the small LM's rationale holds the gold answer; None without such a rationale."""
     copied: float | None
-    """Share of that rationale's words that are copied from the context (`copied_share`)."""
+    """Share of that rationale's words that are copied from the context (`copied_share`); None
+    without a context."""
     votes: list[dict[str, str]]
     """Votes of a ``+sc`` row, each ``{"rationale", "reply", "answer"}``."""
     share: float
@@ -95,6 +95,7 @@ def predict(
     cached: float,
     seconds: float,
     asked: bool = True,
+    task: Task = EXTRACTIVE_QA,
 ) -> Prediction:
     """Scores one question by its only attempt, or by the vote of several.
 
@@ -107,20 +108,21 @@ def predict(
         cached: how many requests the frozen LM's cache answered.
         seconds: of the frozen LM; those of the rationales are added.
         asked: whether the frozen LM was asked at all, once for each attempt.
+        task: how answers are compared.
     """
     there = [(at, one, one.answer) for at, one in enumerate(attempts)
              if isinstance(one.answer, Answer)]  # fmt: skip
     failures = [one.answer.reason for one in attempts if isinstance(one.answer, Failure)]
     found = vote(
         [said.extracted for _, _, said in there],
-        [_is_cut(at, said, rationales if own else None) for at, _, said in there],
+        [_is_cut(at, said, rationales if own else None, example, task) for at, _, said in there],
+        task.key,
     )
     shown, said = attempts[0].rationale, Answer("", "", 0, 0)
     if there:
         _, picked, said = there[found.winner or 0]
         shown = picked.rationale
-    golds = example.answers
-    em = best(exact_match, said.extracted, golds)
+    scores = task.scores(said.extracted, example)
     several = len(attempts) > 1
     context = [" ".join(one.sentences) for one in example.context]
     return Prediction(
@@ -132,11 +134,11 @@ def predict(
         rationale=shown,
         reply=said.text,
         answer=found.answer if several else said.extracted,
-        em=em,
-        f1=best(f1, said.extracted, golds),
-        inclusion=best(inclusion, said.extracted, golds),
-        contains_gold=contains_gold(shown, golds) if own else None,
-        copied=copied_share(shown, context) if own else None,
+        em=scores.em,
+        f1=scores.f1,
+        inclusion=scores.inclusion,
+        contains_gold=task.contains(shown, example) if own else None,
+        copied=copied_share(shown, context) if own and context else None,
         votes=[_vote(one) for one in attempts] if several else [],
         share=found.share if several else 1.0,
         large_lm_tokens_in=sum(said.tokens_in for _, _, said in there),
@@ -148,14 +150,16 @@ def predict(
         seconds=seconds + (rationales.seconds if rationales else 0.0),
         failure=failures[0] if failures and not there else None,
         estimated=any(said.estimated for _, _, said in there),
-        golds=list(golds),
+        golds=list(example.answers),
         # A right answer was said, wherever the reply was cut.
-        missing="" if em == 1 else said.missing,
+        missing="" if scores.em == 1 else said.missing,
         thought=bool(said.silent),
     )
 
 
-def _is_cut(number: int, said: Answer, rationales: Rationales | None) -> bool:
+def _is_cut(
+    number: int, said: Answer, rationales: Rationales | None, example: Example, task: Task
+) -> bool:
     """Whether an attempt's answer may be half of one.
 
     Args:
@@ -166,7 +170,7 @@ def _is_cut(number: int, said: Answer, rationales: Rationales | None) -> bool:
         return True
     if rationales is None or rationales.finish_reasons[number] != "length":
         return False
-    return read_text(rationales.texts[number], cut=True).missing == "cut"
+    return task.read(rationales.texts[number], example.question, cut=True).missing == "cut"
 
 
 def _vote(one: Attempt) -> dict[str, str]:

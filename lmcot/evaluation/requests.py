@@ -9,11 +9,11 @@ from lmcot.actors.units import Packed, PromptUnit, RolloutUnit
 from lmcot.config import Config
 from lmcot.config.rows import RowSpec
 from lmcot.data.row_requests import row_prompt, row_sampling
+from lmcot.data.tasks import EXTRACTIVE_QA, Task
 from lmcot.evaluation.predictions import Attempt, Rationales
 from lmcot.frozen.cached import Replies
 from lmcot.records import Answer, Completion, Example, Failure, Rollout
 from lmcot.run.context import Run, in_units
-from lmcot.text.reading import read_answer, read_text
 
 
 def rationale_units(
@@ -110,21 +110,26 @@ class Votes:
         return group, [came[number] for number in range(self._attempts)]
 
 
-def answers_of(texts: Sequence[str], replies: Sequence[Completion | Failure]) -> list[Attempt]:
+def answers_of(
+    texts: Sequence[str],
+    replies: Sequence[Completion | Failure],
+    question: str,
+    task: Task = EXTRACTIVE_QA,
+) -> list[Attempt]:
     """A question's attempts, the answers read out of the replies."""
     return [
         Attempt(
             texts[at] if texts else "",
-            reply if isinstance(reply, Failure) else read_answer(reply),
+            reply if isinstance(reply, Failure) else task.answer(reply, question),
         )
         for at, reply in enumerate(replies)
     ]
 
 
-def own_answers(rationales: Rationales) -> list[Attempt]:
+def own_answers(rationales: Rationales, question: str, task: Task = EXTRACTIVE_QA) -> list[Attempt]:
     """A question's attempts, the answers read out of the small LM's own rationales."""
     attempts = []
     for text, reason in zip(rationales.texts, rationales.finish_reasons, strict=True):
-        said = read_text(text, cut=reason == "length")
+        said = task.read(text, question, cut=reason == "length")
         attempts.append(Attempt(text, Answer("", said.answer, 0, 0, said.missing)))
     return attempts

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from lmcot.config import EvaluateSettings
 from lmcot.config.rows import ROWS, Need, RowSpec, Shown, find_row
 from lmcot.config.stages import TRAINING_STAGES
+from lmcot.data.tasks import EXTRACTIVE_QA, Task
 from lmcot.errors import UserError
 from lmcot.records import Example
 
@@ -75,7 +76,11 @@ _NEEDS: dict[Need, tuple[Callable[[Sequence[Example]], bool], str]] = {
 
 
 def shown_texts(
-    row: RowSpec, examples: Sequence[Example], written: Mapping[str, Sequence[str]], seed: int
+    row: RowSpec,
+    examples: Sequence[Example],
+    written: Mapping[str, Sequence[str]],
+    seed: int,
+    task: Task = EXTRACTIVE_QA,
 ) -> list[list[str]]:
     """The rationales that a row shows with each question: none, one, or as many as vote.
 
@@ -87,4 +92,6 @@ def shown_texts(
     if row.votes:
         return [list(written[one.id]) for one in examples]
     greedy = {key: texts[0] for key, texts in written.items()}
-    return [[row.shown(Shown(examples, at, greedy, seed))] for at in range(len(examples))]
+    return [
+        [row.shown(Shown(examples, at, greedy, seed, task.mentions))] for at in range(len(examples))
+    ]

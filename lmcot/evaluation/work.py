@@ -166,7 +166,7 @@ class _Answers:
         self._work, self._row = work, row
         run, files = work.run, work.files
         self._groups = work.groups(missing)
-        self._shown = shown_texts(row, work.examples, files.texts(row), run.config.seed)
+        self._shown = shown_texts(row, work.examples, files.texts(row), run.config.seed, run.task)
         self._losses = Losses(run.config.failures, len(missing), f"answers of the row {row.name}")
         self._laps = _Laps()
 
@@ -197,11 +197,21 @@ class _Answers:
         for group in self._groups:
             ids = [self._work.examples[at].id for at in group]
             found = [self._work.files.rationales_for(self._row, one) for one in ids]
-            self._keep(group, [own_answers(one) if one else [] for one in found], 0.0)
+            questions = [self._work.examples[at].question for at in group]
+            attempts = [
+                own_answers(one, question, self._work.run.task) if one else []
+                for one, question in zip(found, questions, strict=True)
+            ]
+            self._keep(group, attempts, 0.0)
 
     def _asked(self, group: Sequence[int], units: Sequence[Replies]) -> None:
         attempts = [
-            answers_of(self._shown[at], [unit.results[place] for unit in units])
+            answers_of(
+                self._shown[at],
+                [unit.results[place] for unit in units],
+                self._work.examples[at].question,
+                self._work.run.task,
+            )
             for place, at in enumerate(group)
         ]
         saved = sum(unit.usage.asked - unit.usage.sent for unit in units)
@@ -226,6 +236,7 @@ class _Answers:
                 asked=row.prompt is not None,
                 cached=cached,
                 seconds=seconds,
+                task=self._work.run.task,
             )
             for at, tried in zip(group, attempts, strict=True)
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lmcot.config import GuidanceRewards
 from lmcot.config.prompts import GuidedKind
 from lmcot.data.prompts import PromptTemplates
+from lmcot.data.tasks import EXTRACTIVE_QA, Scores, Task
 from lmcot.frozen.needs import Measure
 from lmcot.frozen.protocol import FrozenLM
 from lmcot.records import Answer, Example, Failure
@@ -34,7 +35,19 @@ class Context:
     """The meter of the aspects."""
     kind: GuidedKind = "guided"
     """How the frozen LM is shown a rationale: with the passages, or without them."""
+    task: Task = EXTRACTIVE_QA
+    """How answers are compared."""
     _aspects: list[dict[str, Measured]] = field(default_factory=list)
+    _scores: list[Scores | Failure] = field(default_factory=list)
+
+    def scores(self, examples: Sequence[Example]) -> list[Scores | Failure]:
+        """What each answer is worth, by the task; each is compared once."""
+        if not self._scores:
+            self._scores = [
+                said if isinstance(said, Failure) else self.task.scores(said.extracted, example)
+                for example, said in zip(examples, self.answers, strict=True)
+            ]
+        return self._scores
 
     def aspect(
         self, component: str, examples: Sequence[Example], rationales: Sequence[str]

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Literal
 
 from lmcot.config import ASPECTS, GuidanceRewards
 from lmcot.records import Example, Failure
 from lmcot.rewards.aspects import AspectComponent
 from lmcot.rewards.component import Component, Context, Measured, Measurement
 from lmcot.rewards.likelihood import likelihood_gains
-from lmcot.text.answers import best, exact_match, f1, inclusion
 
 
-def _of_the_answer(metric: Callable[[str, str], float]) -> Measurement:
-    """Compares the frozen LM's answer with the right one that it fits best."""
+def _of_the_answer(metric: Literal["em", "f1", "inclusion"]) -> Measurement:
+    """Compares the frozen LM's answer with the right one that it fits best, as the task does."""
 
     def measure(
         examples: Sequence[Example], rationales: Sequence[str], context: Context
     ) -> list[Measured]:
         del rationales
         return [
-            answer if isinstance(answer, Failure) else best(metric, answer.extracted, one.answers)
-            for one, answer in zip(examples, context.answers, strict=True)
+            one if isinstance(one, Failure) else getattr(one, metric)
+            for one in context.scores(examples)
         ]
 
     return measure
@@ -33,21 +33,21 @@ COMPONENTS: tuple[Component, ...] = (
         setting="em_weight",
         values="0 or 1",
         meaning="the frozen LM's answer, given the rationale, is a right answer",
-        measure=_of_the_answer(exact_match),
+        measure=_of_the_answer("em"),
     ),
     Component(
         name="f1",
         setting="f1_weight",
         values="0 to 1",
         meaning="the F1 of the words of that answer and of a right answer",
-        measure=_of_the_answer(f1),
+        measure=_of_the_answer("f1"),
     ),
     Component(
         name="inclusion",
         setting="inclusion_weight",
         values="0 or 1",
         meaning="that answer contains a right answer",
-        measure=_of_the_answer(inclusion),
+        measure=_of_the_answer("inclusion"),
     ),
     Component(
         name="likelihood_gain",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from lmcot.config import GuidanceRewards
 from lmcot.config.prompts import GuidedKind
 from lmcot.data.prompts import PromptTemplates, reply_sampling
+from lmcot.data.tasks import EXTRACTIVE_QA, Task
 from lmcot.frozen.protocol import FrozenLM
 from lmcot.records import (
     Answer,
@@ -24,8 +25,6 @@ from lmcot.rewards.aspects import AspectMeter
 from lmcot.rewards.component import Context, Measured
 from lmcot.rewards.components import component_weights, measured_components
 from lmcot.rewards.custom import CustomReward, load_customs, with_custom
-from lmcot.text.answers import contains_gold
-from lmcot.text.reading import read_answer
 
 
 class RewardModel:
@@ -47,6 +46,7 @@ class RewardModel:
         max_answer_tokens: int,
         kind: GuidedKind = "guided",
         functions: Mapping[str, CustomReward] | None = None,
+        task: Task = EXTRACTIVE_QA,
     ) -> None:
         self._meter = AspectMeter(rewards)
         self._components = measured_components(rewards)
@@ -56,6 +56,7 @@ class RewardModel:
         self._templates = templates
         self._max_answer_tokens = max_answer_tokens
         self._kind: GuidedKind = kind
+        self._task = task
 
     def judge(self, examples: Sequence[Example], rationales: Sequence[str]) -> list[Judgement]:
         """One judgement for each rationale and the example it belongs to, in order.
@@ -90,14 +91,19 @@ class RewardModel:
         needed: Callable[[str], bool],
     ) -> list[Judgement]:
         answers = self._answers(examples, rationales)
-        context = Context(self._frozen, self._templates, answers, self._meter, self._kind)
+        context = Context(
+            self._frozen, self._templates, answers, self._meter, self._kind, self._task
+        )
         names = [one.name for one in self._components]
         columns = [one.measure(examples, rationales, context) for one in self._components]
         rows = zip(examples, rationales, answers, *columns, strict=True)
         return [
-            _judgement(answer, example, rationale, dict(zip(names, values, strict=True)), needed)
+            _judgement(
+                answer, dict(zip(names, values, strict=True)), needed,
+                self._task.contains(rationale, example),
+            )
             for example, rationale, answer, *values in rows
-        ]
+        ]  # fmt: skip
 
     def _answers(
         self, examples: Sequence[Example], rationales: Sequence[str]
@@ -108,25 +114,36 @@ class RewardModel:
         ]
         template = self._templates.file.for_frozen(self._kind)
         sampling = reply_sampling(template, self._max_answer_tokens)
-        return answer_prompts(self._frozen, prompts, sampling)
+        return answer_prompts(
+            self._frozen, prompts, sampling, self._task, [one.question for one in examples]
+        )
 
 
 def answer_prompts(
-    frozen: FrozenLM, prompts: Sequence[Prompt], sampling: Sampling
+    frozen: FrozenLM,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    task: Task,
+    questions: Sequence[str],
 ) -> list[Answer | Failure]:
     """The frozen LM's greedy answer to each prompt, as written and as extracted.
 
     A reply that was cut within its hidden thinking is a failure.
+
+    Args:
+        task: reads the answers.
+        questions: the question in each prompt.
     """
+    replies = frozen.generate(prompts, sampling)
     return [
-        completion if isinstance(completion, Failure) else _answer(completion)
-        for completion in frozen.generate(prompts, sampling)
+        reply if isinstance(reply, Failure) else _answer(reply, task, question)
+        for reply, question in zip(replies, questions, strict=True)
     ]
 
 
-def _answer(reply: Completion) -> Answer | Failure:
+def _answer(reply: Completion, task: Task, question: str) -> Answer | Failure:
     """The answer in a reply; a failure if the reply was cut within its hidden thinking."""
-    said = read_answer(reply)
+    said = task.answer(reply, question)
     if said.silent and said.missing == "cut":
         return Failure(FailureKind.PERMANENT, said.silent)
     return said
@@ -134,10 +151,9 @@ def _answer(reply: Completion) -> Answer | Failure:
 
 def _judgement(
     answer: Answer | Failure,
-    example: Example,
-    rationale: str,
     measured: Mapping[str, Measured],
     needed: Callable[[str], bool],
+    contains_gold: bool,
 ) -> Judgement:
     if isinstance(answer, Failure):
         return Judgement(failure=answer)
@@ -150,8 +166,7 @@ def _judgement(
             return Judgement(failure=found)
         else:
             unmeasured[name] = found.reason
-    gold = contains_gold(rationale, example.answers)
-    return Judgement(components, answer, gold, unmeasured=unmeasured)
+    return Judgement(components, answer, contains_gold, unmeasured=unmeasured)
 
 
 def _finite(name: str, value: Measured) -> Measured:

@@ -29,6 +29,7 @@ from lmcot.data.loaders import load_examples
 from lmcot.data.prompts import PromptTemplates
 from lmcot.data.rationale_file import BroughtRationale, read_rationales
 from lmcot.data.render import rationale_ids
+from lmcot.data.tasks import Task, open_task
 from lmcot.errors import UserError
 from lmcot.frozen.needs import cost_in_words
 from lmcot.frozen.templates import open_templates
@@ -101,6 +102,11 @@ class Run:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The small LM's tokenizer."""
         return load_tokenizer(self.config.policy.source)
+
+    @cached_property
+    def task(self) -> Task:
+        """What a question is, and how its answer is compared."""
+        return open_task(self.config.task)
 
     @cached_property
     def train(self) -> list[Question]:
@@ -196,8 +202,9 @@ class Run:
         data = self.config.data
         apart = SetApart(self.demonstrations)
         loaded = load_examples(
-            source, limit=limit, on_bad=data.on_bad_record, leaves_out=apart.__contains__
-        )
+            source, limit=limit, on_bad=data.on_bad_record, leaves_out=apart.__contains__,
+            task=self.task, require_context=self.config.requires_context,
+        )  # fmt: skip
         if loaded.skipped:
             say(f"skipped {loaded.skipped} bad records, the first: {loaded.problems[0]}")
         if loaded.without_id:

@@ -14,6 +14,7 @@ from lmcot.config import (
 )
 from lmcot.data.demonstrations import draw, read_given, to_lines
 from lmcot.data.loaders import load_examples
+from lmcot.data.tasks import open_task
 from lmcot.errors import UserError
 from lmcot.files import write_atomically
 from lmcot.monitor.progress import say
@@ -43,7 +44,10 @@ def given_demonstrations(
         return read_given(directory.path / run_files.DEMONSTRATIONS, wanted)
     encode = tokenizer().encode
     source = config.data.train if wanted.source == "train" else wanted.source
-    pool = load_examples(source, limit=wanted.pool, on_bad=config.data.on_bad_record).examples
+    pool = load_examples(
+        source, limit=wanted.pool, on_bad=config.data.on_bad_record,
+        task=open_task(config.task), require_context=config.requires_context,
+    ).examples  # fmt: skip
     drawn = draw(
         wanted,
         pool,

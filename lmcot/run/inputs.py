@@ -24,6 +24,8 @@ def example_digest(example: Example) -> str:
     passages = [text for one in example.context for text in (one.title, *one.sentences)]
     facts = [f"{fact.title}\x1f{fact.sent_id}" for fact in example.supporting_facts]
     parts = [(example.id, example.question), example.answers, passages, facts]
+    if example.facts:
+        parts.append(example.facts)
     return _digest("\x1e".join("\x1f".join(part) for part in parts))
 
 

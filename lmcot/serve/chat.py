@@ -146,7 +146,10 @@ class ChatAdmission:
             spent=spent,
             length_name="max_rationale_tokens",
         )
-        return chat, Ask(ident, asked.question, context, draw, wish=chat.wish, form=chat.form)
+        task = self._admission.task
+        return chat, Ask(
+            ident, asked.question, context, draw, wish=chat.wish, form=chat.form, task=task
+        )
 
 
 def _drawing(request: ChatRequest) -> Drawing:

@@ -21,7 +21,6 @@ from lmcot.serve.chat import ChatAdmission
 from lmcot.serve.errors import Rejected
 from lmcot.serve.guard import Intake, Meters, spent
 from lmcot.serve.schemas import Rationale, RationaleRequest, RationaleResponse
-from lmcot.text.answers import concluded_answer
 
 _log = logging.getLogger("lmcot.serve")
 _Item = TypeVar("_Item")
@@ -106,7 +105,9 @@ class Service:
                     written.append(one)
         rationales = [
             Rationale(
-                text=one.text, concluded=concluded_answer(one.text), tokens=one.tokens,
+                text=one.text,
+                concluded=self.admission.task.stated(one.text, request.question),
+                tokens=one.tokens,
                 finish_reason=one.finish_reason,
             )
             for one in sorted(written, key=lambda one: one.sample)

@@ -7,6 +7,7 @@ may repeat is bounded or possessive.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 
@@ -139,15 +140,40 @@ class Reading:
     answer: str
     missing: Missing
     """Why the text holds no answer; empty if it does."""
+    stated: bool = False
+    """Whether the text itself calls it its answer."""
 
 
-def read_answer(reply: Completion) -> Answer:
+def read_text(text: str, *, cut: bool) -> Reading:
+    """The answer in any text.
+
+    Args:
+        cut: whether a limit of tokens ended the text.
+    """
+    plain = plain_text(text)
+    concluded = _concluded(plain)
+    answer, stated = concluded or _unstated(plain), bool(concluded)
+    if not cut:
+        return Reading(answer, "" if answer else "empty", stated)
+    # A statement that the text was still going on from is a step towards an answer.
+    if not answer or (not concluded and (_announces(plain) or _is_statement(answer))):
+        return Reading(answer, "cut", stated)
+    # What the text breaks off with may be half an answer; it may have been said before, too.
+    before = not concluded and _goes_on(plain)
+    whole = before or not plain.rstrip().endswith(answer)
+    return Reading(answer, "" if whole else "cut", stated)
+
+
+def read_answer(reply: Completion, read: Callable[..., Reading] = read_text) -> Answer:
     """The answer in a reply of the frozen LM.
 
     A reply lacks its answer because it ended without one (``empty``), or because its limit of
     tokens cut it before the answer was said, or within the answer (``cut``).
+
+    Args:
+        read: reads the text, as `read_text` does.
     """
-    found = read_text(reply.text, cut=reply.finish_reason == "length")
+    found = read(reply.text, cut=reply.finish_reason == "length")
     return Answer(
         reply.text,
         found.answer,
@@ -157,25 +183,6 @@ def read_answer(reply: Completion) -> Answer:
         reply.estimated,
         _why_silent(reply),
     )
-
-
-def read_text(text: str, *, cut: bool) -> Reading:
-    """The answer in any text.
-
-    Args:
-        cut: whether a limit of tokens ended the text.
-    """
-    plain = _plain(text)
-    concluded = _concluded(plain)
-    answer = concluded or _unstated(plain)
-    if not cut:
-        return Reading(answer, "" if answer else "empty")
-    # A statement that the text was still going on from is a step towards an answer.
-    if not answer or (not concluded and (_announces(plain) or _is_statement(answer))):
-        return Reading(answer, "cut")
-    # What the text breaks off with may be half an answer; it may have been said before, too.
-    before = not concluded and _goes_on(plain)
-    return Reading(answer, "" if before or not plain.rstrip().endswith(answer) else "cut")
 
 
 def _why_silent(reply: Completion) -> str:
@@ -210,7 +217,7 @@ def extract_answer(text: str) -> str:
     question. Reasoning that never states its answer, several statements in a row, has none, unless
     a phrase stands by itself at its end.
     """
-    plain = _plain(text)
+    plain = plain_text(text)
     return _concluded(plain) or _unstated(plain)
 
 
@@ -222,7 +229,7 @@ def concluded_answer(rationale: str) -> str:
     explanation that follows. Hidden thinking does not count, nor what follows on a new question
     ("Question: ...").
     """
-    return _concluded(_plain(rationale))
+    return _concluded(plain_text(rationale))
 
 
 def without_conclusion(rationale: str) -> str:
@@ -242,7 +249,13 @@ def without_conclusion(rationale: str) -> str:
     return " ".join(kept)
 
 
-def _plain(text: str) -> str:
+def conclusions(text: str) -> list[str]:
+    """What stands behind each statement of the answer (see `concluded_answer`), at its whole
+    length; the one that counts first."""
+    return _conclusions(plain_text(text))
+
+
+def plain_text(text: str) -> str:
     """The visible text, up to a question that the model asks itself."""
     shown = plain_characters(visible_reply(text).text)
     for question in _QUESTION.finditer(shown):
@@ -252,6 +265,12 @@ def _plain(text: str) -> str:
 
 
 def _concluded(plain: str) -> str:
+    answers = map(_short_form, _conclusions(plain))
+    return next((answer for answer in answers if answer), "")
+
+
+def _conclusions(plain: str) -> list[str]:
+    """What stands behind each statement of the answer, the last that counts first."""
     unmarked = without_markup(plain)
     conclusions = [
         _REASON.sub("", part)
@@ -259,8 +278,7 @@ def _concluded(plain: str) -> str:
         for part in _CONCLUSION.split(whole)[1:]
     ]
     # From the last on: the frames, what comes before an explanation, what the explanation says.
-    answers = (_short_form(part) for part in reversed([*conclusions, *_frames(plain)]))
-    return next((answer for answer in answers if answer), "")
+    return [*reversed([*conclusions, *_frames(plain)])]
 
 
 def _frames(plain: str) -> list[str]:

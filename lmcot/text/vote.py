@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lmcot.text.answers import normalize_answer
@@ -22,7 +22,11 @@ class Vote:
     """Votes by normalised answer, in the order of their first appearance."""
 
 
-def vote(answers: Sequence[str], cut: Sequence[bool] | None = None) -> Vote:
+def vote(
+    answers: Sequence[str],
+    cut: Sequence[bool] | None = None,
+    key: Callable[[str], str] = normalize_answer,
+) -> Vote:
     """The most frequent answer after normalisation; of equals the one that came first.
 
     Empty answers are votes for nothing.
@@ -30,6 +34,7 @@ def vote(answers: Sequence[str], cut: Sequence[bool] | None = None) -> Vote:
     Args:
         cut: for each answer, whether its reasoning was cut before it came to an end. Such an
             answer may be half of one: it counts only where there is no other. Unset: none was.
+        key: the form in which answers are compared.
     """
     complete = [
         index for index, answer in enumerate(answers) if answer and not (cut and cut[index])
@@ -37,7 +42,7 @@ def vote(answers: Sequence[str], cut: Sequence[bool] | None = None) -> Vote:
     counts: dict[str, int] = {}
     first: dict[str, int] = {}
     for index in complete or range(len(answers)):
-        normal = normalize_answer(answers[index])
+        normal = key(answers[index])
         if normal:
             counts[normal] = counts.get(normal, 0) + 1
             first.setdefault(normal, index)

@@ -81,7 +81,7 @@ def filters_of(run: Run, teacher: Teacher) -> Filters:
         length = len(run.tokenizer.encode(rationale, add_special_tokens=False)) + 1
         return length <= run.config.policy.max_new_tokens
 
-    return Filters(teacher.filters, fits, prompt_labels(run.templates.file.cot.user))
+    return Filters(teacher.filters, fits, prompt_labels(run.templates.file.cot.user), run.task)
 
 
 def _add_missing(

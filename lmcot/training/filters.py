@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import Final, Literal
 
 from lmcot.config.teachers import FilterSettings
+from lmcot.data.tasks import EXTRACTIVE_QA, Task
 from lmcot.records import Example, Prompt
-from lmcot.text.answers import best, exact_match, f1, inclusion
 from lmcot.text.content import content_words
 from lmcot.text.sentences import split_sentences
 
@@ -43,6 +43,8 @@ class Filters:
     """Whether the small LM may write so long a rationale."""
     labels: tuple[str, ...] = ()
     """Labels in the prompt that rationales answer, such as ``Question:``."""
+    task: Task = EXTRACTIVE_QA
+    """How answers are read and compared."""
 
     def reason(
         self, example: Example, rationale: str, *, prompt: Prompt = (), hinted: bool = False
@@ -69,14 +71,17 @@ class Filters:
 
 
 def is_right(
-    answer: str, golds: Sequence[str], by: Literal["em", "f1", "inclusion"], min_f1: float
+    answer: str,
+    example: Example,
+    by: Literal["em", "f1", "inclusion"],
+    min_f1: float,
+    task: Task = EXTRACTIVE_QA,
 ) -> bool:
     """Whether an answer counts as right."""
     if not answer:
         return False
-    if by == "f1":
-        return best(f1, answer, golds) >= min_f1
-    return best(exact_match if by == "em" else inclusion, answer, golds) == 1.0
+    scores = task.scores(answer, example)
+    return scores.f1 >= min_f1 if by == "f1" else bool(getattr(scores, by) == 1.0)
 
 
 def merely_answers(rationale: str, answers: Sequence[str], least: int) -> bool:

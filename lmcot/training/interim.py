@@ -137,11 +137,12 @@ class InterimEvaluation:
         if underway is None:
             raise RuntimeError(f"nobody asked for the answers of {key}")
         self._run.spending.add("evaluate", replies.usage)
+        task = self._run.task
         examples, rationales = underway.units.pop(key), underway.rationales.pop(key)
         for example, one, reply in zip(examples, rationales, replies.results, strict=True):
-            attempts = answers_of(one.texts, [reply])
+            attempts = answers_of(one.texts, [reply], example.question, task)
             underway.predictions.append(
-                predict(example, attempts, one, own=True, cached=0.0, seconds=0.0)
+                predict(example, attempts, one, own=True, cached=0.0, seconds=0.0, task=task)
             )
         if not underway.units:
             self._close(underway)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from lmcot.config.reject import RejectSettings
+from lmcot.data.tasks import EXTRACTIVE_QA, Task
 from lmcot.records import Annotation, Example, Prompt
 from lmcot.text.duplicates import NearDuplicates
 from lmcot.training.filters import Filters, is_right
@@ -35,13 +36,15 @@ def answer_of(record: Record) -> str:
     return str(answer["extracted"]) if answer else ""
 
 
-def answers_rightly(example: Example, record: Record, settings: RejectSettings) -> bool:
+def answers_rightly(
+    example: Example, record: Record, settings: RejectSettings, task: Task = EXTRACTIVE_QA
+) -> bool:
     """Whether the frozen LM's answer with a rationale is right; true where it is not asked."""
     if failed(record):
         return False
     if record["judgement"]["answer"] is None:
         return True
-    return is_right(answer_of(record), example.answers, settings.right_by, settings.min_f1)
+    return is_right(answer_of(record), example, settings.right_by, settings.min_f1, task)
 
 
 def decided(
@@ -52,7 +55,7 @@ def decided(
     Args:
         prompt: what the rationale answers.
     """
-    reason = _fault(example, record, settings) or filters.reason(
+    reason = _fault(example, record, settings, filters.task) or filters.reason(
         example, record["text"], prompt=prompt
     )
     good = UNASKED if record["judgement"]["answer"] is None else RIGHT
@@ -60,10 +63,10 @@ def decided(
     return {**known, "kept": not reason, "reason": reason or good}
 
 
-def _fault(example: Example, record: Record, settings: RejectSettings) -> str:
+def _fault(example: Example, record: Record, settings: RejectSettings, task: Task) -> str:
     if failed(record):
         return FAILED + record["judgement"]["failure"]["reason"]
-    if not answers_rightly(example, record, settings):
+    if not answers_rightly(example, record, settings, task):
         return WRONG if answer_of(record) else NO_ANSWER
     if not record["text"].strip():
         return EMPTY

@@ -11,6 +11,7 @@ import numpy as np
 from lmcot import run_files
 from lmcot.config import training_stage
 from lmcot.config.reject import RejectSettings
+from lmcot.data.tasks import EXTRACTIVE_QA, Task
 from lmcot.errors import UserError
 from lmcot.monitor.progress import say
 from lmcot.records import Example
@@ -55,14 +56,17 @@ def gather(
         records = choose(examples, found, settings, learnt)
         run.monitor.truncate(STAGE.name, number - 1)
         _show_samples(run, number, records)
-        metrics = round_metrics(examples, records, settings)
+        metrics = round_metrics(examples, records, settings, run.task)
         run.monitor.log(number, STAGE.name, {**metrics, **usage_metrics(sampling.usage)})
         files.finish(records, rationale_table(examples, as_annotations(records)))
     return _kept(run, number, files)
 
 
 def round_metrics(
-    examples: Sequence[Example], records: Sequence[Record], settings: RejectSettings
+    examples: Sequence[Example],
+    records: Sequence[Record],
+    settings: RejectSettings,
+    task: Task = EXTRACTIVE_QA,
 ) -> dict[str, float]:
     """What became of a round's rationales."""
     judged = [one for one in records if not failed(one)]
@@ -72,7 +76,7 @@ def round_metrics(
         "rejection/sampled": float(len(records)),
         "rejection/kept": float(len(kept)),
         "rejection/kept_share": len({one["example_id"] for one in kept}) / len(examples),
-        **(_shares_of_right(examples, judged, settings) if asked else {}),
+        **(_shares_of_right(examples, judged, settings, task) if asked else {}),
         **({"reward/mean": _mean([one["reward"] for one in judged])} if judged else {}),
         **({"rejection/reward_kept": _mean([one["reward"] for one in kept])} if kept else {}),
         "response/length": _mean([len(one["response_ids"]) for one in records]),
@@ -82,13 +86,13 @@ def round_metrics(
 
 
 def _shares_of_right(
-    examples: Sequence[Example], judged: Sequence[Record], settings: RejectSettings
+    examples: Sequence[Example], judged: Sequence[Record], settings: RejectSettings, task: Task
 ) -> dict[str, float]:
     by_id = {one.id: one for one in examples}
     right = Counter(
         one["example_id"]
         for one in judged
-        if answers_rightly(by_id[one["example_id"]], one, settings)
+        if answers_rightly(by_id[one["example_id"]], one, settings, task)
     )
     # An estimate for k needs k samples: questions of which some could not be judged are left out.
     whole = Counter(one["example_id"] for one in judged)

@@ -50,7 +50,7 @@ class RoundSampling:
         self._rows = {one.example.id: row for row, one in enumerate(run.train)}
         labels = prompt_labels(run.templates.file.rationale.user)
         # What was sampled has at most policy.max_new_tokens tokens.
-        self._filters = Filters(settings.filters, lambda text: True, labels)
+        self._filters = Filters(settings.filters, lambda text: True, labels, run.task)
         self._there: set[str] = set()
         self._judged: dict[Key, Record] = {}
         self._warned = False

@@ -8,7 +8,6 @@ from typing import Final
 from lmcot.config import FileTeacher
 from lmcot.data.rationale_file import BroughtRationale
 from lmcot.records import Annotation, Example, Prompt
-from lmcot.text.answers import concluded_answer
 from lmcot.training.filters import Filters, is_right
 from lmcot.training.reasons import RIGHT
 
@@ -26,11 +25,15 @@ def taken(
     if not brought:
         return [Annotation(example.id, teacher.kind, "", "", False, NONE)]
     found: list[Annotation] = []
+    task = filters.task
     for sample, one in enumerate(brought):
-        answer = concluded_answer(one.rationale) if one.answer is None else one.answer.strip()
+        if one.answer is None:
+            answer = task.stated(one.rationale, example.question)
+        else:
+            answer = one.answer.strip()
         if not answer:
             fault = "it comes to no answer: give its 'answer', or end it in one"
-        elif not is_right(answer, example.answers, teacher.right_by, teacher.min_f1):
+        elif not is_right(answer, example, teacher.right_by, teacher.min_f1, task):
             fault = "its answer is wrong"
         else:
             fault = filters.reason(example, one.rationale, prompt=prompt)

@@ -10,14 +10,13 @@ from lmcot.actors.resources.cluster import check_plan
 from lmcot.actors.units import PromptUnit
 from lmcot.config import FrozenTeacher
 from lmcot.data.row_requests import teacher_prompt, teacher_sampling, teacher_wording
+from lmcot.data.tasks import Task
 from lmcot.frozen.cached import Replies
 from lmcot.monitor.progress import progress
 from lmcot.records import Annotation, Completion, Example, Failure, Prompt, Usage
 from lmcot.run.budgets import Losses, usage_metrics
 from lmcot.run.context import Run, in_units
 from lmcot.run.roles import annotate_roles
-from lmcot.text.answers import concluded_answer
-from lmcot.text.reading import read_answer
 from lmcot.training.filters import Filters, is_right
 from lmcot.training.reasons import FAILED, RIGHT, WITH_HINT, failed, is_good
 
@@ -182,8 +181,8 @@ def judged(
         text, answer, reason = "", "", FAILED + result.reason
     else:
         text = result.text.strip()
-        answer = concluded_answer(text)
-        reason = _fault(example, result, answer, teacher) or filters.reason(
+        answer = filters.task.stated(text, example.question)
+        reason = _fault(example, result, answer, teacher, filters.task) or filters.reason(
             example, text, prompt=prompt, hinted=hinted
         )
     told = (WITH_HINT if hinted else "") + (reason or RIGHT)
@@ -192,12 +191,14 @@ def judged(
     )
 
 
-def _fault(example: Example, result: Completion, answer: str, teacher: FrozenTeacher) -> str:
+def _fault(
+    example: Example, result: Completion, answer: str, teacher: FrozenTeacher, task: Task
+) -> str:
     """Why a reply does not come to the right answer; empty if it does."""
-    said = read_answer(result)
+    said = task.answer(result, example.question)
     if said.silent:
         return said.silent
-    if is_right(answer, example.answers, teacher.right_by, teacher.min_f1):
+    if is_right(answer, example, teacher.right_by, teacher.min_f1, task):
         return ""
     if result.finish_reason == "length" and (not answer or said.missing == "cut"):
         return "the teacher was cut before it came to its answer: raise frozen.max_rationale_tokens"

@@ -303,7 +303,7 @@ def test_answers_that_are_missing_are_counted_and_told() -> None:
     example = Example("q", "?", "Velm", ())
 
     def predicted(reply: Completion) -> Prediction:
-        attempts = answers_of([], [reply])
+        attempts = answers_of([], [reply], example.question)
         return predict(example, attempts, None, own=False, cached=0, seconds=0.0)
 
     found = [
@@ -336,7 +336,7 @@ def test_answers_that_are_missing_are_counted_and_told() -> None:
 
 def test_votes_that_never_differ_are_told() -> None:
     def predicted(*replies: Completion | Failure, shown: Sequence[str] = ()) -> Prediction:
-        attempts = answers_of(shown, replies)
+        attempts = answers_of(shown, replies, EXAMPLE.question)
         return predict(EXAMPLE, attempts, None, own=False, cached=0, seconds=0.0)
 
     alike = predicted(completion("Velm"), completion("Velm"), completion("Velm"))
@@ -366,7 +366,7 @@ def test_a_reply_that_is_the_answer_counts_and_reasoning_without_one_has_none(
     text: str, answer: str
 ) -> None:
     """One rule for all rows: the reading does not know which row it is of."""
-    [attempt] = answers_of([], [Completion(text, 1, 1, "stop")])
+    [attempt] = answers_of([], [Completion(text, 1, 1, "stop")], EXAMPLE.question)
     assert isinstance(attempt.answer, Answer)
     assert attempt.answer.extracted == answer
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from lmcot.config import Aspect, AspectSettings, GuidanceRewards, IncreasingRewards
 from lmcot.data import load_templates
+from lmcot.data.tasks import EXTRACTIVE_QA
 from lmcot.errors import UserError
 from lmcot.records import (
     Choice,
@@ -433,10 +434,12 @@ def test_the_answer_may_rest_on_the_rationale_alone() -> None:
 def test_answers_are_read_out_of_completions() -> None:
     prompts = [load_templates("default").guided(EXAMPLE, RIGHT)]
     greedy = Sampling(max_new_tokens=8)
-    [answer] = answer_prompts(KnownLM(), prompts, greedy)
+    task, asked = EXTRACTIVE_QA, [EXAMPLE.question]
+    [answer] = answer_prompts(KnownLM(), prompts, greedy, task, asked)
     assert not isinstance(answer, Failure)
     assert answer.extracted == "Humboldt River"
-    assert isinstance(answer_prompts(KnownLM(broken="generate"), prompts, greedy)[0], Failure)
+    [failed] = answer_prompts(KnownLM(broken="generate"), prompts, greedy, task, asked)
+    assert isinstance(failed, Failure)
 
 
 @pytest.mark.parametrize(

@@ -96,14 +96,14 @@ def test_other_rationales_tell_no_hint(plain: str) -> None:
 
 
 def test_right_by_the_measure_of_the_settings() -> None:
-    golds = ("Grey Sea", "Sea of Ott")
-    assert is_right("the grey sea", golds, "em", 1.0)
-    assert is_right("sea of Ott", golds, "f1", 1.0)
-    assert not is_right("Sea", golds, "f1", 0.7), "F1 is 2/3"
-    assert is_right("Sea", golds, "f1", 0.6)
-    assert not is_right("the cold Grey Sea", golds, "em", 0.0)
-    assert is_right("the cold Grey Sea", golds, "inclusion", 1.0)
-    assert not is_right("", golds, "f1", 0.0)
+    example = Example("q", "Which sea?", "Grey Sea", (), aliases=("Sea of Ott",))
+    assert is_right("the grey sea", example, "em", 1.0)
+    assert is_right("sea of Ott", example, "f1", 1.0)
+    assert not is_right("Sea", example, "f1", 0.7), "F1 is 2/3"
+    assert is_right("Sea", example, "f1", 0.6)
+    assert not is_right("the cold Grey Sea", example, "em", 0.0)
+    assert is_right("the cold Grey Sea", example, "inclusion", 1.0)
+    assert not is_right("", example, "f1", 0.0)
 
 
 def test_labels_of_a_template() -> None:

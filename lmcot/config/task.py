@@ -1,0 +1,120 @@
+"""Settings of the task: what a question is, and how its answer is read and compared."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, ClassVar, Final, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from lmcot.config.base import Fraction, NonNegativeFloat, Settings
+
+_MODULE_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class TaskSettings(Settings):
+    """What all tasks have."""
+
+    needs_context: ClassVar[bool] = False
+    """Whether a question without passages is refused where ``data.require_context`` is unset."""
+
+    @property
+    def function(self) -> str | None:
+        """The user's own code that it runs, as ``module:name``; None without."""
+        return None
+
+
+class ExtractiveQa(TaskSettings):
+    """Short answers in words, most of which stand in the passages: HotpotQA, SQuAD, MuSiQue."""
+
+    needs_context: ClassVar[bool] = True
+    kind: Literal["extractive_qa"] = "extractive_qa"
+
+
+class Boolean(TaskSettings):
+    """Questions that are answered by yes or no: StrategyQA, BoolQ."""
+
+    kind: Literal["boolean"]
+
+
+class MultipleChoice(TaskSettings):
+    """Questions with options, one of which is right: ARC, CommonsenseQA, OpenBookQA, MMLU."""
+
+    kind: Literal["multiple_choice"]
+    answers: Literal["labels", "texts"] = "labels"
+    """Whether the models answer with the letter of an option, or with its text. Replies are read in
+    either form."""
+
+
+class Numeric(TaskSettings):
+    """Questions that are answered by a number: GSM8K."""
+
+    kind: Literal["numeric"]
+    tolerance: NonNegativeFloat = 0.0
+    """Largest difference between an answer and a right one."""
+    relative_tolerance: NonNegativeFloat = 0.0
+    """Largest difference as a share of the right answer; the larger tolerance counts."""
+
+
+class FreeText(TaskSettings):
+    """Answers in sentences, compared by a metric, or by a function of the user's own."""
+
+    kind: Literal["free_text"]
+    metric: str = "rouge_l"
+    """``rouge_l`` (F-measure of the longest common subsequence of words), ``f1`` (of the words), or
+    ``module:function``: ``def score(answer: str, right_answers: tuple[str, ...]) -> float`` with
+    values from 0 to 1. The module must be importable where the actors run."""
+    right_from: Fraction = 0.5
+    """The score from which an answer counts as right."""
+
+    @field_validator("metric")
+    @classmethod
+    def _is_known(cls, metric: str) -> str:
+        if metric not in ("rouge_l", "f1") and not _MODULE_NAME.fullmatch(metric):
+            raise ValueError(
+                f"'{metric}' is no metric: use 'rouge_l', 'f1' or a function as module:function"
+            )
+        return metric
+
+    @property
+    def function(self) -> str | None:
+        """The function that compares answers, where it is the user's own."""
+        return self.metric if ":" in self.metric else None
+
+
+class CustomTask(TaskSettings):
+    """A task of the user's own: a class that derives from ``lmcot.data.tasks.Task``."""
+
+    kind: Literal["custom"]
+    name: str
+    """The class, as ``module:Class``. The module must be importable where the actors run."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_named_in_full(cls, name: str) -> str:
+        if not _MODULE_NAME.fullmatch(name):
+            raise ValueError(f"'{name}' is not of the form module:Class")
+        return name
+
+    @property
+    def function(self) -> str | None:
+        """The class."""
+        return self.name
+
+
+def _by_name(task: object) -> object:
+    return {"kind": task} if isinstance(task, str) else task
+
+
+TaskChoice = Annotated[
+    Annotated[
+        ExtractiveQa | Boolean | MultipleChoice | Numeric | FreeText | CustomTask,
+        Field(discriminator="kind"),
+    ],
+    BeforeValidator(_by_name),
+]
+"""A task's section, or its name alone."""
+
+TEMPLATES: Final = {one: one for one in ("boolean", "multiple_choice", "numeric", "free_text")}
+"""The templates that come with lmcot for a task, used where ``prompts.templates`` is not set; the
+other tasks have the default ones."""
