@@ -54,6 +54,11 @@ def right_answers(record: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(found.values())
 
 
+def with_answers(record: Mapping[str, Any], answers: Sequence[str]) -> dict[str, Any]:
+    """The record with these right answers alone."""
+    return {**record, **dict.fromkeys(ANSWERS), "answer": list(answers)}
+
+
 def _texts(value: object, field: str) -> Iterator[str]:
     value = decoded(value, lists_of_text_only=field == "answer")
     if value is None:

@@ -158,7 +158,10 @@ def _parse(record: object, opened: _Opened, places: dict[str, str]) -> Example:
     if column is not None and isinstance(record, Mapping) and "question" not in record:
         raise missing("question", column)
     if isinstance(record, Mapping):
-        record = opened.task.fields(record)
+        try:
+            record = opened.task.fields(record)
+        except RecursionError:
+            raise BadRecord("the record is nested too deeply") from None
     example = parse_record(
         record, opened.dataset, opened.requires, require_context=opened.require_context
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from numbers import Real
 from typing import Final, Protocol, cast
 
 from lmcot.config import GuidanceRewards
+from lmcot.data.tasks.users_own import load_own
 from lmcot.errors import UserError
 from lmcot.records import Example, Failure, FailureKind, Judgement, Rollout
 from lmcot.rewards.component import Measured
@@ -63,35 +63,19 @@ def load_custom(name: str, given: Mapping[str, CustomReward] = _NONE_GIVEN) -> C
         UserError: if the module cannot be imported, has no such function, or the function does
             not take three positional arguments.
     """
-    module_name, _, function_name = name.partition(":")
-    reward = given[name] if name in given else _imported(name, module_name, function_name)
+    reward = given[name] if name in given else _imported(name)
     if not _takes_three(reward):
         raise UserError(
             f"rewards.custom is '{name}', but it cannot be called with three arguments: define it "
-            f"as def {function_name}(example, rollout, judgement)"
+            f"as def {name.partition(':')[2]}(example, rollout, judgement)"
         )
     return cast(CustomReward, reward)
 
 
-def _imported(name: str, module_name: str, function_name: str) -> Callable[..., object]:
-    if module_name == "__main__":
+def _imported(name: str) -> Callable[..., object]:
+    if name.startswith("__main__:"):
         return AbsentReward(name)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's code, which may raise anything
-        missing = isinstance(error, ModuleNotFoundError)
-        remedy = "install it or put its folder on PYTHONPATH" if missing else "fix it"
-        raise UserError(
-            f"rewards.custom is '{name}', but the module '{module_name}' cannot be imported "
-            f"({type(error).__name__}: {error}): {remedy}"
-        ) from error
-    reward = getattr(module, function_name, None)
-    if not callable(reward):
-        raise UserError(
-            f"rewards.custom is '{name}', but the module '{module_name}' has no function "
-            f"'{function_name}': define it there, or name another"
-        )
-    return reward
+    return load_own("rewards.custom", name, "function")
 
 
 @dataclass(frozen=True, slots=True)

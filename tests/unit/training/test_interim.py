@@ -10,6 +10,7 @@ import pytest
 from lmcot.actors.units import Packed, PromptUnit
 from lmcot.config import parse_config
 from lmcot.data.prompts import load_templates
+from lmcot.data.tasks import EXTRACTIVE_QA
 from lmcot.records import Example, Paragraph, Rollout
 from lmcot.training.interim import InterimEvaluation
 
@@ -42,6 +43,7 @@ def test_it_asks_as_the_rewards_do(reads: str, passages: bool) -> None:
     )
     client, sampled = Client(), []
     run: Any = SimpleNamespace(
+        task=EXTRACTIVE_QA,
         config=config,
         monitor=SimpleNamespace(truncate=lambda *_: None),
         validation=[SimpleNamespace(example=EXAMPLE)],

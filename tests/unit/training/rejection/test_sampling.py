@@ -15,6 +15,7 @@ from lmcot.actors.reward_actor import outcome
 from lmcot.actors.units import Packed, RolloutUnit, Scored, ScoreUnit
 from lmcot.config import BudgetSettings, parse_config
 from lmcot.data.prompts import load_templates
+from lmcot.data.tasks import EXTRACTIVE_QA
 from lmcot.errors import UserError
 from lmcot.monitor.metrics import Monitor, read_metrics
 from lmcot.records import Answer, Example, Failure, FailureKind, Judgement, Rollout, Usage
@@ -69,6 +70,7 @@ class Stand:
         with RunDirectory(self.folder) as directory, Monitor(self.folder) as monitor:
             run: Any = SimpleNamespace(
                 config=self.config,
+                task=EXTRACTIVE_QA,
                 train=[
                     SimpleNamespace(example=Example(name, f"Where is {name}?", "Velm", ()))
                     for name in QUESTIONS
