@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Kind = Literal["unguided", "guided", "alone", "control"]
 """Who answers: the frozen LM by itself, the frozen LM guided by a policy, or a policy alone; a
 control guides the frozen LM by something else than a policy's rationale for the question."""
-Need = Literal["supporting facts", "another question"]
+Need = Literal["supporting facts", "another question", "passages"]
 
 MOST_TRAINED: Final = "the most trained"
 """In place of a policy's name: the most trained one that there is."""
@@ -231,6 +231,7 @@ def _by_rationale_only(policy: str) -> RowSpec:
         prompt="rationale_only",
         policy=policy,
         shown=_own,
+        needs=("passages",),
         against=(BASELINE, REASONING, policy_row_name(policy, "guided"), *earlier, *alone),
         may_vote=True,
     )
@@ -316,6 +317,7 @@ _TABLE = (
         marker="X",
         prompt="rationale_only",
         shown=_empty,
+        needs=("passages",),
     ),
     RowSpec(
         "rationale_only_masked",
@@ -327,6 +329,7 @@ _TABLE = (
         prompt="rationale_only",
         policy=MOST_TRAINED,
         shown=_without_the_answer,
+        needs=("passages",),
     ),
     RowSpec(
         "rationale_only_oracle",
@@ -337,7 +340,7 @@ _TABLE = (
         prompt="rationale_only",
         shown=_supporting_facts,
         against=(BASELINE, "control_oracle"),
-        needs=("supporting facts",),
+        needs=("supporting facts", "passages"),
     ),
 )
 _VOTES: Final = "+sc"

@@ -22,6 +22,7 @@ from lmcot.records import Usage
 from lmcot.run.budgets import usage_metrics
 from lmcot.run.context import Run
 from lmcot.run.fit import VALIDATION
+from lmcot.run.presence import what_is_left_out
 
 _BOOTSTRAP_SAMPLES = 2000
 """Resamples behind the confidence intervals."""
@@ -47,6 +48,8 @@ def evaluate(run: Run) -> None:
         say("evaluate: all rows are done already, the report is written again")
     left_out = run.left_out.get(VALIDATION)
     notes = [one for one in (note, f"{left_out}." if left_out else None) if one]
+    notes += [f"{one}." for one in what_is_left_out(run.config, examples, VALIDATION)]
+    notes += [run.task.note] if run.task.note else []
     report = _report(run, policies, files, notes)
     if usage is not None:
         _log(run, report, usage)

@@ -71,6 +71,11 @@ _NEEDS: dict[Need, tuple[Callable[[Sequence[Example]], bool], str]] = {
         lambda examples: any(one.gold_sentences() for one in examples),
         "data.validation has none: take it out of evaluate.rows",
     ),
+    "passages": (
+        lambda examples: any(one.context for one in examples),
+        "data.validation has none, so that it would repeat another row: take it out of "
+        "evaluate.rows",
+    ),
 }
 """Whether the questions have what a row needs, and what to say if they do not."""
 

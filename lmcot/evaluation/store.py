@@ -11,6 +11,7 @@ from typing import Any
 
 from lmcot.config import TRAINING_STAGES, Config, digested_settings
 from lmcot.config.rows import RowSpec
+from lmcot.data.tasks.users_own import own_source
 from lmcot.evaluation.predictions import Prediction, Rationales
 from lmcot.files import open_private, write_atomically
 from lmcot.monitor.progress import say
@@ -263,6 +264,8 @@ def fingerprint(config: Config, source: str, *more: Any) -> str:
         more: anything else that the file depends on.
     """
     settings = digested_settings(config, "evaluate")
+    own = config.task.function
+    more = (*more, *([own_source("task", own)] if own is not None else []))
     weights = [
         (name, *version)
         for name, version in (versions_of(place(source)) if source else {}).items()

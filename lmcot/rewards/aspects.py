@@ -18,7 +18,7 @@ from lmcot.errors import UserError
 from lmcot.frozen.needs import Measure
 from lmcot.frozen.protocol import FrozenLM
 from lmcot.models.embeddings import SentenceEmbedder
-from lmcot.records import Example, Failure, Message
+from lmcot.records import Example, Failure, FailureKind, Message
 from lmcot.rewards.component import Component, Context, Measured
 from lmcot.rewards.learned import load_learned
 from lmcot.rewards.metrics import TEXT_METRICS
@@ -37,6 +37,10 @@ ROSCOE_MEASURES = tuple(f"roscoe/{name}" for name in ROSCOE_SCORES)
 """Scores that take sentence embeddings."""
 JUDGE_MEASURES = tuple(f"judge/{aspect}" for aspect in ASPECTS)
 """The frozen LM's judgements."""
+NEED_PASSAGES = frozenset(
+    {"metrics/factuality", "roscoe/faithfulness_step", "roscoe/informativeness_step"}
+)
+"""Measures that compare a rationale with the passages of its question."""
 MEASURES = (*TEXT_MEASURES, *LIKELIHOOD_MEASURES, *ROSCOE_MEASURES, *JUDGE_MEASURES)
 
 
@@ -196,6 +200,10 @@ class AspectMeter:
                 columns[f"metrics/{aspect}"] = [
                     metric(e, r) for e, r in zip(examples, rationales, strict=True)
                 ]
+        bare = [at for at, one in enumerate(examples) if not one.context]
+        for name in NEED_PASSAGES.intersection(columns):
+            for at in bare:
+                columns[name][at] = Failure(FailureKind.PERMANENT, "the question has no passages")
         return {name: columns[name] for name in names}
 
     def _roscoe(self, examples: Sequence[Example], rationales: Sequence[str]) -> Columns:

@@ -47,6 +47,7 @@ from lmcot.run.directory import RunDirectory
 from lmcot.run.fit import TRAIN, VALIDATION, Need, lack_of, left_out, needs_of
 from lmcot.run.inputs import check_contents
 from lmcot.run.interruption import Interruption
+from lmcot.run.presence import check_presence, what_is_left_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -166,6 +167,9 @@ class Run:
         self._check_frozen()
         for questions, key in ((self.train, TRAIN), (self.validation, VALIDATION)):
             say(f"{key}: {len(questions)} questions")
+            for told in what_is_left_out(self.config, [one.example for one in questions], key):
+                say(told)
+        check_presence(self.config, [question.example for question in self.train])
         if "distill" not in self.directory.begun(self.config):
             _ = self.brought  # after that, they are not read again
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmcot.config import FileTeacher, GuidanceRewards, depends, digested_settings, training_stage
 from lmcot.data.demonstrations import DEMONSTRATIONS_KEY, demonstrations_digest
-from lmcot.data.tasks.users_own import load_own, source_of
+from lmcot.data.tasks.users_own import own_source, source_of
 from lmcot.errors import UserError
 from lmcot.records import Example
 from lmcot.rewards.custom import AbsentReward, CustomReward, load_customs
@@ -63,8 +63,7 @@ def contents(run: Run, stage: str) -> dict[str, str]:
     if run.demonstrations is not None:
         found[DEMONSTRATIONS_KEY] = demonstrations_digest(run.demonstrations)
     if run.config.task.function is not None:
-        own = load_own("task", run.config.task.function, "class or function")
-        found["task"] = _digest(source_of(own))
+        found["task"] = _digest(own_source("task", run.config.task.function))
     if known.evaluates and run.config.evaluate.during.every:
         found["data.validation"] = _questions(run.validation)
     rewards = run.config.rewards

@@ -19,6 +19,8 @@ _WORD: Final = re.compile(r"\b(yes|no|true|false)\b", re.IGNORECASE)
 class BooleanTask(Task):
     """Answers are ``yes`` and ``no``; true and false, 1 and 0 mean the same in a file."""
 
+    note = "Answers are yes or no: EM, F1 and inclusion are the share of right ones."
+
     def fields(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
         """A record whose answer is yes or no; StrategyQA's ``facts`` are its solution."""
         given = right_answers(record)[0]

@@ -45,6 +45,8 @@ class MultipleChoiceTask(Task):
     """A question's options are lines of its text: ``(A) ...``, so that a file, a prompt and a
     request show them in one form. An answer is an option's letter, or its text."""
 
+    note = "Answers are options: EM, F1 and inclusion are the share of right ones."
+
     def __init__(self, settings: MultipleChoice) -> None:
         self._labels = settings.answers == "labels"
 

@@ -38,6 +38,10 @@ class FreeTextTask(Task):
     def __init__(self, settings: FreeText) -> None:
         """Raises: UserError: if the user's function cannot be loaded."""
         self._settings = settings
+        self.note = (
+            f"Answers are texts: F1 is {settings.metric}, and EM the share of answers whose "
+            f"{settings.metric} is at least {settings.right_from:g}."
+        )
         own = settings.function
         self._metric = _named(settings.metric) if own is None else _guarded(own)
 

@@ -35,6 +35,8 @@ _CALCULATOR: Final = re.compile(r"<<[^<>\n]*>>")
 class NumericTask(Task):
     """Answers are numbers; a unit, a currency's sign, or words around them do not count."""
 
+    note = "Answers are numbers: EM, F1 and inclusion are the share of right ones."
+
     def __init__(self, settings: Numeric) -> None:
         self._settings = settings
 

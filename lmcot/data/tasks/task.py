@@ -45,6 +45,9 @@ class Task:
     user's own.
     """
 
+    note = ""
+    """A sentence for the report on what its figures mean, where they are not those of words."""
+
     def fields(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
         """A record of a file, in the fields of docs/data.md.
 

@@ -38,6 +38,11 @@ def load_own(setting: str, name: str, what: str) -> Callable[..., Any]:
     return found
 
 
+def own_source(setting: str, name: str) -> str:
+    """The text of the module that a setting's function or class is defined in."""
+    return source_of(load_own(setting, name, "function or class"))
+
+
 def source_of(found: object) -> str:
     """The text of the module that a function or class is defined in; empty if it is not known."""
     module = inspect.getmodule(found)

@@ -279,7 +279,8 @@ def test_files_that_are_no_templates(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must hold a mapping"):
         load_templates(written(tmp_path, ["x"]))
     with pytest.raises(
-        UserError, match="no templates named 'defualt': use one of base, counting, default"
+        UserError,
+        match="no templates named 'defualt': use one of base, boolean, ",
     ):
         load_templates("defualt")
 

@@ -31,7 +31,7 @@ def read(
 
 
 def test_strategyqa(tmp_path: Path) -> None:
-    record = {
+    record: dict[str, Any] = {
         "qid": "b8677742616fef051f00",
         "term": "Genghis Khan",
         "description": "founder and first Great Khan of the Mongol Empire",
@@ -152,7 +152,7 @@ def test_passages_are_asked_for_unless_the_settings_say_otherwise(tmp_path: Path
     path = tmp_path / "questions.jsonl"
     path.write_text('{"question": "Who?", "answer": "Ott"}\n', encoding="utf-8")
     source = FileData(kind="file", path=str(path))
-    with pytest.raises(UserError, match="data.require_context to false"):
+    with pytest.raises(UserError, match="require_context to false"):
         load_examples(source)
     (one,) = load_examples(source, require_context=False).examples
     assert one.context == ()
