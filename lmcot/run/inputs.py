@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmcot.config import FileTeacher, GuidanceRewards, depends, digested_settings, training_stage
 from lmcot.data.demonstrations import DEMONSTRATIONS_KEY, demonstrations_digest
-from lmcot.data.tasks.users_own import own_source, source_of
+from lmcot.data.tasks.users_own import own_source
 from lmcot.errors import UserError
 from lmcot.records import Example
 from lmcot.rewards.custom import AbsentReward, CustomReward, load_customs
