@@ -25,7 +25,9 @@ needs_servers = pytest.mark.skipif(
     not all((TOOLS / "bin" / name).exists() for name in ("python", "litellm")),
     reason="needs llama.cpp's and LiteLLM's servers: run `make server-tools`",
 )
-_START_S = 240.0
+_START_S = 120.0
+_VLLM_START_S = 600.0
+"""Its processes import torch and vLLM one after the other."""
 
 
 @contextmanager
@@ -98,7 +100,7 @@ def vllm_serve(log: Path, model: str) -> Iterator[str]:
         "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1", "VLLM_HOST_IP": "127.0.0.1",
     }  # fmt: skip
-    with _running(command, port, "/health", log, settings):
+    with _running(command, port, "/health", log, settings, start_s=_VLLM_START_S):
         yield f"http://127.0.0.1:{port}/v1"
 
 
@@ -119,6 +121,8 @@ def _running(
     health: str,
     log: Path,
     environment: Mapping[str, str] | None = None,
+    *,
+    start_s: float = _START_S,
 ) -> Iterator[None]:
     """A server that answers its health check, until it is killed."""
     with log.open("wb") as output:
@@ -127,7 +131,7 @@ def _running(
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
-        _wait(process, f"http://127.0.0.1:{port}{health}", log)
+        _wait(process, f"http://127.0.0.1:{port}{health}", log, start_s)
         yield
     finally:
         process.terminate()
@@ -138,9 +142,9 @@ def _running(
             process.wait(15)
 
 
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path, start_s: float) -> None:
     last: OSError | None = None
-    until = time.monotonic() + _START_S
+    until = time.monotonic() + start_s
     while time.monotonic() < until:
         assert process.poll() is None, f"the server ended: {log.read_text()[-2000:]}"
         try:
@@ -149,4 +153,4 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
         except OSError as error:
             last = error
             time.sleep(0.2)
-    pytest.fail(f"waited {_START_S:.0f} s for {url} ({last}): {log.read_text()[-2000:]}")
+    pytest.fail(f"waited {start_s:.0f} s for {url} ({last}): {log.read_text()[-2000:]}")
