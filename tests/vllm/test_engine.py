@@ -226,7 +226,9 @@ def test_other_errors_of_a_start_are_not_taken_for_refusals(
     """A GPU without enough memory is told as such, an error of vLLM's own as it is."""
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    def fail(*_: object, **__: object) -> None:
+    def fail(config: Any, **_: object) -> None:
+        assert config.cache_config.kv_cache_memory_bytes == int(SETTINGS.cache_gib * 2**30)
+        assert config.cache_config.gpu_memory_utilization < 0.05, "others may share the GPU"
         raise error
 
     monkeypatch.setattr(LLMEngine, "from_vllm_config", fail)

@@ -18,6 +18,9 @@ from lmcot.models.sources import load_config, resolve_dtype, resolve_source
 
 MOST_LOGPROBS = 128
 """How many tokens vLLM gives the log-probabilities of at one place."""
+_SHARE = 0.01
+"""Share of a GPU that must be free when vLLM starts. By itself vLLM asks for nearly all of it, even
+where the size of its cache is given, and so would refuse a GPU that actors share."""
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     # The threads of a process are the settings' to choose.
@@ -73,6 +76,7 @@ def start_vllm(
         dtype=str(resolve_dtype(dtype)).removeprefix("torch."),
         enforce_eager=not torch.cuda.is_available(),
         kv_cache_memory_bytes=int(settings.cache_gib * 2**30),
+        gpu_memory_utilization=_SHARE,
         max_model_len=settings.max_context,
         # Log-probabilities of the distribution that a token is drawn from.
         logprobs_mode="processed_logprobs",
