@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmcot import run_files
-from lmcot.config.stages import POLICIES, TRAINING_STAGES
+from lmcot.config.stages import BASE, POLICIES, TRAINING_STAGES
 from lmcot.storage import local_path, place
 from lmcot.version import __version__
 
+PUSHED = tuple(policy for policy in POLICIES if policy != BASE)
 _STAGES = {
     "train": "run all stages, from annotate to evaluate",
     "annotate": "gather the teacher's rationales for the training questions",
@@ -79,6 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_data(commands)
     _add_init(commands)
+    _add_push(commands)
     text = "show what each stage's actors take, and whether the cluster has room for them"
     plan = commands.add_parser("plan", help=text, description=text)
     _add_config(plan)
@@ -270,6 +272,19 @@ def _add_init(commands: Any) -> None:
     command.add_argument(
         "--output", type=local_path, default=local_path("lmcot.yaml"), metavar="FILE",
         help="default: lmcot.yaml",
+    )  # fmt: skip
+
+
+def _add_push(commands: Any) -> None:
+    text = "upload a trained policy, with its model card, to the Hugging Face hub"
+    command = commands.add_parser("push", help=text, description=text)
+    command.add_argument("run", type=place, metavar="RUN")
+    command.add_argument("--repo", required=True, metavar="OWNER/NAME", help="made if it is new")
+    command.add_argument("--policy", choices=PUSHED, help="default: most trained")
+    command.add_argument("--private", action="store_true", help="make a private repository")
+    command.add_argument(
+        "--licence", "--license", metavar="NAME",
+        help="of the weights, such as apache-2.0; default: that of the model they are made from",
     )  # fmt: skip
 
 

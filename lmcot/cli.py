@@ -98,6 +98,8 @@ def _run(options: argparse.Namespace) -> int:
         return _run_data(options)
     if options.command == "init":
         return _run_init(options)
+    if options.command == "push":
+        return _run_push(options)
     if options.command == "doctor":
         return _run_doctor(options)
     if options.command == "evaluate":
@@ -250,6 +252,19 @@ def _run_init(options: argparse.Namespace) -> int:
     from lmcot.tools.init import init
 
     init(_wanted(options), options.output)
+    return 0
+
+
+def _run_push(options: argparse.Namespace) -> int:
+    from lmcot.tools.push import push
+
+    push(
+        options.run,
+        options.repo,
+        policy=options.policy,
+        private=options.private,
+        licence=options.licence,
+    )
     return 0
 
 

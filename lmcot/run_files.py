@@ -52,6 +52,8 @@ REJECTION: Final = "rejection"
 REJECTION_ROUNDS: Final = "reject"
 REFINED: Final = "refined"
 BEST: Final = "best"
+CARD: Final = "README.md"
+"""The model card in a policy's folder."""
 CRITIC: Final = "critic"
 
 _ADAPTERS = "-adapters"

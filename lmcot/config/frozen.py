@@ -5,7 +5,6 @@ Nothing outside of this module and `lmcot.frozen.open` asks which backend it is.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
@@ -17,7 +16,7 @@ from lmcot.config.addresses import (
     check_variable_name,
 )
 from lmcot.config.base import Dtype, NonNegativeInt, PositiveFloat, PositiveInt, Settings
-from lmcot.config.models import VllmSettings
+from lmcot.config.models import VllmSettings, public_source
 from lmcot.config.prompts import PromptSettings
 
 _CLIENTS_AT_ONCE = 32
@@ -169,10 +168,7 @@ class LocalFrozen(FrozenSettings):
     @property
     def public_name(self) -> str:
         """The backend and the source; of a path or a URL its last part."""
-        source = self.source
-        if "://" in source or Path(source).is_absolute() or source.startswith((".", "~")):
-            source = source.rstrip("/").rpartition("/")[2]
-        return f"{self.backend}:{source}"
+        return f"{self.backend}:{public_source(self.source)}"
 
 
 class TransformersFrozen(LocalFrozen):

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from lmcot.config.base import Dtype, PositiveFloat, PositiveInt, Settings
+
+
+def public_source(source: str) -> str:
+    """A model source without the folders or the address that it lies at."""
+    if "://" in source or Path(source).is_absolute() or source.startswith((".", "~")):
+        return source.rstrip("/").rpartition("/")[2]
+    return source
 
 
 class LoraSettings(Settings):

@@ -22,6 +22,7 @@ from lmcot.records import Usage
 from lmcot.run.budgets import usage_metrics
 from lmcot.run.context import Run
 from lmcot.run.fit import VALIDATION
+from lmcot.run.model_card import write_model_card
 from lmcot.run.presence import what_is_left_out
 
 _BOOTSTRAP_SAMPLES = 2000
@@ -113,6 +114,9 @@ def _report(
         aspects=files.aspect_means(),
     )
     print((run.directory.path / "report.md").read_text(encoding="utf-8"))
+    for policy, source in policies.items():
+        if source == str(run.directory.policy(policy)):
+            write_model_card(run, policy, report)
     say(f"evaluate: the report is in {run.directory.home / 'report.md'} (and .json, .png)")
     return report
 

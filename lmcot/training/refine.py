@@ -20,6 +20,7 @@ from lmcot.records import RunState
 from lmcot.run.budgets import usage_metrics
 from lmcot.run.context import Run
 from lmcot.run.inputs import check_functions, contents
+from lmcot.run.model_card import write_model_card
 from lmcot.training.batch import Batch
 from lmcot.training.interim import InterimEvaluation
 from lmcot.training.learners import Learners
@@ -56,6 +57,8 @@ def refine(run: Run, *, on_step: OnStep = lambda step, metrics: None) -> None:
             train=lambda state, bar: _train(run, fleets, learners, state, bar, on_step),
         )
     run.directory.finish(STAGE, steps=steps)
+    for policy in (run_files.REFINED, run_files.BEST):
+        write_model_card(run, policy)
     plot_training(run.monitor.metrics_path, run.directory.path / "refine.png", STAGE)
 
 

@@ -16,6 +16,7 @@ from lmcot.monitor.progress import say
 from lmcot.run.context import Run
 from lmcot.run.directory import read_annotations
 from lmcot.run.inputs import check_functions
+from lmcot.run.model_card import write_model_card
 from lmcot.run.policies import check_policy
 from lmcot.run.roles import distill_roles
 from lmcot.storage import on_disk, replacing
@@ -56,6 +57,7 @@ def reject(run: Run) -> None:
     _take_over(run, settings.rounds)
     last = run.directory.finished(STAGE.of_round(settings.rounds).training)
     run.directory.finish(STAGE.name, **{**(last or {}), "rounds": settings.rounds})
+    write_model_card(run, STAGE.policy)
 
 
 def _round(run: Run, settings: RejectSettings, number: int, taught: Mapping[str, str]) -> None:

@@ -14,6 +14,7 @@ from lmcot.monitor.progress import Progress, say
 from lmcot.records import RunState
 from lmcot.run.context import Run
 from lmcot.run.inputs import contents
+from lmcot.run.model_card import write_model_card
 from lmcot.run_files import training_picture
 from lmcot.training.learners import Learners
 from lmcot.training.pairs import TrainingPair, answers_of, batch_sizes, keep_out
@@ -79,6 +80,7 @@ def train_on(
         )
     facts = {"validation": state.validation} if validation is not None else {}
     run.directory.finish(stage.training, steps=state.step, rationales=len(learnt), **facts)
+    write_model_card(run, stage.policy)
     if validation is not None:
         validation.drop_all()
     picture = run.directory.path / training_picture(stage.training)
