@@ -11,6 +11,7 @@ from typing import Any
 
 from lmcot.config import Config, DrawnDemonstrations, GuidanceRewards
 from lmcot.data import load_examples
+from lmcot.data.tasks import open_task
 from lmcot.errors import UserError
 from lmcot.files import read_lines
 from lmcot.monitor.progress import progress
@@ -137,7 +138,11 @@ def _training_questions(config: Config) -> list[Example]:
     limit = data.max_train
     if limit is not None and isinstance(shown, DrawnDemonstrations):
         limit += shown.pool
-    return load_examples(data.train, limit=limit, on_bad=data.on_bad_record).examples
+    loaded = load_examples(
+        data.train, limit=limit, on_bad=data.on_bad_record,
+        task=open_task(config.task), require_context=config.requires_context,
+    )  # fmt: skip
+    return loaded.examples
 
 
 def _asked(teacher: Teacher, example: Example) -> Sequence[str]:

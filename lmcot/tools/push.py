@@ -66,10 +66,10 @@ def with_licence(text: str, licence: str | None) -> str:
 def _upload(folder: Path, card_text: str, repository: str, private: bool) -> str:
     """Commits the folder's files, and gives the repository's address."""
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import (
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError
         HfHubHTTPError,
         HFValidationError,
-        HTTPError,  # type: ignore[attr-defined]  # of the HTTP client that it uses
+        HTTPError,
         LocalTokenNotFoundError,
         OfflineModeIsEnabled,
     )
