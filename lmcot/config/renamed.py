@@ -38,6 +38,7 @@ ADDED: Final[Mapping[str, Any]] = {
     "prompts.conclusion": "shown",
     "prompts.demonstrations.source.part": "all",
     "prompts.demonstrations.source.held_out": 0.1,
+    "rewards.choice_probability_weight": None,
     "rollout.engine": "transformers",
     **{f"prompts.demonstrations.source.columns.{name}": None for name in _COLUMNS},
     "teacher.template": "{facts} So the answer is {answer}.",

@@ -119,6 +119,10 @@ class GuidanceRewards(Settings):
     """Weight of the gain in the gold answer's probability that the rationale brings (Rainier, Liu
     et al. 2022); it takes two more requests for each rationale. 0: measured and logged only;
     unset: not measured."""
+    choice_probability_weight: NonNegativeFloat | None = None
+    """Weight of the frozen LM's probability of the right option, for the tasks ``boolean`` and
+    ``multiple_choice``; it takes one more request for each rationale. 0: measured and logged only;
+    unset: not measured."""
     custom: Custom | None = None
     """A reward of one's own as ``module:function``, or several by names of one's own; see
     docs/rewards.md. The modules must be importable where the actors run (installed, or their

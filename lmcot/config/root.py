@@ -179,6 +179,17 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _options_are_there_to_choose_from(self) -> Config:
+        rewards, kind = self.rewards, self.task.kind
+        asked = getattr(rewards, "choice_probability_weight", None) is not None
+        if asked and kind not in ("boolean", "multiple_choice", "custom"):
+            raise ValueError(
+                f"rewards.choice_probability_weight is set, but questions of the task '{kind}' have "
+                "no options: leave it out, or set task to 'boolean' or 'multiple_choice'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _likelihoods_are_given(self) -> Config:
         """Refuses what takes log-likelihoods where the frozen LM is known to give none."""
         rewards = self.rewards

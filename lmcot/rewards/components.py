@@ -8,6 +8,7 @@ from typing import Literal
 from lmcot.config import ASPECTS, GuidanceRewards
 from lmcot.records import Example, Failure
 from lmcot.rewards.aspects import AspectComponent
+from lmcot.rewards.choice import choice_probabilities
 from lmcot.rewards.component import Component, Context, Measured, Measurement
 from lmcot.rewards.likelihood import likelihood_gains
 
@@ -56,6 +57,14 @@ COMPONENTS: tuple[Component, ...] = (
         meaning="how much likelier the rationale makes the gold answer",
         measure=likelihood_gains,
         needs=frozenset({"score"}),
+    ),
+    Component(
+        name="choice_probability",
+        setting="choice_probability_weight",
+        values="0 to 1",
+        meaning="the frozen LM's probability of the right option among those of the question",
+        measure=choice_probabilities,
+        needs=frozenset({"choose"}),
     ),
 )
 

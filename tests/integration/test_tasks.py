@@ -82,7 +82,10 @@ def arc() -> Case:
         f"Pumice is full of holes that hold air, on lake {n} as well. So the answer is B."
         for n in range(1, 7)
     ]
-    return Case({"kind": "multiple_choice"}, records, "B", rationales=rationales)
+    return Case(
+        {"kind": "multiple_choice"}, records, "B", rationales=rationales,
+        settings={"rewards": {"choice_probability_weight": 0.5}},
+    )  # fmt: skip
 
 
 def free_text() -> Case:
@@ -175,6 +178,8 @@ def test_every_stage(name: str, tmp_path: Path) -> None:
     assert judged
     assert all({"em", "f1"} <= set(one["judgement"]["components"]) for one in judged)
     assert not any("aspect/factuality" in one["judgement"]["components"] for one in judged)
+    weighed = "choice_probability" in judged[0]["judgement"]["components"]
+    assert weighed == (name == "arc")
     report = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
     assert list(report["rows"]) == ROWS
     assert any("passages" in note for note in report["notes"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from lmcot.data.gold import right_answers, with_answers
@@ -48,6 +48,10 @@ class BooleanTask(Task):
         """Right or wrong."""
         said = _TRUTHS.get(answer.strip().lower())
         return Scores.right(said is not None and said == example.answer)
+
+    def options(self, question: str) -> Sequence[str]:
+        """Yes and no."""
+        return ("yes", "no")
 
     def contains(self, rationale: str, example: Example) -> bool:
         """Whether the rationale comes to the right answer."""

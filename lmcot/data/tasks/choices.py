@@ -95,6 +95,11 @@ class MultipleChoiceTask(Task):
         right = option_in(example.answer, options)
         return Scores.right(bool(said) and said == right)
 
+    def options(self, question: str) -> Sequence[str]:
+        """The letters of the options, or their texts if answers are texts."""
+        found = options_of(question)
+        return tuple(found) if self._labels else tuple(dict.fromkeys(found.values()))
+
     def contains(self, rationale: str, example: Example) -> bool:
         """Whether the rationale comes to the right option, or holds its text."""
         said = self.read(rationale, example.question).answer

@@ -82,6 +82,11 @@ class Task:
         the answer mask these."""
         return example.answers
 
+    def options(self, question: str) -> Sequence[str]:
+        """The answers that a question leaves to choose from, as the frozen LM writes them; empty
+        where it leaves all."""
+        return ()
+
     def key(self, answer: str) -> str:
         """The form of an answer in a vote: answers with the same form are one."""
         return normalize_answer(answer)

@@ -62,7 +62,7 @@ TAKEN_OUT = [one for one in components() if one.calls(GuidanceRewards())]
 
 @pytest.mark.parametrize("component", TAKEN_OUT, ids=lambda one: str(one.name))
 def test_a_component_can_be_taken_out(component: Component) -> None:
-    rewards = GuidanceRewards(likelihood_gain_weight=0.0)
+    rewards = GuidanceRewards(likelihood_gain_weight=0.0, choice_probability_weight=0.0)
     assert component.weight(rewards) is not None
     without = component.without(rewards)
     assert component.weight(without) is None
