@@ -184,7 +184,7 @@ class Config(Settings):
         asked = getattr(rewards, "choice_probability_weight", None) is not None
         if asked and kind not in ("boolean", "multiple_choice", "custom"):
             raise ValueError(
-                f"rewards.choice_probability_weight is set, but questions of the task '{kind}' have "
+                f"rewards.choice_probability_weight is set, but the task '{kind}' has "
                 "no options: leave it out, or set task to 'boolean' or 'multiple_choice'"
             )
         return self

@@ -96,6 +96,6 @@ def test_the_weight_is_refused_where_there_are_no_options() -> None:
         "refine": {"start_from": "base"},
         "rewards": {"choice_probability_weight": 0.5},
     }
-    with pytest.raises(UserError, match="have no options"):
+    with pytest.raises(UserError, match="has no options"):
         parse_config(settings)
     assert parse_config({**settings, "task": "boolean"}).prompts.templates == "boolean"

@@ -31,7 +31,7 @@ def config(**settings: Any) -> Config:
 
 def test_a_teacher_without_its_facts_is_refused() -> None:
     by_facts = config(teacher={"kind": "supporting_facts"})
-    with pytest.raises(UserError, match="no question of data.train has any"):
+    with pytest.raises(UserError, match="has any: set it"):
         check_presence(by_facts, [BARE])
     check_presence(by_facts, [BARE, WHOLE])
     check_presence(by_facts, [Example("told", "Who?", "Ott", (), facts=("Ott did.",))])
