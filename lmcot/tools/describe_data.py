@@ -12,6 +12,7 @@ from typing import Any
 from lmcot.config import Config, ContextSettings, DataSource
 from lmcot.data import load_examples
 from lmcot.data.context import CountTokens, apply_context, render_context
+from lmcot.data.tasks import EXTRACTIVE_QA, Task, open_task
 from lmcot.records import Example, SupportingFact
 
 _LONGEST = 160
@@ -78,8 +79,10 @@ def describe_data(
     """
     counted = _small_lm(config) if config is not None else None
     context = config.data.context if config is not None else None
+    task = EXTRACTIVE_QA if config is None else open_task(config.task)
+    needs = config is None or config.requires_context
     for source in sources:
-        found = description(source, counted, context, show=show)
+        found = description(source, counted, context, show=show, task=task, require_context=needs)
         print(json.dumps(asdict(found), ensure_ascii=False) if as_json else in_words(found))
 
 
@@ -96,17 +99,21 @@ def description(
     context: ContextSettings | None,
     *,
     show: int,
+    task: Task = EXTRACTIVE_QA,
+    require_context: bool = True,
 ) -> Description:
     """What is understood of a source; bad records are counted.
 
     Args:
         count_tokens: counts the small LM's tokens; None: lengths are in words.
         context: the budget of contexts, if ``count_tokens`` is given.
+        task: what a question is.
+        require_context: whether a question without passages is a bad record.
 
     Raises:
         UserError: if it cannot be read, or holds no question.
     """
-    loaded = load_examples(source, on_bad="skip")
+    loaded = load_examples(source, on_bad="skip", task=task, require_context=require_context)
     examples = loaded.examples
     count = count_tokens or (lambda text: len(text.split()))
     cut = facts_cut = budget = None
@@ -124,7 +131,7 @@ def description(
         bad=loaded.skipped,
         problems=loaded.problems,
         without_id=loaded.without_id,
-        with_facts=sum(bool(one.supporting_facts) for one in examples),
+        with_facts=sum(bool(one.supporting_facts or one.facts) for one in examples),
         with_aliases=sum(bool(one.aliases) for one in examples),
         types=dict(Counter(one.type for one in examples if one.type).most_common()),
         passages=Range.of([len(one.context) for one in examples]),
