@@ -70,6 +70,9 @@ def make_parser() -> argparse.ArgumentParser:
                 "data, with another frozen LM",
             )
         _add_run_dir(command, required=name != "train")
+        command.add_argument(
+            "--quiet", action="store_true", help="no progress; results and errors are still shown"
+        )
         _add_overrides(command)
     _add_sweep(commands)
     _add_cache(commands)
@@ -305,6 +308,11 @@ def _add_questions_and_models(
     command.add_argument(
         "--large", required=required, metavar="SOURCE",
         help="the frozen LM: the same, or an endpoint, http://HOST:PORT/v1#MODEL",
+    )  # fmt: skip
+    command.add_argument(
+        "--task", metavar="NAME",
+        help="what the questions are: extractive_qa (the default), boolean, multiple_choice, "
+        "numeric, free_text",
     )  # fmt: skip
     _add_columns(command)
 

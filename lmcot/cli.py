@@ -72,6 +72,10 @@ def _nobody_reads() -> bool:
 def _run(options: argparse.Namespace) -> int:
     from lmcot.config import dump_config, load_config, renamed_settings
 
+    if getattr(options, "quiet", False):
+        from lmcot.monitor.progress import be_quiet
+
+        be_quiet()
     if options.command == "cache":
         return _run_cache(options.action, options.folder, options.model)
     if options.command == "aspects":
@@ -156,11 +160,11 @@ def _train_config(options: argparse.Namespace) -> Config:
 
         options.run_dir = options.run_dir or default_run_dir(options.data)
         options.config = str(settings_of_run(_wanted(options), options.run_dir))
-    elif given or options.validation or options.column:
+    elif given or options.validation or options.column or options.task:
         raise UserError(
             "train is given --config, which names the questions and the models, and "
-            f"--{[*given, 'validation or --column'][0]} too: leave out the one or the other; "
-            "data=FILE, policy=SOURCE and frozen=SOURCE replace what the file names"
+            f"--{[*given, 'validation, --task or --column'][0]} too: leave out the one or the "
+            "other; data=FILE, policy=SOURCE and frozen=SOURCE replace what the file names"
         )
     if options.run_dir is None:
         raise UserError("train lacks --run-dir: name the folder for what the run leaves behind")
@@ -170,7 +174,10 @@ def _train_config(options: argparse.Namespace) -> Config:
 def _wanted(options: argparse.Namespace) -> Wanted:
     from lmcot.tools.starting_settings import Wanted
 
-    return Wanted(options.data, options.validation, options.small, options.large, _columns(options))
+    return Wanted(
+        options.data, options.validation, options.small, options.large, _columns(options),
+        *([options.task] if options.task else []),
+    )  # fmt: skip
 
 
 def _policies_of(options: argparse.Namespace) -> list[str]:

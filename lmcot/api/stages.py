@@ -43,6 +43,7 @@ def settings(
     large: str | None = None,
     validation: str | None = None,
     columns: Mapping[str, str] | None = None,
+    task: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Config:
     """Settings, checked: those of a file or a mapping, or made for questions, models and machine.
@@ -54,14 +55,15 @@ def settings(
         large: source of the frozen LM, or ``http://HOST/v1#MODEL``, with ``data``.
         validation: questions to measure on; unset: a tenth of ``data``.
         columns: the names that fields of docs/data.md have in ``data``.
+        task: what the questions are: ``extractive_qa`` (unset), ``boolean``, ...
         overrides: values by dotted keys, such as ``{"refine.steps": 20}``.
 
     Raises:
         UserError: one sentence about what is wrong.
     """
     if source is None:
-        return _config(_made(_wanted(data, small, large, validation, columns)), overrides)
-    if data or small or large or validation or columns:
+        return _config(_made(_wanted(data, small, large, validation, columns, task)), overrides)
+    if data or small or large or validation or columns or task:
         raise UserError(
             "settings are given, and data, small or large too: give the one or the other (the "
             "overrides 'data', 'policy' and 'frozen' replace what settings name)"
@@ -78,6 +80,7 @@ def train(
     large: str | None = None,
     validation: str | None = None,
     columns: Mapping[str, str] | None = None,
+    task: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     rewards: Mapping[str, Weighed] | None = None,
     teacher: Teacher | None = None,
@@ -97,13 +100,13 @@ def train(
         Interrupted: after Ctrl-C; the same call resumes.
     """
     if source is None:
-        wanted = _wanted(data, small, large, validation, columns)
+        wanted = _wanted(data, small, large, validation, columns, task)
         run_dir = place(run_dir) if run_dir is not None else default_run_dir(wanted.data)
         config = _config(str(settings_of_run(wanted, run_dir)), overrides)
     else:
         config = settings(
             source, data=data, small=small, large=large, validation=validation, columns=columns,
-            overrides=overrides,
+            task=task, overrides=overrides,
         )  # fmt: skip
     return _run("train", config, run_dir, rewards, teacher)
 
@@ -172,11 +175,12 @@ def evaluate(
 
 def _wanted(
     data: str | None, small: str | None, large: str | None, validation: str | None,
-    columns: Mapping[str, str] | None,
+    columns: Mapping[str, str] | None, task: str | None,
 ) -> Wanted:  # fmt: skip
     if data is None or small is None or large is None:
         raise UserError("give settings, or name data, small and large")
-    return Wanted(data, validation, small, large, parse_settings(Columns, dict(columns or {})))
+    named = parse_settings(Columns, dict(columns or {}))
+    return Wanted(data, validation, small, large, named, *([task] if task else []))
 
 
 def _made(wanted: Wanted) -> dict[str, Any]:

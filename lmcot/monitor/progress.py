@@ -8,10 +8,20 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+_quiet = False
+"""Whether neither lines nor bars are shown."""
+
+
+def be_quiet(quiet: bool = True) -> None:
+    """Shows no more lines and bars in this process; what fails is still raised."""
+    global _quiet
+    _quiet = quiet
+
 
 def say(text: str) -> None:
-    """Prints a line about what is being done on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Prints a line about what is being done on stderr, unless this process is quiet."""
+    if not _quiet:
+        print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -39,7 +49,7 @@ class Progress:
         self._pending = ""
         self._bar = (
             tqdm(total=total, initial=done, desc=name, unit=unit, file=self._stream)
-            if self._stream.isatty()
+            if self._stream.isatty() and not _quiet
             else None
         )
 
@@ -67,7 +77,7 @@ class Progress:
         """Prints a line of text without breaking the bar."""
         if self._bar is not None:
             tqdm.write(text, file=self._stream)
-        else:
+        elif not _quiet:
             print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
@@ -83,9 +93,9 @@ class Progress:
         self.close()
 
     def _show(self) -> None:
-        if self._pending:
+        if self._pending and not _quiet:
             print(self._pending, file=self._stream, flush=True)
-            self._pending = ""
+        self._pending = ""
 
     def _line(self, elapsed: float, values: dict[str, float]) -> str:
         here = self.done - self._first

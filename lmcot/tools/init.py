@@ -86,6 +86,7 @@ def _check_same(wanted: Wanted, made: Config, file: Place) -> None:
         "data": (made.data.train, {**source, "path": wanted.data}),
         "validation": (made.data.validation, {**source, "path": wanted.validation or wanted.data}),
         "small": (made.policy, {"source": wanted.small}),
+        "task": (made.task, {"kind": wanted.task}),
         "large": (made.frozen, SHORT_FORMS["frozen"](wanted.large, {})),
     }
     other = [f"--{name}" for name, (section, now) in given.items() if not _holds(section, now)]

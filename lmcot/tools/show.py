@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import heapq
 import json
+import os
 import re
 import sys
 import textwrap
@@ -291,7 +292,8 @@ def _safe(text: str) -> str:
 
 def _heading(text: str) -> str:
     line = _safe(text)
-    return f"\n\033[1m{line}\033[0m" if sys.stdout.isatty() else f"\n{line}"
+    bold = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return f"\n\033[1m{line}\033[0m" if bold else f"\n{line}"
 
 
 def _wrapped(text: str) -> str:

@@ -9,14 +9,17 @@ import math
 import os
 from dataclasses import dataclass
 
+from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from lmcot.config import CheckpointSettings, DistillSettings, RefineSettings, SupportingFactsTeacher
 from lmcot.config.data import Columns, FileData
 from lmcot.config.short_forms import is_address
+from lmcot.config.task import TaskChoice, TaskSettings
 from lmcot.data import load_examples
 from lmcot.data.context import CountTokens, render_context
 from lmcot.data.facts import facts_rationale
+from lmcot.data.tasks import open_task
 from lmcot.errors import UserError
 from lmcot.models.limits import read_limits
 from lmcot.models.sources import load_tokenizer, resolve_dtype
@@ -63,6 +66,8 @@ class Wanted:
     large: str
     """Source of the frozen LM, or ``http://HOST/v1#MODEL``."""
     columns: Columns
+    task: str = "extractive_qa"
+    """What a question is: a name of ``task``."""
 
 
 def settings_text(wanted: Wanted) -> str:
@@ -75,13 +80,17 @@ def settings_text(wanted: Wanted) -> str:
     tokenizer = load_tokenizer(wanted.small)
     room = _room(wanted, tokenizer)
     source = FileData(kind="file", path=wanted.data, columns=wanted.columns)
-    loaded = load_examples(source, on_bad="skip")
+    task = _task(wanted.task)
+    loaded = load_examples(
+        source, on_bad="skip", task=open_task(task), require_context=task.needs_context
+    )
     found = _Found.of(
         loaded.examples, lambda text: len(tokenizer.encode(text, add_special_tokens=False))
     )
     sections = [
         f"# Made from {found.count} questions; 'lmcot config --config FILE' shows all settings.",
         "seed: 0",
+        f"task: {wanted.task}",
         _data(wanted, found, loaded.skipped, room),
         _prompts(found, room),
         _models(wanted, found),
@@ -89,6 +98,17 @@ def settings_text(wanted: Wanted) -> str:
         _actors(wanted),
     ]
     return "\n".join(sections) + "\n"
+
+
+def _task(name: str) -> TaskSettings:
+    try:
+        found: TaskSettings = TypeAdapter(TaskChoice).validate_python(name)
+    except ValidationError:
+        raise UserError(
+            f"there is no task '{name}' that a name alone describes: choose extractive_qa, "
+            "boolean, multiple_choice, numeric or free_text, or set 'task' in a settings file"
+        ) from None
+    return found
 
 
 def _room(wanted: Wanted, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from lmcot.monitor.progress import Progress
+from lmcot.monitor.progress import Progress, be_quiet, say
 
 
 class Clock:
@@ -71,3 +71,23 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "4/4" in shown
     assert "loss=0.5" in shown
     assert "a word\n" in shown
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_a_quiet_process_shows_no_progress(
+    stream: type[io.StringIO], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = stream()
+    be_quiet()
+    try:
+        with Progress("distil", 2, stream=shown) as bar:
+            bar.update(loss=1.0)
+            bar.write("a line")
+            bar.update()
+        say("a line")
+    finally:
+        be_quiet(False)
+    assert shown.getvalue() == ""
+    assert capsys.readouterr().err == ""
+    say("a line")
+    assert capsys.readouterr().err == "a line\n"

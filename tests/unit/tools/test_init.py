@@ -194,3 +194,22 @@ def test_settings_fit_the_window_of_the_smaller_model(tmp_path: Path) -> None:
     assert config.policy.dtype == "auto"
     assert config.actors.rollout.threads == os.cpu_count()
     assert config.refine.samples_per_prompt == RefineSettings().samples_per_prompt
+
+
+def test_questions_of_another_task_need_no_context(tmp_path: Path) -> None:
+    record = {"answer": True}
+    data = written(tmp_path, record)
+    config = made(tmp_path, data, "--task", "boolean")
+    assert config.task.kind == "boolean"
+    assert load_config(str(settings_of_run(wanted(data, task="boolean"), tmp_path / "run")), [])
+    begun(tmp_path / "run")
+    with pytest.raises(UserError, match="other values of --task "):
+        settings_of_run(wanted(data), tmp_path / "run")
+
+
+def test_a_task_that_is_not_there_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--small", "random:llama", "--large", "random:llama", "--task", "booleans"]
+    assert main(["init", "--data", written(tmp_path, RECORD), *given]) == 2
+    assert "there is no task 'booleans'" in capsys.readouterr().err
