@@ -43,6 +43,7 @@ def test_the_server_has_all_that_a_run_may_need(endpoint: OpenAIFrozen) -> None:
 
 
 def test_greedy_answers_agree(endpoint: OpenAIFrozen, reference: CachedLM) -> None:
+    """Save for a character that the last token only begins: the server leaves it out."""
     sampling = Sampling(16)
     pairs = zip(
         open_frozen_lm(endpoint, PLAIN).generate(PROMPTS, sampling),
@@ -52,7 +53,8 @@ def test_greedy_answers_agree(endpoint: OpenAIFrozen, reference: CachedLM) -> No
     for found, wanted in pairs:
         assert isinstance(found, Completion)
         assert isinstance(wanted, Completion)
-        assert (found.text, found.tokens_in) == (wanted.text, wanted.tokens_in)
+        assert found.text.rstrip("\ufffd") == wanted.text.rstrip("\ufffd")
+        assert (found.tokens_in, found.tokens_out) == (wanted.tokens_in, wanted.tokens_out)
 
 
 def test_scores_agree_to_six_digits(endpoint: OpenAIFrozen, reference: CachedLM) -> None:
