@@ -210,6 +210,7 @@ def _from_frozen(count: int) -> Step:
     """Distillation on what Qwen wrote; where it was wrong, on what it wrote with a hint."""
     changed = {
         **_distilled(count),
+        "distill.epochs": 3,  # Qwen is right about fewer than half of the questions
         "prompts.demonstrations": drawn(4),
         "teacher": {"kind": "frozen", "rationalise": True},
     }
