@@ -44,11 +44,12 @@ def what_is_left_out(config: Config, examples: Sequence[Example], kind: str) -> 
     bare = sum(not one.context for one in examples)
     if not bare or config.rewards.kind != "guidance":
         return []
-    some = "no question" if bare == len(examples) else f"{len(examples) - bare} of {len(examples)}"
-    has = "has" if bare == len(examples) else "questions have"
+    lost = "rationales have no factuality and no share that is copied"
     told = [
-        f"{kind}: {some} {has} passages; prompts of the others go without them, and their "
-        "rationales have no factuality and no share that is copied"
+        f"{kind}: no question has passages; prompts go without them, and {lost}"
+        if bare == len(examples)
+        else f"{kind}: {bare} of {len(examples)} questions have no passages; their prompts go "
+        f"without them, and their {lost}"
     ]
     if config.prompts.templates in _QUOTING:
         told.append(
