@@ -71,6 +71,7 @@ class Stand:
             run: Any = SimpleNamespace(
                 config=self.config,
                 task=EXTRACTIVE_QA,
+                functions={},
                 train=[
                     SimpleNamespace(example=Example(name, f"Where is {name}?", "Velm", ()))
                     for name in QUESTIONS
