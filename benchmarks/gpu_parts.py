@@ -33,6 +33,8 @@ from lmcot.models.sources import load_config, load_model
 from lmcot.records import Failure
 
 SAMPLES, TOKENS = 4, 64
+BUDGET = 8192
+"""Tokens in a micro-batch."""
 MOST_UPDATE_S = 1.0
 CLOSE = {"float32": 1e-3, "bfloat16": 0.3}
 """By how much two arithmetics may differ in the log-probability of a token."""
@@ -70,10 +72,8 @@ def learner_at(stage: int) -> Part:
     """GRPO steps of the learner at a ZeRO stage, from made-up rationales."""
 
     def part(options: argparse.Namespace) -> Result:
-        sizes = argparse.Namespace(dtype=options.dtype, attention="model", budget=8192, threads=2)
-        settings = learner_config(options.source, sizes)
-        learner = settings.learner.model_copy(update={"zero_stage": stage})
-        settings = settings.model_copy(update={"learner": learner})
+        learner = {"zero_stage": stage, "attention": "model", "tokens_per_micro_batch": BUDGET}
+        settings = learner_config(options.source, options.dtype, learner)
         scored = rollouts(options.questions, _vocabulary(options.source))
         session = LearnerSession(settings, refine_plan(settings, options.source, 1000))
         first = session.ppo.step(scored, 0)
@@ -183,8 +183,8 @@ def distillation(options: argparse.Namespace) -> Result:
 
 
 def _learner_of(options: argparse.Namespace) -> Config:
-    sizes = argparse.Namespace(dtype=options.dtype, attention="auto", budget=8192, threads=2)
-    return learner_config(options.source, sizes)
+    learner = {"zero_stage": 0, "tokens_per_micro_batch": BUDGET}
+    return learner_config(options.source, options.dtype, learner)
 
 
 def _refinement(options: argparse.Namespace, changed: dict[str, Any] | None = None) -> Config:

@@ -20,7 +20,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -165,14 +165,13 @@ def _forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def config(source: str, options: argparse.Namespace) -> Config:
+def config(source: str, dtype: str, learner: Mapping[str, Any], threads: int = 2) -> Config:
     """One GRPO update a step, with its KL term in the loss."""
     counting = {"kind": "counting"}
-    learner = {"zero_stage": 0, "attention": options.attention, "compile": options.compile}
     return parse_config(
         {
             "data": {"train": counting, "validation": counting},
-            "policy": {"source": source, "dtype": options.dtype, "max_new_tokens": TOKENS},
+            "policy": {"source": source, "dtype": dtype, "max_new_tokens": TOKENS},
             "rewards": {"kind": "increasing"},
             "refine": {
                 "start_from": "base",
@@ -181,8 +180,8 @@ def config(source: str, options: argparse.Namespace) -> Config:
                 "kl": {"kind": "fixed", "coefficient": 0.05, "apply_to": "loss"},
                 "optimiser": {"learning_rate": 1e-6},
             },
-            "learner": {**learner, "tokens_per_micro_batch": options.budget},
-            "actors": {"learner": {"cpus": 0.5, "threads": options.threads}},
+            "learner": learner,
+            "actors": {"learner": {"cpus": 0.5, "threads": threads}},
         }
     )
 
@@ -265,7 +264,13 @@ def main() -> None:
             source = SMOLLM2 if whole else first_layers(options.layers, Path(folder) / "model")
         vocabulary = load_model(source, "float32")[0].config.vocab_size
         scored = rollouts(options.questions, vocabulary)
-        measure(config(source, options), scored, options.repeats)
+        learner = {
+            "zero_stage": 0,
+            "attention": options.attention,
+            "compile": options.compile,
+            "tokens_per_micro_batch": options.budget,
+        }
+        measure(config(source, options.dtype, learner, options.threads), scored, options.repeats)
 
 
 if __name__ == "__main__":
