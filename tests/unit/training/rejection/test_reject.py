@@ -52,7 +52,9 @@ class Stand:
         })  # fmt: skip
         train = [SimpleNamespace(example=Example("q", "?", "a", ()))]
         with RunDirectory(self.folder) as directory:
-            run: Any = SimpleNamespace(config=config, directory=directory, train=train)
+            run: Any = SimpleNamespace(
+                config=config, directory=directory, train=train, functions={}
+            )
             module.reject(run)
 
     def _gather(self, run: Any, settings: Any, number: int, source: str, learnt: Any) -> Any:
