@@ -46,6 +46,8 @@ ELSEWHERE = {
     "make toy": ("tests/e2e/test_toy.py", "toy_config"),
     "make test": (".ci/run", "make test"),
     "make lint": (".ci/run", "make lint"),
+    "make gpu-check": ("tests/unit/test_gpu_check.py", "-m benchmarks.gpu_check"),
+    "lmcot train --data": ("tests/integration/test_python.py", '"train", "--data"'),
     "lmcot train --data questions.jsonl --small SOURCE --large SOURCE": (
         "tests/integration/test_python.py",
         '"train", "--data"',
