@@ -56,9 +56,11 @@ class RunDirectory:
         self.rationales = path / run_files.RATIONALES
         self.rationales_begun = path / run_files.RATIONALES_BEGUN
         self.rationales_table = path / run_files.RATIONALES_TABLE
-        self.best = home / run_files.BEST
-        self.critic = home / run_files.CRITIC
-        self.checkpoints = home / run_files.CHECKPOINTS
+        # Actors read and write these, and may have another working directory.
+        self._shared = home if is_remote(home) else path.absolute()
+        self.best = self._shared / run_files.BEST
+        self.critic = self._shared / run_files.CRITIC
+        self.checkpoints = self._shared / run_files.CHECKPOINTS
         self.predictions = path / run_files.PREDICTIONS
         self._stages = path / run_files.STAGES
         self._inputs = path / run_files.INPUTS
@@ -122,7 +124,7 @@ class RunDirectory:
 
     def policy(self, name: str) -> Place:
         """Folder of the policy of a name, whether or not it is there yet."""
-        return self.home / name
+        return self._shared / name
 
     def sync(self) -> None:
         """Uploads everything written so far, if the run is at a URL.

@@ -22,7 +22,7 @@ SMALL = (
     "data.max_validation=2", "prompts.demonstrations=0", "distill.epochs=1", "refine.steps=1",
     "refine.prompts_per_step=2", "refine.samples_per_prompt=2", "evaluate.rows=[standard]",
     "evaluate.aspect_questions=0", "rewards.aspects={}", "policy.dtype=float32",
-    "policy.max_new_tokens=16", "frozen.dtype=float32", "frozen.max_rationale_tokens=8",
+    "policy.max_new_tokens=64", "frozen.dtype=float32", "frozen.max_rationale_tokens=8",
 )  # fmt: skip
 """As little of everything as there can be."""
 
