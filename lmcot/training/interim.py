@@ -185,7 +185,7 @@ class InterimEvaluation:
 
     @property
     def _candidate(self) -> Any:
-        return self._run.directory.home / ".candidate"
+        return self._run.directory.policy(".candidate")
 
     def _keep_if_best(self, underway: _Evaluation, value: float) -> None:
         """Keeps a version's export as the best one, or drops it."""
