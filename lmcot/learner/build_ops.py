@@ -19,6 +19,9 @@ CPU_BUILDERS = ("ShareMemCommBuilder",)
 """What training on the CPU loads: the shared-memory all-reduce. Adam is torch's (`engine`)."""
 GPU_BUILDERS: tuple[str, ...] = ()
 """What training on a GPU loads: nothing that must be compiled."""
+_RELEASE_S = 1.0
+"""A build that ends closes its lock file and then removes it: within this time, even on a busy
+machine."""
 _REMOVED = "removed the lock that an interrupted build of {} left"
 
 
@@ -62,12 +65,19 @@ def remove_stale_lock(lock: Path) -> bool:
         # One process looks and removes at a time: of two, the second could remove the lock of a
         # build that began after the first had removed the stale one.
         fcntl.flock(folder, fcntl.LOCK_EX)
-        if not lock.exists() or _is_open(lock):
+        if not _is_left(lock):
             return False
-        lock.unlink()
+        time.sleep(_RELEASE_S)
+        if not _is_left(lock):
+            return False
+        lock.unlink(missing_ok=True)
         return True
     finally:
         os.close(folder)
+
+
+def _is_left(lock: Path) -> bool:
+    return lock.exists() and not _is_open(lock)
 
 
 def _is_open(path: Path) -> bool:

@@ -104,13 +104,10 @@ def vllm_serve(log: Path, model: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/v1"
 
 
-def free_port(wanted: int = 0) -> int:
-    """The port that is wanted, or any other if it is taken."""
+def free_port() -> int:
+    """A port that nothing uses."""
     with socket.socket() as one:
-        try:
-            one.bind(("127.0.0.1", wanted))
-        except OSError:
-            one.bind(("127.0.0.1", 0))
+        one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
 
 

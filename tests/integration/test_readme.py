@@ -209,11 +209,11 @@ def test_the_stages_one_by_one(trained: Path) -> None:
 
 
 def test_the_service_answers_and_ends(trained: Path) -> None:
-    """With the replicas that it asks for by default, and on the default port where that is free."""
-    port = free_port(8000)
+    """With the replicas that it asks for by default, and a port that no other test uses."""
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
-    command = "lmcot serve --run-dir runs/mine"
-    with started(command if port == 8000 else f"{command} serve.port={port}", trained) as process:
+    command = f"lmcot serve --run-dir runs/mine serve.port={port}"
+    with started(command, trained) as process:
         waited_for(lambda: answers(f"{address}/readyz"), process)
         asked = urllib.request.Request(
             f"{address}/v1/answer",

@@ -72,6 +72,16 @@ def test_the_lock_of_a_killed_build_is_removed(tmp_path: Path) -> None:
     assert not lock.exists()
 
 
+def test_a_build_that_ends_removes_its_lock_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It closes the file before it removes it."""
+    lock = tmp_path / "lock"
+    lock.touch()
+    monkeypatch.setattr("lmcot.learner.build_ops.time.sleep", lambda _: lock.unlink())
+    assert not remove_stale_lock(lock)
+
+
 def test_the_lock_of_a_living_build_stays(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     code = f"import os; os.open({str(lock)!r}, os.O_CREAT | os.O_EXCL); print(flush=True); input()"
