@@ -50,7 +50,7 @@ def test_a_weight_on_what_takes_passages_is_refused() -> None:
 def test_what_goes_without_passages_is_said() -> None:
     assert what_is_left_out(config(), [WHOLE], "data.train") == []
     told = what_is_left_out(config(), [BARE, WHOLE], "data.train")
-    assert told[0].startswith("data.train: 1 of 2 questions have passages")
+    assert told[0].startswith("data.train: 1 of 2 questions have no passages")
     assert "'closed_book' does not" in told[1]
     (told_of_all,) = what_is_left_out(config(task="boolean"), [BARE], "data.validation")
     assert told_of_all.startswith("data.validation: no question has passages")
