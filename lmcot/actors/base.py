@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from ray.exceptions import RayError
 
 from lmcot.errors import UserError, first_line
+from lmcot.models.generation.requests import EngineLost
 
 _USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 # torch and safetensors report a full disk as errors of their own, without a number.
@@ -58,7 +60,8 @@ class ActorBase:
     def apply(self, func: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Calls a method by its name, or ``func(self, ...)``.
 
-        What it raises is returned as a `RemoteError`.
+        What it raises is returned as a `RemoteError`. An engine that has lost one of its processes
+        ends this one too, so that Ray starts the actor again.
         """
         try:
             if isinstance(func, str):
@@ -79,5 +82,8 @@ class ActorBase:
             if any(sign in str(error) for sign in _FULL_DISK):
                 message = "no space left on the disk: free some and run the same command again"
                 return RemoteError(message, traceback.format_exc(), "user")
+            if isinstance(error, EngineLost) or isinstance(error.__cause__, EngineLost):
+                print(f"{error}: this actor ends, and is started again", flush=True)
+                os._exit(1)
             message = f"{type(error).__name__}: {error}"
             return RemoteError(message, traceback.format_exc(), "bug")

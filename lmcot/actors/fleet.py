@@ -49,6 +49,7 @@ class Fleet(Generic[_Actor]):
         *,
         arguments: dict[str, Any],
         calls_at_once: int = 1,
+        guest: RoleSettings | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         """Starts the actors; `wait_ready` waits for them.
@@ -57,16 +58,17 @@ class Fleet(Generic[_Actor]):
             arguments: keyword arguments of the actor's constructor.
             calls_at_once: how many calls one actor works on at the same time, in threads, and so
                 how many units it gets.
+            guest: a role of which each actor is to have room beside one of these.
             check: called while waiting; raises to abandon the wait.
         """
         self.role = role
         self._settings = settings
         self._check = check
-        self._placement = Placement(role, resources)
+        self.placement = Placement(role, resources, guest=guest)
         remote = ray.remote(actor_class)
         self.handles = [
             remote.options(
-                **self._placement.options(number),
+                **self.placement.options(number),
                 max_restarts=-1,
                 max_concurrency=calls_at_once,
             ).remote(**arguments)
@@ -99,7 +101,7 @@ class Fleet(Generic[_Actor]):
     def stop(self) -> None:
         """Ends all actors."""
         self._manager.clear()
-        self._placement.remove()
+        self.placement.remove()
 
     @property
     def recoveries(self) -> list[float]:
@@ -176,8 +178,20 @@ class Fleet(Generic[_Actor]):
         limit = self._settings.unit_timeout_s
         return self._call_all(method.__name__, _named(method, args, kwargs), limit, repeated=True)
 
+    def tell(self, method: Callable[[_Actor], None]) -> None:
+        """Makes a call on every healthy actor; one that is lost meanwhile is no error."""
+        self._call_all(
+            method.__name__, {}, self._settings.unit_timeout_s, repeated=False, needed=False
+        )
+
     def _call_all(
-        self, method: str, kwargs: dict[str, Any], limit: float, *, repeated: bool
+        self,
+        method: str,
+        kwargs: dict[str, Any],
+        limit: float,
+        *,
+        repeated: bool,
+        needed: bool = True,
     ) -> list[Any]:
         if repeated:
             self._upkeep.remember(method, kwargs)
@@ -202,7 +216,7 @@ class Fleet(Generic[_Actor]):
                     f"{self._manager.num_actors()} {self.role} actor(s): check that the cluster "
                     "has the resources that 'actors' asks for, or raise the time limit there"
                 )
-        if lost and not (repeated and results):
+        if lost and needed and not (repeated and results):
             raise RuntimeError(f"a {self.role} actor was lost during '{method}': {lost}")
         return [results[actor] for actor in sorted(results)]
 

@@ -116,6 +116,8 @@ class LearnerGroup:
     def __init__(self, config: Config, plan: LearnerPlan) -> None:
         self._config = config
         self._plan = plan
+        self.host: Placement | None = None
+        """Of the actors that the learners have room beside; None: they get room of their own."""
         self.settings = config.actors
         self.handles: list[Any] = []
         self._placement: Placement | None = None
@@ -145,7 +147,8 @@ class LearnerGroup:
 
     def _start(self) -> None:
         role, limit = self.settings.learner, self.settings.start_timeout_s
-        self._placement = Placement("learner", role)
+        host = self.host
+        self._placement = host.for_guest("learner", role) if host else Placement("learner", role)
         self._placement.wait(limit)
         self.handles = [
             ray.remote(LearnerActor)

@@ -37,6 +37,7 @@ class RolloutActor(ActorBase):
         rollout: Rollout | None = None,
         trains: bool = False,
         verify: bool = False,
+        rests: bool = False,
     ) -> None:
         """Starts the process; `setup` loads the model.
 
@@ -44,10 +45,12 @@ class RolloutActor(ActorBase):
             rollout: the engine that samples; unset: lmcot's own.
             trains: whether the learner's versions will come, in adapters where it has them.
             verify: whether to check of each version that it holds what the learner sent.
+            rests: whether it will be asked to `rest`.
         """
         use_threads(threads)
         self._trains = trains
         self._verify = verify
+        self._sleeps = rests
         self._settings = policy
         self._engine = rollout or TransformersRollout()
         self._source = source
@@ -56,6 +59,7 @@ class RolloutActor(ActorBase):
         self._version = 0
         self._held = ""
         self._sampler: Sampler
+        self._rests = False
         self._sampling = 0
         """Units that are being sampled."""
         self._changed = threading.Condition()
@@ -72,9 +76,21 @@ class RolloutActor(ActorBase):
             if hasattr(self, "_sampler"):
                 self._sampler.close()
             self._sampler = open_sampler(
-                self._engine, self._settings, source, trains=self._trains, verify=self._verify
+                self._engine,
+                self._settings,
+                source,
+                trains=self._trains,
+                verify=self._verify,
+                sleeps=self._sleeps,
             )
-            self._version, self._held = 0, ""
+            self._version, self._held, self._rests = 0, "", False
+
+    def rest(self) -> None:
+        """Frees its memory of a GPU until its next unit, once no unit is being sampled."""
+        with self._alone():
+            if not self._rests and hasattr(self, "_sampler"):
+                self._sampler.sleep()
+                self._rests = True
 
     def use_weights(self, weights: WeightsRef) -> None:
         """Takes up a version that the learner published, or its own source's if there is none.
@@ -87,6 +103,9 @@ class RolloutActor(ActorBase):
         """
         import ray
 
+        if self._rests:
+            self._sampler.wake()
+            self._rests = False
         wanted = _name_of(weights)
         if wanted == self._held:
             return

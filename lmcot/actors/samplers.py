@@ -7,6 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+
 from lmcot.actors.weights import Weights, check_weights, checksum, load_weights, tensors_of
 from lmcot.config import PolicySettings, Rollout, VllmRollout
 from lmcot.models.adapters import add_adapters, save_adapters
@@ -14,6 +16,7 @@ from lmcot.models.generation.engine import GenerationEngine
 from lmcot.models.generation.requests import Generated, SampleRequest, ScoreRequest
 from lmcot.models.generation.shared import SharedEngine
 from lmcot.models.sources import (
+    device,
     eos_ids,
     eos_ids_of,
     load_model,
@@ -54,6 +57,14 @@ class Sampler(Protocol):
         """
         ...
 
+    def sleep(self) -> None:
+        """Frees the GPU's memory until `wake`; without a GPU it does nothing."""
+        ...
+
+    def wake(self) -> None:
+        """Takes the GPU's memory back, with the weights of before."""
+        ...
+
     def checksum(self) -> int:
         """Checksum of the weights that it samples with, as the learner computes it."""
         ...
@@ -64,19 +75,26 @@ class Sampler(Protocol):
 
 
 def open_sampler(
-    settings: Rollout, policy: PolicySettings, source: str, *, trains: bool, verify: bool
+    settings: Rollout,
+    policy: PolicySettings,
+    source: str,
+    *,
+    trains: bool,
+    verify: bool,
+    sleeps: bool,
 ) -> Sampler:
     """Loads the policy of a source.
 
     Args:
         trains: whether the learner's versions will come, in adapters where it has them.
         verify: whether to check of each version that what was loaded is what the learner sent.
+        sleeps: whether it will be asked to free its memory of a GPU.
 
     Raises:
         UserError: if there is no model at the source, or the engine does not run it.
     """
     if isinstance(settings, VllmRollout):
-        return VllmSampler(settings, policy, source, trains=trains, verify=verify)
+        return VllmSampler(settings, policy, source, trains=trains, verify=verify, sleeps=sleeps)
     return TransformersSampler(policy, source, trains=trains, verify=verify)
 
 
@@ -116,6 +134,17 @@ class TransformersSampler:
             )
         self._engine.weights_changed()
 
+    def sleep(self) -> None:
+        """Frees the GPU's memory until `wake`; without a GPU it does nothing."""
+        self._engine.weights_changed()  # which drops the cache
+        self.model.to("cpu")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def wake(self) -> None:
+        """Takes the GPU's memory back, with the weights of before."""
+        self.model.to(device())
+
     def checksum(self) -> int:
         """Checksum of the weights that it samples with, as the learner computes it."""
         return checksum(self.model)
@@ -136,6 +165,7 @@ class VllmSampler:
         *,
         trains: bool,
         verify: bool,
+        sleeps: bool,
     ) -> None:
         from lmcot.models.generation.vllm_engine import VllmEngine
 
@@ -147,7 +177,7 @@ class VllmSampler:
         self._verify = verify
         self._plain: PreTrainedModel | None = None
         self._checksum: int | None = None
-        self._engine = VllmEngine(source, policy.dtype, settings, self._lora)
+        self._engine = VllmEngine(source, policy.dtype, settings, self._lora, sleeps=sleeps)
         self._shared = SharedEngine(self._engine)
 
     @property
@@ -178,6 +208,14 @@ class VllmSampler:
             self._probe(weights)
         self._checksum = weights.checksum
 
+    def sleep(self) -> None:
+        """Frees the GPU's memory until `wake`; without a GPU it does nothing."""
+        self._engine.sleep()
+
+    def wake(self) -> None:
+        """Takes the GPU's memory back, with the weights of before."""
+        self._engine.wake()
+
     def checksum(self) -> int:
         """Checksum of the version that was loaded last.
 
@@ -191,7 +229,6 @@ class VllmSampler:
     def close(self) -> None:
         """Ends the engine."""
         self._shared.close()
-        self._engine.close()
 
     def _adapted(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model with adapters, where the learner trains those."""
@@ -205,8 +242,6 @@ class VllmSampler:
         Raises:
             RuntimeError: if they differ.
         """
-        import torch
-
         if self._plain is None:
             self._plain = self._adapted(load_model(self._source, self._dtype)[0]).eval()
         load_weights(self._plain, weights)

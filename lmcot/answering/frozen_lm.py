@@ -55,6 +55,14 @@ class FrozenLM:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._calls, self._write_object, query, answer, schema)
 
+    def check_alive(self) -> None:
+        """Checks that a local model can be asked.
+
+        Raises:
+            RuntimeError: if its engine has ended.
+        """
+        self._lm.check_alive()
+
     def close(self) -> None:
         """Drops the requests that wait for the model; it cannot be asked again."""
         self._calls.shutdown(wait=False, cancel_futures=True)

@@ -18,6 +18,7 @@ from lmcot.errors import UserError
 from lmcot.files import read_object
 from lmcot.frozen.needs import cost_in_words
 from lmcot.frozen.templates import open_templates
+from lmcot.models.generation.vllm_start import check_vllm
 from lmcot.monitor.progress import say
 from lmcot.rewards.first_check import check_frozen
 from lmcot.storage import reaching
@@ -111,8 +112,11 @@ def learned(pair: Pair) -> Pair:
     not asked, only looked for.
 
     Raises:
-        UserError: if the endpoint does not answer, or there is no such model.
+        UserError: if the endpoint does not answer, or there is no such model, or vLLM is not there
+            or does not run the small LM.
     """
+    if pair.config.serve.small.vllm is not None:
+        check_vllm("serve.small.vllm is set", "leave it unset", "the small LM", pair.source)
     templates = open_templates(pair.config.prompts)
     checked = check_frozen(pair.config, templates, "serve")
     for notice in checked.notices:

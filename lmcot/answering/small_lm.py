@@ -10,12 +10,15 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmcot.answering.asking import Asking
 from lmcot.answering.exchange import Draw, Piece, Shown, Told, Written
 from lmcot.config import Config
 from lmcot.records import Example, Paragraph
+
+if TYPE_CHECKING:
+    from lmcot.models.generation.shared import Engine
 
 _READERS = 2
 """Threads that cut, render and tokenise users' texts, off the event loop."""
@@ -26,16 +29,12 @@ class SmallLM:
 
     def __init__(self, config: Config, source: str, version: str) -> None:
         """Loads the model."""
-        from lmcot.models.generation.engine import GenerationEngine
         from lmcot.models.generation.shared import SharedEngine
-        from lmcot.models.sources import eos_ids, load_model
+        from lmcot.models.sources import eos_ids_of, load_tokenizer
 
-        model, self._tokenizer = load_model(source, config.policy.dtype)
-        engine = GenerationEngine(
-            model.eval(), pad_id=self._tokenizer.pad_token_id or 0, keep_prefix_tokens=8192
-        )
-        self._engine = SharedEngine(engine)
-        self._eos = eos_ids(model, self._tokenizer)
+        self._engine = SharedEngine(_engine(config, source))
+        self._tokenizer = load_tokenizer(source)
+        self._eos = eos_ids_of(source, self._tokenizer)
         self._asking = Asking(config, self._tokenizer)
         self._version = version
         self._readers = ThreadPoolExecutor(_READERS, "lmcot-read")
@@ -48,6 +47,14 @@ class SmallLM:
     def version(self) -> str:
         """The policy that writes."""
         return self._version
+
+    def check_alive(self) -> None:
+        """Checks that the model can write.
+
+        Raises:
+            RuntimeError: if its engine has ended.
+        """
+        self._engine.check_alive()
 
     def close(self) -> None:
         """Ends its threads; requests in flight are dropped."""
@@ -108,6 +115,21 @@ class SmallLM:
         finally:
             if left:
                 self._engine.cancel(call)
+
+
+def _engine(config: Config, source: str) -> Engine:
+    """The engine that the settings name, with the model loaded."""
+    wanted, dtype = config.serve.small.vllm, config.policy.dtype
+    if wanted is not None:
+        from lmcot.models.generation.vllm_engine import VllmEngine
+
+        return VllmEngine(source, dtype, wanted)
+    from lmcot.models.generation.engine import GenerationEngine
+    from lmcot.models.sources import load_model
+
+    model, tokenizer = load_model(source, dtype)
+    pad = tokenizer.pad_token_id or 0
+    return GenerationEngine(model.eval(), pad_id=pad, keep_prefix_tokens=8192)
 
 
 class _Text:

@@ -68,7 +68,7 @@ from lmcot.config.runtime import (
     ComputingRole,
     RoleSettings,
 )
-from lmcot.config.serving import Limits, ServedRole, ServeSettings
+from lmcot.config.serving import Limits, ServedRole, ServedSmall, ServeSettings
 from lmcot.config.signal import CurriculumSettings, SignalFilter
 from lmcot.config.stages import (
     TRAINED_POLICIES,
@@ -158,6 +158,7 @@ __all__ = [
     "SampleData",
     "ServeSettings",
     "ServedRole",
+    "ServedSmall",
     "SignalFilter",
     "SupportingFactsTeacher",
     "TrainingStage",

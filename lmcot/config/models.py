@@ -70,6 +70,9 @@ class VllmSettings(Settings):
     max_context: PositiveInt | None = None
     """Longest prompt with its reply, in tokens; unset: the model's window. ``cache_gib`` must hold
     the keys and values of one such text."""
+    tensor_parallel: PositiveInt = 1
+    """Number of GPUs that each layer is divided among (of processes, without GPUs), for a model
+    that is too large for one; the actor or replica must reserve as many."""
 
 
 class TransformersRollout(Settings):

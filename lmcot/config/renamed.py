@@ -40,6 +40,8 @@ ADDED: Final[Mapping[str, Any]] = {
     "prompts.demonstrations.source.held_out": 0.1,
     "rewards.choice_probability_weight": None,
     "rollout.engine": "transformers",
+    "rollout.tensor_parallel": 1,
+    "frozen.tensor_parallel": 1,
     **{f"prompts.demonstrations.source.columns.{name}": None for name in _COLUMNS},
     "teacher.template": "{facts} So the answer is {answer}.",
     "teacher.titles": False,

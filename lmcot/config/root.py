@@ -14,7 +14,13 @@ from lmcot.config.data import DataSettings
 from lmcot.config.distill import DistillSettings
 from lmcot.config.evaluation import EvaluateSettings
 from lmcot.config.frozen import Frozen
-from lmcot.config.models import VLLM_RANKS, PolicySettings, Rollout, TransformersRollout
+from lmcot.config.models import (
+    VLLM_RANKS,
+    PolicySettings,
+    Rollout,
+    TransformersRollout,
+    VllmSettings,
+)
 from lmcot.config.monitor import MonitorSettings
 from lmcot.config.prompts import GivenDemonstrations, PromptSettings
 from lmcot.config.reject import RejectSettings
@@ -114,6 +120,45 @@ class Config(Settings):
                 f"policy.lora.rank is {lora.rank}, but vLLM takes adapters of rank "
                 f"{VLLM_RANKS[-1]} or lower: lower it, or set rollout.engine to 'transformers'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _vllm_has_the_gpus_that_it_divides_a_model_among(self) -> Config:
+        places: tuple[tuple[str, Any, str, float], ...] = (
+            ("rollout", self.rollout, "actors.rollout", self.actors.rollout.gpus),
+            ("frozen", self.frozen, "actors.frozen", self.actors.frozen.gpus),
+            ("frozen", self.frozen, "serve.frozen", self.serve.frozen.gpus),
+            ("serve.small.vllm", self.serve.small.vllm, "serve.small", self.serve.small.gpus),
+        )
+        for key, settings, role, gpus in places:
+            if not isinstance(settings, VllmSettings) or not gpus:
+                continue
+            if max(gpus, 1) != settings.tensor_parallel:
+                raise ValueError(
+                    f"{key}.tensor_parallel is {settings.tensor_parallel}, but {role}.gpus is "
+                    f"{gpus:g}: set both to the number of GPUs that hold the model together"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _who_shares_a_gpu_takes_turns(self) -> Config:
+        if not self.actors.colocate:
+            return self
+        rollout, learner = self.actors.rollout, self.actors.learner
+        wrong = {
+            f"there are {rollout.count} rollout actors and {learner.count} learners": (
+                rollout.count != learner.count
+            ),
+            f"rollout.gpus is {rollout.gpus:g} and learner.gpus {learner.gpus:g}, not shares of "
+            "one GPU": rollout.gpus + learner.gpus > 1 or bool(rollout.gpus) != bool(learner.gpus),
+            "refine.max_staleness is above 0, so that both work at the same time": (
+                self.refine.max_staleness > 0
+            ),
+            "evaluate.during.every is above 0, so that rationales are sampled while the learners "
+            "learn": self.evaluate.during.every > 0,
+        }
+        if reasons := [reason for reason, holds in wrong.items() if holds]:
+            raise ValueError(f"actors.colocate is set, but {'; '.join(reasons)}: change that")
         return self
 
     @model_validator(mode="after")

@@ -104,6 +104,10 @@ class ActorsSettings(Settings):
     """Actors that run, or call, the frozen LM."""
     learner: ComputingRole = ComputingRole(cpus=0.5)
     """Actors that train: one for each rank of the DeepSpeed group."""
+    colocate: bool = False
+    """Whether a rollout actor and a learner share each GPU in refinement, as a pair: the memory of
+    the one that samples is freed while the other learns. ``rollout.gpus`` and ``learner.gpus`` are
+    then shares of one GPU, and there are as many of both."""
     prompts_per_unit: PositiveInt = 4
     """Questions in one work unit: a fixed micro-batch, whichever actor runs it."""
     max_attempts: PositiveInt = 3

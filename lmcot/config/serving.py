@@ -7,6 +7,7 @@ import re
 from pydantic import Field, field_validator, model_validator
 
 from lmcot.config.base import NonNegativeFloat, PositiveFloat, PositiveInt, Settings
+from lmcot.config.models import VllmSettings
 from lmcot.config.runtime import check_amounts
 
 _PREFIX = re.compile(r"/|(/[A-Za-z0-9._-]+)+")
@@ -46,6 +47,14 @@ class ServedRole(Settings):
                 "it, or leave it unset"
             )
         return self
+
+
+class ServedSmall(ServedRole):
+    """The replicas of the small LM, and the engine that each of them writes with."""
+
+    vllm: VllmSettings | None = None
+    """Write with vLLM, which must be installed wherever the replicas run; unset: lmcot's own
+    engine."""
 
 
 class Limits(Settings):
@@ -96,7 +105,7 @@ class ServeSettings(Settings):
     visitors' browsers."""
     name: str = "lmcot"
     """Name of the application in Ray Serve, and of the model for OpenAI's clients."""
-    small: ServedRole = ServedRole()
+    small: ServedSmall = ServedSmall()
     """Replicas of the small LM."""
     frozen: ServedRole = ServedRole()
     """Replicas of the frozen LM, or of the client of its endpoint."""

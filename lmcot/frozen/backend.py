@@ -75,6 +75,14 @@ class FrozenBackend(ABC):
         A backend that offers no log-likelihoods returns a permanent `Failure` for each.
         """
 
+    def check_alive(self) -> None:
+        """Checks that the model can be asked; an endpoint is not asked.
+
+        Raises:
+            RuntimeError: if it has ended.
+        """
+        return
+
     def close(self) -> None:
         """Ends the model's threads and connections; it is not asked again."""
         return

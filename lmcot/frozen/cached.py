@@ -74,6 +74,14 @@ class CachedLM:
         """What the user should know of how the model works; empty: nothing."""
         return self._lm.notice
 
+    def check_alive(self) -> None:
+        """Checks that the model can be asked; an endpoint is not asked.
+
+        Raises:
+            RuntimeError: if it has ended.
+        """
+        self._lm.check_alive()
+
     def close(self) -> None:
         """Ends the model's threads and connections, and the cache's; it is not asked again."""
         self._lm.close()

@@ -171,8 +171,17 @@ class LocalLM(FrozenBackend):
             for ids, found in zip(encoded, self._engine.score(requests), strict=True)
         ]
 
+    def check_alive(self) -> None:
+        """Checks that the engine can take requests.
+
+        Raises:
+            RuntimeError: if it has ended.
+        """
+        if isinstance(self._engine, SharedEngine):
+            self._engine.check_alive()
+
     def close(self) -> None:
-        """Ends the engine's thread, if it has one; the model is not asked again."""
+        """Ends the engine and its thread, if it has one; the model is not asked again."""
         if isinstance(self._engine, SharedEngine):
             self._engine.close()
 

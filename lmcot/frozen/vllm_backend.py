@@ -25,8 +25,6 @@ from lmcot.records import Usage
 class VllmLM(LocalLM):
     """A `FrozenLM` on vLLM; requests of all calling threads are batched as they arrive."""
 
-    _vllm: VllmEngine
-
     @classmethod
     def open(cls, settings: VllmFrozen, prompts: PromptSettings) -> Self:
         """Loads the weights.
@@ -39,7 +37,7 @@ class VllmLM(LocalLM):
         engine = VllmEngine(settings.source, settings.dtype, settings)
         dtype = str(resolve_dtype(settings.dtype)).removeprefix("torch.")
         digest = digest_of(saved_tensors(settings.source), tokenizer, chat)
-        lm = cls(
+        return cls(
             SharedEngine(engine),
             tokenizer,
             identity=f"vllm:{settings.source}:{dtype} on {device().type}:{digest}",
@@ -47,13 +45,6 @@ class VllmLM(LocalLM):
             eos_ids=eos_ids_of(settings.source, tokenizer),
             parameters=parameters_of(settings.source),
         )
-        lm._vllm = engine
-        return lm
-
-    def close(self) -> None:
-        """Ends the engine and its thread; the model is not asked again."""
-        super().close()
-        self._vllm.close()
 
     @classmethod
     def check(cls, settings: VllmFrozen, needs: Needs, spend: Callable[[Usage], None]) -> Found:
@@ -63,5 +54,10 @@ class VllmLM(LocalLM):
             UserError: if there is no model at the source, or it is an encoder-decoder.
         """
         load_tokenizer(settings.source)
-        check_vllm("frozen.backend", "frozen.source", settings.source)
+        check_vllm(
+            "frozen.backend is 'vllm'",
+            "set it to 'transformers'",
+            "frozen.source",
+            settings.source,
+        )
         return Found(settings)

@@ -163,7 +163,12 @@ class Run:
             AspectMeter(self.config.rewards)  # reads the learned model, if there is one
             load_customs(self.config.rewards, self.functions)
         if self.config.rollout.engine == "vllm":
-            check_vllm("rollout.engine", "policy.source", self.config.policy.source)
+            check_vllm(
+                "rollout.engine is 'vllm'",
+                "set it to 'transformers'",
+                "policy.source",
+                self.config.policy.source,
+            )
         self._check_frozen()
         for questions, key in ((self.train, TRAIN), (self.validation, VALIDATION)):
             say(f"{key}: {len(questions)} questions")
@@ -289,15 +294,17 @@ class Run:
         Args:
             trains: whether the learner will publish versions to them.
         """
-        role = self.config.actors.rollout
+        actors, role = self.config.actors, self.config.actors.rollout
         return Fleet(
-            "rollout", RolloutActor, role, self.config.actors,
+            "rollout", RolloutActor, role, actors,
             arguments={
                 "policy": self.config.policy, "source": source, "prompts": self.config.prompts,
                 "threads": role.threads, "rollout": self.config.rollout,
-                "trains": trains, "verify": self.config.actors.verify_weights,
+                "trains": trains, "verify": actors.verify_weights,
+                "rests": trains and actors.colocate,
             },
             calls_at_once=self.config.rollout.calls_at_once,
+            guest=actors.learner if trains and actors.colocate else None,
             check=self.interruption.check,
         )  # fmt: skip
 

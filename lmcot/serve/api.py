@@ -227,8 +227,15 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> JSONResponse:
-        _log.exception("a request failed", exc_info=error)
-        return JSONResponse(error_body(500, "the service failed", "server_error"), 500)
+        return JSONResponse(body_of(_told(error)), 500)
+
+
+def _told(error: Exception) -> Refused | Rejected:
+    """What the client is told of an error; only the log has the details of one of ours."""
+    if isinstance(error, Refused | Rejected):
+        return error
+    _log.exception("a request failed", exc_info=error)
+    return Rejected(500, "the service failed", "server_error")
 
 
 def _complaint(error: RequestValidationError) -> tuple[str, str | None]:
@@ -278,8 +285,8 @@ def _streamed(events: AsyncGenerator[str, None], *, errors: bool = False) -> Str
             try:
                 async for one in events:
                     yield one
-            except (Refused, Rejected) as error:
-                body = body_of(error, openai=errors)
+            except Exception as error:
+                body = body_of(_told(error), openai=errors)
                 yield f"data: {json.dumps(body)}\n\n" if errors else _event("error", body)
 
     return StreamingResponse(

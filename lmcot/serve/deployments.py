@@ -15,6 +15,10 @@ class SmallLM(small_lm.SmallLM):
         use_threads(threads)
         super().__init__(config, source, version)
 
+    def check_health(self) -> None:
+        """Asked by Ray Serve, which replaces a replica whose engine has ended."""
+        self.check_alive()
+
 
 class FrozenLM(frozen_lm.FrozenLM):
     """The frozen LM of a replica."""
@@ -23,3 +27,7 @@ class FrozenLM(frozen_lm.FrozenLM):
         """Prepares the process, and loads the model or opens the endpoint's client."""
         use_threads(threads)
         super().__init__(config)
+
+    def check_health(self) -> None:
+        """Asked by Ray Serve, which replaces a replica whose engine has ended."""
+        self.check_alive()

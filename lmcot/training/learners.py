@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lmcot.actors.learner_actor import DistillMetrics, LearnerActor, StepMetrics
 from lmcot.actors.learner_group import LearnerGroup, LearnerLost, PendingCall
+from lmcot.actors.resources.placement import Placement
 from lmcot.actors.units import Packed, WeightsRef
 from lmcot.config import training_stage
 from lmcot.errors import Interrupted, UserError
@@ -84,6 +85,10 @@ class Learners:
                     f"settings ask for {plan.total_steps} steps only: ask for {state.step} or "
                     "more, or use a new --run-dir"
                 )
+
+    def take_room_beside(self, host: Placement) -> None:
+        """Gives each learner the room beside one of those actors; to be called before the start."""
+        self._group.host = host
 
     def __enter__(self) -> Learners:
         self._group.start()

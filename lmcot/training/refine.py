@@ -14,6 +14,7 @@ from typing import Final
 
 from lmcot import run_files
 from lmcot.actors.learner_actor import StepMetrics
+from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.monitor.curves import plot_training
 from lmcot.monitor.progress import Progress, say
 from lmcot.records import RunState
@@ -83,6 +84,8 @@ def _train(
             batch = pipeline.take(step)  # waits until it is sampled and judged
             timer.mark("wait")
 
+            if run.config.actors.colocate:
+                fleets.rollout.tell(RolloutActor.rest)
             learned = _learn(learners, pipeline, batch, state)
             if learned.attention not in ("model", attention):
                 attention = learned.attention

@@ -41,6 +41,8 @@ def started_actors(run: Run) -> Iterator[tuple[Fleets, Learners]]:
     learners = Learners(run, refine_plan(config, source, config.refine.steps))
     with ExitStack() as stack:
         fleets = open_fleets(run, source, stack)
+        if config.actors.colocate:
+            learners.take_room_beside(fleets.rollout.placement)
         stack.enter_context(learners)
         fleets.wait_ready()
         learners.wait_ready()

@@ -93,6 +93,27 @@ def test_actors_that_take_nothing_are_placed_too() -> None:
     assert len(landed(placement, 3)) == 3
 
 
+def test_a_guest_shares_the_gpu_of_its_host() -> None:
+    """Pair by pair; and the guests' room is not theirs to give back."""
+    host = RoleSettings(count=2, cpus=0.2, gpus=0.5)
+    guest = RoleSettings(count=2, cpus=0.3, gpus=0.4)
+    room = Placement("rollout", host, guest=guest)
+    beside = room.for_guest("learner", guest)
+    for one in (room, beside):
+        one.wait(LIMIT_S)
+    hosts, guests = (
+        [actor_class().options(**one.options(n)).remote() for n in range(2)]
+        for one in (room, beside)
+    )
+    asked = [actor.ask.remote(ray.get_gpu_ids) for actor in (*hosts, *guests)]
+    first, second, *theirs = ray.get(asked, timeout=LIMIT_S)
+    assert first != second
+    assert theirs == [first, second]
+    beside.remove()
+    assert ray.get(hosts[0].ask.remote(ray.get_gpu_ids), timeout=LIMIT_S) == first
+    room.remove()
+
+
 def test_without_room_it_says_who_waits_for_what_and_leaves_nothing() -> None:
     role = RoleSettings(
         count=3, cpus=0.5, gpus=0.5, resources={"tag": 0.5}, placement="STRICT_SPREAD"

@@ -47,9 +47,15 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path:
-    """The run that the others are to equal: one rollout actor, judged by a frozen LM."""
+    """The run that the others are to equal: one rollout actor, judged by a frozen LM.
+
+    It rests while the learner learns, as where both share a GPU; those of the others do not.
+    """
     folder = tmp_path_factory.mktemp("undisturbed")
-    run(folder, *JUDGED, f"refine.steps={STEPS}", "actors.rollout.count=1")
+    run(
+        folder, *JUDGED, f"refine.steps={STEPS}", "actors.rollout.count=1",
+        "actors.colocate=true",
+    )  # fmt: skip
     assert_counted_once(folder, STEPS)
     assert told(folder, "health/actor_restarts") == [0] * STEPS
     return folder

@@ -31,7 +31,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def make_model(
-    folder: Path, *, kind: str = "llama", seed: int = 0, tied: bool = True, spread: float = 0.2
+    folder: Path,
+    *,
+    kind: str = "llama",
+    seed: int = 0,
+    tied: bool = True,
+    spread: float = 0.2,
+    window: int = 512,
 ) -> str:
     """A tiny random model whose heads have a size that vLLM's kernels know.
 
@@ -50,7 +56,7 @@ def make_model(
             num_hidden_layers=2,
             num_attention_heads=2,
             num_key_value_heads=1,
-            max_position_embeddings=512,
+            max_position_embeddings=window,
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,

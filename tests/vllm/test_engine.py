@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from scipy.stats import chisquare  # type: ignore[import-untyped]
@@ -15,6 +16,7 @@ from scipy.stats import chisquare  # type: ignore[import-untyped]
 from lmcot.config import VllmSettings
 from lmcot.errors import UserError
 from lmcot.models.generation.requests import (
+    EngineLost,
     Event,
     FailureEvent,
     Generated,
@@ -36,8 +38,8 @@ SETTINGS = VllmSettings(cache_gib=0.1)
 class Pair:
     """The engine, and the same model on transformers."""
 
-    def __init__(self, source: str, dtype: Any) -> None:
-        self.engine = VllmEngine(source, dtype, SETTINGS)
+    def __init__(self, source: str, dtype: Any, settings: VllmSettings = SETTINGS) -> None:
+        self.engine = VllmEngine(source, dtype, settings)
         self.model = plain(source, dtype)
         self.tolerance = TOLERANCE[dtype]
 
@@ -165,7 +167,8 @@ def test_a_sample_ends_at_eos_or_by_its_rule(single: Pair) -> None:
         (SampleRequest([], [1], 4), "the prompt is empty"),
         (SampleRequest([5000], [1], 4), "a token is not among the model's"),
         (SampleRequest([1] * 500, [1], 13), "500 tokens and 13 tokens after it do not fit into"),
-        (SampleRequest([1], [1], 4, 0.005), "the temperature is 0.005, but vLLM's lowest is 0.01"),
+        (SampleRequest([1], [1], 4, 0.005), "the temperature is 0.005, but vLLM takes 0.01 to 2"),
+        (SampleRequest([1], [1], 4, 2.5), "the temperature is 2.5, but vLLM takes 0.01 to 2"),
         (ScoreRequest([1], [[2]] * 129), "at most 128 continuations"),
         (SampleRequest([1], [1], 4, deadline=time.monotonic()), "its deadline passed"),
     ],
@@ -238,3 +241,25 @@ def test_other_errors_of_a_start_are_not_taken_for_refusals(
     error = RuntimeError("the loader broke")
     with pytest.raises(RuntimeError, match=r"^the loader broke$"):
         VllmEngine(folder, "float32", SETTINGS)
+
+
+def test_a_model_divided_among_processes_gives_the_same(folder: str, tmp_path: Path) -> None:
+    """It takes new weights in place too; when one of its processes dies, the engine is lost."""
+    pair = Pair(folder, "float32", SETTINGS.model_copy(update={"tensor_parallel": 2}))
+    workers = psutil.Process().children(recursive=True)
+    try:
+        request = SampleRequest(PROMPTS[1], [1, 2], 12)
+        for one in pair.samples(request):
+            pair.check_logprobs(PROMPTS[1], one, 1.0)
+        pair.model = plain(make_model(tmp_path / "new", seed=2), "float32")
+        pair.engine.load(pair.model.named_parameters())
+        for one in pair.samples(request):
+            pair.check_logprobs(PROMPTS[1], one, 1.0)
+        pair.engine.submit(SampleRequest(PROMPTS[0], [1], 400))
+        pair.engine.step()
+        victim = next(one for one in workers if "Worker" in one.name() or "spawn" in str(one))
+        victim.kill()
+        with pytest.raises(EngineLost, match="a process of vLLM has died"):
+            pair.run(SampleRequest(PROMPTS[0], [2], 400))
+    finally:
+        pair.engine.close()

@@ -40,7 +40,8 @@ def test_the_toy_is_learned_though_the_sampler_is_killed(
     run(
         tmp_path / "run", f"policy.source={counting}", engine, f"refine.steps={STEPS}",
         f"refine.prompts_per_step={QUESTIONS}", "actors.prompts_per_unit=8", "refine.epochs=2",
-        "actors.rollout.count=1", "actors.verify_weights=true", "checkpoints.every=30",
+        "actors.rollout.count=1", "actors.colocate=true", "actors.verify_weights=true",
+        "checkpoints.every=30",
         on_step=killer.on_step,
     )  # fmt: skip
     killer.finish()

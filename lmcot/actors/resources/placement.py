@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from typing import Any
 
 import ray
@@ -29,18 +31,32 @@ class Placement:
     settled what they may take, and where.
     """
 
-    def __init__(self, role: str, settings: RoleSettings) -> None:
+    def __init__(
+        self, role: str, settings: RoleSettings, *, guest: RoleSettings | None = None
+    ) -> None:
         """Requests the room; `wait` waits for it.
 
         Args:
             role: its name below ``actors``.
+            guest: a role of which each actor is to have room beside one of this role's, on the
+                same GPU where both take a share of one (`for_guest`).
         """
         self._role = role
         self._settings = settings
         self._group: PlacementGroup | None = None
+        self._owns = True
         if captured_in() is None:
-            bundles = [bundle(settings) for _ in range(settings.count)]
+            one = Counter(bundle(settings)) + Counter(bundle(guest) if guest else {})
+            # Ray counts in shares of a ten-thousandth: a sum of floats may lie beside one.
+            room = {name: round(amount, 4) for name, amount in one.items()}
+            bundles = [dict(room) for _ in range(settings.count)]
             self._group = placement_group(bundles, strategy=settings.placement)
+
+    def for_guest(self, role: str, settings: RoleSettings) -> Placement:
+        """The room of the guests; it is given back with this one."""
+        guest = copy.copy(self)
+        guest._role, guest._settings, guest._owns = role, settings, False
+        return guest
 
     def options(self, number: int) -> dict[str, Any]:
         """Keyword arguments for ``options`` of the actor class.
@@ -75,7 +91,10 @@ class Placement:
         )
 
     def remove(self) -> None:
-        """Gives the room back, and ends the actors still in it; may be called again."""
-        if self._group is not None:
+        """Gives the room back, and ends the actors still in it; may be called again.
+
+        A guest's room stays.
+        """
+        if self._group is not None and self._owns:
             remove_placement_group(self._group)
-            self._group = None
+        self._group = None

@@ -157,6 +157,11 @@ class GenerationEngine:
         self._working.clear()
         self._decoder = self._new_decoder()
 
+    def close(self) -> None:
+        """Drops all requests and the cache; the model is its owner's."""
+        self._queue.clear()
+        self.reset()
+
     def sample(self, requests: Seq[SampleRequest]) -> list[list[Generated] | Failure]:
         """All samples of each request, in order; the engine must be idle."""
         return [samples_of(ends) for ends in self._run(requests)]

@@ -18,6 +18,10 @@ _MOST_TOKENS = 2**20
 """Maximum tokens of one sample; a random number is drawn for each in advance."""
 
 
+class EngineLost(RuntimeError):
+    """A process of the engine has died, and the engine with it: only a new one can take over."""
+
+
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
     """A request for samples that continue a prompt."""

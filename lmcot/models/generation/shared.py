@@ -11,6 +11,7 @@ from typing import Protocol
 
 from lmcot.models.generation.engine import Scores, samples_of, scores_of
 from lmcot.models.generation.requests import (
+    EngineLost,
     Event,
     FailureEvent,
     Generated,
@@ -56,6 +57,10 @@ class Engine(Protocol):
 
     def reset(self) -> None:
         """Drops all requests in flight."""
+        ...
+
+    def close(self) -> None:
+        """Frees its memory; it is not asked again."""
         ...
 
 
@@ -125,13 +130,25 @@ class SharedEngine:
             self._cancelled.append(call)
             self._changed.notify()
 
+    def check_alive(self) -> None:
+        """Checks that the engine can take requests.
+
+        Raises:
+            RuntimeError: if it has ended.
+        """
+        if self._closed or self._error is not None:
+            raise RuntimeError("the generation engine has ended") from self._error
+
     def close(self) -> None:
-        """Ends the thread and fails all unfinished calls."""
+        """Ends the thread and the engine, and fails all unfinished calls."""
         with self._changed:
+            if self._closed:
+                return
             self._closed = True
             self._changed.notify()
         if self._thread is not None:
             self._thread.join()
+        self._engine.close()
 
     def _run(self, requests: Sequence[Request]) -> list[list[Event]]:
         if not requests:
@@ -145,8 +162,7 @@ class SharedEngine:
 
     def _add(self, call: Call) -> None:
         with self._changed:
-            if self._closed or self._error is not None:
-                raise RuntimeError("the generation engine has ended") from self._error
+            self.check_alive()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
                 self._thread.start()
@@ -192,6 +208,8 @@ class SharedEngine:
     def _step(self) -> list[Event]:
         try:
             return self._engine.step()
+        except EngineLost:
+            raise  # it ends this engine too
         except Exception as error:
             kept = self._engine.waiting
             lost = {call for number, call in self._calls.items() if number not in kept}

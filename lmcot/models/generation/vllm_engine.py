@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lmcot.config import Dtype, LoraSettings, VllmSettings
 from lmcot.models.generation.requests import (
+    EngineLost,
     Event,
     FailureEvent,
     FinishReason,
@@ -30,8 +34,8 @@ from lmcot.models.generation.requests import (
 from lmcot.models.generation.vllm_start import MOST_LOGPROBS, refusals, start_vllm
 from lmcot.records import Failure, FailureKind
 
-_COLDEST = 0.01
-"""vLLM raises a lower temperature to this one."""
+_COLDEST, _HOTTEST = 0.01, 2.0
+"""vLLM raises a lower temperature to the first, and refuses a higher one than the second."""
 
 
 @dataclass(eq=False)
@@ -74,6 +78,7 @@ class VllmEngine:
 
     Args:
         lora: of the adapters that `load_adapters` will be given, if any.
+        sleeps: whether `sleep` will be called.
 
     Raises:
         UserError: if vLLM does not run the model.
@@ -85,8 +90,11 @@ class VllmEngine:
         dtype: Dtype,
         settings: VllmSettings,
         lora: LoraSettings | None = None,
+        *,
+        sleeps: bool = False,
     ) -> None:
-        self._vllm: Any = start_vllm(source, dtype, settings, lora)
+        self._vllm: Any = start_vllm(source, dtype, settings, lora, sleeps=sleeps)
+        self._processes = settings.tensor_parallel
         # Once it has started, the package's parts may be imported.
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -143,14 +151,25 @@ class VllmEngine:
         """Runs one pass over the requests in flight and returns its events.
 
         After an error, call `reset` before the next step.
+
+        Raises:
+            EngineLost: if a process among which the model is divided has died.
         """
         self._expire()
         found: list[Event] = []
         if self._tasks:
-            for output in self._vllm.step():
+            for output in self._pass():
                 found.extend(self._read(output))
         events, self._ends = [*self._ends, *found], []
         return events
+
+    def _pass(self) -> list[Any]:
+        try:
+            return list(self._vllm.step())
+        except Exception as error:
+            if self._processes > 1 and self._vllm.model_executor.is_failed:
+                raise EngineLost("a process of vLLM has died") from error
+            raise
 
     def reset(self) -> None:
         """Drops all requests in flight."""
@@ -165,9 +184,33 @@ class VllmEngine:
             RuntimeError: if a request is in flight, since its tokens would mix two versions.
         """
         self._check_idle()
-        self._vllm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
+        if self._processes == 1:
+            self._reload(weights_iterator=iter(tensors))
+        else:
+            # Each process reads its part of a file, which only exists in memory.
+            with TemporaryDirectory(dir=_in_memory()) as folder:
+                save_file(dict(tensors), Path(folder) / "model.safetensors")
+                self._reload(weights_path=folder)
         self._vllm.apply_model(_pack_tied_layers)
         self._forget_prefixes()
+
+    def _reload(self, **weights: Any) -> None:
+        self._vllm.collective_rpc("reload_weights", kwargs=weights)
+
+    def sleep(self) -> None:
+        """Frees the GPU's memory of weights, keys and values until `wake`; without one, nothing.
+
+        The host keeps the weights meanwhile.
+
+        Raises:
+            RuntimeError: if a request is in flight.
+        """
+        self._check_idle()
+        self._vllm.sleep(level=1)
+
+    def wake(self) -> None:
+        """Takes the GPU's memory back, with the weights of before."""
+        self._vllm.wake_up()
 
     def load_adapters(self, folder: Path) -> None:
         """Takes adapters from a folder in peft's format, in place of those before.
@@ -337,8 +380,11 @@ class VllmEngine:
 def _beyond(request: Request) -> Failure | None:
     """The failure of a request that vLLM would change, or refuse; None if it takes it."""
     if isinstance(request, SampleRequest):
-        if 0 < request.temperature < _COLDEST:
-            reason = f"the temperature is {request.temperature}, but vLLM's lowest is {_COLDEST}"
+        if request.temperature and not _COLDEST <= request.temperature <= _HOTTEST:
+            reason = (
+                f"the temperature is {request.temperature:g}, but vLLM takes {_COLDEST:g} to "
+                f"{_HOTTEST:g}"
+            )
             return Failure(FailureKind.PERMANENT, reason)
         return None
     if len(request.continuations) > MOST_LOGPROBS:
@@ -358,6 +404,11 @@ def _reason(request: SampleRequest, tokens: list[int]) -> FinishReason | None:
 
 def _last_tokens(request: ScoreRequest, reading: _Reading) -> set[int]:
     return {request.continuations[index][-1] for index in reading.indices}
+
+
+def _in_memory() -> str | None:
+    """A folder that lies in memory; None where there is none."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def _pack_tied_layers(model: torch.nn.Module) -> None:

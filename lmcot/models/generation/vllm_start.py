@@ -25,6 +25,8 @@ _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     # The threads of a process are the settings' to choose.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # Where a model is divided among processes: this one may have threads, and CUDA.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     # The process only connects to itself: vLLM need not look for another address.
@@ -33,35 +35,42 @@ _ENVIRONMENT = {
 """What vLLM reads when it is imported; what the user has set stays."""
 
 
-def check_vllm(setting: str, key: str, source: str) -> None:
+def check_vllm(asked: str, instead: str, key: str, source: str) -> None:
     """Checks before anything starts that vLLM is there, and that it runs models of such a kind.
 
     Args:
-        setting: the setting that asks for vLLM.
-        key: the setting that names the model.
+        asked: which setting asks for vLLM.
+        instead: what to do with that setting if vLLM cannot be used.
+        key: what the model is called.
 
     Raises:
         UserError: if not.
     """
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
-            f"{setting} is 'vllm', but the package vllm is not installed: install it (see "
-            f"docs/engines.md), or set {setting} to 'transformers'"
+            f"{asked}, but the package vllm is not installed: install it (see docs/engines.md), or "
+            f"{instead}"
         )
     if load_config(source).is_encoder_decoder:
         raise UserError(
-            f"{setting} is 'vllm', but {key} '{source}' is an encoder-decoder, which vLLM does not "
-            f"run: set {setting} to 'transformers'"
+            f"{asked}, but {key} '{source}' is an encoder-decoder, which vLLM does not run: "
+            f"{instead}"
         )
 
 
 def start_vllm(
-    source: str, dtype: Dtype, settings: VllmSettings, lora: LoraSettings | None = None
+    source: str,
+    dtype: Dtype,
+    settings: VllmSettings,
+    lora: LoraSettings | None = None,
+    *,
+    sleeps: bool = False,
 ) -> Any:
     """Starts vLLM's `LLMEngine` with the model of a source.
 
     Args:
         lora: of the adapters that it will be given.
+        sleeps: whether it is to free its memory of a GPU at times.
 
     Raises:
         UserError: if vLLM does not run the model, or the memory does not suffice.
@@ -82,10 +91,15 @@ def start_vllm(
         logprobs_mode="processed_logprobs",
         max_logprobs=MOST_LOGPROBS,
         enable_prefix_caching=True,
+        tensor_parallel_size=settings.tensor_parallel,
+        # Of several processes; in a Ray actor vLLM would ask Ray for more actors.
+        distributed_executor_backend="uni" if settings.tensor_parallel == 1 else "mp",
         skip_tokenizer_init=True,
         # Sampling filters in the model's own generation_config would change the samples.
         generation_config="vllm",
         disable_log_stats=True,
+        # Only a GPU's memory can be freed in between.
+        enable_sleep_mode=sleeps and torch.cuda.is_available(),
         seed=0,  # each request brings its own
         **({} if lora is None else _room_for(lora)),
     )

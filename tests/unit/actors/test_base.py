@@ -9,6 +9,7 @@ import pytest
 
 from lmcot.actors.base import ActorBase, RemoteError
 from lmcot.errors import UserError
+from lmcot.models.generation.requests import EngineLost
 
 
 def raising(error: Exception) -> RemoteError:
@@ -47,3 +48,22 @@ def test_a_bug_keeps_its_traceback_and_names_the_actor() -> None:
     assert "Traceback" in str(raised)
     missing = raising(FileNotFoundError(errno.ENOENT, "No such file", "/x"))
     assert missing.kind == "bug"
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_an_actor_whose_engine_lost_a_process_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], within: bool
+) -> None:
+    """So that Ray starts it again; the error may be the cause of the one that is raised."""
+    ended: list[int] = []
+    monkeypatch.setattr("lmcot.actors.base.os._exit", ended.append)
+
+    def call(actor: Any) -> None:
+        lost = EngineLost("a process of vLLM has died")
+        if within:
+            raise RuntimeError("the generation engine failed") from lost
+        raise lost
+
+    ActorBase().apply(call)
+    assert ended == [1]
+    assert "this actor ends, and is started again" in capsys.readouterr().out

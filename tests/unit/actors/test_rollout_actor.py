@@ -261,6 +261,16 @@ class HeldSampler:
         self.may_end = threading.Semaphore(0)
         self.version = 0
         self.working = 0
+        self.asleep = False
+
+    def sleep(self) -> None:
+        assert self.working == 0, "a unit is at work"
+        assert not self.asleep
+        self.asleep = True
+
+    def wake(self) -> None:
+        assert self.asleep
+        self.asleep = False
 
     def checksum(self) -> int:
         return self.version
@@ -269,6 +279,7 @@ class HeldSampler:
         assert self.working == 0
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[list[Generated] | Failure]:
+        assert not self.asleep
         self.working += 1
         version = self.version
         self.began.put(version)
@@ -278,6 +289,7 @@ class HeldSampler:
         return [[Generated((5,), (-1.0,), "length")] * len(one.seeds) for one in requests]
 
     def load(self, weights: Weights) -> None:
+        assert not self.asleep
         assert self.working == 0, "units are at work with the old weights"
         self.version = weights.version
 
@@ -317,3 +329,32 @@ def test_a_unit_that_fails_lets_the_next_version_in() -> None:
         actor.sample(replace(UNIT, questions=_questions("long")))
     newer = Reference(_published(_model(actor), 1))
     actor.sample(replace(UNIT, policy_version=1, weights=(newer,)))
+
+
+def test_an_actor_rests_until_its_next_unit() -> None:
+    """It waits for what is being sampled, and takes up new weights awake; a new one may rest."""
+    RolloutActor(PolicySettings(source="random:llama"), "random:llama", PromptSettings(), 1).rest()
+    actor = _actor("llama")
+    before = _sample(actor, UNIT)
+    actor.rest()
+    actor.rest()
+    assert _sample(actor, UNIT) == before
+
+    newer = Reference(_published(_model(actor), 1))
+    sampler = HeldSampler(actor._sampler.tokenizer)
+    actor._sampler = sampler
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(actor.sample, UNIT)
+        sampler.began.get(timeout=30)
+        rest = pool.submit(actor.rest)
+        with pytest.raises(TimeoutError):
+            rest.result(timeout=0.2)
+        sampler.may_end.release()
+        first.result(timeout=30)
+        rest.result(timeout=30)
+        assert sampler.asleep
+        second = pool.submit(actor.sample, replace(UNIT, policy_version=1, weights=(newer,)))
+        assert sampler.began.get(timeout=30) == 1
+        sampler.may_end.release()
+        second.result(timeout=30)
+        assert not sampler.asleep

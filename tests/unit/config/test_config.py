@@ -546,6 +546,47 @@ def test_vllm_has_room_for_adapters_up_to_a_rank() -> None:
         parse_config({**vllm, "policy": policy})
 
 
+def test_vllm_divides_a_model_among_the_gpus_that_its_actor_has() -> None:
+    """A share of a GPU counts as one; without GPUs there are processes only."""
+
+    def parse(parallel: int, gpus: float) -> Config:
+        rollout = {"engine": "vllm", "tensor_parallel": parallel}
+        return parse_config({**LEAST, "rollout": rollout, "actors": {"rollout": {"gpus": gpus}}})
+
+    for parallel, gpus in ((1, 0.5), (1, 1), (2, 2), (2, 0)):
+        assert parse(parallel, gpus).rollout.engine == "vllm"
+    for parallel, gpus in ((1, 2), (2, 1), (2, 0.5), (4, 2)):
+        said = rf"rollout.tensor_parallel is {parallel}, but actors.rollout.gpus is {gpus:g}: set"
+        with pytest.raises(UserError, match=said):
+            parse(parallel, gpus)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"actors.rollout.count": 2}, "there are 2 rollout actors and 1 learners"),
+        ({"actors.rollout.gpus": 0.6, "actors.learner.gpus": 0.6}, "not shares of one GPU"),
+        ({"actors.rollout.gpus": 0.6}, "rollout.gpus is 0.6 and learner.gpus 0, not shares"),
+        ({"refine.max_staleness": 1}, "refine.max_staleness is above 0"),
+        ({"evaluate.during.every": 5}, "evaluate.during.every is above 0"),
+    ],
+)
+def test_who_shares_a_gpu_takes_turns(changes: dict[str, Any], said: str) -> None:
+    def parse(**given: Any) -> Config:
+        values = copy.deepcopy(LEAST)
+        for key, value in {"actors.colocate": True, **given}.items():
+            *sections, last = key.split(".")
+            section = values
+            for name in sections:
+                section = section.setdefault(name, {})
+            section[last] = value
+        return parse_config(values)
+
+    assert parse(**{"actors.rollout.gpus": 0.4, "actors.learner.gpus": 0.6}).actors.colocate
+    with pytest.raises(UserError, match=f"actors.colocate is set, but .*{said}.*: change that"):
+        parse(**changes)
+
+
 def test_differences_tell_both_values() -> None:
     before = parse_config(LEAST)
     values = changed("refine.steps", 7)

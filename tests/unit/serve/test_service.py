@@ -34,6 +34,7 @@ class Small:
         self.cut: set[int] = set()
         self.ended = 0
         self.failure: Failure | None = None
+        self.breaks = False
 
     async def write(
         self, question: str, context: Sequence[Paragraph], draw: Draw
@@ -50,6 +51,8 @@ class Small:
                     await asyncio.sleep(self.pause)
                     if draw.tokens:
                         yield Piece(sample, piece)
+                    if self.breaks:
+                        raise RuntimeError("the engine's secret")
                 yield Written(sample, f"The river is {sample}.", 4, end)
         finally:
             self.ended += 1
@@ -281,6 +284,20 @@ def test_a_request_that_takes_too_long_is_cancelled() -> None:
             assert found.status == (200 if stream else 504)
             assert stand.small.ended == 1
             assert stand.frozen.cancelled == (slow == "frozen")
+
+
+def test_a_stream_that_breaks_says_so() -> None:
+    """The client learns that it is the service's error, the log what it was."""
+    stand = Stand()
+    stand.small.breaks = True
+    begun, told = events(stand.ask("/v1/answer", {**ELKO, "stream": True}))
+    assert begun == ("token", {"sample": 0, "text": "The river"})
+    failed = {"message": "the service failed", "type": "server_error", "code": 500, "param": None}
+    assert told == ("error", {"error": failed})
+    message = {"role": "user", "content": "Context: On the Humboldt.\nQuestion: Which river?"}
+    found = stand.ask("/v1/chat/completions", {"messages": [message], "stream": True})
+    assert found.text.rstrip().endswith(f"data: {json.dumps({'error': failed})}")
+    assert stand.small.ended == 2
 
 
 def test_a_client_that_goes_away_ends_the_work() -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lmcot.models.generation.engine import GenerationEngine
 from lmcot.models.generation.requests import (
+    EngineLost,
     Event,
     FailureEvent,
     SampleRequest,
@@ -196,6 +198,22 @@ def test_a_listener_that_raises_loses_its_request_and_ends_nothing(shared: Share
     assert told.wait(30)
     assert not any(isinstance(one, Failure) for one in shared.sample(_samples(0)))
     assert not shared._engine.busy
+
+
+def test_an_engine_that_has_lost_a_process_ends_for_all() -> None:
+    """Callers that wait and later ones learn why; a health check fails."""
+    engine = _engine()
+    shared = SharedEngine(engine)
+    shared.check_alive()
+    engine.step = Mock(side_effect=EngineLost("a process has died"))  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="the generation engine failed") as told:
+        shared.sample(_samples(0))
+    assert isinstance(told.value.__cause__, EngineLost)
+    for later in (shared.check_alive, lambda: shared.sample(_samples(0))):
+        with pytest.raises(RuntimeError, match="the generation engine has ended") as told:
+            later()
+        assert isinstance(told.value.__cause__, EngineLost)
+    shared.close()
 
 
 def test_closed_engine_gives_up_what_is_at_work() -> None:
