@@ -61,7 +61,7 @@ QUICK := tests/unit/config tests/unit/text tests/unit/monitor tests/unit/test_*.
 test-quick: $(STAMP) ## run the tests that load no model (about a minute)
 	@$(RUN) pytest -q $(WORKERS) $(QUICK)
 
-test-vllm: vllm-tools ## run the tests with vLLM, in its environment (about three minutes)
+test-vllm: vllm-tools ## run the tests with vLLM, in its environment (about five minutes)
 	@$(RUN) .venv-vllm/bin/python -m pytest --durations=5 tests/vllm
 
 test-fast: $(STAMP) ## run the tests without the end-to-end ones (about five minutes)
