@@ -133,6 +133,7 @@ def plan(runs: Path) -> list[Step]:
                 *(_guided(runs, f"facts-{count}", lm, CURVE_ROWS) for lm in FROZEN_ORDER),
             )
         ),
+        _from_facts_with_adapters(400),
         _refined(runs, "facts-1600"),
         *_prompts(),
     ]
@@ -189,6 +190,16 @@ def _asked(lm: str, name: str, shown: dict[str, Any] | int, rows: Sequence[str])
 def _from_facts(count: int) -> Step:
     """Distillation on the supporting facts of the first training questions."""
     return Step(f"distill/facts-{count}", ("distill",), _distilled(count))
+
+
+def _from_facts_with_adapters(count: int) -> Step:
+    """The same with adapters, which weigh a few megabytes."""
+    changed = {
+        **_distilled(count),
+        "policy.lora": {"rank": 32, "alpha": 64},
+        "distill.optimiser": {"learning_rate": 1e-3, "warmup_steps": 10, "decay": "cosine"},
+    }
+    return Step(f"distill/facts-{count}-lora", ("distill",), changed)
 
 
 def _from_both() -> Step:
