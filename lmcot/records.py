@@ -71,6 +71,8 @@ class Example:
     """Other right answers that the data set lists."""
     facts: tuple[str, ...] = ()
     """Supporting facts that stand in no passage, as text: the data set's own solution."""
+    first_answer: str = ""
+    """What the frozen LM answered first, which the small LM advises on; empty without advice."""
 
     @property
     def answers(self) -> tuple[str, ...]:

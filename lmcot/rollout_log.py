@@ -41,7 +41,8 @@ def encode_rollouts(
 
     Numbers that are not finite are null too, as JSON has no word for them. ``question``, ``gold``
     and ``golds`` (all right answers) stand in each line, so that it can be read by itself.
-    ``left_out`` stands only in lines of questions that the step does not learn from.
+    ``left_out`` stands only in lines of questions that the step does not learn from,
+    ``first_answer`` only where the small LM advises on one.
 
     Args:
         examples: the questions by their ids.
@@ -55,6 +56,7 @@ def encode_rollouts(
                 "question": examples[rollout.example_id].question,
                 "gold": examples[rollout.example_id].answer,
                 "golds": examples[rollout.example_id].answers,
+                **_first_answer(examples[rollout.example_id]),
                 "judgement": to_json(judgement),
                 "reward": None if one is None else one.reward,
                 "penalties": {} if one is None else one.penalties,
@@ -66,6 +68,10 @@ def encode_rollouts(
         )
     )
     return "".join(lines).encode()
+
+
+def _first_answer(example: Example) -> dict[str, str]:
+    return {"first_answer": example.first_answer} if example.first_answer else {}
 
 
 def encode_record(rollout: Rollout) -> str:

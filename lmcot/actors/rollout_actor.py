@@ -11,7 +11,7 @@ from lmcot.actors.samplers import Sampler, open_sampler
 from lmcot.actors.units import Packed, RolloutUnit, WeightsRef
 from lmcot.actors.weights import Weights
 from lmcot.config import PolicySettings, PromptSettings, Rollout, TransformersRollout
-from lmcot.data.prompts import load_templates
+from lmcot.data.prompts import templates_for
 from lmcot.data.render import rationale_ids
 from lmcot.errors import UserError
 from lmcot.models.generation.requests import Generated, SampleRequest
@@ -55,7 +55,7 @@ class RolloutActor(ActorBase):
         self._engine = rollout or TransformersRollout()
         self._source = source
         self._prompts = prompts
-        self._templates = load_templates(prompts.templates)
+        self._templates = templates_for(prompts)
         self._version = 0
         self._held = ""
         self._sampler: Sampler

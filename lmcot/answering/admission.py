@@ -26,6 +26,7 @@ class Admission:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.task = open_task(config.task)
+        self.advises = config.prompts.advises
 
     def answer(
         self,
@@ -50,8 +51,9 @@ class Admission:
         passages = self.context(request.question, context)
         draw = self.draw(request, tokens=tokens, spent=spent)
         return Ask(
-            ident, request.question, passages, draw, request.unguided, form=form, task=self.task
-        )
+            ident, request.question, passages, draw, request.unguided, form=form, task=self.task,
+            advises=self.advises,
+        )  # fmt: skip
 
     def context(self, question: str, given: Context | Sequence[Passage]) -> tuple[Paragraph, ...]:
         """The passages of a context.

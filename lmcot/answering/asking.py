@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lmcot.config import Config
+from lmcot.config.rows import find_row
 from lmcot.data.context import select_context
 from lmcot.data.prompts import reply_sampling
 from lmcot.data.render import rationale_ids, tame
+from lmcot.data.row_requests import frozen_prompt, row_sampling
 from lmcot.data.sampler import sample_seed
 from lmcot.data.values import composed
 from lmcot.errors import UserError
@@ -52,7 +54,8 @@ class Asking:
             Paragraph(self.tame(one.title), tuple(map(self.tame, one.sentences)))
             for one in example.context
         )
-        return Example(example.id, self.tame(example.question), "", context)
+        first = self.tame(example.first_answer)
+        return Example(example.id, self.tame(example.question), "", context, first_answer=first)
 
     def example(self, question: str, context: Sequence[Paragraph]) -> Example:
         """A question with its context, cut to what the models were trained to read."""
@@ -93,6 +96,11 @@ class Asking:
         rest = [one for one in prompt if one.role != "system"]
         return (Message("system", "\n\n".join([*system, self.tame(instruction)])), *rest)
 
+    def first_prompt(self, example: Example) -> Prompt:
+        """The frozen LM's prompt for its first answer, which the small LM advises on."""
+        kind = self._config.prompts.first_answer
+        return frozen_prompt(kind, self._templates, self._tamed(example), "")
+
     def object_prompt(
         self, example: Example, rationale: str, answer: str, schema: str, instruction: str = ""
     ) -> Prompt:
@@ -118,7 +126,12 @@ class Asking:
     def answer_sampling(self, guided: bool) -> Sampling:
         """Sampling of a reply: greedy."""
         kind = self._config.prompts.guided_kind if guided else "standard"
-        return reply_sampling(self._templates.file.for_frozen(kind), self._frozen.answer_limit)
+        return reply_sampling(self._templates.for_frozen(kind), self._frozen.answer_limit)
+
+    def first_sampling(self) -> Sampling:
+        """Sampling of a first answer: greedy, as long as in training."""
+        row = find_row(self._config.prompts.first_answer)
+        return row_sampling(row, self._config, self._templates, 0)
 
     @staticmethod
     def seeds(seed: int, samples: int) -> list[int]:

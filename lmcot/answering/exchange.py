@@ -79,6 +79,8 @@ class Query:
     rationale: str | None
     """The rationale that guides it; None without guidance."""
     wish: Wish = Wish()
+    first_answer: str = ""
+    """What the frozen LM answered first, where the small LM advises on that."""
 
 
 NOTHING_SAID = Answer("", "", 0, 0)
@@ -103,8 +105,13 @@ class Reply:
 class Writer(Protocol):
     """The small LM, in this process or in another one."""
 
+    async def fit_context(
+        self, question: str, context: Sequence[Paragraph]
+    ) -> tuple[Paragraph, ...]:
+        """See `SmallLM.fit_context`."""
+
     def write(
-        self, question: str, context: Sequence[Paragraph], draw: Draw
+        self, question: str, context: Sequence[Paragraph], draw: Draw, first_answer: str = ""
     ) -> AsyncGenerator[Told, None]:
         """See `SmallLM.write`."""
 
@@ -114,6 +121,9 @@ class Answerer(Protocol):
 
     async def answer(self, query: Query) -> Reply:
         """See `FrozenLM.answer`."""
+
+    async def answer_first(self, query: Query) -> Reply:
+        """See `FrozenLM.answer_first`."""
 
     async def write_object(self, query: Query, answer: str, schema: str) -> Reply:
         """See `FrozenLM.write_object`."""

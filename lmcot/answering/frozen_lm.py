@@ -50,6 +50,11 @@ class FrozenLM:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._calls, self._answer, query)
 
+    async def answer_first(self, query: Query) -> Reply:
+        """The first answer to a question, which the small LM advises on."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._calls, self._answer_first, query)
+
     async def write_object(self, query: Query, answer: str, schema: str) -> Reply:
         """The answer as a JSON object of a schema: the text as the model writes it, unchecked."""
         loop = asyncio.get_running_loop()
@@ -83,6 +88,13 @@ class FrozenLM:
         missing: Missing = said.missing if short == said.extracted else "cut"
         return replace(reply, answer=replace(said, extracted=short, missing=missing))
 
+    def _answer_first(self, query: Query) -> Reply:
+        prompt = self._asking.first_prompt(_example(query))
+        (found,) = self._lm.generate([prompt], self._asking.first_sampling())
+        if isinstance(found, Failure):
+            return self._failed(found)
+        return read_reply(found, self._name, self._task, query.question)
+
     def _write_object(self, query: Query, answer: str, schema: str) -> Reply:
         wish = query.wish
         prompt = self._asking.object_prompt(
@@ -101,7 +113,9 @@ class FrozenLM:
 
 
 def _example(query: Query) -> Example:
-    return Example("asked", query.question.strip(), "", query.paragraphs)
+    return Example(
+        "asked", query.question.strip(), "", query.paragraphs, first_answer=query.first_answer
+    )
 
 
 def read_reply(

@@ -41,6 +41,23 @@ class Ask:
     """The JSON object that holds the answer, if one is wanted."""
     task: Task = EXTRACTIVE_QA
     """How answers are read and compared."""
+    advises: bool = False
+    """Whether the frozen LM answers first, and the small LM advises on that."""
+
+
+async def answer_first(
+    question: str, context: Sequence[Paragraph], small: Writer, frozen: Answerer
+) -> tuple[tuple[Paragraph, ...], Reply]:
+    """The part of the context that the models read, and the frozen LM's first answer.
+
+    Raises:
+        FrozenLMFailed: if it gave none.
+    """
+    paragraphs = await small.fit_context(question, context)
+    reply = await frozen.answer_first(Query(question, paragraphs, None))
+    if reply.failure is not None:
+        raise FrozenLMFailed(reply.failure)
+    return paragraphs, reply
 
 
 async def guide(
@@ -61,13 +78,17 @@ async def guide(
     written: dict[int, Written] = {}
     plain: asyncio.Task[Reply] | None = None
     shown = Shown((), 0, "")
+    context, first = ask.context, None
+    if ask.advises:
+        context, first = await answer_first(ask.question, ask.context, small, frozen)
+    said = first.answer.text.strip() if first is not None else ""
 
     def answer(rationale: str | None) -> asyncio.Task[Reply]:
-        query = Query(ask.question, shown.paragraphs, rationale, ask.wish)
+        query = Query(ask.question, shown.paragraphs, rationale, ask.wish, said)
         return asyncio.ensure_future(frozen.answer(query))
 
     try:
-        async with aclosing(small.write(ask.question, ask.context, ask.draw)) as told:
+        async with aclosing(small.write(ask.question, context, ask.draw, said)) as told:
             async for one in told:
                 if isinstance(one, Shown):
                     shown = one
@@ -90,7 +111,7 @@ async def guide(
             task.cancel()
     response = _response(
         ask, [written[number] for number in order], found, unguided, shown,
-        Timings(total=time.monotonic() - started, **times),
+        Timings(total=time.monotonic() - started, **times), first,
     )  # fmt: skip
     if ask.form is not None:
         response = await _formed(ask, ask.form, response, shown, frozen)
@@ -112,7 +133,9 @@ async def _formed(
         found = await asyncio.to_thread(form.filled, response.answer, response.rationale)
     if found is not None:
         return response.model_copy(update={"structured": found})
-    query = Query(ask.question, shown.paragraphs, response.rationale, ask.wish)
+    query = Query(
+        ask.question, shown.paragraphs, response.rationale, ask.wish, response.first_answer or ""
+    )
     reply = await frozen.write_object(query, response.answer, form.text)
     if reply.failure is not None:
         raise FrozenLMFailed(reply.failure)
@@ -147,6 +170,7 @@ def _response(
     unguided: Reply | None,
     shown: Shown,
     timings: Timings,
+    first: Reply | None,
 ) -> AnswerResponse:
     answered = [number for number, reply in enumerate(replies) if reply.failure is None]
     if not answered:
@@ -177,7 +201,7 @@ def _response(
         )
         for number, (one, reply) in enumerate(zip(written, replies, strict=True))
     ]
-    more = [unguided] if unguided is not None else []
+    more = [one for one in (first, unguided) if one is not None]
     return AnswerResponse(
         id=ask.id,
         answer=found.answer,
@@ -187,6 +211,7 @@ def _response(
         confidence=found.share,
         votes=votes,
         unguided=unguided.answer.extracted if unguided is not None else None,
+        first_answer=first.answer.text.strip() if first is not None else None,
         tokens=Tokens(
             small_lm_in=shown.prompt_tokens,
             small_lm_out=sum(one.tokens for one in written),

@@ -129,6 +129,10 @@ class AnswerResponse(BaseModel):
     unguided: str | None = Field(
         default=None, description="The frozen LM's answer without guidance."
     )
+    first_answer: str | None = Field(
+        default=None,
+        description="What the frozen LM answered first, where the small LM advises on that.",
+    )
     tokens: Tokens
     timings: Timings
     versions: Versions

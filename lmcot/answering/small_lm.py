@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lmcot.answering.asking import Asking
@@ -39,9 +40,11 @@ class SmallLM:
         self._version = version
         self._readers = ThreadPoolExecutor(_READERS, "lmcot-read")
 
-    def _read(self, question: str, context: Sequence[Paragraph]) -> tuple[Example, tuple[int, ...]]:
+    def _read(
+        self, question: str, context: Sequence[Paragraph], first_answer: str
+    ) -> tuple[Example, tuple[int, ...]]:
         """The part of the context that fits, and the prompt's tokens."""
-        example = self._asking.example(question, context)
+        example = replace(self._asking.example(question, context), first_answer=first_answer)
         return example, self._asking.rationale_ids(example)
 
     def version(self) -> str:
@@ -61,12 +64,23 @@ class SmallLM:
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._engine.close()
 
+    async def fit_context(
+        self, question: str, context: Sequence[Paragraph]
+    ) -> tuple[Paragraph, ...]:
+        """The part of the context that the models read."""
+        loop = asyncio.get_running_loop()
+        read = self._asking.example
+        return (await loop.run_in_executor(self._readers, read, question, context)).context
+
     async def write(
-        self, question: str, context: Sequence[Paragraph], draw: Draw
+        self, question: str, context: Sequence[Paragraph], draw: Draw, first_answer: str = ""
     ) -> AsyncGenerator[Told, None]:
         """Rationales for a question, told as they are written.
 
         Closing the iteration cancels the generation.
+
+        Args:
+            first_answer: what the frozen LM answered first, where the small LM advises on that.
         """
         from lmcot.models.generation.requests import (
             FailureEvent,
@@ -76,7 +90,9 @@ class SmallLM:
         )
 
         loop = asyncio.get_running_loop()
-        example, prompt = await loop.run_in_executor(self._readers, self._read, question, context)
+        example, prompt = await loop.run_in_executor(
+            self._readers, self._read, question, context, first_answer
+        )
         yield Shown(example.context, len(prompt), self._version)
         heard: asyncio.Queue[Any] = asyncio.Queue()
         request = SampleRequest(

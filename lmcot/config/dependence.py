@@ -148,6 +148,8 @@ def _keys(stage: str, config: Config, finished: bool) -> tuple[str, ...]:
 
 def _keys_of_training(stage: TrainingStage, config: Config, finished: bool) -> tuple[str, ...]:
     keys: tuple[str, ...] = (*_MODEL, stage.name)
+    if config.prompts.advises:
+        keys += ("frozen",)  # the prompts hold its first answers
     if stage.extends or not finished:
         keys += _LAYOUT
     if stage.reads_rationales:

@@ -11,6 +11,8 @@ from lmcot.config.data import ContextSettings, DataSource
 
 PromptKind = Literal["standard", "cot", "guided", "rationale_only"]
 """Kinds of questions to the frozen LM, each with a template of that name."""
+FirstAnswerKind = Literal["standard", "cot"]
+"""Those by which the frozen LM may answer first, before the small LM advises it."""
 GuidedKind = Literal["guided", "rationale_only"]
 """Those that show it a rationale, with the passages or without them."""
 
@@ -150,6 +152,22 @@ class PromptSettings(Settings):
     wrong; if it is hidden, they answer from what the rationale says before it. Rewards, service and
     the rows ``guided_*`` and ``rationale_only_*`` depend on it; the small LM writes its conclusion
     in either case."""
+
+    guidance: Literal["rationale", "advice"] = "rationale"
+    """What the small LM writes. ``rationale``: its reasoning on the question (template
+    ``rationale``), and the frozen LM answers once, with it. ``advice``: the frozen LM answers
+    first, the small LM reads that answer too and writes advice on it (template ``advice``), and the
+    frozen LM answers again with its first answer and the advice (template ``advised``). The first
+    answer is asked once for each question and kept in ``first_answers.jsonl``."""
+
+    first_answer: FirstAnswerKind = "standard"
+    """Template by which the frozen LM answers first, with ``guidance: advice``: ``standard``, which
+    asks for the answer alone, or ``cot``, whose reply shows the small LM its reasoning too."""
+
+    @property
+    def advises(self) -> bool:
+        """Whether the small LM advises on a first answer."""
+        return self.guidance == "advice"
 
     @property
     def guided_kind(self) -> GuidedKind:

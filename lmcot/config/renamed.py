@@ -36,6 +36,8 @@ ADDED: Final[Mapping[str, Any]] = {
     "learner.attention": "model",
     "learner.compile": False,
     "prompts.conclusion": "shown",
+    "prompts.guidance": "rationale",
+    "prompts.first_answer": "standard",
     "prompts.demonstrations.source.part": "all",
     "prompts.demonstrations.source.held_out": 0.1,
     "rewards.choice_probability_weight": None,

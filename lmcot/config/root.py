@@ -113,6 +113,15 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _advice_has_an_answer_to_advise_on(self) -> Config:
+        if self.prompts.advises and (self.frozen is None or self.rewards.kind != "guidance"):
+            raise ValueError(
+                "prompts.guidance is 'advice', but there is no frozen LM that answers first: give "
+                "a 'frozen' section and rewards of the kind 'guidance', or set it to 'rationale'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rollout_engine_takes_what_trains(self) -> Config:
         lora = self.policy.lora
         if self.rollout.engine == "vllm" and lora is not None and lora.rank > VLLM_RANKS[-1]:

@@ -101,6 +101,11 @@ class RowSpec:
         return self.kind in ("guided", "alone")
 
     @property
+    def rests_on_first_answer(self) -> bool:
+        """Whether its prompts hold the frozen LM's first answer, where the small LM advises."""
+        return self.kind != "unguided"
+
+    @property
     def samples_replies(self) -> bool:
         """Whether the votes are replies of the frozen LM, as the row shows it no rationales."""
         return self.votes and self.shown is None

@@ -6,13 +6,19 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from lmcot.config import ASPECTS, Aspect, read_yaml_mapping
 from lmcot.config.base import Settings
-from lmcot.config.prompts import Demonstration, GuidedKind, PromptKind, QuestionDemonstration
+from lmcot.config.prompts import (
+    Demonstration,
+    GuidedKind,
+    PromptKind,
+    PromptSettings,
+    QuestionDemonstration,
+)
 from lmcot.data.context import render_context
 from lmcot.errors import UserError
 from lmcot.records import Example, Message, Paragraph, Prompt, Sampling
@@ -25,10 +31,12 @@ if TYPE_CHECKING:
 _FIELD = re.compile(r"\{(\w+)\}")
 _REQUIRED = {
     "rationale": {"question"},
+    "advice": {"question", "first_answer"},
     "standard": {"question"},
     "cot": {"question"},
     "guided": {"question", "rationale"},
     "rationale_only": {"question", "rationale"},
+    "advised": {"question", "first_answer", "rationale"},
     "judge": {"question", "rationale", "criterion"},
 }
 """Fields that the ``user`` text of each kind must hold; ``context`` it may hold, except in
@@ -84,6 +92,12 @@ class TemplateFile(Settings):
     rationale_only: DemonstratedTemplate | None = None
     """To the frozen LM: answer, given a rationale and no context. Unset: as ``guided``, without the
     paragraph of its text that holds ``{context}``."""
+    advice: Template | None = None
+    """To the small LM, with ``prompts.guidance: advice``: advise on the frozen LM's first
+    answer."""
+    advised: DemonstratedTemplate | None = None
+    """To the frozen LM, with ``prompts.guidance: advice``: answer again, given the first answer and
+    the advice, which is ``{rationale}``."""
     judge: JudgeTemplate
     """To the frozen LM: is this rationale good in one respect?"""
     demonstrations: tuple[Demonstration, ...] = ()
@@ -103,8 +117,16 @@ class TemplateFile(Settings):
                 _check_fields(f"{kind}.assistant", template.assistant, set(), allowed)
         return self
 
-    def for_frozen(self, kind: PromptKind) -> DemonstratedTemplate:
-        """The template of one kind of question to the frozen LM."""
+    def for_frozen(self, kind: PromptKind, *, advised: bool = False) -> DemonstratedTemplate:
+        """The template of one kind of question to the frozen LM.
+
+        Args:
+            advised: whether guided questions show a first answer and advice on it.
+        """
+        if advised and self.advised is not None and kind in get_args(GuidedKind):
+            text = self.advised.user
+            shown = text if kind == "guided" else _without(text, "context")
+            return self.advised.model_copy(update={"user": shown})
         match kind:
             case "standard":
                 return self.standard
@@ -113,17 +135,20 @@ class TemplateFile(Settings):
             case "guided":
                 return self.guided
             case "rationale_only":
-                alone = {"user": _without_context(self.guided.user)}
+                alone = {"user": _without(self.guided.user, "context")}
                 return self.rationale_only or self.guided.model_copy(update=alone)
 
-    def as_text(self, *, rationale_only: bool) -> str:
+    def as_text(self, *, rationale_only: bool, advice: bool = False) -> str:
         """Everything that prompts are made of, as one text for digests.
 
         Args:
             rationale_only: whether the template of that name is used; files of earlier versions
                 lack it.
+            advice: likewise the templates ``advice`` and ``advised``.
         """
-        return self.model_dump_json(exclude=None if rationale_only else {"rationale_only"})
+        unused = {"rationale_only"} if not rationale_only else set()
+        unused |= {"advice", "advised"} if not advice else set()
+        return self.model_dump_json(exclude=unused or None)
 
 
 @dataclass(frozen=True)
@@ -140,6 +165,8 @@ class PromptTemplates:
     """Chooses those that a question is shown with; None: all of them."""
     conclusions: bool = True
     """Whether guided prompts show the sentences in which a rationale states its answer."""
+    advises: bool = False
+    """Whether the small LM advises on a first answer of the frozen LM."""
 
     def showing(self, count: int) -> PromptTemplates:
         """The templates with the first ``count`` demonstrations of their file.
@@ -161,13 +188,23 @@ class PromptTemplates:
 
     def as_text(self, *, rationale_only: bool) -> str:
         """As `TemplateFile.as_text`, with the demonstrations that the file does not hold."""
-        file = self.file.as_text(rationale_only=rationale_only)
+        file = self.file.as_text(rationale_only=rationale_only, advice=self.advises)
         drawn = [one for one in self.demonstrations if isinstance(one, QuestionDemonstration)]
         return "\n".join([file, *(one.model_dump_json() for one in drawn)])
 
+    @property
+    def for_small(self) -> Template:
+        """The template of what the small LM is asked."""
+        return self.file.advice if self.advises and self.file.advice else self.file.rationale
+
+    def for_frozen(self, kind: PromptKind) -> DemonstratedTemplate:
+        """The template of one kind of question to the frozen LM."""
+        return self.file.for_frozen(kind, advised=self.advises)
+
     def rationale(self, example: Example) -> Prompt:
-        """Asks the small LM for a rationale that ends in its answer."""
-        return _prompt(self.file.rationale, _fields(example))
+        """Asks the small LM for a rationale that ends in its answer, or for advice on the first
+        answer of the frozen LM."""
+        return _prompt(self.for_small, _fields(example))
 
     def standard(self, example: Example) -> Prompt:
         """Asks the frozen LM for the answer."""
@@ -183,10 +220,11 @@ class PromptTemplates:
         rationale: str,
         kind: GuidedKind = "guided",
     ) -> Prompt:
-        """Asks the frozen LM for the answer, given a rationale, with the context or without it."""
+        """Asks the frozen LM for the answer, given a rationale (or its first answer and advice),
+        with the context or without it."""
         show = str if self.conclusions else without_conclusion
         fields = {**_fields(example), "rationale": show(rationale)}
-        return self._demonstrated(self.file.for_frozen(kind), fields, show)
+        return self._demonstrated(self.for_frozen(kind), fields, show)
 
     def reply(self, template: DemonstratedTemplate, example: Example) -> str:
         """The right reply, in the form that demonstrations show; the rationale is left out."""
@@ -218,6 +256,23 @@ class PromptTemplates:
 def reply_sampling(template: DemonstratedTemplate, max_new_tokens: int) -> Sampling:
     """How the frozen LM replies to rewards, annotation and evaluation alike: greedily."""
     return Sampling(max_new_tokens=max_new_tokens, stop=template.stop)
+
+
+def templates_for(prompts: PromptSettings) -> PromptTemplates:
+    """The templates that the settings name, used as they say; without demonstrations.
+
+    Raises:
+        UserError: as `load_templates` does, or if the file lacks templates of advice.
+    """
+    found = load_templates(prompts.templates)
+    lacking = [name for name in ("advice", "advised") if getattr(found.file, name) is None]
+    if prompts.advises and lacking:
+        raise UserError(
+            f"prompts.guidance is 'advice', but the templates '{prompts.templates}' lack the key "
+            f"'{lacking[0]}': add it (those of lmcot have it), or set prompts.guidance to "
+            "'rationale'"
+        )
+    return replace(found, conclusions=prompts.conclusion == "shown", advises=prompts.advises)
 
 
 def load_templates(name_or_path: str) -> PromptTemplates:
@@ -267,19 +322,22 @@ def _check_fields(key: str, text: str, required: set[str], allowed: set[str]) ->
         raise ValueError(f"'{key}' has the field {{{name}}}, but it may hold {known}")
 
 
-def _without_context(text: str) -> str:
-    """A template's text without the paragraph that holds ``{context}``; if that paragraph holds
-    other fields too, without the field alone."""
+def _without(text: str, field: str) -> str:
+    """A template's text without the paragraph that holds a field; if that paragraph holds other
+    fields too, without the field alone."""
     kept = []
     for paragraph in text.split("\n\n"):
-        fields = set(_FIELD.findall(paragraph))
-        if fields != {"context"}:
-            kept.append(paragraph.replace("{context}", "").strip())
+        if set(_FIELD.findall(paragraph)) != {field}:
+            kept.append(paragraph.replace(f"{{{field}}}", "").strip())
     return "\n\n".join(kept)
 
 
 def _fields(example: Example) -> dict[str, str]:
-    return {"context": render_context(example.context), "question": example.question}
+    return {
+        "context": render_context(example.context),
+        "question": example.question,
+        "first_answer": example.first_answer,
+    }
 
 
 def _values(one: Demonstration) -> dict[str, str]:
@@ -288,6 +346,7 @@ def _values(one: Demonstration) -> dict[str, str]:
     return {
         "context": render_context(context),
         "question": one.question,
+        "first_answer": "",
         "rationale": one.rationale,
         "answer": one.answer,
     }
@@ -299,8 +358,12 @@ def _prompt(template: Template, fields: Mapping[str, str], shown: Prompt = ()) -
 
 
 def _user(template: Template, fields: Mapping[str, str]) -> str:
-    """The question; one without a context goes without the paragraph that would hold it."""
-    text = template.user if fields["context"] else _without_context(template.user)
+    """The question; one without a context or a first answer goes without the paragraph that would
+    hold it."""
+    text = template.user
+    for field in ("context", "first_answer"):
+        if not fields[field]:
+            text = _without(text, field)
     return _fill(text, fields)
 
 

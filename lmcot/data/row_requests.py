@@ -60,7 +60,7 @@ def row_sampling(
         raise ValueError(f"the row {row.name} does not ask the frozen LM")
     reasons = row.prompt == "cot"
     limit = config.frozen.rationale_limit if reasons else config.frozen.answer_limit
-    sampling = reply_sampling(templates.file.for_frozen(row.prompt), limit)
+    sampling = reply_sampling(templates.for_frozen(row.prompt), limit)
     if not row.samples_replies:
         return sampling
     # Nothing else differs between the attempts: the replies are what is sampled.
@@ -100,7 +100,7 @@ def teacher_wording(
 
 def without_text(example: Example) -> Example:
     """The question without its text and its passages."""
-    return replace(example, question="", context=())
+    return replace(example, question="", context=(), first_answer="")
 
 
 def _showing(templates: PromptTemplates, example: Example) -> PromptTemplates:

@@ -5,7 +5,7 @@ Results are kept question by question, so that rerunning the command resumes an 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmcot import run_files
@@ -18,9 +18,10 @@ from lmcot.evaluation.store import EvaluationFiles, policy_sources
 from lmcot.evaluation.work import do_missing
 from lmcot.models.sources import parameters_of
 from lmcot.monitor.progress import say
-from lmcot.records import Usage
+from lmcot.records import Example, Usage
 from lmcot.run.budgets import usage_metrics
 from lmcot.run.context import Run
+from lmcot.run.first_answers import ask_first
 from lmcot.run.fit import VALIDATION
 from lmcot.run.model_card import write_model_card
 from lmcot.run.presence import what_is_left_out
@@ -39,8 +40,10 @@ def evaluate(run: Run) -> None:
     """
     policies = policy_sources(run)
     rows = chosen_rows(run.config.evaluate, list(policies))
-    examples = [question.example for question in run.validation]
     note = check_evaluation(run)
+    if any(row.rests_on_first_answer for row in rows):
+        ask_first(run, run.validation)
+    examples = [question.example for question in run.validation]
     files = EvaluationFiles(run, policies, rows, examples)
     usage = None
     if files.missing():
@@ -50,10 +53,27 @@ def evaluate(run: Run) -> None:
     left_out = run.left_out.get(VALIDATION)
     notes = [one for one in (note, f"{left_out}." if left_out else None) if one]
     notes += [f"{one}." for one in what_is_left_out(run.config, examples, VALIDATION)]
+    notes += _notes_on_advice(run, examples)
     notes += [run.task.note] if run.task.note else []
     report = _report(run, policies, files, notes)
     if usage is not None:
         _log(run, report, usage)
+
+
+def _notes_on_advice(run: Run, examples: Sequence[Example]) -> list[str]:
+    """What the figures of advice hold; nothing without it."""
+    if not run.config.prompts.advises:
+        return []
+    notes = [
+        "Guidance is advice: the frozen LM answers first (template "
+        f"`{run.config.prompts.first_answer}`), the small LM advises on that, and the frozen LM "
+        "answers again. Rows with a rationale, advice here, bear the cost of the first answer."
+    ]
+    asked = [run.first_answers.of(one) for one in examples]
+    if failed := sum(one is not None and bool(one.failure) for one in asked):
+        notes.append(f"The first answers to {failed} of {len(asked)} questions failed: the small "
+                     "LM advised without them.")  # fmt: skip
+    return notes
 
 
 def check_evaluation(run: Run) -> str | None:

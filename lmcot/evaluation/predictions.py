@@ -9,6 +9,7 @@ from lmcot.config.rows import find_row
 from lmcot.data.tasks import EXTRACTIVE_QA, Task
 from lmcot.evaluation.report import RowResult
 from lmcot.records import Answer, Example, Failure, Missing
+from lmcot.run.first_answers import FirstAnswer
 from lmcot.text.copying import copied_share
 from lmcot.text.vote import vote
 
@@ -61,6 +62,8 @@ class Prediction:
     """Whether tokens of the frozen LM were estimated, since its endpoint does not count them."""
     thought: bool = False
     """Whether the reply is nothing but hidden thinking."""
+    first_answer: str = ""
+    """What the frozen LM answered first, where the small LM advises on that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ def predict(
     seconds: float,
     asked: bool = True,
     task: Task = EXTRACTIVE_QA,
+    first: FirstAnswer | None = None,
 ) -> Prediction:
     """Scores one question by its only attempt, or by the vote of several.
 
@@ -109,6 +113,7 @@ def predict(
         seconds: of the frozen LM; those of the rationales are added.
         asked: whether the frozen LM was asked at all, once for each attempt.
         task: how answers are compared.
+        first: the frozen LM's first answer, whose cost is added.
     """
     there = [(at, one, one.answer) for at, one in enumerate(attempts)
              if isinstance(one.answer, Answer)]  # fmt: skip
@@ -141,19 +146,25 @@ def predict(
         copied=copied_share(shown, context) if own and context else None,
         votes=[_vote(one) for one in attempts] if several else [],
         share=found.share if several else 1.0,
-        large_lm_tokens_in=sum(said.tokens_in for _, _, said in there),
-        large_lm_tokens_out=sum(said.tokens_out for _, _, said in there),
+        large_lm_tokens_in=sum(said.tokens_in for _, _, said in there)
+        + (first.tokens_in if first else 0),
+        large_lm_tokens_out=sum(said.tokens_out for _, _, said in there)
+        + (first.tokens_out if first else 0),
         small_lm_tokens_in=rationales.tokens_in if rationales else 0,
         small_lm_tokens_out=sum(rationales.tokens_out) if rationales else 0,
-        requests=len(attempts) if asked else 0,
-        cached_requests=cached,
-        seconds=seconds + (rationales.seconds if rationales else 0.0),
+        requests=(len(attempts) if asked else 0) + (1 if first else 0),
+        cached_requests=cached + (first.cached if first else 0.0),
+        seconds=seconds
+        + (rationales.seconds if rationales else 0.0)
+        + (first.seconds if first else 0.0),
         failure=failures[0] if failures and not there else None,
-        estimated=any(said.estimated for _, _, said in there),
+        estimated=any(said.estimated for _, _, said in there)
+        or (first is not None and first.estimated),
         golds=list(example.answers),
         # A right answer was said, wherever the reply was cut.
         missing="" if scores.em == 1 else said.missing,
         thought=bool(said.silent),
+        first_answer=first.text if first else "",
     )
 
 

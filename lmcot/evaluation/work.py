@@ -35,6 +35,7 @@ from lmcot.records import Example, Failure, Rollout, Usage
 from lmcot.rewards.scoring import unmeasured
 from lmcot.run.budgets import Losses
 from lmcot.run.context import Run, in_units
+from lmcot.run.first_answers import FirstAnswer
 from lmcot.run.roles import aspect_roles, evaluate_roles
 
 
@@ -237,10 +238,18 @@ class _Answers:
                 cached=cached,
                 seconds=seconds,
                 task=self._work.run.task,
+                first=self._first(self._work.examples[at]),
             )
             for at, tried in zip(group, attempts, strict=True)
         )
         self._work.bar.update(len(group))
+
+    def _first(self, example: Example) -> FirstAnswer | None:
+        """The first answer whose cost the row bears; None if it bears none."""
+        run = self._work.run
+        if not (run.config.prompts.advises and self._row.rests_on_first_answer):
+            return None
+        return run.first_answers.of(example)
 
 
 def _first_failure(attempts: Sequence[Attempt]) -> Failure | None:

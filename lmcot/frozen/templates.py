@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from lmcot.config import DrawnDemonstrations, PromptSettings
 from lmcot.data.demonstrations import Nearest
-from lmcot.data.prompts import PromptTemplates, load_templates
+from lmcot.data.prompts import PromptTemplates, templates_for
 
 EMBEDDINGS = "prompts.demonstrations.embeddings"
 
@@ -22,8 +22,7 @@ def open_templates(prompts: PromptSettings) -> PromptTemplates:
             such model of embeddings.
         ValueError: if the demonstrations are still to be drawn.
     """
-    file, wanted = load_templates(prompts.templates), prompts.demonstrations
-    templates = replace(file, conclusions=prompts.conclusion == "shown")
+    templates, wanted = templates_for(prompts), prompts.demonstrations
     if isinstance(wanted, int):
         return templates.showing(wanted)
     if isinstance(wanted, DrawnDemonstrations):

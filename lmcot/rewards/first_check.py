@@ -26,6 +26,7 @@ _EXAMPLE = Example(
     "On which river does the town of Velm lie?",
     "the Brann",
     (Paragraph("Velm", ("Velm is a small town.", "It lies on the river Brann.")),),
+    first_answer="the Brann",
 )
 _RATIONALE = "Velm lies on the river Brann. So the answer is the Brann."
 _JUDGEMENTS = 3
@@ -133,11 +134,12 @@ def check_frozen(
 def _rows(config: Config, asker: Asker) -> list[str]:
     """The rows of an evaluation whose requests have the forms that will be sent."""
     guided = policy_row_name(BASE, config.prompts.guided_kind)
+    first = [config.prompts.first_answer] if config.prompts.advises else []
     if asker == "fit":
         return [guided]  # the parameters that an endpoint takes are learned from it
     if asker == "serve":
-        return [guided, "standard"]
-    return [guided, *(config.evaluate.rows or default_rows())]
+        return [guided, "standard", *first]
+    return [guided, *first, *(config.evaluate.rows or default_rows())]
 
 
 def _completions(

@@ -112,7 +112,7 @@ class RewardModel:
             self._templates.guided(example, rationale, self._kind)
             for example, rationale in zip(examples, rationales, strict=True)
         ]
-        template = self._templates.file.for_frozen(self._kind)
+        template = self._templates.for_frozen(self._kind)
         sampling = reply_sampling(template, self._max_answer_tokens)
         return answer_prompts(
             self._frozen, prompts, sampling, self._task, [one.question for one in examples]

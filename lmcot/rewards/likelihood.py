@@ -35,9 +35,8 @@ def likelihood_gains(
         unguided = [templates.guided(example, "", kind) for example in distinct]
     else:
         unguided = [templates.standard(example) for example in distinct]
-    file = templates.file
-    template = file.for_frozen(kind)
-    before = template if kind == "rationale_only" else file.standard
+    template = templates.for_frozen(kind)
+    before = template if kind == "rationale_only" else templates.file.standard
     scores = context.frozen.score(
         [*unguided, *guided],
         [

@@ -44,6 +44,7 @@ from lmcot.rewards.first_check import check_frozen
 from lmcot.run.budgets import Spending
 from lmcot.run.demonstrations import given_demonstrations, write_demonstrations
 from lmcot.run.directory import RunDirectory
+from lmcot.run.first_answers import FirstAnswers, open_first_answers
 from lmcot.run.fit import TRAIN, VALIDATION, Need, lack_of, left_out, needs_of
 from lmcot.run.inputs import check_contents
 from lmcot.run.interruption import Interruption
@@ -120,6 +121,11 @@ class Run:
         """The validation questions, with reduced contexts."""
         data = self.config.data
         return self._questions(VALIDATION, data.validation, data.max_validation)
+
+    @cached_property
+    def first_answers(self) -> FirstAnswers:
+        """The frozen LM's first answers, where the small LM advises on them."""
+        return open_first_answers(self)
 
     @cached_property
     def brought(self) -> dict[str, list[BroughtRationale]]:

@@ -95,7 +95,8 @@ def needs_of(
     found = [
         Need(
             (TRAIN, VALIDATION), read_limits(source, tokenizer), tokenizer, chat,
-            templates.rationale, 0, length, f"{_CONTEXT} or policy.max_new_tokens",
+            templates.rationale, _first_answer_tokens(config), length,
+            f"{_CONTEXT} or policy.max_new_tokens",
         )
         for source in _readers(config)
     ]  # fmt: skip
@@ -121,7 +122,8 @@ def _needs_of_frozen(
     for kind, questions in _asked(config).items():
         guided = kind in get_args(GuidedKind)
         limit = frozen.rationale_limit if kind == "cot" else frozen.answer_limit
-        beside = config.policy.max_new_tokens if guided else 0
+        written = config.policy.max_new_tokens + _first_answer_tokens(config)
+        beside = written if guided else 0
         found.append(
             Need(
                 questions, limits, own, chat, asks(kind), beside, limit, _to_lower(kind),
@@ -147,11 +149,22 @@ def _asked(config: Config) -> dict[PromptKind, tuple[str, ...]]:
         if config.evaluate.during.every:
             measured.add(config.prompts.guided_kind)
     kinds: tuple[PromptKind, ...] = ("guided", "cot", "standard", "rationale_only")
+    if config.prompts.advises:
+        trained.add(config.prompts.first_answer)
+        measured.add(config.prompts.first_answer)
     asked = {
         kind: (*([TRAIN] if kind in trained else []), *([VALIDATION] if kind in measured else []))
         for kind in kinds
     }
     return {kind: questions for kind, questions in asked.items() if questions}
+
+
+def _first_answer_tokens(config: Config) -> int:
+    """Most tokens of a first answer in a prompt, where the small LM advises."""
+    if not config.prompts.advises or config.frozen is None:
+        return 0
+    reasons = config.prompts.first_answer == "cot"
+    return config.frozen.rationale_limit if reasons else config.frozen.answer_limit
 
 
 def _to_lower(kind: PromptKind) -> str:

@@ -58,7 +58,9 @@ def contents(run: Run, stage: str) -> dict[str, str]:
     alone = known.judges and run.config.prompts.guided_kind == "rationale_only"
     found = {
         "data.train": _questions(run.train),
-        "prompts.templates": _digest(run.templates.file.as_text(rationale_only=alone)),
+        "prompts.templates": _digest(
+            run.templates.file.as_text(rationale_only=alone, advice=run.config.prompts.advises)
+        ),
     }
     if run.demonstrations is not None:
         found[DEMONSTRATIONS_KEY] = demonstrations_digest(run.demonstrations)

@@ -201,10 +201,16 @@ class _RemoteSmall:
     async def version(self) -> str:
         return str(await self._handle.version.remote())
 
+    async def fit_context(
+        self, question: str, context: Sequence[Paragraph]
+    ) -> tuple[Paragraph, ...]:
+        return tuple(await self._handle.fit_context.remote(question, context))
+
     async def write(
-        self, question: str, context: Sequence[Paragraph], draw: Draw
+        self, question: str, context: Sequence[Paragraph], draw: Draw, first_answer: str = ""
     ) -> AsyncGenerator[Told, None]:
-        told = self._handle.options(stream=True).write.remote(question, context, draw)
+        stream = self._handle.options(stream=True).write
+        told = stream.remote(question, context, draw, first_answer)
         done = False
         try:
             async for one in told:
@@ -229,6 +235,9 @@ class _RemoteFrozen:
 
     async def answer(self, query: Query) -> Reply:
         return await self._reply(self._handle.answer.remote(query))
+
+    async def answer_first(self, query: Query) -> Reply:
+        return await self._reply(self._handle.answer_first.remote(query))
 
     async def write_object(self, query: Query, answer: str, schema: str) -> Reply:
         return await self._reply(self._handle.write_object.remote(query, answer, schema))

@@ -148,8 +148,9 @@ class ChatAdmission:
         )
         task = self._admission.task
         return chat, Ask(
-            ident, asked.question, context, draw, wish=chat.wish, form=chat.form, task=task
-        )
+            ident, asked.question, context, draw, wish=chat.wish, form=chat.form, task=task,
+            advises=self._admission.advises,
+        )  # fmt: skip
 
 
 def _drawing(request: ChatRequest) -> Drawing:

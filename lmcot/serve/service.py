@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from lmcot.answering.admission import Admission
 from lmcot.answering.exchange import Answerer, Piece, Shown, Writer, Written
-from lmcot.answering.guidance import Ask, guide
+from lmcot.answering.guidance import Ask, answer_first, guide
 from lmcot.answering.refused import Refused
 from lmcot.answering.schemas import AnswerRequest, AnswerResponse, Versions
 from lmcot.config import Config, ServeSettings
@@ -93,7 +93,12 @@ class Service:
         """Guidance alone."""
         context = await asyncio.to_thread(self.admission.context, request.question, request.context)
         draw = self.admission.draw(request, spent=spent())
-        told = self._small.write(request.question, context, draw)
+        first = ""
+        if self.admission.advises:
+            asked = answer_first(request.question, context, self._small, self._frozen)
+            context, reply = await self._within(asked, draw.deadline)
+            first = reply.answer.text.strip()
+        told = self._small.write(request.question, context, draw, first)
         shown, written = Shown((), 0, ""), []
         async with aclosing(self._timed(told, draw.deadline)) as timed:
             async for one in timed:

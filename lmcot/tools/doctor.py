@@ -341,14 +341,14 @@ def _port(config: Config) -> Finding:
 
 
 def _frozen(config: Config) -> Iterable[Finding]:
-    from lmcot.data.prompts import load_templates
+    from lmcot.data.prompts import templates_for
     from lmcot.frozen.needs import cost_in_words
     from lmcot.rewards.first_check import check_frozen
 
     if config.frozen is None:
         return
     try:
-        checked = check_frozen(config, load_templates(config.prompts.templates))
+        checked = check_frozen(config, templates_for(config.prompts))
     except UserError as error:
         yield Finding("fix", f"the frozen LM: {error}")
         return

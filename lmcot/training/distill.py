@@ -11,6 +11,7 @@ from lmcot.errors import UserError
 from lmcot.monitor.progress import say
 from lmcot.records import Annotation
 from lmcot.run.context import Run
+from lmcot.run.first_answers import ask_first
 from lmcot.run.roles import distill_roles
 from lmcot.training.annotate import annotate
 from lmcot.training.pairs import training_pairs
@@ -25,6 +26,9 @@ def distill(run: Run) -> None:
         say("distill: done already")
         return
     rationales = kept_rationales(annotate(run))
+    ask_first(
+        run, run.train, (row for row, one in enumerate(run.train) if one.example.id in rationales)
+    )
     pairs = training_pairs(run, STAGE, rationales, run.config.distill.answer_task)
     if not pairs:
         raise UserError(

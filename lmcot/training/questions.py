@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmcot.config import RefineSettings
+from lmcot.config import Config, RefineSettings
 from lmcot.data.sampler import PromptSampler
 from lmcot.errors import UserError
 from lmcot.records import GroupResult
@@ -145,6 +145,19 @@ class Questions:
             "curriculum/passed": float(passed),
             "curriculum/woken": float(woken),
         }
+
+
+def rows_of_steps(count: int, config: Config) -> range | set[int]:
+    """The training questions that the steps may ask: all, if what they ask depends on the results.
+
+    Args:
+        count: number of training questions.
+    """
+    settings = config.refine
+    if _chooses(settings):
+        return range(count)
+    drawn = min(settings.steps * settings.prompts_per_step, count)
+    return set(PromptSampler(count, config.seed).next(drawn))
 
 
 def check_enough(count: int, settings: RefineSettings) -> None:

@@ -15,6 +15,7 @@ from lmcot.errors import UserError
 from lmcot.monitor.progress import say
 from lmcot.run.context import Run
 from lmcot.run.directory import read_annotations
+from lmcot.run.first_answers import ask_first
 from lmcot.run.inputs import check_functions
 from lmcot.run.model_card import write_model_card
 from lmcot.run.policies import check_policy
@@ -50,6 +51,7 @@ def reject(run: Run) -> None:
     check_policy(
         run.directory, run.config, settings.start_from, "to sample with", "reject.start_from"
     )
+    ask_first(run, run.train)
     taught = _taught(run, settings)
     for number in range(1, settings.rounds + 1):
         if run.directory.finished(STAGE.of_round(number).training) is None:

@@ -13,11 +13,12 @@ from lmcot.evaluation.evaluate import check_evaluation
 from lmcot.learner.plan import refine_plan
 from lmcot.records import RunState
 from lmcot.run.context import Run
+from lmcot.run.first_answers import ask_first
 from lmcot.run.policies import check_policy
 from lmcot.run.roles import published_weights, refine_roles
 from lmcot.training.learners import Learners
 from lmcot.training.pipeline import Fleets
-from lmcot.training.questions import check_enough
+from lmcot.training.questions import check_enough, rows_of_steps
 
 REFINE: Final = "refine"
 
@@ -37,6 +38,7 @@ def started_actors(run: Run) -> Iterator[tuple[Fleets, Learners]]:
     check_enough(len(run.train), config.refine)
     if config.evaluate.during.every:
         check_evaluation(run)
+    _ask_first(run)
     check_plan(REFINE, refine_roles(config), config.actors, published_weights(config))
     learners = Learners(run, refine_plan(config, source, config.refine.steps))
     with ExitStack() as stack:
@@ -47,6 +49,19 @@ def started_actors(run: Run) -> Iterator[tuple[Fleets, Learners]]:
         fleets.wait_ready()
         learners.wait_ready()
         yield fleets, learners
+
+
+def _ask_first(run: Run) -> None:
+    """Has the frozen LM answer first what the steps ask, where the small LM advises."""
+    if run.config.prompts.advises:
+        ask_first(run, run.train, rows_of_steps(len(run.train), run.config))
+        ask_first(run, run.validation, range(_evaluated(run)))
+
+
+def _evaluated(run: Run) -> int:
+    """Number of questions that are evaluated while refinement runs."""
+    settings = run.config.evaluate.during
+    return min(settings.questions, len(run.validation)) if settings.every else 0
 
 
 def open_fleets(run: Run, source: str, stack: ExitStack, *, trains: bool = True) -> Fleets:

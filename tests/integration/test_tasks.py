@@ -66,7 +66,8 @@ def gsm8k() -> Case:
         }
         for n in range(1, 7)
     ]
-    return Case("numeric", records, "6")
+    prompts = {"demonstrations": 1, "guidance": "advice", "first_answer": "cot"}
+    return Case("numeric", records, "6", settings={"prompts": prompts})
 
 
 def arc() -> Case:
@@ -163,6 +164,26 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def check_advice(run_dir: Path, judged: Sequence[Mapping[str, Any]]) -> None:
+    """Each question was answered first once, and all that rests on that answer bears its cost."""
+    first = {one["id"]: one for one in lines(run_dir / "first_answers.jsonl")}
+    assert len(first) == len(lines(run_dir / "first_answers.jsonl")) == 6
+    assert all(one.get("first_answer", "") == first[one["example_id"]]["text"] for one in judged)
+    assert any(one["text"] for one in first.values())
+    asked = {"standard": 1, "guided_refined": 2, "small_alone": 1, "control_masked": 2}
+    for row, requests in asked.items():
+        for one in lines(run_dir / "predictions" / f"{row}.jsonl"):
+            assert one["requests"] == requests
+            rests = row != "standard"
+            assert one["first_answer"] == (first[one["id"]]["text"] if rests else "")
+            if row == "small_alone":
+                assert one["large_lm_tokens_out"] == first[one["id"]]["tokens_out"]
+    spent = json.loads((run_dir / "spending.json").read_text(encoding="utf-8"))
+    assert spent["first_answers"]["asked"] == 6
+    report = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
+    assert any(note.startswith("Guidance is advice") for note in report["notes"])
+
+
 @pytest.mark.parametrize("name", list(CASES))
 def test_every_stage(name: str, tmp_path: Path) -> None:
     case = CASES[name]()
@@ -191,5 +212,11 @@ def test_every_stage(name: str, tmp_path: Path) -> None:
         answered = guide.answer(str(case.records[0]["question"]))
     assert answered.tokens.small_lm_out > 0
     assert answered.tokens.large_lm_out > 0
+    if name == "gsm8k":
+        check_advice(run_dir, judged)
+        assert answered.first_answer is not None
+    else:
+        assert answered.first_answer is None
+        assert not (run_dir / "first_answers.jsonl").exists()
     if name == "strategyqa":
         assert answered.answer in ("yes", "no", "")

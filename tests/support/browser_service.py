@@ -25,8 +25,13 @@ from lmcot.serve.service import Service
 class _Small:
     """Repeats the context's first sentence, word by word."""
 
+    async def fit_context(
+        self, question: str, context: Sequence[Paragraph]
+    ) -> tuple[Paragraph, ...]:
+        return tuple(context)
+
     async def write(
-        self, question: str, context: Sequence[Paragraph], draw: Draw
+        self, question: str, context: Sequence[Paragraph], draw: Draw, first_answer: str = ""
     ) -> AsyncGenerator[Told, None]:
         yield Shown(tuple(context), 40, "a stand-in")
         if "refuse" in question:
@@ -49,6 +54,9 @@ class _Frozen:
         await asyncio.sleep(0.01)
         answer = "a guess" if query.rationale is None else "the answer"
         return Reply(Answer(answer, answer, 100, 2), version="a stand-in")
+
+    async def answer_first(self, query: Query) -> Reply:
+        return await self.answer(query)
 
     async def write_object(self, query: Query, answer: str, schema: str) -> Reply:
         properties = json.loads(schema).get("properties", {})

@@ -48,7 +48,7 @@ class RoundSampling:
         self._number = number
         self._files = files
         self._rows = {one.example.id: row for row, one in enumerate(run.train)}
-        labels = prompt_labels(run.templates.file.rationale.user)
+        labels = prompt_labels(run.templates.for_small.user)
         # What was sampled has at most policy.max_new_tokens tokens.
         self._filters = Filters(settings.filters, lambda text: True, labels, run.task)
         self._there: set[str] = set()

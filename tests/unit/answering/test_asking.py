@@ -64,6 +64,6 @@ def test_the_reply_ends_as_the_template_says(monkeypatch: pytest.MonkeyPatch) ->
     assert file.rationale_only is not None
     ends = file.rationale_only.model_copy(update={"stop": ("END",)})
     changed = file.model_copy(update={"rationale_only": ends})
-    monkeypatch.setattr(file.__class__, "for_frozen", lambda _, kind: getattr(changed, kind))
+    monkeypatch.setattr(file.__class__, "for_frozen", lambda _, kind, **__: getattr(changed, kind))
     assert served.answer_sampling(True).stop == ("END",)
     assert served.answer_sampling(False).stop is None

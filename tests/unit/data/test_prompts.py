@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,55 @@ def test_a_file_without_the_prompt_without_context_takes_it_from_the_guided_one(
     """Files of earlier versions are read, and come to the wording of those that ship."""
     shipped = load_templates(name)
     values = shipped.file.model_dump(mode="json")
-    del values["rationale_only"]
+    for later in ("rationale_only", "advice", "advised"):
+        del values[later]
     old = load_templates(written(tmp_path, values))
     text, own = (one.file.for_frozen("rationale_only") for one in (old, shipped))
     assert (text.user, text.assistant) == (own.user, own.assistant)
     before, after = (json.loads(one.file.as_text(rationale_only=False)) for one in (old, shipped))
     assert before == after == values, "what was made with the old file is not made again"
     assert "rationale_only" in json.loads(shipped.file.as_text(rationale_only=True))
+
+
+SHIPPED = ("base", "boolean", "closed_book", "counting", "default", "free_text", "multiple_choice",
+           "numeric")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_advice_shows_both_models_the_first_answer(name: str) -> None:
+    settings = PromptSettings(templates=name, guidance="advice", demonstrations=0)
+    templates = open_templates(settings)
+    answered = replace(EXAMPLE, first_answer="Bob {rationale}")
+    small = templates.rationale(answered)[-1].content
+    large = templates.guided(answered, "No, {answer}.")[-1].content
+    alone = templates.guided(answered, "No, {answer}.", "rationale_only")[-1].content
+    assert all("Bob {rationale}" in text for text in (small, large, alone))
+    assert all("No, {answer}." in text for text in (large, alone))
+    assert (
+        "Bob" not in templates.standard(answered)[-1].content + templates.cot(answered)[0].content
+    )
+    assert CONTEXT not in alone
+    plain = replace(templates, advises=False)
+    assert plain.rationale(answered) == plain.rationale(EXAMPLE)
+    assert plain.guided(answered, "x") == plain.guided(EXAMPLE, "x")
+
+
+def test_without_a_first_answer_its_paragraph_goes_also_in_demonstrations() -> None:
+    templates = open_templates(PromptSettings(guidance="advice", demonstrations=1))
+    assert "First answer" not in templates.rationale(EXAMPLE)[-1].content
+    shown = templates.guided(replace(EXAMPLE, first_answer="Bob"), "No.")
+    first = DEFAULT.file.demonstrations[0]
+    assert ["First answer" in one.content for one in shown] == [False, False, False, True]
+    assert f"A student's advice: {first.rationale}" in shown[1].content
+    assert shown[2] == Message("assistant", first.answer)
+
+
+def test_advice_needs_templates_of_its_own(tmp_path: Path, values: dict[str, Any]) -> None:
+    del values["advised"]
+    path = written(tmp_path, values)
+    assert open_templates(PromptSettings(templates=path)).file.advised is None
+    with pytest.raises(UserError, match="lack the key 'advised': add it"):
+        open_templates(PromptSettings(templates=path, guidance="advice"))
 
 
 def test_a_context_beside_other_fields_goes_alone(tmp_path: Path, values: dict[str, Any]) -> None:

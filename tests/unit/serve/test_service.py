@@ -30,16 +30,23 @@ class Small:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Sequence[Paragraph], Draw]] = []
+        self.first_answers: list[str] = []
         self.pause = 0.0
         self.cut: set[int] = set()
         self.ended = 0
         self.failure: Failure | None = None
         self.breaks = False
 
+    async def fit_context(
+        self, question: str, context: Sequence[Paragraph]
+    ) -> tuple[Paragraph, ...]:
+        return tuple(context)
+
     async def write(
-        self, question: str, context: Sequence[Paragraph], draw: Draw
+        self, question: str, context: Sequence[Paragraph], draw: Draw, first_answer: str = ""
     ) -> AsyncGenerator[Told, None]:
         self.asked.append((question, context, draw))
+        self.first_answers.append(first_answer)
         try:
             yield Shown(tuple(context), 40, "mine")
             if self.failure is not None:
@@ -63,6 +70,7 @@ class Frozen:
 
     def __init__(self) -> None:
         self.asked: list[str | None] = []
+        self.first_answers: list[str] = []
         self.wishes: list[Wish] = []
         self.objects: list[tuple[str, Any]] = []
         self.object = self.said = ""
@@ -74,6 +82,7 @@ class Frozen:
     async def answer(self, query: Query) -> Reply:
         rationale = query.rationale
         self.asked.append(rationale)
+        self.first_answers.append(query.first_answer)
         try:
             await asyncio.sleep(self.pause)
         except asyncio.CancelledError:
@@ -86,6 +95,9 @@ class Frozen:
         said = Answer(self.said or f"{answer}.", answer, 100, 2, missing="cut" if self.cut else "")
         return Reply(said, version="large")
 
+    async def answer_first(self, query: Query) -> Reply:
+        return await self.answer(query)
+
     async def write_object(self, query: Query, answer: str, schema: str) -> Reply:
         self.objects.append((answer, json.loads(schema)))
         return Reply(Answer(self.object, "", 50, 9), version="large")
@@ -94,13 +106,16 @@ class Frozen:
 class Stand:
     """The application between them."""
 
-    def __init__(self, *, tokens: Sequence[str] = (), **serve: Any) -> None:
+    def __init__(
+        self, *, tokens: Sequence[str] = (), guidance: str = "rationale", **serve: Any
+    ) -> None:
         config = parse_config(
             {
                 "data": {"train": {"kind": "counting"}, "validation": {"kind": "counting"}},
                 "policy": {"source": "random:llama", "max_new_tokens": 8},
                 "frozen": {"backend": "transformers", "source": "random:llama"},
                 "refine": {"start_from": "base"},
+                "prompts": {"guidance": guidance},
                 "serve": serve,
             }
         )
@@ -138,6 +153,28 @@ def test_an_answer_with_its_votes() -> None:
     assert context == (Paragraph("Elko", ("On the Humboldt.",)),)
     assert (draw.samples, draw.seed, draw.temperature, draw.max_tokens) == (3, 5, 0.7, 8)
     assert found.headers["x-request-id"] == got["id"]
+
+
+def test_advice_is_on_a_first_answer_whose_cost_is_told() -> None:
+    stand = Stand(guidance="advice")
+    got = stand.ask("/v1/answer", {**ELKO, "samples": 2}).json
+    assert stand.frozen.asked == [None, "The river is 0.", "The river is 1."]
+    assert stand.frozen.first_answers == ["", "Reno.", "Reno."]
+    assert stand.small.first_answers == ["Reno."]
+    assert (got["first_answer"], got["tokens"]["large_lm_in"]) == ("Reno.", 300)
+    assert stand.ask("/v1/rationale", ELKO).status == 200
+    assert stand.small.first_answers == ["Reno.", "Reno."]
+    body = {"model": "lmcot", "messages": [{"role": "user", "content": "Which river?"}]}
+    assert stand.ask("/v1/chat/completions", body).status == 200
+    assert stand.small.first_answers == ["Reno."] * 3
+
+
+def test_without_a_first_answer_nothing_is_advised() -> None:
+    stand = Stand(guidance="advice")
+    stand.frozen.failure = "it is down"
+    for path in ("/v1/answer", "/v1/rationale"):
+        assert stand.ask(path, ELKO).status == 502
+    assert not stand.small.asked
 
 
 def test_one_sample_is_greedy_and_a_text_is_a_context() -> None:
