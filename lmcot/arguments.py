@@ -11,6 +11,7 @@ from lmcot.config.stages import BASE, POLICIES, TRAINING_STAGES
 from lmcot.storage import local_path, place
 from lmcot.version import __version__
 
+_LINE = "a line of JSON"
 PUSHED = tuple(policy for policy in POLICIES if policy != BASE)
 _STAGES = {
     "train": "run all stages, from annotate to evaluate",
@@ -87,11 +88,13 @@ def make_parser() -> argparse.ArgumentParser:
     text = "show what each stage's actors take, and whether the cluster has room for them"
     plan = commands.add_parser("plan", help=text, description=text)
     _add_config(plan)
+    plan.add_argument("--json", action="store_true", help=_LINE)
     _add_overrides(plan)
     text = "check a machine, or a cluster, and say what to fix before a run"
     doctor = commands.add_parser("doctor", help=text, description=text)
     _add_config(doctor, required=False)
     doctor.add_argument("--run-dir", type=place, metavar="DIR", help="whether it can be written")
+    doctor.add_argument("--json", action="store_true", help="a line of JSON for each finding")
     _add_overrides(doctor)
     show = commands.add_parser("config", help="check settings and print them as resolved")
     _add_config(show)
@@ -137,6 +140,7 @@ def _add_cache(commands: Any) -> None:
     cache.add_argument("action", choices=("show", "clear"))
     cache.add_argument("--folder", metavar="DIR", help="frozen.cache.folder, if it is set")
     cache.add_argument("--model", metavar="IDENTITY", help="clear this model's replies only")
+    cache.add_argument("--json", action="store_true", help=_LINE)
 
 
 def _add_aspects(commands: Any) -> None:
@@ -214,6 +218,7 @@ def _add_serve(commands: Any) -> None:
     command.add_argument(
         "--status", action="store_true", help="only show what the cluster of RAY_ADDRESS serves"
     )
+    command.add_argument("--json", action="store_true", help="with --status: a line of JSON")
     command.add_argument(
         "--prefix", metavar="PATH", help="path to serve under, such as /guided (serve.prefix)"
     )
@@ -265,7 +270,7 @@ def _add_data(commands: Any) -> None:
     _add_columns(command)
     _add_config(command, required=False)
     command.add_argument("--show", type=int, default=1, metavar="N", help="questions; default: 1")
-    command.add_argument("--json", action="store_true", help="a line of JSON")
+    command.add_argument("--json", action="store_true", help=_LINE)
 
 
 def _add_init(commands: Any) -> None:

@@ -77,7 +77,7 @@ def _run(options: argparse.Namespace) -> int:
 
         be_quiet()
     if options.command == "cache":
-        return _run_cache(options.action, options.folder, options.model)
+        return _run_cache(options)
     if options.command == "aspects":
         return _run_aspects(options)
     if options.command == "sweep":
@@ -92,6 +92,7 @@ def _run(options: argparse.Namespace) -> int:
             policy=options.policy,
             update=options.update,
             status=options.status,
+            as_json=options.json,
         )
         return 0
     if options.command == "compare":
@@ -119,7 +120,7 @@ def _run(options: argparse.Namespace) -> int:
         print(dump_config(config), end="")
         return 0
     if options.command == "plan":
-        return _run_plan(config)
+        return _run_plan(config, as_json=options.json)
     if options.command == "debug":
         return _run_debug(options, config)
     chosen = {"retry_failed": True} if getattr(options, "retry_failed", False) else {}
@@ -192,24 +193,13 @@ def _policies_of(options: argparse.Namespace) -> list[str]:
     return [f"evaluate.policies.{name}={options.of / name}" for name in found]
 
 
-def _run_cache(action: str, folder: str | None, model: str | None) -> int:
-    from lmcot.frozen.cache import ReplyCache, cache_path
+def _run_cache(options: argparse.Namespace) -> int:
+    from lmcot.tools.cache import clear_cache, show_cache
 
-    path = cache_path(folder)
-    if not path.is_file():
-        print(f"there is no cache at {path}")
-        return 0
-    cache = ReplyCache(path, max_bytes=0)
-    held = cache.held()
-    if action == "clear":
-        cache.clear(model)
-        dropped = [one for one in held if model in (None, one.model)]
-        print(f"dropped {sum(one.replies for one in dropped)} replies from {path}")
-        return 0
-    for one in held:
-        print(f"{one.replies:9d} replies {one.bytes / 2**20:9.1f} MiB  {one.model}")
-    total = sum(one.bytes for one in held) / 2**20
-    print(f"{sum(one.replies for one in held):9d} replies {total:9.1f} MiB  in {path}")
+    if options.action == "clear":
+        clear_cache(options.folder, options.model, as_json=options.json)
+    else:
+        show_cache(options.folder, as_json=options.json)
     return 0
 
 
@@ -299,7 +289,8 @@ def _run_doctor(options: argparse.Namespace) -> int:
     from lmcot.tools.doctor import doctor
 
     config = load_config(options.config, options.overrides) if options.config else None
-    return EXIT_USER_ERROR if doctor(config, options.run_dir) else 0
+    found = doctor(config, options.run_dir, as_json=options.json)
+    return EXIT_USER_ERROR if found else 0
 
 
 def _run_compare(options: argparse.Namespace) -> int:
@@ -325,12 +316,12 @@ def _run_inspect(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run_plan(config: Config) -> int:
+def _run_plan(config: Config, *, as_json: bool) -> int:
     from lmcot.process import use_threads
     from lmcot.tools.plan import show_plan
 
     use_threads(threads=1)
-    show_plan(config)
+    show_plan(config, as_json=as_json)
     return 0
 
 

@@ -120,10 +120,12 @@ class FrozenClient:
         return self._replies("score", prompts, list(continuations))
 
     def submit(self, key: str, unit: PromptUnit) -> None:
-        """Takes a unit of completions on, to be asked in the background. See `turn`."""
-        prompts, sampling = list(unit.prompts), unit.sampling
+        """Takes a unit on, to be asked in the background. See `turn`."""
+        prompts, options = list(unit.prompts), list(unit.options)
+        method: Method = "choose" if options else "generate"
+        argument = options or unit.sampling
         self._waiting.append(
-            _Call(key, "generate", lambda handle: handle.ask.remote("generate", prompts, sampling))
+            _Call(key, method, lambda handle: handle.ask.remote(method, prompts, argument))
         )
 
     def refs(self) -> list[Any]:

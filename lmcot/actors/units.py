@@ -127,3 +127,5 @@ class PromptUnit:
     unit_id: str
     prompts: tuple[Prompt, ...]
     sampling: Sampling
+    options: tuple[str, ...] = ()
+    """Options that it chooses from; empty: it writes a reply."""

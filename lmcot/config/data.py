@@ -34,6 +34,9 @@ class Columns(Settings):
     """The record's id."""
     answer: str | None = None
     """The right answer, or all of them."""
+    choices: str | None = None
+    """The options of the task ``multiple_choice``: one field that holds them all, or several, an
+    option each, with commas between (``opa,opb,opc,opd``)."""
     context: str | None = None
     """The passages."""
     supporting_facts: str | None = None

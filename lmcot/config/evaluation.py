@@ -37,6 +37,12 @@ class EvaluateSettings(Settings):
     """Rationales (answers, where the frozen LM is alone) that a ``+sc`` row votes over."""
     temperature: PositiveFloat = 0.7
     """Sampling temperature of the ``+sc`` rows; other rows are greedy."""
+    choices: Literal["reply", "probability"] = "reply"
+    """How the frozen LM chooses among a question's options (tasks ``boolean`` and
+    ``multiple_choice``): by what it writes, or ``probability``, as the option that it finds
+    likeliest after the prompt, which needs a backend that gives probabilities. Rows that reason
+    before they answer, that vote over replies, or in which the small LM answers alone go by what
+    was written in either case."""
     aspect_questions: NonNegativeInt = 100
     """Questions whose rationales are judged by aspect, for each policy; 0: none. It costs as much
     as a reward, and needs ``rewards.kind`` 'guidance'."""

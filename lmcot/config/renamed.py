@@ -27,7 +27,7 @@ REMOVED: Final[Mapping[str, Any]] = {
 
 
 _COLUMNS: Final = (
-    "question", "id", "answer", "context", "supporting_facts", "title", "type", "level"
+    "question", "id", "answer", "choices", "context", "supporting_facts", "title", "type", "level"
 )  # fmt: skip
 ADDED: Final[Mapping[str, Any]] = {
     "data.require_context": None,

@@ -244,6 +244,16 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _evaluation_has_options_to_choose_from(self) -> Config:
+        known = self.task.kind in ("boolean", "multiple_choice", "custom")
+        if self.evaluate.choices == "probability" and not known:
+            raise ValueError(
+                f"evaluate.choices is 'probability', but the task '{self.task.kind}' has no "
+                "options: set it to 'reply', or task to 'boolean' or 'multiple_choice'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _likelihoods_are_given(self) -> Config:
         """Refuses what takes log-likelihoods where the frozen LM is known to give none."""
         rewards = self.rewards

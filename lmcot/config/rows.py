@@ -110,6 +110,11 @@ class RowSpec:
         """Whether the votes are replies of the frozen LM, as the row shows it no rationales."""
         return self.votes and self.shown is None
 
+    @property
+    def may_choose(self) -> bool:
+        """Whether the frozen LM may choose among options in it, without writing a reply."""
+        return self.prompt not in (None, "cot") and not self.samples_replies
+
     def policy_among(self, policies: Sequence[str]) -> str:
         """Name of the policy whose rationales the row needs; empty if it needs none.
 

@@ -10,8 +10,10 @@ from lmcot.data.gold import ANSWERS
 from lmcot.data.passages import CONTEXTS
 from lmcot.data.values import BadRecord, decoded
 
+OPTIONS: Final = ("choices", "options", "candidates")
+"""Fields that may hold the options of a question."""
 _ABSENT: Final = object()
-_REQUIRED: Final = ("answer", "context")
+_REQUIRED: Final = ("answer", "choices", "context")
 
 
 def renaming(
@@ -20,18 +22,23 @@ def renaming(
     """A function that puts a record into the fields of docs/data.md.
 
     An object without a question may be one around records: it stays, without fields that hold a
-    question by another name. A `BadRecord` is raised if a record with a question lacks its answer's
-    or context's column.
+    question by another name. A record with a question that lacks the column of its answer, options
+    or context raises `BadRecord`.
 
     Args:
         questions: all fields that may hold a question.
         identities: all fields that may hold an id.
     """
     named = columns.named()
-    replaced = {"question": questions, "id": identities, "answer": ANSWERS, "context": CONTEXTS}
+    replaced = {
+        "question": questions, "id": identities, "answer": ANSWERS, "context": CONTEXTS,
+        "choices": OPTIONS,
+    }  # fmt: skip
 
     def renamed(record: Mapping[str, Any]) -> Mapping[str, Any]:
         found = {field: value_at(record, path) for field, path in named.items()}
+        if found.get("choices") is _ABSENT and "," in named["choices"]:
+            found["choices"] = _gathered(record, named["choices"])
         if found.get("question") is _ABSENT:
             return {name: value for name, value in record.items() if name not in questions}
         if "question" not in named and all(record.get(name) is None for name in questions):
@@ -44,6 +51,14 @@ def renaming(
         return kept | {field: value for field, value in found.items() if value is not _ABSENT}
 
     return renamed
+
+
+def _gathered(record: Mapping[str, Any], columns: str) -> object:
+    """The values of several columns as a list; those at its end may be missing."""
+    values = [value_at(record, one.strip()) for one in columns.split(",")]
+    there = [one for one in values if one is not _ABSENT and one != ""]
+    whole = there and values[: len(there)] == there
+    return there if whole else _ABSENT
 
 
 def missing(field: str, column: str) -> BadRecord:

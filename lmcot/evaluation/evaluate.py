@@ -10,10 +10,11 @@ from typing import Any
 
 from lmcot import run_files
 from lmcot.config import GivenDemonstrations
+from lmcot.config.rows import RowSpec
 from lmcot.evaluation.leakage import check_overlap
 from lmcot.evaluation.predictions import alike_votes, lacking_answers, row_result
 from lmcot.evaluation.report import RowResult, write_report
-from lmcot.evaluation.rows import check_rows, chosen_rows
+from lmcot.evaluation.rows import check_rows, chooses, chosen_rows
 from lmcot.evaluation.store import EvaluationFiles, policy_sources
 from lmcot.evaluation.work import do_missing
 from lmcot.models.sources import parameters_of
@@ -54,6 +55,7 @@ def evaluate(run: Run) -> None:
     notes = [one for one in (note, f"{left_out}." if left_out else None) if one]
     notes += [f"{one}." for one in what_is_left_out(run.config, examples, VALIDATION)]
     notes += _notes_on_advice(run, examples)
+    notes += _note_on_choices(run, rows)
     notes += [run.task.note] if run.task.note else []
     report = _report(run, policies, files, notes)
     if usage is not None:
@@ -74,6 +76,17 @@ def _notes_on_advice(run: Run, examples: Sequence[Example]) -> list[str]:
         notes.append(f"The first answers to {failed} of {len(asked)} questions failed: the small "
                      "LM advised without them.")  # fmt: skip
     return notes
+
+
+def _note_on_choices(run: Run, rows: Sequence[RowSpec]) -> list[str]:
+    """Which rows go by the likeliest option; nothing if all go by what is written."""
+    found = [row.name for row in rows if chooses(run.config, row)]
+    if not found:
+        return []
+    return [
+        f"In {', '.join(found)} the answer is the option that the frozen LM finds likeliest after "
+        "the prompt (evaluate.choices); the other rows go by what was written."
+    ]
 
 
 def check_evaluation(run: Run) -> str | None:

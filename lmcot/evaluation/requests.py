@@ -12,7 +12,7 @@ from lmcot.data.row_requests import row_prompt, row_sampling
 from lmcot.data.tasks import EXTRACTIVE_QA, Task
 from lmcot.evaluation.predictions import Attempt, Rationales
 from lmcot.frozen.cached import Replies
-from lmcot.records import Answer, Completion, Example, Failure, Rollout
+from lmcot.records import Answer, Choice, Completion, Example, Failure, Rollout
 from lmcot.run.context import Run, in_units
 
 
@@ -67,12 +67,17 @@ def rationales_of(rollouts: Sequence[Rollout], samples: int) -> list[Rationales]
 
 
 def prompt_units(
-    run: Run, row: RowSpec, examples: Sequence[Example], texts: Sequence[Sequence[str]]
+    run: Run,
+    row: RowSpec,
+    examples: Sequence[Example],
+    texts: Sequence[Sequence[str]],
+    options: Sequence[str] = (),
 ) -> Iterator[PromptUnit]:
     """Units for the frozen LM: one for each attempt, each of which asks all questions once.
 
     Args:
         texts: the rationales that are shown with each question; none in rows without.
+        options: those of all the questions, if the frozen LM is to choose one of them.
     """
     config = run.config
     for attempt in range(row.attempts(config.evaluate.samples)):
@@ -81,7 +86,8 @@ def prompt_units(
             for example, shown in zip(examples, texts, strict=True)
         )
         sampling = row_sampling(row, config, run.templates, attempt)
-        yield PromptUnit(f"{row.name}/{examples[0].id}/{attempt}", prompts, sampling)
+        name = f"{row.name}/{examples[0].id}/{attempt}"
+        yield PromptUnit(name, prompts, sampling, tuple(options))
 
 
 class Votes:
@@ -112,18 +118,26 @@ class Votes:
 
 def answers_of(
     texts: Sequence[str],
-    replies: Sequence[Completion | Failure],
+    replies: Sequence[Completion | Choice | Failure],
     question: str,
     task: Task = EXTRACTIVE_QA,
 ) -> list[Attempt]:
     """A question's attempts, the answers read out of the replies."""
-    return [
-        Attempt(
-            texts[at] if texts else "",
-            reply if isinstance(reply, Failure) else task.answer(reply, question),
-        )
-        for at, reply in enumerate(replies)
-    ]
+
+    def answer(reply: Completion | Choice | Failure) -> Answer | Failure:
+        if isinstance(reply, Failure):
+            return reply
+        return chosen(reply) if isinstance(reply, Choice) else task.answer(reply, question)
+
+    return [Attempt(texts[at] if texts else "", answer(one)) for at, one in enumerate(replies)]
+
+
+def chosen(choice: Choice) -> Answer:
+    """The likeliest option as an answer; of equal ones the first."""
+    best = max(choice.probabilities, key=lambda option: choice.probabilities[option])
+    return Answer(
+        best, best, choice.tokens_in, choice.tokens_out, estimated=choice.estimated
+    )  # fmt: skip
 
 
 def own_answers(rationales: Rationales, question: str, task: Task = EXTRACTIVE_QA) -> list[Attempt]:

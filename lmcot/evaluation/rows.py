@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from lmcot.config import EvaluateSettings
+from lmcot.config import Config, EvaluateSettings
 from lmcot.config.rows import ROWS, Need, RowSpec, Shown, find_row
 from lmcot.config.stages import TRAINING_STAGES
 from lmcot.data.tasks import EXTRACTIVE_QA, Task
@@ -36,6 +36,11 @@ def chosen_rows(settings: EvaluateSettings, policies: Sequence[str]) -> list[Row
     if not rows:
         raise UserError("evaluate.rows is empty: name a row, or leave it unset")
     return rows
+
+
+def chooses(config: Config, row: RowSpec) -> bool:
+    """Whether the frozen LM chooses among a question's options in a row, by their probabilities."""
+    return config.evaluate.choices == "probability" and row.may_choose
 
 
 def _way_to(policy: str) -> str:

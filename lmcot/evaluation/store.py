@@ -13,6 +13,7 @@ from lmcot.config import TRAINING_STAGES, Config, digested_settings
 from lmcot.config.rows import RowSpec
 from lmcot.data.tasks.users_own import own_source
 from lmcot.evaluation.predictions import Prediction, Rationales
+from lmcot.evaluation.rows import chooses
 from lmcot.files import open_private, write_atomically
 from lmcot.monitor.progress import say
 from lmcot.records import Example, Judgement
@@ -105,6 +106,7 @@ class EvaluationFiles:
                 row.policy_among(self._policies),
                 row.name,
                 *(draws if row.votes else ()),
+                *(["by probability"] if chooses(config, row) else ()),
                 # Which rationale it shows depends on all questions.
                 *([examples_digest(examples)] if "another question" in row.needs else ()),
                 rationale_only=row.prompt == "rationale_only",

@@ -27,7 +27,7 @@ from lmcot.evaluation.requests import (
     rationale_units,
     rationales_of,
 )
-from lmcot.evaluation.rows import shown_texts
+from lmcot.evaluation.rows import chooses, shown_texts
 from lmcot.evaluation.store import AspectScores, EvaluationFiles
 from lmcot.frozen.cached import Replies
 from lmcot.monitor.progress import Progress, progress
@@ -166,7 +166,7 @@ class _Answers:
         """
         self._work, self._row = work, row
         run, files = work.run, work.files
-        self._groups = work.groups(missing)
+        self._groups = [part for one in work.groups(missing) for part in self._by_options(one)]
         self._shown = shown_texts(row, work.examples, files.texts(row), run.config.seed, run.task)
         self._losses = Losses(run.config.failures, len(missing), f"answers of the row {row.name}")
         self._laps = _Laps()
@@ -189,9 +189,23 @@ class _Answers:
                 self._row,
                 [self._work.examples[at] for at in group],
                 [self._shown[at] for at in group],
+                self._options(group[0]),
             )
         ]
         run.frozen_client(frozen).map(units, on_result=keep)
+
+    def _options(self, at: int) -> tuple[str, ...]:
+        """The options that the frozen LM chooses from; none where it writes a reply."""
+        if not chooses(self._work.run.config, self._row):
+            return ()
+        return tuple(self._work.run.task.options(self._work.examples[at].question))
+
+    def _by_options(self, rows: Sequence[int]) -> list[list[int]]:
+        """The questions in groups of the same options."""
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for at in rows:
+            groups.setdefault(self._options(at), []).append(at)
+        return list(groups.values())
 
     def read(self) -> None:
         """Reads the answers out of the policy's rationales."""

@@ -102,6 +102,9 @@ def check_frozen(
     judged = rewards if asker != "serve" and isinstance(rewards, GuidanceRewards) else None
     asked = [] if judged is None else _asked(judged)
     calls = {call for one in asked for call in one.calls}
+    choosing = asker == "run" and config.evaluate.choices == "probability"
+    if choosing:
+        calls.add("choose")
     teacher = config.teacher if isinstance(config.teacher, FrozenTeacher) else None
     needs = Needs(
         tuple(
@@ -113,6 +116,11 @@ def check_frozen(
         "score" in calls,
     )
     found = check_frozen_lm(config.frozen, needs, spend)
+    if choosing and "choose" in found.lacks:
+        raise UserError(
+            "evaluate.choices is 'probability', but the frozen LM gives none: "
+            f"{found.lacks['choose']}; set it to 'reply', or use an endpoint that does"
+        )
     notices = list(found.notices)
     unmeasured = [one for one in asked if one.calls & found.lacks.keys()]
     left_out: dict[str, list[str]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve as ray_serve
@@ -21,6 +22,7 @@ from lmcot.actors.resources.cluster import nodes, ray_cluster
 from lmcot.actors.resources.plan import Plan
 from lmcot.actors.resources.served import find_served_plan
 from lmcot.answering.pair import Pair, learned, open_pair
+from lmcot.config import ServeSettings
 from lmcot.errors import UserError
 from lmcot.monitor.progress import say
 from lmcot.network import is_loopback, why_taken
@@ -49,6 +51,7 @@ def serve(
     policy: str | None = None,
     update: bool = False,
     status: bool = False,
+    as_json: bool = False,
 ) -> None:
     """Serves a run's trained pair.
 
@@ -57,6 +60,7 @@ def serve(
         update: replace the service that runs on the cluster of RAY_ADDRESS, replica by replica,
             and return.
         status: only show what runs there.
+        as_json: show that as a line of JSON.
 
     Raises:
         UserError: if there is no trained pair, no room, or the port, path or name is taken.
@@ -72,7 +76,7 @@ def serve(
             )
         with ray_cluster(pair.config.actors):
             if status:
-                _show_status(pair)
+                _show_status(pair, as_json=as_json)
             else:
                 _update(pair)
         return
@@ -193,8 +197,35 @@ def _update(pair: Pair) -> None:
     say(f"serve: updated in {time.monotonic() - started:.1f} s")
 
 
-def _show_status(pair: Pair) -> None:
+def _status(settings: ServeSettings) -> dict[str, Any]:
+    """What the cluster serves, for programs; ``address`` is null if Ray Serve does not run."""
+    instance = find_instance()
+    if instance is None:
+        return {"address": None, "applications": {}}
+    there = ray_serve.status().applications
+    return {
+        "address": instance.url(settings.prefix),
+        "applications": {
+            name: {
+                "status": there[name].status.value,
+                "deployments": {
+                    key: {"status": one.status.value, "replicas": dict(one.replica_states),
+                          "message": one.message}
+                    for key, one in there[name].deployments.items()
+                },
+            }
+            if name in there
+            else None
+            for name in names(settings)
+        },
+    }  # fmt: skip
+
+
+def _show_status(pair: Pair, *, as_json: bool) -> None:
     settings = pair.config.serve
+    if as_json:
+        print(json.dumps(_status(settings)))
+        return
     instance = find_instance()
     if instance is None:
         print("Ray Serve does not run on this cluster")

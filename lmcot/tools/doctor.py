@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import resource
@@ -10,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -68,16 +69,22 @@ class Facts:
     """Replacements for what the environment names, a sentence each."""
 
 
-def doctor(config: Config | None, run_dir: Place | None) -> int:
+def doctor(config: Config | None, run_dir: Place | None, *, as_json: bool = False) -> int:
     """Prints the findings for each machine.
 
+    Args:
+        as_json: a line of JSON for each.
+
     Returns:
-        how many things are to be mended.
+        how many things are to be fixed.
     """
     count = 0
     for one in _findings(config, run_dir):
-        print(f"{one.verdict:5s} {one.text}", flush=True)
+        shown = json.dumps(asdict(one)) if as_json else f"{one.verdict:5s} {one.text}"
+        print(shown, flush=True)
         count += one.verdict == "fix"
+    if as_json:
+        return count
     print(f"{count} problem{'s' * (count != 1)} to fix" if count else "all is well")
     return count
 

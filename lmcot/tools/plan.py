@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from lmcot.actors.resources.cluster import find_plan, nodes, ray_cluster
 from lmcot.actors.resources.plan import Plan
 from lmcot.actors.resources.served import find_served_plan
@@ -28,15 +30,21 @@ def stage_plans(config: Config) -> list[Plan]:
     return plans
 
 
-def show_plan(config: Config) -> None:
+def show_plan(config: Config, *, as_json: bool = False) -> None:
     """Prints the plan of each stage.
+
+    Args:
+        as_json: a line of JSON in place of tables.
 
     Raises:
         UserError: if a stage does not fit, about the first such stage, unless nodes may join.
     """
     with ray_cluster(config.actors):
         plans = stage_plans(config)
-    print("\n\n".join(plan.describe() for plan in plans))
+    if as_json:
+        print(json.dumps([plan.as_json() for plan in plans]))
+    else:
+        print("\n\n".join(plan.describe() for plan in plans))
     refusals = [plan.refusal for plan in plans if plan.short]
     if refusals and not config.actors.autoscaling:
         raise UserError(refusals[0])

@@ -99,6 +99,27 @@ class Plan:
         where = self.nodes[0].name if len(self.nodes) == 1 else f"{len(self.nodes)} nodes"
         return f"{self.stage}: actors ({who}) take {what} on {where}"
 
+    def as_json(self) -> dict[str, Any]:
+        """The same as `describe`, for programs."""
+        return {
+            "stage": self.stage,
+            "fits": not self.short,
+            "short": self.short,
+            "remedies": [str(one) for one in self.remedies],
+            "roles": {
+                name: {
+                    "count": role.count, "each_takes": bundle(role), "placement": role.placement
+                }
+                for name, role in self.roles.items()
+            },
+            "nodes": [
+                {"name": node.name, "resources": dict(node.resources),
+                 "object_store": _object_store(node)}
+                for node in self.nodes
+            ],
+            "notices": list(self.notices),
+        }  # fmt: skip
+
     def describe(self) -> str:
         """Tables of the roles and nodes, and the verdict."""
         roles = [("role", "count", "each takes", "all take", "strategy")]

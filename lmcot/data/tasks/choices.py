@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from lmcot.config.task import MultipleChoice
+from lmcot.data.columns import OPTIONS
 from lmcot.data.gold import with_answers
 from lmcot.data.tasks.task import Scores, Task
 from lmcot.data.values import BadRecord, decoded
@@ -24,7 +25,6 @@ _LEADING: Final = re.compile(
     r"\s*(?:(?:option|choice)\s+)?(?:\(([A-Z])\)|([A-Z])[).:])", re.IGNORECASE
 )
 _BRACKETED: Final = re.compile(r"\(([A-Z])\)")
-_OPTIONS: Final = ("choices", "options", "candidates")
 _STEMS: Final = ("question", "question_stem", "stem", "query", "input")
 _KEYS: Final = ("answerKey", "answer_key", "answerkey", "correct", "answer", "label", "target")
 
@@ -143,7 +143,7 @@ def _stem_and_options(record: Mapping[str, Any]) -> tuple[str, object]:
         stem = stem.get("stem") or stem.get("text")
     if not isinstance(stem, str) or not stem.strip():
         raise BadRecord(f"the field '{name}' must be a non-empty string")
-    places = ((place, one) for place in (inside, record) for one in _OPTIONS)
+    places = ((place, one) for place in (record, inside) for one in OPTIONS)
     found = next((place[one] for place, one in places if place.get(one) is not None), None)
     return stem, decoded(found)
 

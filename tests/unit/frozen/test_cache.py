@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -329,11 +330,15 @@ def test_the_command_shows_and_clears_by_model(
     shown = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [(line[0], line[-1]) for line in shown[:2]] == [("2", "one"), ("1", "two")]
     assert shown[2][0] == "3"
+    assert main(["cache", "show", "--json", *folder]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    assert [(one["model"], one["replies"]) for one in models] == [("one", 2), ("two", 1)]
     assert main(["cache", "clear", "--model", "one", *folder]) == 0
     assert capsys.readouterr().out.startswith("dropped 2 replies from ")
     assert [held.model for held in cache.held()] == ["two"]
-    assert main(["cache", "clear", *folder]) == 0
-    assert cache.held() == []
+    assert main(["cache", "clear", "--json", *folder]) == 0
+    (dropped,) = json.loads(capsys.readouterr().out)["dropped"]
+    assert (dropped["model"], cache.held()) == ("two", [])
 
 
 def test_threads_share_a_cache(tmp_path: Path) -> None:

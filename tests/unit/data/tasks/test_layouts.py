@@ -10,6 +10,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from lmcot.config import FileData
+from lmcot.config.data import Columns
 from lmcot.config.task import TaskChoice
 from lmcot.data.loaders import load_examples
 from lmcot.data.tasks import open_task
@@ -20,14 +21,44 @@ ROCKS = "Which rock floats?\n(A) granite\n(B) pumice\n(C) marble"
 
 
 def read(
-    folder: Path, records: list[dict[str, Any]], task: object, *, lines: bool = True
+    folder: Path,
+    records: list[dict[str, Any]],
+    task: object,
+    *,
+    lines: bool = True,
+    columns: dict[str, str] | None = None,
 ) -> list[Example]:
     path = folder / "questions.json"
     text = "\n".join(map(json.dumps, records)) if lines else json.dumps(records)
     path.write_text(text, encoding="utf-8")
     settings = TypeAdapter(TaskChoice).validate_python(task)
-    source = FileData(kind="file", path=str(path))
+    source = FileData(kind="file", path=str(path), columns=Columns(**columns or {}))
     return load_examples(source, task=open_task(settings), require_context=False).examples
+
+
+def test_options_of_any_field(tmp_path: Path) -> None:
+    rocks = ["granite", "pumice", "marble"]
+    own: dict[str, Any] = {
+        "stem": "Which rock floats?", "answers": {"all": rocks}, "options": ["no", "yes"],
+        "gold": 1,
+    }  # fmt: skip
+    named = {"question": "stem", "answer": "gold"}
+    (found,) = read(tmp_path, [own], "multiple_choice", columns=named | {"choices": "answers.all"})
+    assert (found.question, found.answer) == (ROCKS, "B")
+    (found,) = read(tmp_path, [own], "multiple_choice", columns=named)
+    assert found.question.endswith("(A) no\n(B) yes"), "columns replace what would be read"
+
+
+def test_options_of_a_field_each(tmp_path: Path) -> None:
+    """As MedMCQA and tables have them."""
+    record = {"question": "Which rock floats?", "opa": "granite", "opb": "pumice", "opc": "marble",
+              "opd": "", "cop": 1}  # fmt: skip
+    columns = {"choices": "opa, opb,opc,opd", "answer": "cop"}
+    (found,) = read(tmp_path, [record], "multiple_choice", columns=columns)
+    assert (found.question, found.answer) == (ROCKS, "B")
+    for lost in (record | {"opb": ""}, {"question": "Which?", "cop": 1}):
+        with pytest.raises(UserError, match=r"columns\.choices names"):
+            read(tmp_path, [lost], "multiple_choice", columns=columns)
 
 
 def test_strategyqa(tmp_path: Path) -> None:
