@@ -134,7 +134,7 @@ def plan(runs: Path) -> list[Step]:
             )
         ),
         _from_facts_with_adapters(400),
-        _refined(runs, "facts-1600"),
+        *(_refined(runs, "facts-1600", lm) for lm in ("smollm", "qwen")),
         *_prompts(),
     ]
 
@@ -259,17 +259,20 @@ def _guided(
     }
     name = f"guided/{policy}-{lm}" + ("" if conclusion == "shown" else f"-{conclusion}")
     step = Step(name, ("evaluate",), changed)
-    kept = runs / "distill" / "facts-1600" / "run" / "rationales.jsonl"
-    step.settings["prompts"]["demonstrations"]["rationales"] = str(kept.resolve())
+    step.settings["prompts"]["demonstrations"]["rationales"] = _kept(runs)
     step.settings["evaluate"]["policies"] = {"distilled": _policy(runs, policy)}
     return step
 
 
-def _refined(runs: Path, policy: str) -> Step:
-    """GRPO on the frozen LM's answers, from a distilled policy, with adapters only."""
+def _refined(runs: Path, policy: str, lm: str) -> Step:
+    """GRPO on a frozen LM's answers, from a distilled policy, with adapters only."""
     changed = {
+        "frozen.source": lm,
+        **({"frozen.chat": CHAT[lm]} if CHAT[lm] else {}),
+        "policy.max_new_tokens": 160,
         "teacher": FACTS,
         "prompts.demonstrations": {**drawn(4), "rationale": "teacher"},
+        "prompts.templates": OWN_TEMPLATES[lm],
         "policy.lora": {"rank": 16, "alpha": 32},
         "refine.start_from": "base",
         "refine.steps": 300,
@@ -283,10 +286,16 @@ def _refined(runs: Path, policy: str) -> Step:
         "actors.prompts_per_unit": 8,
         "checkpoints.every": 5,
     }
-    step = Step("refine/qwen", ("refine",), changed)
+    step = Step(f"refine/{lm}", ("refine",), changed)
     step.settings["policy"]["source"] = _policy(runs, policy)
+    step.settings["prompts"]["demonstrations"]["rationales"] = _kept(runs)
     del step.settings["teacher"]
     return step
+
+
+def _kept(runs: Path) -> str:
+    """The facts that demonstrations reason with, wherever a policy comes from."""
+    return str((runs / "distill" / "facts-1600" / "run" / "rationales.jsonl").resolve())
 
 
 def _policy(runs: Path, name: str) -> str:
