@@ -140,6 +140,25 @@ def test_a_seed_repeats_its_sample(single: Pair) -> None:
     assert len({one.response_ids for one in first}) == 3
 
 
+def test_prompts_that_do_not_fit_into_one_pass_together_are_sampled_all(single: Pair) -> None:
+    """By their seeds, as each one alone."""
+    requests = [SampleRequest([place] * 400, [place, 7], 3) for place in range(20, 36)]
+    together = single.run(*requests)
+    for request, events in zip(requests, together, strict=True):
+        ends = {one.sample: one.generated for one in events if isinstance(one, SampleEvent)}
+        assert sorted(ends) == [0, 1], events
+        for one in ends.values():
+            single.check_logprobs(tuple(request.prompt_ids), one, 1.0)
+    alone = single.samples(requests[5])
+    assert [one.response_ids for one in alone] == [
+        one.generated.response_ids
+        for one in sorted(
+            (event for event in together[5] if isinstance(event, SampleEvent)),
+            key=lambda event: event.sample,
+        )
+    ]
+
+
 def test_a_sample_ends_at_eos_or_by_its_rule(single: Pair) -> None:
     (free,) = single.samples(SampleRequest(PROMPTS[0], [3], 20))
     ids = free.response_ids

@@ -91,6 +91,9 @@ def start_vllm(
         logprobs_mode="processed_logprobs",
         max_logprobs=MOST_LOGPROBS,
         enable_prefix_caching=True,
+        # Where a prompt is read in parts, vLLM rewinds the generator of its seed after each, which
+        # torch's generators for CPUs cannot do: unset is vLLM's own choice, for GPUs.
+        enable_chunked_prefill=None if torch.cuda.is_available() else False,
         tensor_parallel_size=settings.tensor_parallel,
         # Of several processes; in a Ray actor vLLM would ask Ray for more actors.
         distributed_executor_backend="uni" if settings.tensor_parallel == 1 else "mp",
