@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmcot.errors import UserError
 from lmcot.files import cache_folder, finished_folder, private_folder, write_atomically
@@ -26,11 +30,19 @@ if TYPE_CHECKING:
 
     Place = Path | UPath
 
+_Result = TypeVar("_Result")
+PATIENCE_S = 180.0
+"""Seconds for which a store may fail before what was asked of it fails."""
+_LONGEST_PAUSE_S = 15.0
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 """These protocols have no folders; and fsspec caches their listings, which miss others' writes."""
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 """The extra of lmcot that a protocol needs."""
+_LEAST_COPIED, _MOST_COPIED = 5 * 2**20, 5 * 2**30
+"""Sizes of what S3 takes as the first part of an upload from a file that it has already."""
+_APPENDING = frozenset({"memory", "sftp", "ssh", "hdfs", "webhdfs"})
+"""Protocols of file systems that write at a file's end."""
 _MISTAKES = (TypeError, AttributeError, LookupError, NameError, AssertionError)
 """Errors of a program, unlike storage's, which are of many types, some plain `Exception`."""
 _VERSION_KEYS = ("ETag", "etag", "generation", "mtime", "LastModified", "created")
@@ -108,23 +120,53 @@ def is_remote(one: Place) -> TypeIs[UPath]:
     return not isinstance(one, Path)
 
 
+class Unreachable(UserError):
+    """Storage that did not answer, or failed: a later attempt may fare better."""
+
+
 @contextmanager
-def reaching(one: Place) -> Iterator[None]:
-    """Turns errors of reading or writing at a URL into a `UserError` that names it."""
+def reaching(one: Place, *, absent_is_an_error: bool = True) -> Iterator[None]:
+    """Turns errors of reading or writing at a URL into a `UserError` that names it.
+
+    Args:
+        absent_is_an_error: if not, `FileNotFoundError` stays one.
+    """
     try:
         yield
     except (UserError, UnicodeDecodeError, *_MISTAKES):
         raise
     except Exception as error:
-        if not is_remote(one):
+        if not is_remote(one) or (isinstance(error, FileNotFoundError) and not absent_is_an_error):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, FileNotFoundError):
             raise UserError(f"there is nothing at '{one}' ({reason}): check the address") from None
-        raise UserError(
+        kind = UserError if isinstance(error, PermissionError) else Unreachable
+        raise kind(
             f"'{one}' cannot be reached ({reason}): check the address, the credentials of this "
             "machine, and the network"
         ) from error
+
+
+def persistently(action: Callable[[], _Result]) -> _Result:
+    """The result of an action on storage, which is repeated while storage cannot be reached.
+
+    Raises:
+        Unreachable: if it cannot for `PATIENCE_S` seconds.
+    """
+    deadline, pause, told = time.monotonic() + PATIENCE_S, 1.0, False
+    while True:
+        try:
+            return action()
+        except Unreachable as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise
+            if not told:
+                told = True
+                print(f"{error}; retrying for {left:.0f} s", file=sys.stderr, flush=True)
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
 def versions_of(folder: Place) -> dict[str, tuple[int, str]]:
@@ -169,6 +211,37 @@ def put(file: UPath, content: bytes | Path) -> None:
         file.fs.put_file(str(content), file.path)
 
 
+def append(file: UPath, tail: bytes, size: int) -> bool:
+    """Adds bytes to a file at a URL without uploading its beginning again, where a store can.
+
+    The store itself puts both together (S3 copies the beginning as the first part of an upload, GCS
+    composes objects), so that the file is whole for whoever reads it.
+
+    Args:
+        size: of the file so far.
+
+    Returns:
+        whether they were added; if not, the whole file is to be uploaded.
+    """
+    compose = file.protocol in ("gs", "gcs")
+    if file.protocol in ("s3", "s3a"):
+        if not _LEAST_COPIED <= size <= _MOST_COPIED:
+            return False
+    elif not compose and file.protocol not in _APPENDING:
+        return False
+    if file.fs.info(file.path)["size"] != size:
+        return False
+    if compose:
+        part = file.with_name(f".{file.name}.part")
+        file.fs.pipe_file(part.path, tail)
+        file.fs.merge(file.path, [file.path, part.path])
+        file.fs.rm_file(part.path)
+    else:
+        with file.fs.open(file.path, "ab") as whole:
+            whole.write(tail)
+    return bool(file.fs.info(file.path)["size"] == size + len(tail))
+
+
 def remove(one: Place) -> None:
     """Removes a folder with its content, if it exists."""
     if not is_remote(one):
@@ -181,10 +254,17 @@ def remove(one: Place) -> None:
 
 
 def upload(folder: Path, to: UPath) -> None:
-    """Uploads all files of a folder below a URL; files with other names stay there."""
+    """Uploads all files of a folder below a URL; files with other names stay there.
+
+    A store that fails for a moment is waited for: see `persistently`.
+    """
+    for name in versions_of(folder):
+        persistently(partial(_upload_file, folder / name, to / name))
+
+
+def _upload_file(file: Path, to: UPath) -> None:
     with reaching(to):
-        for name in versions_of(folder):
-            put(to / name, folder / name)
+        put(to, file)
 
 
 def download(source: UPath, folder: Path) -> None:
@@ -197,13 +277,19 @@ def download(source: UPath, folder: Path) -> None:
 
 
 @contextmanager
-def added_to(folder: Place) -> Iterator[Path]:
-    """Gives a folder on this disk whose files are added to ``folder`` at the end."""
+def added_to(folder: Place, before: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """Gives a folder on this disk whose files are added to ``folder`` at the end.
+
+    Args:
+        before: called before anything is written to ``folder``; what it raises prevents that.
+    """
     if not is_remote(folder):
+        before()
         yield folder
         return
     with _workspace() as local:
         yield local
+        before()
         upload(local, folder)
 
 
@@ -215,12 +301,12 @@ def replacing(folder: Place) -> Iterator[Path]:
     when it is complete.
     """
     if not is_remote(folder):
-        with finished_folder(folder) as partial:
-            yield partial
+        with finished_folder(folder) as new:
+            yield new
         return
     with _workspace() as local:
         yield local
-        remove(folder)
+        persistently(lambda: remove(folder))
         upload(local, folder)
 
 
@@ -231,7 +317,7 @@ def on_disk(folder: Place) -> Iterator[Path]:
         yield folder
         return
     with _workspace() as local:
-        download(folder, local)
+        persistently(lambda: download(folder, local))
         yield local
 
 
@@ -250,17 +336,46 @@ def fetched(source: UPath) -> Path:
         versions = {source.name: _of_file(source)} if single else versions_of(source)
     if not versions:
         raise UserError(f"there is nothing at '{source}'")
-    digest = hashlib.sha256(repr((str(source), versions)).encode()).hexdigest()[:16]
-    copy = cache_folder() / "fetched" / f"{source.name}-{digest}"
-    private_folder(copy.parent)
+    copy = _copy_of(source, versions)
     with FileLock(copy.with_name(f".{copy.name}.lock")):
         if not copy.is_dir():
-            with finished_folder(copy) as partial, reaching(source):
+            with finished_folder(copy) as new, reaching(source):
                 if single:
-                    source.fs.get_file(source.path, str(partial / source.name))
+                    source.fs.get_file(source.path, str(new / source.name))
                 else:
-                    download(source, partial)
+                    download(source, new)
     return copy / source.name if single else copy
+
+
+def fetched_part(source: UPath, wanted: Callable[[str], bool]) -> Path:
+    """This node's copy of a folder at a URL, in which the wanted files are there.
+
+    Processes of one node share it, and fetch each file once.
+
+    Args:
+        wanted: whether a file is, by its name relative to the folder.
+    """
+    from filelock import FileLock
+
+    versions = versions_of(source)
+    copy = _copy_of(source, versions, "-part")
+    for name in filter(wanted, versions):
+        file = copy / name
+        private_folder(file.parent)
+        with FileLock(file.with_name(f".{file.name}.lock")):
+            if not file.exists():
+                new = file.with_name(f".{file.name}.partial")
+                with reaching(source):
+                    source.fs.get_file((source / name).path, str(new))
+                os.replace(new, file)
+    return copy
+
+
+def _copy_of(source: UPath, versions: dict[str, tuple[int, str]], kind: str = "") -> Path:
+    digest = hashlib.sha256(repr((str(source), versions)).encode()).hexdigest()[:16]
+    copy = cache_folder() / "fetched" / f"{source.name}-{digest}{kind}"
+    private_folder(copy.parent)
+    return copy
 
 
 def forget(source: UPath) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lmcot.actors.base import ActorBase
@@ -12,7 +13,7 @@ from lmcot.config import Config, Kernel
 from lmcot.learner.plan import LearnerPlan
 from lmcot.process import use_threads
 from lmcot.records import RunState, ScoredRollout
-from lmcot.storage import added_to, fetched, forget, is_remote, place
+from lmcot.storage import added_to, fetched_part, forget, is_remote, persistently, place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -137,13 +138,22 @@ class LearnerActor(ActorBase):
 
     def save_engine(self, folder: str) -> dict[str, str]:
         """Writes this rank's share of a checkpoint; returns the digests of its files by name."""
-        with added_to(place(folder)) as local:
+        self._check_owner()
+        with added_to(place(folder), before=self._check_owner) as local:
             return self._session.save_engine(local)
 
     def restore(self, folder: str, state: RunState) -> None:
-        """Loads a checkpoint; the ranks of one node fetch it once, and `forget` it later."""
+        """Loads a checkpoint.
+
+        From a URL each rank fetches what it reads; the ranks of one node fetch a file once, and
+        `forget` it later.
+        """
+        from lmcot.learner.state_files import reads
+
         where = place(folder)
-        self._session.restore(fetched(where) if is_remote(where) else where, state)
+        if is_remote(where):
+            where = persistently(partial(fetched_part, where, partial(reads, rank=self._rank)))
+        self._session.restore(where, state)
 
     def forget(self, folder: str) -> None:
         """Removes this node's copy of a checkpoint that every rank has loaded."""
@@ -153,4 +163,12 @@ class LearnerActor(ActorBase):
 
     def export(self, folder: str, critic: str | None = None) -> None:
         """Writes the policy as a Hugging Face folder, or its adapters; rank 0 does."""
-        self._session.export(place(folder), place(critic) if critic else None)
+        self._check_owner()
+        self._session.export(
+            place(folder), place(critic) if critic else None, before=self._check_owner
+        )
+
+    def _check_owner(self) -> None:
+        """Checks that the driver still owns the run; raises as `Claim.check_persistently` does."""
+        if self._plan.claim is not None:
+            self._plan.claim.check_persistently()

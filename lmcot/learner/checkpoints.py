@@ -7,17 +7,20 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from lmcot.errors import UserError
 from lmcot.records import RunState
-from lmcot.storage import is_remote, reaching, remove, versions_of, write_whole
+from lmcot.storage import is_remote, persistently, reaching, remove, versions_of, write_whole
 
 if TYPE_CHECKING:
+    from lmcot.ownership import Claim
     from lmcot.storage import Place
 
 MARKER = "COMPLETE"
 STATE = "state.json"
+_NUMBERS = r"\d{6,}(-\d+)?"
 FORMAT = 2
 """Version of ``state.json``. Files of version 1 do not say theirs."""
 _ONLY_IN_1 = {"units_in_flight", "seeds", "policy_version", "versions"}
@@ -33,17 +36,35 @@ class Listed(TypedDict):
 
 
 class CheckpointStore:
-    """The checkpoints of one stage: folders ``<prefix>NNNNNN`` below one root."""
+    """The checkpoints of one stage: folders ``<prefix>NNNNNN`` below one root.
 
-    def __init__(self, root: Place, *, prefix: str = "step-", keep: int = 2) -> None:
+    At a URL the later owners of a run add their number to the name (``step-000010-2``): what an
+    earlier owner's learners still upload, from wherever they are, is in a folder of its own.
+    """
+
+    def __init__(
+        self, root: Place, *, prefix: str = "step-", keep: int = 2, claim: Claim | None = None
+    ) -> None:
+        """Args: claim: to the run, which is checked before anything is written or removed."""
         self._root = root
         self._prefix = prefix
         self._keep = keep
+        self._claim = claim
+        self._owner = 1 if claim is None else self._first_free(claim.number)
+
+    def _first_free(self, number: int) -> int:
+        """The number in this owner's names; a copy of a run may have forgotten who its owners
+        were."""
+        with reaching(self._root):
+            there = max((self._number(folder)[1] for folder in self._folders()), default=1)
+        return max(there, number) if is_remote(self._root) else there
 
     def begin(self, state: RunState) -> Place:
         """An empty folder for the checkpoint of a state: the engine's part goes into it."""
-        folder = self._root / f"{self._prefix}{state.step:06d}"
-        _remove(folder)
+        self._check_owner()
+        owner = f"-{self._owner}" if self._owner > 1 else ""
+        folder = self._root / f"{self._prefix}{state.step:06d}{owner}"
+        persistently(partial(_remove, folder))
         if not is_remote(folder):
             folder.mkdir(parents=True)
         return folder
@@ -57,6 +78,16 @@ class CheckpointStore:
             digests: of the files that the ranks wrote, by name; taken where they were written,
                 since the folder may be at a URL.
         """
+        self._check_owner()
+        persistently(partial(self._complete_it, state, folder, digests))
+        self._check_owner()
+        persistently(self._drop_old)
+
+    def _check_owner(self) -> None:
+        if self._claim is not None:
+            self._claim.check_persistently()
+
+    def _complete_it(self, state: RunState, folder: Place, digests: Mapping[str, str]) -> None:
         text = json.dumps({"format": FORMAT, **asdict(state)}, indent=1)
         write_whole(folder / STATE, text)
         known = {**digests, STATE: hashlib.sha256(text.encode()).hexdigest()}
@@ -65,6 +96,8 @@ class CheckpointStore:
             for name, (size, _) in versions_of(folder).items()
         }
         write_whole(folder / MARKER, json.dumps(files, indent=1))
+
+    def _drop_old(self) -> None:
         kept = self._complete()[-self._keep :]
         for old in self._folders():
             if old not in kept:
@@ -77,7 +110,7 @@ class CheckpointStore:
     def steps(self) -> list[int]:
         """Steps done at each complete checkpoint, ascending."""
         with reaching(self._root):
-            return [int(folder.name.removeprefix(self._prefix)) for folder in self._complete()]
+            return sorted({self._number(folder)[0] for folder in self._complete()})
 
     def latest(self, before: int | None = None) -> tuple[RunState, Place] | None:
         """The newest complete checkpoint; those without a marker are skipped.
@@ -111,19 +144,32 @@ class CheckpointStore:
         )
 
     def _complete(self, before: int | None = None) -> list[Place]:
-        return [folder for folder in self._folders(before) if (folder / MARKER).is_file()]
+        """The complete ones, oldest step first.
+
+        Without those of an earlier owner beyond the step that a later one has resumed from: their
+        last files were written by an owner that was silent, and came back.
+        """
+        found, newest = [], 0
+        for folder in self._folders(before):
+            owner = self._number(folder)[1]
+            if owner >= newest and (folder / MARKER).is_file():
+                found.append(folder)
+                newest = owner
+        return found
 
     def _folders(self, before: int | None = None) -> list[Place]:
-        """All that bear this stage's name, oldest step first."""
+        """All that bear this stage's name, oldest step and owner first."""
         if not self._root.is_dir():
             return []
-        name = re.compile(re.escape(self._prefix) + r"(\d{6,})")
-        steps = {
-            int(match[1]): folder
-            for folder in self._root.iterdir()
-            if (match := name.fullmatch(folder.name))
-        }
-        return [steps[step] for step in sorted(steps) if before is None or step < before]
+        name = re.compile(re.escape(self._prefix) + _NUMBERS)
+        found = [folder for folder in self._root.iterdir() if name.fullmatch(folder.name)]
+        found.sort(key=self._number)
+        return [folder for folder in found if before is None or self._number(folder)[0] < before]
+
+    def _number(self, folder: Place) -> tuple[int, int]:
+        """The steps done at a checkpoint, and the number of the owner that wrote it."""
+        step, _, owner = folder.name.removeprefix(self._prefix).partition("-")
+        return int(step), int(owner or 1)
 
 
 def _state(fields: dict[str, Any], version: int) -> RunState:

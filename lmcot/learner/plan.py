@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lmcot.config import Config, OptimiserSettings, RefineSettings
+from lmcot.ownership import Claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class LearnerPlan:
     the stage trains on rationales that it is given."""
     checkpoint_prefix: str = ""
     """What the names of its checkpoints begin with, if not as the stage's begin."""
+    claim: Claim | None = None
+    """The claim to the run that they write for, which they check first; None outside of a run."""
 
 
 def distill_plan(config: Config, source: str, total_steps: int) -> LearnerPlan:

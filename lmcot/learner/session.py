@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -253,18 +253,25 @@ class LearnerSession:
             if state.reward_statistics:
                 self.ppo.reward_scale.restore(state.reward_statistics)
 
-    def export(self, folder: Place, critic: Place | None = None) -> None:
+    def export(
+        self,
+        folder: Place,
+        critic: Place | None = None,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
         """Exports what was trained; all ranks take part, and rank 0 writes.
 
         Args:
             folder: a Hugging Face folder that plain transformers loads; with adapters, a folder
                 in peft's format.
             critic: file for the critic, in safetensors; it is not part of the model.
+            before: called on rank 0 before anything is written; what it raises prevents that.
         """
         tensors = self._gathered(self.policy.lm)
         values = self._gathered(self.policy.critic) if self.policy.critic is not None else {}
         if rank() != 0:
             return
+        before()
         if has_adapters(self.policy.lm):
             save_adapters(self.policy.lm, tensors, folder)
         else:

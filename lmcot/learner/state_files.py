@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,16 @@ from lmcot.learner.checkpoints import check_content, digest_of
 
 _OWN_TYPES = [LossScaler, ZeroStageEnum, fragment_address]
 """What DeepSpeed's states hold beside tensors and plain values; none does more than hold values."""
+
+
+_SHARE = re.compile(r"zero_pp_rank_(\d+)_")
+"""In the name of a file that DeepSpeed has one of for each rank."""
+
+
+def reads(name: str, rank: int) -> bool:
+    """Whether a rank reads a checkpoint's file: it is its own share, or every rank's."""
+    share = _SHARE.search(name)
+    return share is None or int(share[1]) == rank
 
 
 class StateFiles(TorchCheckpointEngine):

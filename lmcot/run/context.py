@@ -352,7 +352,7 @@ def open_run(
         monitor = stack.enter_context(
             Monitor(directory.path, config.monitor, hparams=hparams, varied=varied)
         )
-        interruption = Interruption()
+        interruption = Interruption(also=directory.check_owner)
         run = Run(config, directory, monitor, interruption, functions or {})
         stack.callback(run.spending.save)
         run.check_inputs()

@@ -24,10 +24,12 @@ from lmcot.errors import UserError
 from lmcot.files import read_lines, read_object, write_atomically
 from lmcot.learner.checkpoints import CheckpointStore
 from lmcot.monitor.progress import say
+from lmcot.ownership import Claim, OwnedElsewhere
 from lmcot.records import Annotation
 from lmcot.run.mirror import Mirror, working_folder
+from lmcot.run.ownership import Ownership
 from lmcot.run.versions import versions
-from lmcot.storage import is_remote
+from lmcot.storage import is_remote, persistently
 
 if TYPE_CHECKING:
     from lmcot.storage import Place
@@ -65,13 +67,15 @@ class RunDirectory:
         self._stages = path / run_files.STAGES
         self._inputs = path / run_files.INPUTS
         self._lock: Any = None
-        self._mirror = Mirror(home, path) if is_remote(home) else None
+        self._ownership = Ownership(self._shared, path.absolute())
+        self._mirror = Mirror(home, path, self._ownership) if is_remote(home) else None
 
     def __enter__(self) -> RunDirectory:
         """Makes the directory if it is missing, and locks it.
 
         Raises:
-            DirectoryInUse, OwnedElsewhere: if another process owns it.
+            DirectoryInUse, OwnedElsewhere: if another process owns it. A lock tells that of a
+                process on this machine, a mark in the folder or at the URL of any other.
             UserError: if it cannot be written to, or is full.
         """
         try:
@@ -100,8 +104,11 @@ class RunDirectory:
         try:
             if self._mirror is not None:
                 self._mirror.open()
+            else:
+                self._ownership.take(self._ownership.wait()[0])
             run_files.check_format(self.path)
         except BaseException:
+            self._ownership.stop()
             self._lock.close()
             raise
         return self
@@ -115,12 +122,28 @@ class RunDirectory:
         try:
             if self._mirror is not None:
                 self._mirror.close()
+            self._ownership.release()
         except UserError as failure:
             if error is None:
                 raise
-            say(str(failure))  # the error that ended the run says more
+            if not isinstance(error, OwnedElsewhere):
+                say(str(failure))  # the error that ended the run says more
         finally:
+            self._ownership.stop()
             self._lock.close()
+
+    @property
+    def claim(self) -> Claim:
+        """This process's claim to the run, which others check before they write into it."""
+        return self._ownership.claim
+
+    def check_owner(self) -> None:
+        """Checks that no other process has taken the run; cheap, so that it may be called often.
+
+        Raises:
+            OwnedElsewhere: if one has.
+        """
+        self._ownership.check()
 
     def policy(self, name: str) -> Place:
         """Folder of the policy of a name, whether or not it is there yet."""
@@ -133,7 +156,7 @@ class RunDirectory:
             UserError: if it cannot be written there; nothing is lost on this disk.
         """
         if self._mirror is not None:
-            self._mirror.sync()
+            persistently(self._mirror.sync)
 
     def check_config(self, config: Config) -> list[str]:
         """Compares the settings with those that the run was last used with, if any.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -17,9 +18,19 @@ class Interruption:
     Outside the main thread (Ray Tune runs trials there) signals stay as they are.
     """
 
-    def __init__(self, notice: str = "ending at the next safe point, with a checkpoint") -> None:
-        """Args: notice: the text printed at the first signal."""
+    def __init__(
+        self,
+        notice: str = "ending at the next safe point, with a checkpoint",
+        also: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Sets what is printed and checked.
+
+        Args:
+            notice: the text printed at the first signal.
+            also: checks for other reasons to end; raises if there is one.
+        """
         self.requested = False
+        self._also = also
         self._notice = notice
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -34,7 +45,8 @@ class Interruption:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raises `Interrupted` if an end was requested."""
+        """Raises `Interrupted` if an end was requested, or what the other check raises."""
+        self._also()
         if self.requested:
             raise Interrupted
 

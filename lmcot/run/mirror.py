@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import threading
-import time
 import uuid
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,68 +20,48 @@ from lmcot.config.stages import LEARNERS_FOLDERS
 from lmcot.errors import UserError
 from lmcot.files import cache_folder, read_object, write_atomically
 from lmcot.monitor.progress import say
+from lmcot.ownership import OwnedElsewhere
+from lmcot.run.ownership import Ownership
 from lmcot.run_files import STAGES, model_folder
-from lmcot.storage import put, reaching, versions_of, write_whole
+from lmcot.storage import append, put, reaching, versions_of
 
 if TYPE_CHECKING:
     from upath import UPath
 
-OWNER = ".owner.json"
 _RECORD = ".mirror.json"
 _LAST = STAGES
 """Says that other files are complete: it is read before they are, and uploaded after them."""
 SYNC_S = 15.0
-LEASE_S = 60.0
-"""Seconds without a heartbeat before an owner is presumed dead."""
-_LOOK_EVERY_S = 1.0
-_TRIES = 3
-"""Attempts at reading the owner's record: not every file system writes a file atomically."""
-
-
-class _Owner(BaseModel):
-    """The process that writes to a run, as the record at its URL says."""
-
-    session: str
-    host: str
-    folder: str
-    pid: int
-    beats: int
-    done: bool
 
 
 class _Pushed(BaseModel):
     """The files that a folder's last session uploaded."""
 
     session: str
+    before: str | None = None
+    """The session before that one, which may have ended before it took the run."""
     pushed: dict[str, list[int]]
 
 
-class OwnedElsewhere(UserError):
-    """Another process writes to this run."""
-
-
 class Mirror:
-    """Owns a run at a URL, and uploads what changes in ``folder``.
+    """Uploads what changes in ``folder`` to the URL of a run that this process owns.
 
-    Ownership is a record at the URL that its owner keeps changing. The session that wrote there
-    last decides which side is newer when a run is opened: the folder, if the session was this
-    folder's, since a sudden end may have kept it from uploading; else the URL, whatever the folder
-    holds.
+    The session that wrote there last decides which side is newer when a run is opened: the folder,
+    if the session was this folder's, since a sudden end may have kept it from uploading; else the
+    URL, whatever the folder holds.
     """
 
-    def __init__(self, url: UPath, folder: Path) -> None:
+    def __init__(self, url: UPath, folder: Path, ownership: Ownership) -> None:
         self._url = url
         self._folder = folder
-        self._session = uuid.uuid4().hex
-        self._beats = 0
+        self._ownership = ownership
+        self._before: str | None = None
         self._pushed: dict[str, list[int]] = {}
-        """Size and modification time of each uploaded file."""
+        """Size, modification time and CRC-32 of each uploaded file; without the last if an earlier
+        version uploaded it."""
         self._busy = threading.RLock()
         self._ended = threading.Event()
-        self._threads = [
-            threading.Thread(target=one, name=f"mirror{one.__name__}", daemon=True)
-            for one in (self._keep_on, self._live)
-        ]
+        self._thread = threading.Thread(target=self._keep_on, name="mirror", daemon=True)
         self._opened = False
 
     def open(self) -> None:
@@ -92,21 +71,18 @@ class Mirror:
             OwnedElsewhere: if another process has it.
             UserError: if the URL cannot be read or written.
         """
-        last = self._wait_for_owner()
+        number, last = self._ownership.wait()
         record = self._read_record()
-        if record is None or last not in (None, record.session):
+        newer_here = record is not None and last in (None, record.session, record.before)
+        if record is not None and newer_here:
+            self._pushed, self._before = record.pushed, last or record.session
+            self._write_record()  # before the mark: an end in between must not lose the folder
+        self._ownership.take(number)
+        if not newer_here:
             self._pull()
-        else:
-            self._pushed = record.pushed
-        self._beat()
-        with reaching(self._url):
-            owner = self._owner()
-        if owner is None or owner.session != self._session:
-            raise OwnedElsewhere(f"another lmcot process has just taken '{self._url}'")
         self.sync()
         self._opened = True
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
 
     def sync(self) -> None:
         """Uploads changed files, and removes deleted ones.
@@ -116,7 +92,7 @@ class Mirror:
             UserError: if the URL cannot be written; the folder keeps everything.
         """
         with self._busy, reaching(self._url):
-            self._check_owner()
+            self._ownership.look()
             if self._opened and not (self._folder / _RECORD).exists():
                 raise UserError(
                     f"'{self._folder}', where this run writes, was removed: what is at "
@@ -126,42 +102,25 @@ class Mirror:
             content = last.read_bytes() if last.exists() else None
             stamps = self._stamps()
             for name in self._pushed.keys() - stamps.keys():
+                self._ownership.check()
                 with suppress(FileNotFoundError):  # an earlier attempt has removed it
                     self._url.fs.rm_file((self._url / name).path)
                 del self._pushed[name]
             for name, stamp in stamps.items():
-                if name != _LAST and self._pushed.get(name) != stamp:
+                if name != _LAST and self._pushed.get(name, [])[:2] != stamp:
                     self._put(name, stamp)
-            if content is not None and self._pushed.get(_LAST) != stamps.get(_LAST):
+            if content is not None and self._pushed.get(_LAST, [])[:2] != stamps.get(_LAST, []):
+                self._ownership.check()
                 put(self._url / _LAST, content)
                 self._pushed[_LAST] = stamps.get(_LAST, [])
             self._write_record()
 
     def close(self) -> None:
-        """Uploads the rest, and gives up the run. Raises as `sync` does."""
+        """Uploads the rest. Raises as `sync` does."""
         self._ended.set()
-        for thread in self._threads:
-            thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         self.sync()
-        self._beat(done=True)
-
-    def _check_owner(self) -> None:
-        owner = self._owner()
-        if owner is not None and owner.session != self._session:
-            raise OwnedElsewhere(
-                f"the process {owner.pid} on {owner.host} has taken over '{self._url}', since "
-                f"this one was silent for more than {LEASE_S:.0f} s: it ends here"
-            )
-
-    def _live(self) -> None:
-        """Sends the owner's heartbeat, however long an upload takes."""
-        while not self._ended.wait(SYNC_S):
-            try:
-                with reaching(self._url):
-                    self._check_owner()
-                self._beat()
-            except UserError:
-                continue  # uploads fail in the same way and report it
 
     def _keep_on(self) -> None:
         """Uploads changes repeatedly."""
@@ -170,68 +129,16 @@ class Mirror:
             try:
                 self.sync()
                 failing = False
-            except OwnedElsewhere as error:
-                say(str(error))
-                return
+            except OwnedElsewhere:
+                return  # the run itself finds out in the same way, and says so
             except UserError as error:
                 if not failing:
                     say(f"{error}; retrying every {SYNC_S:.0f} s, nothing is lost meanwhile")
                 failing = True
 
-    def _wait_for_owner(self) -> str | None:
-        """The last owner's session, once it has given up the run or is presumed dead."""
-        with reaching(self._url):
-            first = owner = self._owner()
-        deadline = time.monotonic() + LEASE_S
-        told = False
-        while owner is not None and not owner.done and not self._was_here(owner):
-            who = f"the process {owner.pid} on {owner.host}"
-            if owner != first:
-                raise OwnedElsewhere(
-                    f"{who} is writing to the run at '{self._url}': wait for it, or choose another "
-                    "with --run-dir"
-                )
-            if time.monotonic() > deadline:
-                say(f"{who} has been silent for {LEASE_S:.0f} s, and is presumed dead")
-                break
-            if not told:
-                say(f"waiting up to {LEASE_S:.0f} s for a sign of life of {who}, which had the run")
-                told = True
-            time.sleep(_LOOK_EVERY_S)
-            with reaching(self._url):
-                owner = self._owner()
-        return first.session if first is not None else None
-
-    def _was_here(self, owner: _Owner) -> bool:
-        """Whether the owner wrote in this folder: this process has locked it, so the owner is
-        dead."""
-        return (owner.host, owner.folder) == (_host(), str(self._folder))
-
-    def _owner(self) -> _Owner | None:
-        for _ in range(_TRIES):
-            try:
-                return _Owner.model_validate_json(self._url.fs.cat_file((self._url / OWNER).path))
-            except FileNotFoundError:
-                return None
-            except ValidationError as error:
-                what = error.errors()[0]["msg"]
-            time.sleep(_LOOK_EVERY_S)
-        raise UserError(
-            f"the file '{self._url / OWNER}', which says who writes to this run, is damaged "
-            f"({what}): make sure that no other lmcot process writes to the run, delete the file, "
-            "and run the same command again"
-        )
-
-    def _beat(self, *, done: bool = False) -> None:
-        self._beats += 1
-        owner = _Owner(
-            session=self._session, host=_host(), folder=str(self._folder), pid=os.getpid(),
-            beats=self._beats, done=done,
-        )  # fmt: skip
-        write_whole(self._url / OWNER, owner.model_dump_json())
-
     def _pull(self) -> None:
         """Replaces the folder's content with that at the URL."""
+        (self._folder / _RECORD).unlink(missing_ok=True)  # first: half a folder is never newer
         for path in self._folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -248,12 +155,16 @@ class Mirror:
             say(f"fetched the run as it is at '{self._url}': {len(names)} files")
 
     def _put(self, name: str, stamp: list[int]) -> None:
+        """Uploads a file, or what has been added to it since the last time."""
         try:
             content = (self._folder / name).read_bytes()
         except FileNotFoundError:
             return  # removed meanwhile: the next upload finds it gone
-        put(self._url / name, content)
-        self._pushed[name] = stamp
+        self._ownership.check()
+        file, before = self._url / name, self._pushed.get(name, [])
+        if not (_has_grown(content, before) and append(file, content[before[0] :], before[0])):
+            put(file, content)
+        self._pushed[name] = [len(content), stamp[1], zlib.crc32(content)]
 
     def _stamps(self) -> dict[str, list[int]]:
         """Stamps of the files to upload, without those being written and those of learners."""
@@ -283,8 +194,15 @@ class Mirror:
             ) from None
 
     def _write_record(self) -> None:
-        record = _Pushed(session=self._session, pushed=self._pushed)
+        record = _Pushed(session=self._ownership.session, before=self._before, pushed=self._pushed)
         write_atomically(self._folder / _RECORD, record.model_dump_json())
+
+
+def _has_grown(content: bytes, before: list[int]) -> bool:
+    """Whether a file begins with what was uploaded of it."""
+    if len(before) < 3 or not 0 < before[0] < len(content):
+        return False
+    return zlib.crc32(memoryview(content)[: before[0]]) == before[2]
 
 
 def working_folder(url: UPath) -> Path:
@@ -298,7 +216,3 @@ def _is_own(name: str) -> bool:
     parts = Path(name).parts
     by_learners = model_folder(parts[0]) in LEARNERS_FOLDERS
     return by_learners or any(part.startswith(".") for part in parts)
-
-
-def _host() -> str:
-    return socket.gethostname()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -20,6 +21,7 @@ from lmcot.learner.checkpoints import CheckpointStore
 from lmcot.learner.layout import check_settings
 from lmcot.learner.plan import LearnerPlan
 from lmcot.monitor.progress import Progress, progress, say
+from lmcot.ownership import OwnedElsewhere
 from lmcot.records import RunState, ScoredRollout
 from lmcot.run.context import Run
 from lmcot.run_files import adapters_folder
@@ -68,8 +70,9 @@ class Learners:
             run.directory.checkpoints,
             prefix=plan.checkpoint_prefix or training_stage(plan.stage).checkpoint_prefix,
             keep=run.config.checkpoints.keep,
+            claim=run.directory.claim,
         )
-        self._group = LearnerGroup(run.config, plan)
+        self._group = LearnerGroup(run.config, replace(plan, claim=run.directory.claim))
         self._saving: tuple[RunState, Place, PendingCall[dict[str, str]]] | None = None
         self._saved_step = -1
         self.restarts = 0
@@ -204,6 +207,8 @@ class Learners:
                 except LearnerLost as lost:
                     state = self._begin_at(self.recover(lost), fresh)
                     bar.move_to(state.step)
+                except OwnedElsewhere:
+                    raise  # the checkpoints are another process's now
                 except (Interrupted, UserError):
                     self.checkpoint(state, wait=True)
                     raise
@@ -309,6 +314,7 @@ class Learners:
         """Merges the adapters that the ranks wrote into a model; does nothing without adapters."""
         if self._run.config.policy.lora is None:
             return
+        self._run.directory.claim.check_persistently()
         adapters = adapters_folder(folder)
         command = [sys.executable, "-m", "lmcot.models.adapters"]
         merged = subprocess.run(

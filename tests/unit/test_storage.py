@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lmcot import storage
 from lmcot.cli import main
 from lmcot.config import load_config
 from lmcot.config.data import FileData
@@ -22,11 +23,14 @@ from lmcot.records import RunState
 from lmcot.storage import (
     added_to,
     fetched,
+    fetched_part,
     forget,
     is_remote,
     matching,
     on_disk,
+    persistently,
     place,
+    put,
     reaching,
     remove,
     replacing,
@@ -288,3 +292,46 @@ def test_a_pattern_matches_files_on_a_disk_and_at_a_url(somewhere: Any) -> None:
     assert [one.read_text() for one in found] == ["x"] * 3
     assert [one.name for one in matching(f"{somewhere}/d [1].json")] == ["d [1].json"]
     assert matching(f"{somewhere}/*.csv") == []
+
+
+def test_of_a_folder_only_the_wanted_files_are_fetched(url: str) -> None:
+    source = place(f"{url}/step-000001")
+    assert is_remote(source)
+    for name in ("COMPLETE", "engine/zero_pp_rank_0_x.pt", "engine/zero_pp_rank_1_x.pt"):
+        put(source / name, name.encode())
+    copy = fetched_part(source, lambda name: "rank_1" not in name)
+    found = sorted(str(file.relative_to(copy)) for file in copy.rglob("*[!k]") if file.is_file())
+    assert found == ["COMPLETE", "engine/zero_pp_rank_0_x.pt"]
+    assert fetched_part(source, lambda name: "rank_1" in name) == copy, "another rank adds its own"
+    assert (copy / "engine" / "zero_pp_rank_1_x.pt").read_text() == "engine/zero_pp_rank_1_x.pt"
+    forget(source)
+    assert not copy.exists()
+
+
+def test_a_store_that_fails_for_a_moment_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(storage.time, "sleep", waited.append)
+    left = [storage.Unreachable("the store is away"), storage.Unreachable("still")]
+
+    def action() -> str:
+        if left:
+            raise left.pop(0)
+        return "done"
+
+    assert persistently(action) == "done"
+    assert waited == [1.0, 2.0]
+    assert capsys.readouterr().err == "the store is away; retrying for 180 s\n"
+    monkeypatch.setattr(storage, "PATIENCE_S", 0.0)
+    left.append(storage.Unreachable("for good"))
+    with pytest.raises(UserError, match="for good"):
+        persistently(action)
+
+
+def test_what_no_waiting_helps_against_is_raised_at_once() -> None:
+    def refused() -> None:
+        raise UserError("another process has it")
+
+    with pytest.raises(UserError, match="another process"):
+        persistently(refused)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -21,7 +22,9 @@ from lmcot.config import Config, parse_config
 from lmcot.errors import UserError
 from lmcot.learner.checkpoints import MARKER, STATE, CheckpointStore, check_content
 from lmcot.learner.layout import Layout, check_layout, check_settings, layout_of
+from lmcot.ownership import OwnedElsewhere
 from lmcot.records import RunState
+from lmcot.storage import place, write_whole
 
 ENGINE = "engine"
 """Where the ranks write."""
@@ -498,3 +501,82 @@ def test_a_layout_that_cannot_be_read_is_damage(tmp_path: Path, text: str | None
             f"the checkpoint '{tmp_path}' is damaged (layout.json: "
         )
         assert "\n" not in str(caught.value)
+
+
+class _Owned:
+    """A claim of a number that is valid until it is lost."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.lost = False
+
+    def check_persistently(self) -> None:
+        if self.lost:
+            raise OwnedElsewhere("another process has taken over the run")
+
+
+def _owned(root: Any, number: int, **options: Any) -> tuple[CheckpointStore, _Owned]:
+    claim: Any = _Owned(number)
+    return CheckpointStore(root, claim=claim, **options), claim
+
+
+def _save_at(store: CheckpointStore, step: int) -> Any:
+    state = RunState("refine", step=step)
+    folder = store.begin(state)
+    write_whole(folder / ENGINE / "weights", folder.name)
+    store.finish(state, folder, {})
+    return folder
+
+
+def test_an_owner_that_lost_the_run_clears_and_writes_nothing(tmp_path: Path) -> None:
+    store, claim = _owned(tmp_path, 1, keep=1)
+    _save(store, 2)
+    state = RunState("refine", step=4)
+    folder = _begin(store, state)
+    _write_engine(folder)
+    claim.lost = True
+    with pytest.raises(OwnedElsewhere):
+        store.finish(state, folder, _digests(folder))
+    assert _names(folder) == [ENGINE]
+    with pytest.raises(OwnedElsewhere):
+        store.begin(RunState("refine", step=2))
+    assert _latest_step(store) == 2
+
+
+def test_at_a_url_each_owner_has_folders_of_its_own() -> None:
+    root = place(f"memory://{uuid.uuid4().hex}/checkpoints")
+    first, _ = _owned(root, 1)
+    second, _ = _owned(root, 2)
+    assert _save_at(first, 2).name == "step-000002"
+    late = first.begin(RunState("refine", step=4))
+    write_whole(late / ENGINE / "weights", "of an upload that is still under way")
+    folder = _save_at(second, 4)
+    assert folder.name == "step-000004-2"
+    write_whole(late / ENGINE / "weights", "of an upload that came last")
+    found = CheckpointStore(root).latest()
+    assert found == (RunState("refine", step=4), folder)
+    assert (folder / ENGINE / "weights").read_text() == folder.name
+    assert CheckpointStore(root).steps() == [2, 4]
+    _save_at(second, 6)
+    assert sorted(path.name for path in root.iterdir()) == ["step-000004-2", "step-000006-2"]
+
+
+def test_a_marker_that_an_earlier_owner_writes_late_does_not_count() -> None:
+    root = place(f"memory://{uuid.uuid4().hex}/checkpoints")
+    _save_at(_owned(root, 1)[0], 10)
+    older, newer = _owned(root, 2)[0], _owned(root, 3)[0]
+    _save_at(newer, 12)
+    _save_at(older, 20)
+    found = CheckpointStore(root).latest()
+    assert found is not None
+    assert found[1].name == "step-000012-3"
+    _save_at(newer, 14)
+    assert sorted(path.name for path in root.iterdir()) == ["step-000012-3", "step-000014-3"]
+
+
+def test_a_copy_on_a_disk_goes_on_with_the_names_that_are_there(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    _save(store, 2).rename(tmp_path / "step-000002-5")
+    copied, _ = _owned(tmp_path, 1)
+    assert _save(copied, 4).name == "step-000004-5"
+    assert _latest_step(CheckpointStore(tmp_path)) == 4

@@ -15,6 +15,7 @@ from lmcot.config import Config
 from lmcot.errors import UserError
 from lmcot.learner.checkpoints import MARKER, CheckpointStore
 from lmcot.learner.session import LearnerSession
+from lmcot.learner.state_files import reads
 from lmcot.records import RunState
 from tests.support.learner_cases import (
     LORA,
@@ -285,3 +286,13 @@ def test_a_byte_that_has_changed_is_damage(tmp_path: Path, stage: int) -> None:
             session.restore(folder, RunState("refine"))
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
+
+
+def test_a_rank_reads_its_own_share_and_what_all_ranks_read() -> None:
+    names = [
+        "COMPLETE", "layout.json", "engine/mp_rank_00_model_states.pt",
+        "engine/zero_pp_rank_0_mp_rank_00_model_states.pt",
+        "engine/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt",
+        "engine/zero_pp_rank_11_mp_rank_00_optim_states.pt",
+    ]  # fmt: skip
+    assert [reads(name, 1) for name in names] == [True, True, True, False, True, False]

@@ -13,22 +13,42 @@ from typing import Any
 
 import pytest
 
+from lmcot import ownership as marks
 from lmcot import storage
 from lmcot.errors import UserError
 from lmcot.files import write_atomically
+from lmcot.ownership import MARKS, OwnedElsewhere
 from lmcot.run import mirror as module
+from lmcot.run import ownership
 from lmcot.run.directory import DirectoryInUse, RunDirectory
-from lmcot.run.mirror import OWNER, Mirror, OwnedElsewhere, working_folder
+from lmcot.run.mirror import Mirror, working_folder
+from lmcot.run.ownership import OWNER, Ownership
 from lmcot.storage import place, remove, versions_of, write_whole
 
-Machine = Callable[[str], Mirror]
+
+class Machine(Mirror):
+    """The mirror of a machine, with the ownership that its run directory has."""
+
+    def __init__(self, url: Any, folder: Path) -> None:
+        self.ownership = Ownership(url, folder)
+        super().__init__(url, folder, self.ownership)
+
+    def close(self) -> None:
+        super().close()
+        self.ownership.release()
+
+
+Machines = Callable[[str], Machine]
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEASE_S", 5.0)
-    monkeypatch.setattr(module, "SYNC_S", 600.0)  # what a test looks at, it does itself
-    monkeypatch.setattr(module, "_LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(ownership, "LEASE_S", 5.0)
+    monkeypatch.setattr(ownership, "BEAT_S", 600.0)  # what a test looks at, it does itself
+    monkeypatch.setattr(module, "SYNC_S", 600.0)
+    monkeypatch.setattr(ownership, "_LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(marks, "SETTLE_S", 0.0)
+    monkeypatch.setattr(storage, "PATIENCE_S", 0.0)
 
 
 @pytest.fixture
@@ -38,14 +58,14 @@ def url() -> Any:
 
 
 @pytest.fixture
-def machine(url: Any, tmp_path: Path) -> Iterator[Machine]:
+def machine(url: Any, tmp_path: Path) -> Iterator[Machines]:
     """Makes the mirror of a machine, by the machine's name: its folder stays from one to the
     next."""
-    made: list[Mirror] = []
+    made: list[Machine] = []
 
-    def make(name: str) -> Mirror:
+    def make(name: str) -> Machine:
         (tmp_path / name).mkdir(exist_ok=True)
-        made.append(Mirror(url, tmp_path / name))
+        made.append(Machine(url, tmp_path / name))
         return made[-1]
 
     yield make
@@ -53,13 +73,14 @@ def machine(url: Any, tmp_path: Path) -> Iterator[Machine]:
         kill(one)
 
 
-def kill(one: Mirror) -> None:
+def kill(one: Machine) -> None:
     """Its process is gone, without a word."""
     one._ended.set()
+    one.ownership.stop()
 
 
 def names(url: Any) -> list[str]:
-    return [name for name in versions_of(url) if name != OWNER]
+    return [name for name in versions_of(url) if not name.startswith((OWNER, MARKS))]
 
 
 def wait_for_upload(url: Any, name: str) -> None:
@@ -75,7 +96,7 @@ def write(folder: Path, name: str, text: str = "x") -> None:
 
 
 def test_what_is_new_changed_or_gone_is_so_at_the_url(
-    machine: Machine, url: Any, tmp_path: Path
+    machine: Machines, url: Any, tmp_path: Path
 ) -> None:
     here = tmp_path / "a"
     one = machine("a")
@@ -99,8 +120,53 @@ def test_what_is_new_changed_or_gone_is_so_at_the_url(
     assert versions_of(url)[same] == before[same], "uploaded once"
 
 
+def test_only_what_was_added_to_a_file_is_uploaded(
+    machine: Machines, url: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "a"
+    one = machine("a")
+    one.open()
+    write(here, "metrics.jsonl", "1\n")
+    one.sync()
+    whole: list[str] = []
+    real = storage.put
+    monkeypatch.setattr(module, "put", lambda file, content: whole.append(file.name))
+    write(here, "metrics.jsonl", "1\n2\n")
+    one.sync()
+    write(here, "metrics.jsonl", "1\n2\n3\n")
+    one.sync()
+    assert (url / "metrics.jsonl").read_text() == "1\n2\n3\n"
+    assert whole == []
+    monkeypatch.setattr(module, "put", real)
+    write(here, "metrics.jsonl", "1\nanother 2\n")
+    one.sync()
+    assert (url / "metrics.jsonl").read_text() == "1\nanother 2\n"
+    write_whole(url / "metrics.jsonl", "somebody else's")
+    write(here, "metrics.jsonl", "1\nanother 2\n3\n")
+    one.sync()
+    assert (url / "metrics.jsonl").read_text() == "1\nanother 2\n3\n"
+
+
+def test_a_folder_of_an_earlier_version_uploads_its_files_again(
+    machine: Machines, url: Any, tmp_path: Path
+) -> None:
+    """Its record says no more than sizes and times of what it uploaded."""
+    one = machine("a")
+    one.open()
+    write(tmp_path / "a", "metrics.jsonl", "1\n")
+    one.close()
+    file = tmp_path / "a" / ".mirror.json"
+    record = json.loads(file.read_text())
+    record["pushed"] = {name: stamp[:2] for name, stamp in record["pushed"].items()}
+    del record["before"]
+    file.write_text(json.dumps(record))
+    write(tmp_path / "a", "metrics.jsonl", "1\n2\n")
+    machine("a").open()
+    assert (url / "metrics.jsonl").read_text() == "1\n2\n"
+
+
 def test_what_is_half_written_or_the_learners_own_stays(
-    machine: Machine, url: Any, tmp_path: Path
+    machine: Machines, url: Any, tmp_path: Path
 ) -> None:
     write_whole(url / "refined" / "config.json", "{}")
     write_whole(url / "distilled-adapters" / "adapter_config.json", "{}")
@@ -117,7 +183,7 @@ def test_what_is_half_written_or_the_learners_own_stays(
 
 
 def test_that_a_stage_is_done_is_told_after_what_it_left(
-    machine: Machine, url: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Machines, url: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = tmp_path / "a"
     one = machine("a")
@@ -144,7 +210,7 @@ def test_that_a_stage_is_done_is_told_after_what_it_left(
 
 
 def test_another_machine_goes_on_with_what_is_at_the_url(
-    machine: Machine, url: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    machine: Machines, url: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = machine("a")
     first.open()
@@ -155,7 +221,7 @@ def test_another_machine_goes_on_with_what_is_at_the_url(
     second = machine("b")
     started = time.monotonic()
     second.open()
-    assert time.monotonic() - started < module.LEASE_S, "nobody is waited for"
+    assert time.monotonic() - started < ownership.LEASE_S, "nobody is waited for"
     assert (tmp_path / "b" / "metrics.jsonl").read_text() == "1\n"
     assert not (tmp_path / "b" / "rollouts").exists()
     assert "fetched the run as it is at" in capsys.readouterr().err
@@ -163,7 +229,7 @@ def test_another_machine_goes_on_with_what_is_at_the_url(
 
 
 def test_a_run_that_was_copied_there_by_hand_is_taken_up(
-    machine: Machine, url: Any, tmp_path: Path
+    machine: Machines, url: Any, tmp_path: Path
 ) -> None:
     write_whole(url / "metrics.jsonl", "1\n")
     write_whole(url / "distilled" / "config.json", "{}")
@@ -174,7 +240,7 @@ def test_a_run_that_was_copied_there_by_hand_is_taken_up(
 
 
 def test_what_is_gone_on_both_sides_is_no_obstacle(
-    machine: Machine, url: Any, tmp_path: Path
+    machine: Machines, url: Any, tmp_path: Path
 ) -> None:
     one = machine("a")
     one.open()
@@ -187,7 +253,7 @@ def test_what_is_gone_on_both_sides_is_no_obstacle(
 
 
 def test_a_machine_that_comes_back_first_uploads_what_it_could_not(
-    machine: Machine, url: Any, tmp_path: Path
+    machine: Machines, url: Any, tmp_path: Path
 ) -> None:
     first = machine("a")
     first.open()
@@ -197,14 +263,14 @@ def test_a_machine_that_comes_back_first_uploads_what_it_could_not(
     kill(first)
     started = time.monotonic()
     machine("a").open()
-    assert time.monotonic() - started < module.LEASE_S, "the dead one was this very folder's"
+    assert time.monotonic() - started < ownership.LEASE_S, "the dead one was this very folder's"
     assert (url / "metrics.jsonl").read_text() == "1\n2\n"
 
 
 def test_a_machine_that_comes_back_second_takes_what_the_other_did(
-    machine: Machine, url: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Machines, url: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LEASE_S", 0.3)
+    monkeypatch.setattr(ownership, "LEASE_S", 0.3)
     first = machine("a")
     first.open()
     write(tmp_path / "a", "metrics.jsonl", "1\n2\n3 of the dead\n")
@@ -217,14 +283,14 @@ def test_a_machine_that_comes_back_second_takes_what_the_other_did(
     assert (tmp_path / "a" / "metrics.jsonl").read_text() == "1\n2 of the other\n"
 
 
-def test_a_living_owner_is_left_alone(machine: Machine, url: Any) -> None:
+def test_a_living_owner_is_left_alone(machine: Machines, url: Any) -> None:
     first = machine("a")
     first.open()
     ended = threading.Event()
 
     def live() -> None:
         while not ended.wait(0.1):
-            first._beat()
+            first.ownership._beat()
 
     living = threading.Thread(target=live)
     living.start()
@@ -238,12 +304,12 @@ def test_a_living_owner_is_left_alone(machine: Machine, url: Any) -> None:
 
 
 def test_a_silent_owner_counts_as_dead_and_ends_when_it_finds_out(
-    machine: Machine, url: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    machine: Machines, url: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     first = machine("a")
     first.open()
-    monkeypatch.setattr(module, "LEASE_S", 0.3)
+    monkeypatch.setattr(ownership, "LEASE_S", 0.3)
     machine("b").open()
     assert "has been silent for" in capsys.readouterr().err
     write(tmp_path / "a", "metrics.jsonl", "of the one that was silent")
@@ -253,9 +319,10 @@ def test_a_silent_owner_counts_as_dead_and_ends_when_it_finds_out(
 
 
 def test_the_thread_uploads_and_tells_that_its_owner_lives(
-    machine: Machine, url: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Machines, url: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SYNC_S", 0.05)
+    monkeypatch.setattr(ownership, "BEAT_S", 0.05)
     first = machine("a")
     first.open()
     write(tmp_path / "a", "metrics.jsonl", "1\n")
@@ -266,7 +333,7 @@ def test_the_thread_uploads_and_tells_that_its_owner_lives(
 
 
 def test_storage_that_fails_costs_nothing_but_time(
-    machine: Machine, url: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Machines, url: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = machine("a")
     one.open()
@@ -284,7 +351,7 @@ def _refuse(*_: Any) -> None:
 
 
 def test_the_thread_says_once_that_storage_fails_and_goes_on(
-    machine: Machine, url: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    machine: Machines, url: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(module, "SYNC_S", 0.02)
@@ -313,38 +380,43 @@ def test_a_run_directory_at_a_url(url: Any, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("content", ["", '{"sess', "[]", '{"session": "a"}', "\ufffd"])
+@pytest.mark.parametrize("name", [OWNER, f"{MARKS}/000001.json"])
 def test_a_damaged_record_of_the_owner_is_named(
-    content: str, machine: Machine, url: Any, tmp_path: Path
-) -> None:
+    name: str, content: str, machine: Machines, url: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(marks, "_PAUSE_S", 0.0)
     one = machine("a")
     one.open()
     write(tmp_path / "a", "metrics.jsonl")
-    write_whole(url / OWNER, content)
-    told = f"'{url / OWNER}', which says who writes to this run, is damaged"
+    write_whole(url / name, content)
+    told = f"'{url / name}', which says who writes to this run, is damaged.*delete the file"
+    if name != OWNER:  # an owner looks at its mark only
+        with pytest.raises(UserError, match=told):
+            one.sync()
     with pytest.raises(UserError, match=told):
-        one.sync()
-    with pytest.raises(UserError, match=f"{told}.*delete the file"):
         machine("b").open()
     kill(one)
-    remove(url / OWNER)
+    remove(url / name)
     machine("a").open()
     assert names(url) == ["metrics.jsonl"]
 
 
 def test_a_record_of_the_owner_that_is_being_written_is_read_again(
-    machine: Machine, url: Any, monkeypatch: pytest.MonkeyPatch
+    machine: Machines, url: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = machine("a")
     one.open()
-    whole = (url / OWNER).read_text()
-    write_whole(url / OWNER, whole[:20])
-    monkeypatch.setattr(time, "sleep", lambda _: write_whole(url / OWNER, whole))
+    mark = url / MARKS / "000001.json"
+    whole = mark.read_text()
+    write_whole(mark, whole[:20])
+    monkeypatch.setattr(time, "sleep", lambda _: write_whole(mark, whole))
     one.sync()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"session": "a"}', '{"pushed": {}}'])
 def test_a_damaged_record_of_uploads_is_named(
-    content: str, machine: Machine, tmp_path: Path
+    content: str, machine: Machines, tmp_path: Path
 ) -> None:
     one = machine("a")
     write(tmp_path / "a", ".mirror.json", content)
@@ -353,7 +425,7 @@ def test_a_damaged_record_of_uploads_is_named(
 
 
 def test_a_folder_that_is_removed_under_a_run_takes_nothing_with_it(
-    machine: Machine, url: Any, tmp_path: Path
+    machine: Machines, url: Any, tmp_path: Path
 ) -> None:
     one = machine("a")
     one.open()
