@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -312,7 +313,7 @@ def test_a_store_that_fails_for_a_moment_is_asked_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(storage.time, "sleep", waited.append)
+    monkeypatch.setattr(time, "sleep", waited.append)
     left = [storage.Unreachable("the store is away"), storage.Unreachable("still")]
 
     def action() -> str:
