@@ -133,8 +133,11 @@ class RunDirectory:
             self._lock.close()
 
     @property
-    def claim(self) -> Claim:
-        """This process's claim to the run, which others check before they write into it."""
+    def claim(self) -> Claim | None:
+        """This process's claim to the run, which others check before they write into it.
+
+        None outside of the context.
+        """
         return self._ownership.claim
 
     def check_owner(self) -> None:

@@ -67,10 +67,8 @@ class Ownership:
         return self._session
 
     @property
-    def claim(self) -> Claim:
-        """What others who write for this process check first."""
-        if self._claim is None:
-            raise RuntimeError("the run was not taken")
+    def claim(self) -> Claim | None:
+        """What others who write for this process check first; None before `take`."""
         return self._claim
 
     def wait(self) -> tuple[int, str | None]:
@@ -135,9 +133,11 @@ class Ownership:
 
     def look(self) -> None:
         """Asks the store whether the run is still this process's; raises as `Claim.check` does."""
+        if self._claim is None:
+            raise RuntimeError("the run was not taken")
         began = _clock()
         try:
-            self.claim.check()
+            self._claim.check()
         except OwnedElsewhere as error:
             self._lost = error
             raise

@@ -314,7 +314,8 @@ class Learners:
         """Merges the adapters that the ranks wrote into a model; does nothing without adapters."""
         if self._run.config.policy.lora is None:
             return
-        self._run.directory.claim.check_persistently()
+        if self._run.directory.claim is not None:
+            self._run.directory.claim.check_persistently()
         adapters = adapters_folder(folder)
         command = [sys.executable, "-m", "lmcot.models.adapters"]
         merged = subprocess.run(

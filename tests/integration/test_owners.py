@@ -296,6 +296,7 @@ def _steps(
     """What a driver and its learners write of some steps."""
     monkeypatch.setenv("LMCOT_CACHE", str(tmp_path))
     with RunDirectory(url) as directory:
+        assert directory.claim is not None
         kept = CheckpointStore(directory.checkpoints, claim=directory.claim)
         found = kept.latest()
         for step in range(found[0].step + 1 if found else 1, last + 1):
