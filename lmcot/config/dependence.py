@@ -18,6 +18,7 @@ NO_STAGE_DEPENDS_ON = (
     "distill.validation.samples",
     "monitor",
     "serve",
+    "estimate",
     "failures",
     "evaluate",
     "frozen.api_key_env",

@@ -12,6 +12,7 @@ from lmcot.config.aspects import ASPECTS
 from lmcot.config.base import NonNegativeInt, Settings
 from lmcot.config.data import DataSettings
 from lmcot.config.distill import DistillSettings
+from lmcot.config.estimate import EstimateSettings
 from lmcot.config.evaluation import EvaluateSettings
 from lmcot.config.frozen import Frozen
 from lmcot.config.models import (
@@ -77,6 +78,8 @@ class Config(Settings):
     """What a run shows of itself, and what it warns of."""
     serve: ServeSettings = ServeSettings()
     """The trained pair behind an HTTP endpoint."""
+    estimate: EstimateSettings | None = None
+    """What the run is expected to take and to cost; unset: no estimate."""
 
     @model_validator(mode="before")
     @classmethod

@@ -5,7 +5,7 @@ Results are kept question by question, so that rerunning the command resumes an 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lmcot import run_files
@@ -22,6 +22,7 @@ from lmcot.monitor.progress import say
 from lmcot.records import Example, Usage
 from lmcot.run.budgets import usage_metrics
 from lmcot.run.context import Run
+from lmcot.run.estimate import Taken, compared
 from lmcot.run.first_answers import ask_first
 from lmcot.run.fit import VALIDATION
 from lmcot.run.model_card import write_model_card
@@ -136,15 +137,17 @@ def _report(
 ) -> dict[str, Any]:
     """Writes the report and prints it; ``notes`` grows by those on the rows."""
     config = run.config
+    results = _results(run, list(policies), files, notes)
     report = write_report(
         run.directory.path,
-        _results(run, list(policies), files, notes),
+        results,
         settings=_settings(run, policies, files),
         bootstrap_samples=_BOOTSTRAP_SAMPLES,
         confidence=_CONFIDENCE,
         seed=config.seed,
         notes=notes,
         aspects=files.aspect_means(),
+        estimate=compared(run.directory.path, config, _taken(results.values())),
     )
     print((run.directory.path / "report.md").read_text(encoding="utf-8"))
     for policy, source in policies.items():
@@ -152,6 +155,19 @@ def _report(
             write_model_card(run, policy, report)
     say(f"evaluate: the report is in {run.directory.home / 'report.md'} (and .json, .png)")
     return report
+
+
+def _taken(rows: Iterable[RowResult]) -> Taken:
+    """What the evaluation took."""
+    found = Taken(0, 0.0)
+    for row in rows:
+        tokens = row.large_lm_tokens_in + row.large_lm_tokens_out
+        found = Taken(
+            found.units + len(row.em),
+            (found.seconds or 0.0) + row.seconds,
+            found.frozen_tokens + tokens,
+        )
+    return found
 
 
 def _results(

@@ -68,6 +68,7 @@ def write_report(
     seed: int,
     notes: Sequence[str] = (),
     aspects: Mapping[str, Mapping[str, float]] | None = None,
+    estimate: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes ``report.json``, ``report.md`` and its pictures; returns the content of the JSON.
 
@@ -75,6 +76,7 @@ def write_report(
 
     Args:
         aspects: mean aspect scores (0 to 1) of each policy's rationales, and ``n``.
+        estimate: what the run was expected to take, beside what it took.
 
     Raises:
         ValueError: if there are no rows, or a row's metrics are empty or differ in length.
@@ -95,6 +97,7 @@ def write_report(
         "bootstrap": {"samples": bootstrap_samples, "confidence": confidence, "seed": seed},
         "settings": dict(settings),
         "notes": list(notes),
+        **({"estimate": dict(estimate)} if estimate else {}),
     }
     write_atomically(run_dir / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
     pictures = draw_pictures(report, run_dir)

@@ -26,6 +26,7 @@ def markdown(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         _pictures(pictures, "Rationales by aspect"),
         _costs(report),
         _pictures(pictures, "Accuracy against the large LM's tokens"),
+        _estimate(report.get("estimate", {})),
         _breakdown(report, "type"),
         _breakdown(report, "level"),
         _pictures(pictures, "Reward and KL over training"),
@@ -187,6 +188,49 @@ def _costs(report: Mapping[str, Any]) -> str:
             *(_spared(name, row, rows[BASELINE]) for name, row in rows.items() if name in cheaper),
         ]
     return "\n".join(lines)
+
+
+def _estimate(estimate: Mapping[str, Any]) -> str:
+    """What the run was expected to take, what it took, and by how much that is more."""
+    if not estimate.get("stages"):
+        return ""
+    currency = estimate["currency"]
+    lines = [
+        "## What was expected",
+        "",
+        "| stage | hours | taken | error | frozen LM's tokens | taken | error "
+        f"| {currency} | taken |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for stage, one in estimate["stages"].items():
+        told, took = one["estimated"], one["taken"]
+        hours = [None if x["seconds"] is None else x["seconds"] / 3600 for x in (told, took)]
+        tokens = [x["frozen_tokens"] for x in (told, took)]
+        cost = [x["cost"] for x in (told, took)]
+        lines.append(
+            f"| {stage} | {_amount(hours[0])} | {_amount(hours[1])} | {_error(*hours)} "
+            f"| {tokens[0]:,.0f} | {tokens[1]:,.0f} | {_error(*tokens)} "
+            f"| {_amount(cost[0])} | {_amount(cost[1])} |"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "*Error* is how far the estimate was above what the stage took, in percent of that. "
+            "Hours are those of the work, without the start of actors and of steps that were "
+            "repeated.",
+        ]
+    )
+
+
+def _amount(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.3g}"
+
+
+def _error(estimated: float | None, taken: float | None) -> str:
+    if estimated is None or not taken:
+        return ""
+    return f"{100 * (estimated / taken - 1):+.0f}%"
 
 
 def _shares(

@@ -44,6 +44,7 @@ from lmcot.rewards.first_check import check_frozen
 from lmcot.run.budgets import Spending
 from lmcot.run.demonstrations import given_demonstrations, write_demonstrations
 from lmcot.run.directory import RunDirectory
+from lmcot.run.estimate import record
 from lmcot.run.first_answers import FirstAnswers, open_first_answers
 from lmcot.run.fit import TRAIN, VALIDATION, Need, lack_of, left_out, needs_of
 from lmcot.run.inputs import check_contents
@@ -359,6 +360,8 @@ def open_run(
         check_contents(run)
         write_demonstrations(run.demonstrations, directory)
         directory.write_config(config)
+        if config.estimate is not None:
+            record(directory.path, config, len(run.train), len(run.validation))
         stack.enter_context(ray_cluster(config.actors))
         stack.enter_context(interruption)  # after Ray, which sets a handler for SIGTERM
         yield run

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 from lmcot.actors.resources.cluster import find_plan, nodes, ray_cluster
 from lmcot.actors.resources.plan import Plan
 from lmcot.actors.resources.served import find_served_plan
 from lmcot.config import Config
+from lmcot.data.loaders import load_examples
+from lmcot.data.tasks import open_task
 from lmcot.errors import UserError
+from lmcot.run.estimate import Estimate, estimate
 from lmcot.training.train import wanted_stages
 
 
@@ -30,8 +34,29 @@ def stage_plans(config: Config) -> list[Plan]:
     return plans
 
 
+def estimate_of(config: Config) -> Estimate | None:
+    """What the run is expected to take and to cost, if the settings have an ``estimate`` section.
+
+    Raises:
+        UserError: if the questions, or the earlier run, cannot be read.
+    """
+    if config.estimate is None:
+        return None
+    data, task = config.data, open_task(config.task)
+    train, validation = (
+        load_examples(
+            source, limit=limit, on_bad=data.on_bad_record, task=task,
+            require_context=config.requires_context,
+        )
+        for source, limit in (
+            (data.train, data.max_train), (data.validation, data.max_validation),
+        )
+    )  # fmt: skip
+    return estimate(config, len(train.examples), len(validation.examples))
+
+
 def show_plan(config: Config, *, as_json: bool = False) -> None:
-    """Prints the plan of each stage.
+    """Prints the plan of each stage, and what the run is expected to take.
 
     Args:
         as_json: a line of JSON in place of tables.
@@ -39,12 +64,15 @@ def show_plan(config: Config, *, as_json: bool = False) -> None:
     Raises:
         UserError: if a stage does not fit, about the first such stage, unless nodes may join.
     """
+    expected = estimate_of(config)
     with ray_cluster(config.actors):
         plans = stage_plans(config)
     if as_json:
-        print(json.dumps([plan.as_json() for plan in plans]))
+        parts = [plan.as_json() for plan in plans]
+        print(json.dumps([*parts, *([{"estimate": asdict(expected)}] if expected else [])]))
     else:
-        print("\n\n".join(plan.describe() for plan in plans))
+        told = [plan.describe() for plan in plans]
+        print("\n\n".join([*told, *([expected.describe()] if expected else [])]))
     refusals = [plan.refusal for plan in plans if plan.short]
     if refusals and not config.actors.autoscaling:
         raise UserError(refusals[0])
