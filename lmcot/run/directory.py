@@ -141,7 +141,8 @@ class RunDirectory:
         return self._ownership.claim
 
     def check_owner(self) -> None:
-        """Checks that no other process has taken the run; cheap, so that it may be called often.
+        """Raises if another process was found to have taken the run; asks nobody, so that it may
+        be called often.
 
         Raises:
             OwnedElsewhere: if one has.

@@ -102,7 +102,7 @@ class Mirror:
             content = last.read_bytes() if last.exists() else None
             stamps = self._stamps()
             for name in self._pushed.keys() - stamps.keys():
-                self._ownership.check()
+                self._ownership.confirm()
                 with suppress(FileNotFoundError):  # an earlier attempt has removed it
                     self._url.fs.rm_file((self._url / name).path)
                 del self._pushed[name]
@@ -110,7 +110,7 @@ class Mirror:
                 if name != _LAST and self._pushed.get(name, [])[:2] != stamp:
                     self._put(name, stamp)
             if content is not None and self._pushed.get(_LAST, [])[:2] != stamps.get(_LAST, []):
-                self._ownership.check()
+                self._ownership.confirm()
                 put(self._url / _LAST, content)
                 self._pushed[_LAST] = stamps.get(_LAST, [])
             self._write_record()
@@ -160,7 +160,7 @@ class Mirror:
             content = (self._folder / name).read_bytes()
         except FileNotFoundError:
             return  # removed meanwhile: the next upload finds it gone
-        self._ownership.check()
+        self._ownership.confirm()
         file, before = self._url / name, self._pushed.get(name, [])
         if not (_has_grown(content, before) and append(file, content[before[0] :], before[0])):
             put(file, content)

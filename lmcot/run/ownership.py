@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,14 +122,14 @@ class Ownership:
         self._thread.start()
 
     def check(self) -> None:
-        """Checks that the run is still this process's; asks the store only after a silence.
-
-        Raises:
-            OwnedElsewhere: if another process has taken it.
-        """
+        """Raises `OwnedElsewhere` if another process was found to have the run; asks nobody."""
         if self._lost is not None:
             raise self._lost
-        if self._claim is not None and _clock() - self._looked > LEASE_S / 2:
+
+    def confirm(self) -> None:
+        """As `look`, but asks the store only if the last answer is not a recent one."""
+        self.check()
+        if _clock() - self._looked > LEASE_S / 2:
             self.look()
 
     def look(self) -> None:
@@ -151,7 +152,8 @@ class Ownership:
         """
         self.stop()
         self.look()
-        self._beat(done=True)
+        with suppress(OSError):  # a full disk: the next owner waits for the lease instead
+            self._beat(done=True)
 
     def stop(self) -> None:
         """Ends the heartbeat; the run stays this process's until another takes it."""

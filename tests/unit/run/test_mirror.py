@@ -318,6 +318,28 @@ def test_a_silent_owner_counts_as_dead_and_ends_when_it_finds_out(
     assert names(url) == []
 
 
+def test_an_owner_hears_of_the_next_one_from_its_heartbeat(
+    machine: Machines, url: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop of a stage asks often, and must not wait for the store."""
+    monkeypatch.setattr(ownership, "BEAT_S", 0.05)
+    first = machine("a")
+    first.open()
+    first.ownership.check()
+    with monkeypatch.context() as away:
+        away.setattr(ownership, "LEASE_S", 0.0)
+        away.setattr(marks, "read_mark", _refuse)
+        first.ownership.check()  # a store that is away ends no run
+        with pytest.raises(OSError, match="no route"):
+            first.ownership.confirm()
+    claim = first.ownership.claim
+    assert claim is not None
+    marks.claim(url, claim.number + 1, marks.Mark("another", "there", "/", 7))
+    first.ownership._thread.join(10)  # it ends with the ownership
+    with pytest.raises(OwnedElsewhere, match="process 7 on there has taken over"):
+        first.ownership.check()
+
+
 def test_the_thread_uploads_and_tells_that_its_owner_lives(
     machine: Machines, url: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
