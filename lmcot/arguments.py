@@ -268,6 +268,7 @@ def _add_data(commands: Any) -> None:
         help="a file, folder, pattern or URL of one; default: the data of the settings",
     )  # fmt: skip
     _add_columns(command)
+    _add_task(command, "extractive_qa (the default without --config)")
     _add_config(command, required=False)
     command.add_argument("--show", type=int, default=1, metavar="N", help="questions; default: 1")
     command.add_argument("--json", action="store_true", help=_LINE)
@@ -314,12 +315,15 @@ def _add_questions_and_models(
         "--large", required=required, metavar="SOURCE",
         help="the frozen LM: the same, or an endpoint, http://HOST:PORT/v1#MODEL",
     )  # fmt: skip
+    _add_task(command, "extractive_qa (the default)")
+    _add_columns(command)
+
+
+def _add_task(command: argparse._ActionsContainer, default: str) -> None:
     command.add_argument(
         "--task", metavar="NAME",
-        help="what the questions are: extractive_qa (the default), boolean, multiple_choice, "
-        "numeric, free_text",
+        help=f"what the questions are: {default}, boolean, multiple_choice, numeric, free_text",
     )  # fmt: skip
-    _add_columns(command)
 
 
 def _add_columns(command: argparse._ActionsContainer) -> None:

@@ -19,9 +19,9 @@ class TaskSettings(Settings):
     """Whether a question without passages is refused where ``data.require_context`` is unset."""
 
     @property
-    def function(self) -> str | None:
-        """The user's own code that it runs, as ``module:name``; None without."""
-        return None
+    def functions(self) -> tuple[str, ...]:
+        """The user's own code that it runs, as ``module:name``."""
+        return ()
 
 
 class ExtractiveQa(TaskSettings):
@@ -77,29 +77,38 @@ class FreeText(TaskSettings):
         return metric
 
     @property
-    def function(self) -> str | None:
+    def functions(self) -> tuple[str, ...]:
         """The function that compares answers, where it is the user's own."""
-        return self.metric if ":" in self.metric else None
+        return (self.metric,) if ":" in self.metric else ()
 
 
 class CustomTask(TaskSettings):
-    """A task of the user's own: a class that derives from ``lmcot.data.tasks.Task``."""
+    """A task of the user's own: plain functions, or a class that derives from
+    ``lmcot.data.tasks.Task``."""
 
     kind: Literal["custom"]
     name: str
-    """The class, as ``module:Class``. The module must be importable where the actors run."""
+    """The class, as ``module:Class``; or ``module:function``, which compares an answer with the
+    right ones: ``def score(answer: str, right_answers: tuple[str, ...]) -> bool | float``, 1 for a
+    right answer. The module must be importable where the actors run."""
+    read: str | None = None
+    """With a function as ``name``: another one that reads the answer out of a text,
+    ``def read(text: str, question: str) -> str``; unset: what the text states."""
+    fields: str | None = None
+    """With a function as ``name``: another one that puts a record into the fields of docs/data.md,
+    ``def fields(record: dict) -> dict``; a ValueError makes it a bad record."""
 
-    @field_validator("name")
+    @field_validator("name", "read", "fields")
     @classmethod
-    def _is_named_in_full(cls, name: str) -> str:
-        if not _MODULE_NAME.fullmatch(name):
-            raise ValueError(f"'{name}' is not of the form module:Class")
+    def _is_named_in_full(cls, name: str | None) -> str | None:
+        if name is not None and not _MODULE_NAME.fullmatch(name):
+            raise ValueError(f"'{name}' is not of the form module:Class or module:function")
         return name
 
     @property
-    def function(self) -> str | None:
-        """The class."""
-        return self.name
+    def functions(self) -> tuple[str, ...]:
+        """The class, or the functions."""
+        return tuple(one for one in (self.name, self.read, self.fields) if one is not None)
 
 
 def _by_name(task: object) -> object:

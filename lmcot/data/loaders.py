@@ -31,6 +31,8 @@ class LoadedExamples:
     skipped: int = 0
     problems: list[str] = field(default_factory=list)
     """What was wrong with the first few skipped records, one sentence each."""
+    remedy: str = ""
+    """What to do about the first of them; empty if none was skipped."""
     left_out: int = 0
     """Number of good examples that the caller wanted left out."""
 
@@ -66,7 +68,10 @@ def load_examples(
     opened = replace(_opened(source), task=task, require_context=require_context)
     loaded = _collect(opened, limit, on_bad, leaves_out)
     if not loaded.examples and loaded.skipped:
-        raise UserError(f"{opened.name} holds bad records only; the first: {loaded.problems[0]}")
+        raise UserError(
+            f"{opened.name} holds bad records only; the first: {loaded.problems[0]}; "
+            f"{loaded.remedy}"
+        )
     if not loaded.examples and loaded.left_out:
         raise UserError(
             f"all {loaded.left_out} questions of {opened.name} are shown as demonstrations: give "
@@ -127,6 +132,7 @@ def _collect(
     places: dict[str, str] = {}
     skipped = left_out = 0
     problems: list[str] = []
+    remedy = ""
     for where, record in opened.records:
         try:
             example = _parse(record, opened, places)
@@ -136,6 +142,7 @@ def _collect(
                     f"{where}: {problem}; {problem.remedy}, or set data.on_bad_record to 'skip'"
                 ) from None
             skipped += 1
+            remedy = remedy or problem.remedy
             if len(problems) < _PROBLEMS_KEPT:
                 problems.append(f"{where}: {problem}")
             continue
@@ -148,7 +155,7 @@ def _collect(
         examples[example.id] = example
         if len(examples) == limit:
             break
-    return LoadedExamples(list(examples.values()), skipped, problems, left_out)
+    return LoadedExamples(list(examples.values()), skipped, problems, remedy, left_out)
 
 
 def _parse(record: object, opened: _Opened, places: dict[str, str]) -> Example:

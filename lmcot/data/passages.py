@@ -65,10 +65,10 @@ def context_of(
     field = next((name for name in CONTEXTS if record.get(name) is not None), None)
     if field is None:
         raise BadRecord(
-            "the field 'context' is missing: a question is answered from passages that come with "
-            "it",
-            "correct the record, set data.require_context to false if the questions come without "
-            "passages",
+            "the field 'context' is missing: a question of the task extractive_qa is answered from "
+            "passages that come with it",
+            "correct the record, name another task (--task, docs/tasks.md), set "
+            "data.require_context to false if the questions come without passages",
         )
     passages = _passages(record, field)
     facts = _rows(record, "supporting_facts") if record.get("supporting_facts") is not None else []

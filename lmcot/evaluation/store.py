@@ -266,8 +266,7 @@ def fingerprint(config: Config, source: str, *more: Any) -> str:
         more: anything else that the file depends on.
     """
     settings = digested_settings(config, "evaluate")
-    own = config.task.function
-    more = (*more, *([own_source("task", own)] if own is not None else []))
+    more = (*more, *(own_source("task", own) for own in config.task.functions))
     weights = [
         (name, *version)
         for name, version in (versions_of(place(source)) if source else {}).items()

@@ -64,8 +64,8 @@ def contents(run: Run, stage: str) -> dict[str, str]:
     }
     if run.demonstrations is not None:
         found[DEMONSTRATIONS_KEY] = demonstrations_digest(run.demonstrations)
-    if run.config.task.function is not None:
-        found["task"] = _digest(own_source("task", run.config.task.function))
+    if own := run.config.task.functions:
+        found["task"] = _digest("".join(own_source("task", one) for one in own))
     if known.evaluates and run.config.evaluate.during.every:
         found["data.validation"] = _questions(run.validation)
     rewards = run.config.rewards

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from lmcot.config import Config, ContextSettings, DataSource
+from lmcot.config.task import ExtractiveQa, TaskSettings
 from lmcot.data import load_examples
 from lmcot.data.context import CountTokens, apply_context, render_context
 from lmcot.data.tasks import EXTRACTIVE_QA, Task, open_task
@@ -66,23 +67,31 @@ class Description:
 
 
 def describe_data(
-    sources: Sequence[DataSource], config: Config | None, *, show: int, as_json: bool
+    sources: Sequence[DataSource],
+    config: Config | None,
+    *,
+    show: int,
+    as_json: bool,
+    task: TaskSettings | None = None,
 ) -> None:
     """Prints what is understood of files or data sets.
 
     Args:
         config: settings whose small LM counts tokens, and whose context budget is applied.
         show: number of questions of each that are shown.
+        task: what the questions are, in place of the settings' task.
 
     Raises:
         UserError: if a source cannot be read, or holds no question.
     """
     counted = _small_lm(config) if config is not None else None
     context = config.data.context if config is not None else None
-    task = EXTRACTIVE_QA if config is None else open_task(config.task)
-    needs = config is None or config.requires_context
+    asked = task or (ExtractiveQa() if config is None else config.task)
+    needs = asked.needs_context if task or config is None else config.requires_context
     for source in sources:
-        found = description(source, counted, context, show=show, task=task, require_context=needs)
+        found = description(
+            source, counted, context, show=show, task=open_task(asked), require_context=needs
+        )
         print(json.dumps(asdict(found), ensure_ascii=False) if as_json else in_words(found))
 
 

@@ -80,7 +80,7 @@ def settings_text(wanted: Wanted) -> str:
     tokenizer = load_tokenizer(wanted.small)
     room = _room(wanted, tokenizer)
     source = FileData(kind="file", path=wanted.data, columns=wanted.columns)
-    task = _task(wanted.task)
+    task = task_of(wanted.task)
     loaded = load_examples(
         source, on_bad="skip", task=open_task(task), require_context=task.needs_context
     )
@@ -100,7 +100,7 @@ def settings_text(wanted: Wanted) -> str:
     return "\n".join(sections) + "\n"
 
 
-def _task(name: str) -> TaskSettings:
+def task_of(name: str) -> TaskSettings:
     try:
         found: TaskSettings = TypeAdapter(TaskChoice).validate_python(name)
     except ValidationError:

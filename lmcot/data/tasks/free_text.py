@@ -42,8 +42,8 @@ class FreeTextTask(Task):
             f"Answers are texts: F1 is {settings.metric}, and EM the share of answers whose "
             f"{settings.metric} is at least {settings.right_from:g}."
         )
-        own = settings.function
-        self._metric = _named(settings.metric) if own is None else _guarded(own)
+        own = bool(settings.functions)
+        self._metric = _guarded(settings.metric) if own else _named(settings.metric)
 
     def read(self, text: str, question: str, *, cut: bool = False) -> Reading:
         """What the text states as its answer, at its whole length, else the whole text."""
