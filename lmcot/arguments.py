@@ -11,6 +11,7 @@ from lmcot.config.stages import BASE, POLICIES, TRAINING_STAGES
 from lmcot.storage import local_path, place
 from lmcot.version import __version__
 
+SHELLS = ("bash", "zsh", "fish")
 _LINE = "a line of JSON"
 PUSHED = tuple(policy for policy in POLICIES if policy != BASE)
 _STAGES = {
@@ -96,6 +97,9 @@ def make_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--run-dir", type=place, metavar="DIR", help="whether it can be written")
     doctor.add_argument("--json", action="store_true", help="a line of JSON for each finding")
     _add_overrides(doctor)
+    text = "print a shell's completion of this command"
+    completion = commands.add_parser("completion", help=text, description=text)
+    completion.add_argument("shell", choices=SHELLS)
     show = commands.add_parser("config", help="check settings and print them as resolved")
     _add_config(show)
     _add_overrides(show)

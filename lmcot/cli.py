@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lmcot import run_files
-from lmcot.arguments import parse_arguments
+from lmcot.arguments import make_parser, parse_arguments
 from lmcot.errors import Interrupted, UserError
 from lmcot.process import prepare
 
@@ -105,6 +105,11 @@ def _run(options: argparse.Namespace) -> int:
         return _run_init(options)
     if options.command == "push":
         return _run_push(options)
+    if options.command == "completion":
+        from lmcot.tools.completion import show_completion
+
+        show_completion(make_parser(), options.shell)
+        return 0
     if options.command == "doctor":
         return _run_doctor(options)
     if options.command == "evaluate":

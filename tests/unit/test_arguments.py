@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from lmcot.arguments import parse_arguments
+from lmcot.arguments import SHELLS, parse_arguments
+from lmcot.cli import main
 
 
 @pytest.mark.parametrize(
@@ -34,6 +37,34 @@ def test_what_is_unknown_is_still_refused(line: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         parse_arguments(line.split())
     assert "unrecognized arguments: " in capsys.readouterr().err
+
+
+def test_completion_without_its_extra_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 2
+    assert "pip install 'lmcot[completion]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_knows_commands_and_options(
+    shell: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("shtab")
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("refine", "inspect", "run-dir"))
+    if shell == "bash":
+        file = tmp_path / "lmcot.bash"
+        file.write_text(script, encoding="utf-8")
+        asked = "COMP_WORDS=(lmcot ref) COMP_CWORD=1; COMP_LINE='lmcot ref'; COMP_POINT=9; "
+        completes = "$(complete -p lmcot | sed 's/.*-F //; s/ .*//') lmcot ref lmcot"
+        ask = f"source {file}; {asked} {completes}"
+        told = subprocess.run(
+            ["bash", "-c", f"{ask}; echo ${{COMPREPLY[@]}}"], text=True, capture_output=True
+        )
+        assert "refine" in told.stdout, told.stderr
 
 
 def test_paths_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
