@@ -86,6 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_init(commands)
     _add_push(commands)
+    _add_export(commands)
     text = "show what each stage's actors take, and whether the cluster has room for them"
     plan = commands.add_parser("plan", help=text, description=text)
     _add_config(plan)
@@ -299,6 +300,14 @@ def _add_push(commands: Any) -> None:
         "--licence", "--license", metavar="NAME",
         help="of the weights, such as apache-2.0; default: that of the model they are made from",
     )  # fmt: skip
+
+
+def _add_export(commands: Any) -> None:
+    text = "write a run's settings and metrics into Weights & Biases or MLflow"
+    command = commands.add_parser("export", help=text, description=text)
+    command.add_argument("run", type=place, metavar="RUN")
+    command.add_argument("--to", required=True, choices=("wandb", "mlflow"))
+    command.add_argument("--project", default="lmcot", metavar="NAME", help="default: lmcot")
 
 
 def _add_questions_and_models(

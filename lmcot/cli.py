@@ -103,6 +103,11 @@ def _run(options: argparse.Namespace) -> int:
         return _run_data(options)
     if options.command == "init":
         return _run_init(options)
+    if options.command == "export":
+        from lmcot.tools.export import export
+
+        export(options.run, options.to, options.project)
+        return 0
     if options.command == "push":
         return _run_push(options)
     if options.command == "completion":
