@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from lmcot import Guide
 from lmcot.files import cache_folder
 from lmcot.learner.checkpoints import CheckpointStore
-from lmcot.run import mirror
+from lmcot.run import ownership
 from lmcot.run.mirror import working_folder
 from lmcot.storage import fetched, is_remote, place, versions_of
 from tests.integration.cloud import cloud, needs_cloud, settings
@@ -81,7 +81,7 @@ def test_a_run_goes_on_on_another_machine_as_if_nothing_had_been(
     assert len(logged) >= reached, "what was logged before a checkpoint is there with it"
 
     monkeypatch.setenv("LMCOT_CACHE", str(tmp_path / "second machine"))
-    monkeypatch.setattr(mirror, "LEASE_S", 2.0)
+    monkeypatch.setattr(ownership, "LEASE_S", 2.0)
     capsys.readouterr()
     run(url, steps)
     told = capsys.readouterr().err
@@ -97,7 +97,7 @@ def test_a_run_goes_on_on_another_machine_as_if_nothing_had_been(
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     names = list(versions_of(url))
     assert [name for name in names if name.endswith("COMPLETE")] == [
-        f"checkpoints/step-{STEPS:06d}/COMPLETE"
+        f"checkpoints/step-{STEPS:06d}-2/COMPLETE"  # of the run's second owner
     ]
     for step in range(1, STEPS + 1):
         assert f"rollouts/step-{step:06d}.jsonl" in names
