@@ -105,13 +105,23 @@ class RunDirectory:
             if self._mirror is not None:
                 self._mirror.open()
             else:
-                self._ownership.take(self._ownership.wait()[0])
+                self._take_folder()
             run_files.check_format(self.path)
         except BaseException:
             self._ownership.stop()
             self._lock.close()
             raise
         return self
+
+    def _take_folder(self) -> None:
+        """Takes a run in a folder, which processes on other machines may share."""
+        try:
+            self._ownership.take(self._ownership.wait()[0])
+        except OSError as error:
+            raise UserError(
+                f"the run directory '{self.path}' cannot be written ({error.strerror}): choose "
+                "another with --run-dir"
+            ) from None
 
     def __exit__(
         self,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +20,9 @@ import yaml
 from lmcot.config import Config, depends, load_config, parse_config
 from lmcot.errors import Interrupted, UserError
 from lmcot.learner.checkpoints import MARKER
+from lmcot.ownership import Mark, OwnedElsewhere, claim
 from lmcot.records import Annotation, to_json
+from lmcot.run import ownership
 from lmcot.run.directory import RunDirectory, read_annotations
 from lmcot.run.interruption import Interruption
 
@@ -345,3 +349,64 @@ def test_outside_the_main_thread_signals_stay_as_they_are() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership, "LEASE_S", 0.3)
+    monkeypatch.setattr(ownership, "_LOOK_EVERY_S", 0.02)
+
+
+def _leave_mark(folder: Path, host: str) -> None:
+    """What a process on a machine leaves in a shared folder when it is killed."""
+    claim(folder, 1, Mark("of the other", host, str(folder), 7))
+    beat = {"session": "of the other", "host": host, "folder": str(folder), "pid": 7, "beats": 1}
+    (folder / ownership.OWNER).write_text(json.dumps({**beat, "done": False}))
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_owner_on_another_machine_that_shares_the_folder_is_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lock of a file is no news from another machine on every shared file system."""
+    _leave_mark(tmp_path, "elsewhere")
+    with RunDirectory(tmp_path) as directory:
+        assert directory.claim is not None
+        assert directory.claim.number == 2
+    assert "the process 7 on elsewhere has been silent for" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_owner_on_another_machine_that_lives_keeps_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _leave_mark(tmp_path, "elsewhere")
+    beats = iter(range(2, 1000))
+
+    def beat(_: float) -> None:
+        file = tmp_path / ownership.OWNER
+        file.write_text(json.dumps({**json.loads(file.read_text()), "beats": next(beats)}))
+
+    monkeypatch.setattr(time, "sleep", beat)
+    with pytest.raises(OwnedElsewhere, match="process 7 on elsewhere is writing"):
+        RunDirectory(tmp_path).__enter__()
+
+
+def test_an_owner_of_this_machine_that_was_killed_is_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _leave_mark(tmp_path, socket.gethostname())
+    with RunDirectory(tmp_path):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_whose_marks_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(ownership, "claim", refuse)
+    with pytest.raises(UserError, match=r"cannot be written \(Permission denied\)"):
+        RunDirectory(tmp_path).__enter__()
