@@ -98,9 +98,13 @@ def units_of(config: Config, questions: int, validation: int) -> dict[str, float
     refine = config.refine
     found["refine"] = refine.steps * refine.prompts_per_step * refine.samples_per_prompt
     if config.frozen is not None:
-        rows = config.evaluate.rows
-        found["evaluate"] = validation * len(default_rows() if rows is None else rows)
+        found["evaluate"] = validation * len(_rows(config))
     return found
+
+
+def _rows(config: Config) -> list[str]:
+    rows = config.evaluate.rows
+    return default_rows() if rows is None else list(rows)
 
 
 def taken_by(run: Path, config: Config) -> dict[str, Taken]:
@@ -173,6 +177,11 @@ def estimate(config: Config, questions: int, validation: int) -> Estimate | None
                 slower, told = _by_actors(stage, before, config)
                 seconds *= ratio * slower
                 notices += told
+            if stage == "evaluate" and before is not None and _rows(before) != _rows(config):
+                notices.append(
+                    "evaluate: the earlier run has other rows; a question of each is taken to cost "
+                    "the same"
+                )
         else:
             notices.append(f"{stage}: no rate is known, so that the sums leave it out: {_REMEDY}")
             continue

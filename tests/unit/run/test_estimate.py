@@ -98,6 +98,13 @@ def test_other_numbers_of_actors_are_counted_and_told(tmp_path: Path) -> None:
     assert any("refine: the numbers of actors differ" in told for told in found.notices)
 
 
+def test_other_rows_of_an_evaluation_are_told(tmp_path: Path) -> None:
+    run = earlier(tmp_path / "run")
+    found = estimate(settings(estimate={"like": run}, evaluate={"rows": ["cot"]}), 10, 4)
+    assert found is not None
+    assert any("evaluate: the earlier run has other rows" in told for told in found.notices)
+
+
 def test_given_rates_replace_measured_ones() -> None:
     rates = {"refine": {"seconds": 2.0, "frozen_tokens": 10.0}}
     found = estimate(settings(estimate={"rates": rates}), 10, 4)
