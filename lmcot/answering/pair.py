@@ -18,7 +18,6 @@ from lmcot.errors import UserError
 from lmcot.files import read_object
 from lmcot.frozen.needs import cost_in_words
 from lmcot.frozen.templates import open_templates
-from lmcot.models.generation.vllm_start import check_vllm
 from lmcot.monitor.progress import say
 from lmcot.rewards.first_check import check_frozen
 from lmcot.storage import reaching
@@ -116,6 +115,8 @@ def learned(pair: Pair) -> Pair:
             or does not run the small LM.
     """
     if pair.config.serve.small.vllm is not None:
+        from lmcot.models.generation.vllm_start import check_vllm  # which imports torch
+
         check_vllm("serve.small.vllm is set", "leave it unset", "the small LM", pair.source)
     templates = open_templates(pair.config.prompts)
     checked = check_frozen(pair.config, templates, "serve")
