@@ -50,7 +50,7 @@ class RolloutActor(ActorBase):
         use_threads(threads)
         self._trains = trains
         self._verify = verify
-        self._sleeps = rests
+        self._rests = rests
         self._settings = policy
         self._engine = rollout or TransformersRollout()
         self._source = source
@@ -59,7 +59,7 @@ class RolloutActor(ActorBase):
         self._version = 0
         self._held = ""
         self._sampler: Sampler
-        self._rests = False
+        self._resting = False
         self._sampling = 0
         """Units that are being sampled."""
         self._changed = threading.Condition()
@@ -81,16 +81,16 @@ class RolloutActor(ActorBase):
                 source,
                 trains=self._trains,
                 verify=self._verify,
-                sleeps=self._sleeps,
+                sleeps=self._rests,
             )
-            self._version, self._held, self._rests = 0, "", False
+            self._version, self._held, self._resting = 0, "", False
 
     def rest(self) -> None:
         """Frees its memory of a GPU until its next unit, once no unit is being sampled."""
         with self._alone():
-            if not self._rests and hasattr(self, "_sampler"):
+            if not self._resting and hasattr(self, "_sampler"):
                 self._sampler.sleep()
-                self._rests = True
+                self._resting = True
 
     def use_weights(self, weights: WeightsRef) -> None:
         """Takes up a version that the learner published, or its own source's if there is none.
@@ -103,9 +103,9 @@ class RolloutActor(ActorBase):
         """
         import ray
 
-        if self._rests:
+        if self._resting:
             self._sampler.wake()
-            self._rests = False
+            self._resting = False
         wanted = _name_of(weights)
         if wanted == self._held:
             return

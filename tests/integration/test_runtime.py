@@ -8,12 +8,15 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import ray
 import torch
 from safetensors.torch import load_file
 
+from lmcot.actors.fleet import Fleet
+from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.errors import UserError
 from lmcot.learner.checkpoints import CheckpointStore
 from lmcot.training.batch import Batch
@@ -52,10 +55,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path
     It rests while the learner learns, as where both share a GPU; those of the others do not.
     """
     folder = tmp_path_factory.mktemp("undisturbed")
-    run(
-        folder, *JUDGED, f"refine.steps={STEPS}", "actors.rollout.count=1",
-        "actors.colocate=true",
-    )  # fmt: skip
+    with patch.object(Fleet, "tell", autospec=True, side_effect=Fleet.tell) as rested:
+        run(
+            folder, *JUDGED, f"refine.steps={STEPS}", "actors.rollout.count=1",
+            "actors.colocate=true",
+        )  # fmt: skip
+    assert [call.args[1] for call in rested.mock_calls] == [RolloutActor.rest] * STEPS
     assert_counted_once(folder, STEPS)
     assert told(folder, "health/actor_restarts") == [0] * STEPS
     return folder

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
-import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +17,12 @@ from lmcot.config import dump_config, parse_config
 from lmcot.errors import UserError
 from lmcot.serve.client import Client
 from lmcot.serve.run import start
-from tests.integration.test_serving import CONTEXT, address, at_work, free_port
+from tests.integration.test_serving import (
+    CONTEXT,
+    address,
+    check_that_leaving_cancels,
+    free_port,
+)
 from tests.vllm.conftest import make_model
 
 OWN_ENGINE = {
@@ -112,32 +113,7 @@ def test_a_stream_is_what_the_whole_answer_is(client: Client) -> None:
 
 def test_a_client_that_goes_away_cancels_its_rationale(client: Client) -> None:
     """A rationale that would take seconds; its place is free sooner than that."""
-    body = json.dumps(
-        {"question": "Which?", "max_tokens": WINDOW // 2, "temperature": 2.0, "seed": 1,
-         "stream": True}
-    )  # fmt: skip
-
-    def begin() -> tuple[http.client.HTTPConnection, Any]:
-        connection = http.client.HTTPConnection(
-            address(client).removeprefix("http://"), timeout=120
-        )
-        connection.request("POST", "/v1/answer", body, {"content-type": "application/json"})
-        reply = connection.getresponse()
-        assert reply.readline().startswith(b"event: token")
-        return connection, reply
-
-    started = time.monotonic()
-    connection, reply = begin()
-    reply.read()
-    connection.close()
-    whole = time.monotonic() - started
-    connection, _ = begin()
-    left = time.monotonic()
-    connection.sock.shutdown(socket.SHUT_RDWR)
-    connection.close()
-    while at_work(client):
-        assert time.monotonic() - left < 0.7 * whole, "it is written to its end for nobody"
-        time.sleep(0.02)
+    check_that_leaving_cancels(client, max_tokens=WINDOW // 2, temperature=2.0)
 
 
 def test_what_vllm_does_not_run_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lmcot.config import Dtype, LoraSettings, VllmSettings
@@ -32,6 +28,7 @@ from lmcot.models.generation.requests import (
     unfit,
 )
 from lmcot.models.generation.vllm_start import MOST_LOGPROBS, refusals, start_vllm
+from lmcot.models.generation.vllm_weights import reload
 from lmcot.records import Failure, FailureKind
 
 _COLDEST, _HOTTEST = 0.01, 2.0
@@ -184,18 +181,8 @@ class VllmEngine:
             RuntimeError: if a request is in flight, since its tokens would mix two versions.
         """
         self._check_idle()
-        if self._processes == 1:
-            self._reload(weights_iterator=iter(tensors))
-        else:
-            # Each process reads its part of a file, which only exists in memory.
-            with TemporaryDirectory(dir=_in_memory()) as folder:
-                save_file(dict(tensors), Path(folder) / "model.safetensors")
-                self._reload(weights_path=folder)
-        self._vllm.apply_model(_pack_tied_layers)
+        reload(self._vllm, tensors, self._processes)
         self._forget_prefixes()
-
-    def _reload(self, **weights: Any) -> None:
-        self._vllm.collective_rpc("reload_weights", kwargs=weights)
 
     def sleep(self) -> None:
         """Frees the GPU's memory of weights, keys and values until `wake`; without one, nothing.
@@ -404,21 +391,3 @@ def _reason(request: SampleRequest, tokens: list[int]) -> FinishReason | None:
 
 def _last_tokens(request: ScoreRequest, reading: _Reading) -> set[int]:
     return {request.continuations[index][-1] for index in reading.indices}
-
-
-def _in_memory() -> str | None:
-    """A folder that lies in memory; None where there is none."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-
-
-def _pack_tied_layers(model: torch.nn.Module) -> None:
-    """Packs weights again that two layers share, for vLLM's kernels for CPUs.
-
-    Loading packs only the layer that the weights are named after. An output layer that is tied to
-    the embedding would keep what was packed of the old weights.
-    """
-    layer: Any
-    for layer in model.modules():
-        weight = getattr(layer, "weight", None)
-        if hasattr(layer, "cpu_linear") and isinstance(weight, Tensor) and weight.numel():
-            layer.quant_method.process_weights_after_loading(layer)
