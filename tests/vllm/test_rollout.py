@@ -178,7 +178,7 @@ def test_what_vllm_holds_is_compared_with_what_was_sent(
     actor.setup()
     try:
         monkeypatch.setattr(
-            "lmcot.models.generation.vllm_engine._pack_tied_layers", lambda model: None
+            "lmcot.models.generation.vllm_weights._pack_tied_layers", lambda model: None
         )
         unit = replace(UNIT, policy_version=5, weights=(Reference(_published(new, 5)),))
         with pytest.raises(RuntimeError, match="log-probabilities of version 5 differ by"):
