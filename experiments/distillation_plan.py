@@ -34,6 +34,7 @@ PROMPT_ROWS = ("standard", "cot", "control_oracle", "control_empty")
 SHORT_ROWS = ("standard", "control_oracle")
 FIRST_ROWS = ("standard", "guided_distilled", "small_alone", "control_oracle")
 CURVE_ROWS = FIRST_ROWS[1:3]
+REFINED_ROWS = ("guided_distilled", "guided_refined", "small_alone")
 GUIDED_ROWS = (*FIRST_ROWS, "cot", "control_masked")
 FROZEN_ORDER = ("qwen", "smollm", "gemma")
 
@@ -134,7 +135,14 @@ def plan(runs: Path) -> list[Step]:
             )
         ),
         _from_facts_with_adapters(400),
-        *(_refined(runs, "facts-1600", lm) for lm in ("smollm", "qwen")),
+        *(
+            step
+            for trained_for in ("smollm", "qwen")
+            for step in (
+                _refined(runs, "facts-1600", trained_for),
+                *(_guided_refined(runs, "facts-1600", trained_for, lm) for lm in FROZEN_ORDER),
+            )
+        ),
         *_prompts(),
     ]
 
@@ -265,31 +273,46 @@ def _guided(
 
 
 def _refined(runs: Path, policy: str, lm: str) -> Step:
-    """GRPO on a frozen LM's answers, from a distilled policy, with adapters only."""
+    """GRPO on a frozen LM's answers, from a distilled policy.
+
+    All weights learn: with adapters of rank 16 at a rate of 1e-4 the policy had not moved after 36
+    steps (0.0004 nats a token of KL). It samples warmer than it writes, since a distilled policy's
+    entropy is 0.13 nats a token and a third of the groups had one reward.
+    """
     changed = {
         "frozen.source": lm,
         **({"frozen.chat": CHAT[lm]} if CHAT[lm] else {}),
-        "policy.max_new_tokens": 160,
+        "policy.max_new_tokens": 96,
+        "policy.temperature": 1.2,
         "teacher": FACTS,
         "prompts.demonstrations": {**drawn(4), "rationale": "teacher"},
         "prompts.templates": OWN_TEMPLATES[lm],
-        "policy.lora": {"rank": 16, "alpha": 32},
         "refine.start_from": "base",
-        "refine.steps": 300,
+        "refine.steps": 100,
         "refine.prompts_per_step": 8,
         "refine.samples_per_prompt": 4,
         "refine.advantage": {"kind": "grpo"},
         "refine.filter": {"by": "task", "refill": 1.0},
         "refine.kl": {"kind": "fixed", "coefficient": 0.01, "apply_to": "loss"},
-        "refine.optimiser": {"learning_rate": 1e-4, "eps": 1e-5, "warmup_steps": 5},
+        "refine.optimiser": {"learning_rate": 2e-5, "eps": 1e-5, "warmup_steps": 5},
         "rewards.aspects": {},
         "actors.prompts_per_unit": 8,
-        "checkpoints.every": 5,
+        "checkpoints.every": 10,
     }
     step = Step(f"refine/{lm}", ("refine",), changed)
     step.settings["policy"]["source"] = _policy(runs, policy)
     step.settings["prompts"]["demonstrations"]["rationales"] = _kept(runs)
     del step.settings["teacher"]
+    return step
+
+
+def _guided_refined(runs: Path, policy: str, trained_for: str, lm: str) -> Step:
+    """A frozen LM guided by a policy before and after it was refined for some frozen LM."""
+    step = _guided(runs, policy, lm, REFINED_ROWS)
+    step.name = f"refined/{policy}-for-{trained_for}-{lm}"
+    step.changed = {**step.changed, "trained for": trained_for}
+    refined = runs / "refine" / trained_for / "run" / "refined"
+    step.settings["evaluate"]["policies"]["refined"] = str(refined.resolve())
     return step
 
 
