@@ -129,6 +129,8 @@ class _Found:
     """Tokens that are enough for most contexts."""
     rationale: int
     """Tokens that are enough for most rationales of supporting facts; 0: there are none."""
+    passages: int
+    """The most passages of a question; 0: there are none."""
 
     @staticmethod
     def of(examples: list[Example], count_tokens: CountTokens) -> _Found:
@@ -143,6 +145,7 @@ class _Found:
             len(examples),
             _enough([count_tokens(render_context(one.context)) for one in examples]),
             _enough([count_tokens(text) for text in rationales]) if enough else 0,
+            max(len(one.context) for one in examples),
         )
 
 
@@ -164,16 +167,21 @@ def _data(wanted: Wanted, found: _Found, bad: int, room: int | None) -> str:
     lines.append(f"  max_validation: {_MOST_VALIDATION}")
     if bad:
         lines.append(f"  on_bad_record: skip  # {bad} records: 'lmcot data' says what is wrong")
-    context = min(max(found.context, _CONTEXT[0]), _CONTEXT[1])
-    if room is not None:
-        context = min(context, room // 2)  # the other half is for the demonstrations
-    lines.append(f"  context: {{max_tokens: {context}}}  # most have up to {found.context}")
-    if found.rationale:
-        lines[-1] = (
-            "  # Gold passages and two others; 'distractors: all' shows every passage.\n"
-            f"  context: {{distractors: 2, max_tokens: {context}}}"
-        )
+    if found.passages:
+        lines.append(_context(found, room))
     return "\n".join(lines)
+
+
+def _context(found: _Found, room: int | None) -> str:
+    tokens = min(max(found.context, _CONTEXT[0]), _CONTEXT[1])
+    if room is not None:
+        tokens = min(tokens, room // 2)  # the other half is for the demonstrations
+    if not found.rationale or found.passages < 2:
+        return f"  context: {{max_tokens: {tokens}}}  # most have up to {found.context}"
+    return (
+        "  # Gold passages and two others; 'distractors: all' shows every passage.\n"
+        f"  context: {{distractors: 2, max_tokens: {tokens}}}"
+    )
 
 
 def _prompts(found: _Found, room: int | None) -> str:

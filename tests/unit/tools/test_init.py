@@ -70,6 +70,17 @@ def test_an_endpoint_and_questions_without_facts(tmp_path: Path) -> None:
     assert config.data.validation.part == "all"
 
 
+def test_questions_without_passages_get_no_words_on_passages(tmp_path: Path) -> None:
+    """Their facts are a solution, which the teacher's rationales are made of all the same."""
+    record = {"answer": True, "facts": ["Velm lies in Oster.", "Oster is in the north."]}
+    config = made(tmp_path, written(tmp_path, record), "--task", "boolean")
+    assert config.teacher is not None
+    assert config.teacher.kind == "supporting_facts"
+    text = (tmp_path / "made.yaml").read_text()
+    assert "passage" not in text
+    assert "context:" not in text
+
+
 def test_columns_are_kept(tmp_path: Path) -> None:
     record = {"gold": {"text": "Oster"}, "context": RECORD["context"]}
     config = made(tmp_path, written(tmp_path, record), "--column", "answer=gold.text")
