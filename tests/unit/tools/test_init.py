@@ -77,7 +77,7 @@ def test_questions_without_passages_get_no_words_on_passages(tmp_path: Path) -> 
     assert config.teacher is not None
     assert config.teacher.kind == "supporting_facts"
     text = (tmp_path / "made.yaml").read_text()
-    assert "passage" not in text
+    assert "Gold passages" not in text
     assert "context:" not in text
 
 
