@@ -59,7 +59,7 @@ def test_scripts_that_take_the_best_over_aliases(part: str, script: str) -> None
 
 
 TEXTS = st.text(
-    st.sampled_from([*"aAnthe yYso12éß北“’\t\u00a0", *string.punctuation]), max_size=12
+    st.sampled_from([*"aAnthe yYso12éß北“\u2019\t\u00a0", *string.punctuation]), max_size=12
 ) | st.text(max_size=12)
 
 
