@@ -50,6 +50,13 @@ class RemoteError:
         return RuntimeError(f"the {actor} failed: {self.message}\n{self.details}")
 
 
+def unwrap(value: Any, role: str) -> Any:
+    """What a call returned; raises the error that it returned instead."""
+    if isinstance(value, RemoteError):
+        raise value.to_exception(f"{role} actor")
+    return value
+
+
 class ActorBase:
     """Answers RLlib's actor manager: `ping` and `apply`."""
 

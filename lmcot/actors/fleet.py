@@ -21,7 +21,7 @@ import ray
 from ray.exceptions import RayError
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
-from lmcot.actors.base import ActorBase, RemoteError, Unanswered
+from lmcot.actors.base import ActorBase, RemoteError, Unanswered, unwrap
 from lmcot.actors.ledger import Assignment, Ledger, UnitLost
 from lmcot.actors.news import LONGEST_WAIT_S, wait_for_news
 from lmcot.actors.resources.placement import Placement
@@ -77,7 +77,7 @@ class Fleet(Generic[_Actor]):
         self._manager = FaultTolerantActorManager(
             self.handles, max_remote_requests_in_flight_per_actor=1
         )
-        self._upkeep = Upkeep(role, self._manager, self._unwrap, settings.start_timeout_s)
+        self._upkeep = Upkeep(role, self._manager, settings.start_timeout_s)
         self._ledger = Ledger(
             settings.max_attempts,
             settings.unit_timeout_s,
@@ -206,7 +206,7 @@ class Fleet(Generic[_Actor]):
             ):
                 sent -= 1
                 if result.ok:
-                    results[result.actor_id] = self._unwrap(result.get())
+                    results[result.actor_id] = unwrap(result.get(), self.role)
                     continue
                 lost = first_line(result.get())
                 self._upkeep.lost(result.actor_id, lost)
@@ -336,7 +336,7 @@ class Fleet(Generic[_Actor]):
             elif isinstance(value, RemoteError) and value.kind == "not set up":
                 self._lose(assignment, value.message)
             elif self._ledger.settle(assignment):
-                results.append((assignment, self._unwrap(value)))
+                results.append((assignment, unwrap(value, self.role)))
         return results
 
     def _take(self, ref: Any) -> Assignment:
@@ -389,11 +389,6 @@ class Fleet(Generic[_Actor]):
                 "come back: check that the cluster still has the resources that "
                 "'actors' asks for, or raise actors.start_timeout_s"
             )
-
-    def _unwrap(self, value: Any) -> Any:
-        if isinstance(value, RemoteError):
-            raise value.to_exception(f"{self.role} actor")
-        return value
 
 
 def _named(

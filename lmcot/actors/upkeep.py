@@ -6,13 +6,13 @@ RLlib's `FaultTolerantActorManager` knows who is healthy and makes the calls; no
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ray
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
-from lmcot.actors.base import RemoteError
+from lmcot.actors.base import RemoteError, unwrap
 from lmcot.errors import first_line
 from lmcot.monitor.progress import say
 
@@ -31,18 +31,15 @@ class Upkeep:
         self,
         role: str,
         manager: FaultTolerantActorManager,
-        unwrap: Callable[[Any], Any],
         limit_s: float,
     ) -> None:
         """Begins with all actors in service.
 
         Args:
-            unwrap: raises the error of a setup that cannot succeed.
             limit_s: time limit of one call that sets up a restarted actor.
         """
         self._role = role
         self._manager = manager
-        self._unwrap = unwrap
         self._limit_s = limit_s
         self._setup: list[Call] = []
         self._lost_at: dict[int, float] = {}
@@ -113,7 +110,7 @@ class Upkeep:
             value = result.get()
             if isinstance(value, RemoteError) and value.kind == "unanswered":
                 return
-            self._unwrap(value)
+            unwrap(value, self._role)
             if number < len(self._setup):
                 self._ask(actor, number + 1)
                 return

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import chain
 
 from lmcot.records import Answer, Completion, Missing
-from lmcot.text.markup import plain_characters, without_markup
-from lmcot.text.sentences import STOPS, split_sentences
+from lmcot.text.markup import plain_characters, unwrapped, without_markup
+from lmcot.text.sentences import split_sentences
 from lmcot.text.visible import NOT_SHOWN, visible_reply
 
 # A base model writes a question of its own next.
@@ -127,10 +127,6 @@ _THINKS_ALOUD = re.compile(
 )
 _REASONING_SENTENCES = 3
 _CLOSING_WORDS = 8
-_WRAPPING = (
-    " \t\"'\u201c\u201d\u201e\u201a\u2018\u2019\u00ab\u00bb\u2039\u203a"
-    "\u300c\u300d\u300e\u300f\u300a\u300b`*_<>{},;:\uff1a\uff0c"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,13 +360,13 @@ def _short_form(text: str) -> str:
     sentences = split_sentences(_LEAD.sub("", entry))
     if not sentences:
         return ""
-    answer = _unwrapped(ordinal + sentences[0])
+    answer = unwrapped(ordinal + sentences[0])
     closed = _CLOSED_SENTENCE.fullmatch(answer)
     # "No, No, Nanette" is a title: only a sentence's yes or no stands for itself.
     if closed and (closed[2][0].islower() or _VERB.search(closed[2])):
         return closed[1]
     for wrapping in (_CITATION, _IS_THE_ANSWER, _ASIDE, _LIFE_DATES):
-        answer = _unwrapped(wrapping.sub("", answer))
+        answer = unwrapped(wrapping.sub("", answer))
     return answer
 
 
@@ -392,14 +388,3 @@ def _without_number(text: str) -> tuple[str, str]:
     # "2. The Beatles" is an entry, "2. The band had two drummers" explains a number.
     explains = explains or (entry[:4].lower() == "the " and _STATEMENT.search(first) is not None)
     return "", text if explains or _EXPLAINS.match(entry) else entry
-
-
-def _unwrapped(text: str) -> str:
-    bare = text.strip(_WRAPPING).rstrip(".!?" + STOPS + _WRAPPING).strip()
-    if len(bare) > 1 and bare[0] + bare[-1] in ("[]", "$$"):
-        bare = bare[1:-1].strip(_WRAPPING)
-    if not bare and len(text.strip()) == 1:
-        return text.strip()  # a question may ask for a sign
-    # A quotation mark whose partner stands within is none of the wrapping.
-    halves = (f'"{bare}', f'{bare}"') if bare.count('"') % 2 else ()
-    return next((half for half in halves if half in text), bare)

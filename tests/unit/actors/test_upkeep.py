@@ -52,12 +52,6 @@ class FakeManager:
         return self.ready.pop(tags, [])
 
 
-def unwrap(value: Any) -> Any:
-    if isinstance(value, RemoteError):
-        raise value.to_exception("test actor")
-    return value
-
-
 class Stand:
     """An upkeep of two actors that are set up by two calls."""
 
@@ -67,7 +61,7 @@ class Stand:
         monkeypatch.setattr("lmcot.actors.upkeep.time.monotonic", lambda: self.now)
         monkeypatch.setattr("ray.kill", lambda one, no_restart: self.killed.append(one))
         self.manager = FakeManager()
-        self.upkeep = Upkeep("test", self.manager, unwrap, limit_s=60.0)
+        self.upkeep = Upkeep("test", self.manager, limit_s=60.0)
         self.upkeep.remember("setup", {"handles": 1})
         self.upkeep.remember("greet", {"word": "old"})
         self.upkeep.remember("greet", {"word": "new"})
