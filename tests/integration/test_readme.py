@@ -62,6 +62,7 @@ ELSEWHERE = {
     ),
     "lmcot aspects": ("tests/unit/rewards/test_learned.py", '["aspects", "score"'),
     "lmcot cache": ("tests/unit/frozen/test_cache.py", '["cache", "show"'),
+    "lmcot export RUN --to wandb": ("tests/unit/tools/test_export.py", '"--to", "wandb"'),
     "lmcot debug": ("tests/integration/test_runtime.py", '"debug", "rollout"'),
     "lmcot reject --config my.yaml --run-dir runs/mine": (
         "tests/unit/extending/test_stage.py",
