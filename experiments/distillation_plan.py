@@ -204,7 +204,7 @@ def _from_facts_with_adapters(count: int) -> Step:
     """The same with adapters, which weigh a few megabytes."""
     changed = {
         **_distilled(count),
-        "policy.lora": {"rank": 32, "alpha": 64},
+        "policy.lora": {"rank": 8, "alpha": 32},
         "distill.optimiser": {"learning_rate": 1e-3, "warmup_steps": 10, "decay": "cosine"},
     }
     return Step(f"distill/facts-{count}-lora", ("distill",), changed)

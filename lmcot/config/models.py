@@ -36,7 +36,7 @@ class PolicySettings(Settings):
 
     source: str
     """A hub id, a folder or a ``.gguf`` file or the URL of one, ``package:NAME/FILE.gguf`` or
-    ``random:KIND``."""
+    ``random:KIND``. A folder may hold a model or LoRA adapters, which are added to their base."""
     dtype: Dtype = "auto"
     """``auto``: bfloat16 where the hardware computes in it, else float32."""
     max_new_tokens: PositiveInt = 128

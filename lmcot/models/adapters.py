@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from lmcot.config import LoraSettings
 from lmcot.errors import UserError
+from lmcot.files import read_object
 from lmcot.storage import on_disk, place, replacing
 
 if TYPE_CHECKING:
@@ -88,15 +89,34 @@ def _from_anywhere(base: str) -> str:
     return os.path.abspath(base) if os.path.isdir(base) else base
 
 
-def merge_adapters(source: str, adapters: Path, folder: Place) -> None:
-    """Writes a model with its adapters added to its weights, as a plain Hugging Face folder."""
+def base_of(adapters: Path) -> str:
+    """The source of the model that adapters were trained on.
+
+    Raises:
+        UserError: if their adapter_config.json does not name it.
+    """
+    file = adapters / "adapter_config.json"
+    base = read_object(file, "save the adapters again").get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"'{file}' does not name its base: give 'base_model_name_or_path' a source")
+    return base
+
+
+def merge_adapters(
+    source: str, adapters: Path, folder: Place, dtype: torch.dtype | None = None
+) -> None:
+    """Writes a model with its adapters added to its weights, as a plain Hugging Face folder.
+
+    Args:
+        dtype: that of the weights; unset: that of the adapters.
+    """
     from peft import PeftModel
 
     from lmcot.models.sources import load_model, save_model
 
     lm, tokenizer = load_model(source, "float32")
     merged = PeftModel.from_pretrained(lm, adapters).merge_and_unload()
-    save_model(merged.to(_dtype_of(adapters)), tokenizer, folder)
+    save_model(merged.to(dtype or _dtype_of(adapters)), tokenizer, folder)
 
 
 def _dtype_of(adapters: Path) -> torch.dtype:

@@ -1,7 +1,7 @@
 """Sources of weights: hub ids, and folders or GGUF files on disk, in packages or at URLs.
 
 Every source resolves to a Hugging Face folder (or hub id) that plain transformers loads; GGUF
-files are converted once and cached. Only safetensors are read, and no remote code runs.
+files are converted, and adapters merged, once and cached. Only safetensors are read, and no remote code runs.
 """
 
 from __future__ import annotations
@@ -57,10 +57,7 @@ def resolve_source(source: str) -> str:
         return str(build_random_model(source.removeprefix("random:"), cache_folder()))
     if source.startswith("package:"):
         packed = _in_package(source)
-        if packed.is_dir():
-            _check_folder(packed)
-            return str(packed)
-        return str(_converted(packed))
+        return str(_whole(packed) if packed.is_dir() else _converted(packed))
     where = place(source)
     path = fetched(where) if is_remote(where) else where
     if path.suffix == ".gguf":
@@ -68,8 +65,7 @@ def resolve_source(source: str) -> str:
             raise UserError(f"the model file '{source}' does not exist: check the path")
         return str(_converted(path))
     if path.is_dir():
-        _check_folder(path)
-        return str(path)
+        return str(_whole(path))
     if path.exists():
         raise UserError(f"the model source '{source}' is a file, but neither .gguf nor a folder")
     if source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
@@ -265,13 +261,19 @@ def save_tensors(tensors: Mapping[str, Tensor], folder: Place) -> None:
         save_file(dict(tensors), partial / "model.safetensors")
 
 
+def _whole(folder: Path) -> Path:
+    """The folder itself if it holds a model; if it holds adapters, that of base and adapters."""
+    if _holds_adapters(folder):
+        return _merged(folder)
+    _check_folder(folder)
+    return folder
+
+
+def _holds_adapters(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
 def _check_folder(path: Path) -> None:
-    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-        whole = path.name.removesuffix("-adapters")
-        raise UserError(
-            f"the folder '{path}' holds adapters, not a model: give the folder of the model that "
-            f"they are merged into (of a run: '{path.parent / whole}')"
-        )
     if not (path / "config.json").is_file():
         raise UserError(f"the folder '{path}' is not a model: it holds no config.json")
     if not any(path.glob("*.safetensors")):
@@ -327,6 +329,32 @@ def _attention(config: Any) -> str | None:
 
 def _auto_class(config: Any) -> Any:
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _merged(adapters: Path) -> Path:
+    """The Hugging Face folder of a base model with adapters, merged if it is not in the cache.
+
+    Its weights are float32, so that nothing is rounded before a dtype is asked for.
+    """
+    from lmcot.models.adapters import base_of, merge_adapters
+
+    config, weights = adapters / "adapter_config.json", adapters / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise UserError(
+            f"the folder '{adapters}' holds no adapter_model.safetensors: pickled adapters are not "
+            "read; save them again with save_pretrained"
+        )
+    base = base_of(adapters)
+    if Path(base).is_dir() and _holds_adapters(Path(base)):
+        raise UserError(
+            f"the adapters '{adapters}' are for '{base}', which holds adapters too: merge those first"
+        )
+    digest = hashlib.sha256(config.read_bytes() + weights.read_bytes()).hexdigest()[:16]
+    folder = cache_folder() / "models" / f"{adapters.name}-{digest}"
+    if not folder.is_dir():
+        with _refusing(f"the adapters '{adapters}' cannot be added to '{base}'"):
+            merge_adapters(base, adapters, folder, torch.float32)
+    return folder
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from lmcot.models.adapters import (
 )
 from lmcot.models.policy import Policy, response_logits, shares_prompts, value_head
 from lmcot.models.sequences import Row, SequenceBatch, make_batch
-from lmcot.models.sources import load_model, save_model
+from lmcot.models.sources import load_model, resolve_source, save_model
 from tests.conftest import TinyModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -286,8 +286,59 @@ def test_the_base_is_named_by_a_whole_path(
     base = json.loads((adapters / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert base == str(tmp_path / "run" / "distilled")
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapters)
-    with pytest.raises(UserError, match=f"holds adapters, not a model: .*'{tmp_path}/run/refined'"):
-        load_model(str(adapters), "float32")
+
+
+@BOTH
+def test_their_folder_is_a_source(
+    tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Its model is the base with the adapters; it is merged once."""
+    monkeypatch.setenv("LMCOT_CACHE", str(tmp_path / "cache"))
+    save_model(*tiny(kind), tmp_path / "base")
+    lm = add_adapters(load_model(str(tmp_path / "base"), "float32")[0], SETTINGS, seed=0)
+    trained = _train(lm)
+    save_adapters(lm, trained, tmp_path / "mine")
+    loaded, tokenizer = load_model(str(tmp_path / "mine"), "float32")
+    assert tokenizer.eos_token_id == tiny(kind)[1].eos_token_id
+    assert torch.allclose(_logits(loaded, kind), _logits(lm, kind), atol=1e-4)
+    assert not torch.allclose(_logits(loaded, kind), _logits(tiny(kind)[0], kind), atol=1e-2)
+    (merged,) = (tmp_path / "cache" / "models").glob("mine-*")
+    made = (merged / "config.json").stat().st_mtime_ns
+    assert resolve_source(str(tmp_path / "mine")) == str(merged)
+    assert (merged / "config.json").stat().st_mtime_ns == made
+    save_adapters(lm, {name: 2 * tensor for name, tensor in trained.items()}, tmp_path / "mine")
+    assert resolve_source(str(tmp_path / "mine")) != str(merged), "other adapters, other model"
+
+
+def test_adapters_that_cannot_be_added(
+    tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LMCOT_CACHE", str(tmp_path / "cache"))
+    lm = _adapted(tiny, "llama")
+    folder = tmp_path / "mine"
+    save_adapters(lm, _train(lm), folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+
+    def with_base(base: str | None) -> str:
+        changed = json.dumps({**config, "base_model_name_or_path": base})
+        (folder / "adapter_config.json").write_text(changed)
+        return str(folder)
+
+    for base, told in (
+        (None, "does not name its base"),
+        (str(folder), "which holds adapters too: merge those first"),
+        (str(tmp_path / "gone"), f"the model source '{tmp_path}/gone' is not there"),
+        ("random:t5", "cannot be added to 'random:t5'"),
+    ):
+        with pytest.raises(UserError, match=told):
+            resolve_source(with_base(base))
+    (folder / "adapter_config.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged .*: save the adapters again"):
+        resolve_source(str(folder))
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(UserError, match="pickled adapters are not read"):
+        resolve_source(str(folder))
+    assert not list((tmp_path / "cache").glob("models/mine-*"))
 
 
 def test_a_base_of_the_hub_keeps_its_name(tiny: TinyModel, tmp_path: Path) -> None:
