@@ -136,6 +136,7 @@ def _add_sweep(commands: Any) -> None:
     )
     _add_run_dir(command)
     command.add_argument("--retry-failed", action="store_true", help="run failed trials again")
+    command.add_argument("--json", action="store_true", help=_LINE)
     _add_overrides(command)
 
 
@@ -164,6 +165,7 @@ def _add_aspects(commands: Any) -> None:
         help="the column of an aspect's labels, if it has another name; may be given again",
     )
     fit.add_argument("--features", choices=("metrics", "embeddings", "all"), default="metrics")
+    fit.add_argument("--json", action="store_true", help=_LINE)
     score = actions.add_parser("score", help="score rationales")
     score.add_argument(
         "--rationales", required=True, type=local_path, metavar="FILE", help="JSON lines"
@@ -203,6 +205,7 @@ def _add_debug(commands: Any) -> None:
             part.add_argument("--steps", type=int, metavar="N", help="default: all available")
         else:
             part.add_argument("--step", type=int, required=True, metavar="N")
+            part.add_argument("--json", action="store_true", help=_LINE)
         _add_overrides(part)
 
 
@@ -318,7 +321,7 @@ def _add_questions_and_models(
         help="questions: a file, folder, pattern or URL",
     )  # fmt: skip
     command.add_argument(
-        "--validation", metavar="FILE", help="questions to measure on; default: a tenth of --data"
+        "--validation", metavar="FILE", help="questions to measure on; default: a part of --data"
     )
     command.add_argument(
         "--small", required=required, metavar="SOURCE",

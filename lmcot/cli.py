@@ -157,7 +157,7 @@ def _evaluate_config(options: argparse.Namespace) -> Config:
 
 def _train_config(options: argparse.Namespace) -> Config:
     """The given settings, or those that are made for the given questions and models."""
-    from lmcot.config import load_config
+    from lmcot.config import load_config, parse_overrides
 
     named = {name: getattr(options, name) for name in ("data", "small", "large")}
     given = [name for name, value in named.items() if value is not None]
@@ -170,7 +170,8 @@ def _train_config(options: argparse.Namespace) -> Config:
         from lmcot.tools.init import default_run_dir, settings_of_run
 
         options.run_dir = options.run_dir or default_run_dir(options.data)
-        options.config = str(settings_of_run(_wanted(options), options.run_dir))
+        changes = parse_overrides(options.overrides)
+        options.config = str(settings_of_run(_wanted(options), options.run_dir, changes))
     elif given or options.validation or options.column or options.task:
         raise UserError(
             "train is given --config, which names the questions and the models, and "
@@ -233,6 +234,7 @@ def _run_aspects(options: argparse.Namespace) -> int:
         mapped=_pairs("--label", options.label, "ASPECT=COLUMN"),
         features=options.features,
         config=config,
+        as_json=options.json,
     )
     return 0
 
@@ -346,6 +348,7 @@ def _run_sweep(options: argparse.Namespace) -> int:
         options.space,
         options.run_dir,
         retry=options.retry_failed,
+        as_json=options.json,
     )
     return 0
 
@@ -378,7 +381,7 @@ def _run_debug(options: argparse.Namespace, config: Config) -> int:
         elif options.part == "learn":
             debug.learn_only(run, rollouts=options.rollouts, last=options.steps)
         else:
-            debug.replay(run, step=options.step)
+            debug.replay(run, step=options.step, as_json=options.json)
     return 0
 
 

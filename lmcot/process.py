@@ -28,6 +28,7 @@ _CACHES = {
     "MPLCONFIGDIR": "matplotlib",
 }
 """Variables of libraries that otherwise write below the home folder, and folders for them."""
+_ACCELERATOR = "DS_ACCELERATOR"
 _prepared = False
 
 
@@ -79,21 +80,49 @@ def as_a_guest() -> Iterator[None]:
     """
     do_without_home()
     import torch
-    import transformers
 
-    logging = transformers.utils.logging
-    threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    try:
+        with quiet_libraries():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Has transformers show no bars and only errors, and is as before at the end."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with accelerator_named():
+            yield
     finally:
-        torch.set_num_threads(threads)
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def accelerator_named() -> Iterator[None]:
+    """Names the CPU as the accelerator where there is no GPU: DeepSpeed would guess, and say so.
+
+    DeepSpeed reads the variable once, when it is imported; afterwards it is as it was before.
+    """
+    import torch
+
+    if torch.cuda.is_available() or _ACCELERATOR in os.environ:
+        yield
+        return
+    os.environ[_ACCELERATOR] = "cpu"
+    try:
+        yield
+    finally:
+        del os.environ[_ACCELERATOR]
 
 
 def spare_imports() -> None:

@@ -102,7 +102,7 @@ def train(
     if source is None:
         wanted = _wanted(data, small, large, validation, columns, task)
         run_dir = place(run_dir) if run_dir is not None else default_run_dir(wanted.data)
-        config = _config(str(settings_of_run(wanted, run_dir)), overrides)
+        config = _config(str(settings_of_run(wanted, run_dir, overrides)), overrides)
     else:
         config = settings(
             source, data=data, small=small, large=large, validation=validation, columns=columns,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import yaml
@@ -61,7 +61,7 @@ def renamed_settings(path: str | Place, overrides: list[str] | None = None) -> l
 def _given(path: str | Place, overrides: list[str] | None) -> dict[str, Any]:
     values = read_yaml_mapping(path)
     for override in overrides or []:
-        _apply_override(values, override)
+        _set(values, *_parsed(override), override)
     return values
 
 
@@ -175,17 +175,25 @@ def overridden(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
     return changed
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """The values of overrides of the form ``key.sub=value`` by their dotted keys.
+
+    Raises:
+        UserError: if one has another form, or its value is not valid YAML.
+    """
+    return dict(_parsed(one) for one in overrides)
+
+
+def _parsed(override: str) -> tuple[str, Any]:
     key, separator, text = override.partition("=")
     parts = key.split(".")
     if not separator or not all(parts):
         raise UserError(f"the override '{override}' is not of the form key.sub=value")
     try:
-        value = parse_yaml(text)
+        return key, parse_yaml(text)
     except yaml.YAMLError:
         shown = f"{key}=..." if set(parts) & set(MAY_HOLD_SECRETS) else override
         raise UserError(f"the override '{shown}' does not hold a valid YAML value") from None
-    _set(values, key, value, override)
 
 
 def _set(values: dict[str, Any], key: str, value: Any, override: str) -> None:

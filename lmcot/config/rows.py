@@ -200,7 +200,11 @@ _POLICIES: Final = (BASE, *TRAINED_POLICIES)
 
 
 def _in_words(policy: str) -> str:
-    return "the small LM before training" if policy == BASE else stage_of_policy(policy).policy_in_words
+    return (
+        "the small LM before training"
+        if policy == BASE
+        else stage_of_policy(policy).policy_in_words
+    )
 
 
 def _colour(policy: str) -> Colour:

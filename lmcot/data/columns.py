@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from lmcot.config.data import Columns
-from lmcot.data.gold import ANSWERS
+from lmcot.data.gold import ANSWERS, OPTIONS
 from lmcot.data.passages import CONTEXTS
 from lmcot.data.values import BadRecord, decoded
 
-OPTIONS: Final = ("choices", "options", "candidates")
-"""Fields that may hold the options of a question."""
 _ABSENT: Final = object()
 _REQUIRED: Final = ("answer", "choices", "context")
 

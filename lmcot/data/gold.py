@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 from lmcot.data.values import BadRecord, composed, decoded, is_text
 
@@ -27,6 +27,8 @@ _OTHERWISE = ("ground_truth", "target", "targets", "output")
 prediction."""
 ANSWERS = (*_ANSWERS, *_OTHERWISE)
 """All fields that may hold right answers."""
+OPTIONS: Final = ("choices", "options", "candidates")
+"""Fields that may hold the options of a question, one of which is right."""
 _TEXTS = ("text", "value", "answer", "answers", "spans", "span", "number", "aliases",
           "normalized_aliases")  # fmt: skip
 """Keys that hold the texts of an answer that is an object: SQuAD, TriviaQA, KILT, DROP."""

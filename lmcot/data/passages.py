@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, TypeGuard
 
+from lmcot.data.gold import OPTIONS
 from lmcot.data.values import BadRecord, composed, decoded, is_text
 from lmcot.records import Paragraph, SupportingFact
 from lmcot.text.sentences import split_sentences
@@ -67,8 +68,8 @@ def context_of(
         raise BadRecord(
             "the field 'context' is missing: a question of the task extractive_qa is answered from "
             "passages that come with it",
-            "correct the record, name another task (--task, docs/tasks.md), set "
-            "data.require_context to false if the questions come without passages",
+            f"correct the record, name another task ({_likely_task(record)}; docs/tasks.md), "
+            "set data.require_context to false if the questions come without passages",
         )
     passages = _passages(record, field)
     facts = _rows(record, "supporting_facts") if record.get("supporting_facts") is not None else []
@@ -80,6 +81,19 @@ def context_of(
         raise BadRecord("the context holds no text")
     context = tuple(Paragraph(passage.title, passage.sentences) for passage in passages)
     return context, tuple(_exact(found, passages))
+
+
+def _likely_task(record: Mapping[str, Any]) -> str:
+    """How to name the task that the record's answer looks like one of."""
+    given = record.get("answer", record.get("label"))
+    words = str(given).strip().lower()
+    if any(record.get(name) is not None for name in OPTIONS):
+        return "--task multiple_choice: it has options"
+    if isinstance(given, bool) or words in ("true", "false", "yes", "no"):
+        return f"--task boolean: the answer is {words}"
+    if "####" in words or re.fullmatch(r"-?[\d.,]+", words):
+        return "--task numeric: the answer is a number"
+    return "--task NAME"
 
 
 def has_context(record: Mapping[str, Any]) -> bool:

@@ -9,6 +9,8 @@ from lmcot.config.rows import BASELINE, REASONING, find_row
 from lmcot.evaluation.costs import large_tokens, size_in_words
 
 _SCORES = (("em", "EM"), ("f1", "F1"), ("inclusion", "inclusion"))
+_LARGEST = 100.0
+"""The largest difference that there can be, in points."""
 
 
 def markdown(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
@@ -83,7 +85,7 @@ def _comparisons(report: Mapping[str, Any]) -> str:
         f"Paired on the same questions, with {_level(report)} intervals; p from the bootstrap "
         "under the null and from McNemar's exact test, not corrected for the number of "
         "comparisons. *Could be seen*: the smallest true difference that this many questions "
-        "show in four of five cases (80% power)."
+        "show in four of five cases (80% power); *none* if that is more than 100 points."
     )
     return "\n".join([*lines, "", explained, *([""] if sentences else []), *sentences])
 
@@ -102,7 +104,10 @@ def _sentence(test: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         better = "better" if em["difference"] > 0 else "worse"
         return f"{names}{better} by {size} (p {_is(em['p'])})."
     seen = em["detectable"]
-    limit = f" A difference under {seen:.0f} points could well be missed." if seen else ""
+    if seen is not None and seen > _LARGEST:
+        limit = f" These {test['n']} questions cannot show any difference, however large."
+    else:
+        limit = f" A difference under {seen:.0f} points could well be missed." if seen else ""
     return (
         f"{names}no difference is shown ({em['difference']:+.1f} points, p {_is(em['p'])}).{limit}"
     )
@@ -337,7 +342,9 @@ def _difference(one: Mapping[str, Any]) -> str:
 
 
 def _seen(one: Mapping[str, Any]) -> str:
-    return "" if one["detectable"] is None else f"{one['detectable']:.1f}"
+    if one["detectable"] is None:
+        return ""
+    return "none" if one["detectable"] > _LARGEST else f"{one['detectable']:.1f}"
 
 
 def _p(value: float) -> str:

@@ -1,7 +1,8 @@
 """Sources of weights: hub ids, and folders or GGUF files on disk, in packages or at URLs.
 
 Every source resolves to a Hugging Face folder (or hub id) that plain transformers loads; GGUF
-files are converted, and adapters merged, once and cached. Only safetensors are read, and no remote code runs.
+files are converted and adapters merged, once, and cached. Only safetensors are read, and no remote
+code runs.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from transformers import (
 from lmcot.config import Dtype
 from lmcot.errors import UserError
 from lmcot.files import cache_folder
+from lmcot.process import quiet_libraries
 from lmcot.storage import fetched, is_remote, place, replacing
 
 if TYPE_CHECKING:
@@ -310,7 +312,7 @@ def _converted(gguf: Path) -> Path:
     if folder.is_dir():
         return folder
     where: dict[str, Any] = {"gguf_file": gguf.name, **_NO_CODE}
-    with _refusing(f"the GGUF file '{gguf}' cannot be converted"):
+    with _refusing(f"the GGUF file '{gguf}' cannot be converted"), quiet_libraries():
         loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **where)
         config = AutoConfig.from_pretrained(gguf.parent, **where)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
@@ -318,7 +320,8 @@ def _converted(gguf: Path) -> Path:
         clean = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, **_NO_CODE)
         clean.load_state_dict(loaded.state_dict())
     clean.generation_config = loaded.generation_config
-    save_model(clean, tokenizer, folder)
+    with quiet_libraries():
+        save_model(clean, tokenizer, folder)
     return folder
 
 
@@ -347,7 +350,8 @@ def _merged(adapters: Path) -> Path:
     base = base_of(adapters)
     if Path(base).is_dir() and _holds_adapters(Path(base)):
         raise UserError(
-            f"the adapters '{adapters}' are for '{base}', which holds adapters too: merge those first"
+            f"the adapters '{adapters}' are for '{base}', which holds adapters too: merge those "
+            "first"
         )
     digest = hashlib.sha256(config.read_bytes() + weights.read_bytes()).hexdigest()[:16]
     folder = cache_folder() / "models" / f"{adapters.name}-{digest}"

@@ -6,6 +6,7 @@ record, from which the same command resumes: a kill leaves nothing half written 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -51,14 +52,16 @@ _FREED_S = 30.0
 
 
 def sweep(
-    config: str | Path, overrides: list[str], space: str | Path, run_dir: Place, *, retry: bool
-) -> None:
+    config: str | Path, overrides: list[str], space: str | Path, run_dir: Place, *,
+    retry: bool, as_json: bool = False,
+) -> None:  # fmt: skip
     """Runs the remaining trials, prints the table, and writes the best settings.
 
     Args:
         config: file of the settings that the trials share.
         space: file of the search space.
         retry: whether trials that failed are run again.
+        as_json: a line of JSON, what ``sweep.json`` holds, in place of the table.
 
     Raises:
         UserError: before a trial starts, if settings, space or directory are wrong; or if all
@@ -89,7 +92,7 @@ def sweep(
                 table.write()
                 _run(settings, trials, left, table, interruption)
         table.write()
-        _conclude(run_dir, trials, table)
+        _conclude(run_dir, trials, table, as_json=as_json)
 
 
 def _check_cluster(settings: SweepSettings, trials: list[Trial]) -> None:
@@ -103,9 +106,10 @@ def _check_cluster(settings: SweepSettings, trials: list[Trial]) -> None:
         check_fits(trial, settings)
 
 
-def _conclude(run_dir: Path, trials: list[Trial], table: SweepTable) -> None:
+def _conclude(run_dir: Path, trials: list[Trial], table: SweepTable, *, as_json: bool) -> None:
     """Prints the table and writes the best settings."""
-    print(table.markdown(), end="", flush=True)
+    told = json.dumps(table.record_of_all()) + "\n" if as_json else table.markdown()
+    print(told, end="", flush=True)
     best = table.best()
     if best is not None:
         write_atomically(run_dir / "best.yaml", dump_config(trials[best - 1].config))

@@ -98,15 +98,18 @@ class SweepTable:
         ranked = [n for n in self._ranked() if self.rows[n].status == "finished"]
         return ranked[0] if ranked else None
 
-    def write(self) -> None:
-        """Writes the record and the view."""
-        record = {
+    def record_of_all(self) -> dict[str, Any]:
+        """What the record holds of all trials, best one first, as plain values."""
+        return {
             "metric": self._sweep.metric,
             "mode": self._sweep.mode,
             "average_over": self._sweep.average_over,
             "trials": [_as_json(asdict(self.rows[number])) for number in self._ranked()],
         }
-        write_atomically(self._record, json.dumps(record, indent=1) + "\n")
+
+    def write(self) -> None:
+        """Writes the record and the view."""
+        write_atomically(self._record, json.dumps(self.record_of_all(), indent=1) + "\n")
         write_atomically(self._view, self.markdown())
 
     def markdown(self) -> str:

@@ -5,6 +5,7 @@ What they write lies in ``debug/`` below the run directory; the run itself is le
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -106,8 +107,11 @@ def learn_only(run: Run, *, rollouts: Path | None = None, last: int | None = Non
     say(f"debug learn: the metrics are in {run.directory.home / 'debug' / 'learn'}")
 
 
-def replay(run: Run, *, step: int) -> dict[str, tuple[float, float]]:
-    """Repeats a step's learning from the newest checkpoint before it.
+def replay(run: Run, *, step: int, as_json: bool = False) -> dict[str, tuple[float, float]]:
+    """Repeats a step's learning from the newest checkpoint before it, and prints its metrics.
+
+    Args:
+        as_json: a line of JSON in place of a table.
 
     Returns:
         the metrics that came out otherwise: name to (then, now). None does where the settings,
@@ -143,7 +147,7 @@ def replay(run: Run, *, step: int) -> dict[str, tuple[float, float]]:
         for name, then in lines[step].items()
         if name in metrics and metrics[name] != then and not name.startswith(VARYING)
     }
-    _show(step, metrics, lines[step], differing)
+    _show(step, metrics, lines[step], differing, as_json=as_json)
     return differing
 
 
@@ -170,10 +174,19 @@ def _show(
     now: dict[str, float],
     then: dict[str, Any],
     differing: dict[str, tuple[float, float]],
+    *,
+    as_json: bool,
 ) -> None:
     names: Sequence[str] = [name for name in now if name in then]
-    for name in names:
-        mark = "  <- differs" if name in differing else ""
-        print(f"{name:28s} {then[name]!s:>24} {now[name]!s:>24}{mark}")
+    if as_json:
+        metrics = {
+            name: {"then": then[name], "now": now[name], "differs": name in differing}
+            for name in names
+        }
+        print(json.dumps({"step": step, "metrics": metrics}))
+    else:
+        for name in names:
+            mark = "  <- differs" if name in differing else ""
+            print(f"{name:28s} {then[name]!s:>24} {now[name]!s:>24}{mark}")
     verdict = f"{len(differing)} of {len(names)} metrics differ" if differing else "all equal"
     say(f"debug replay: step {step} then and now: {verdict}")

@@ -72,14 +72,16 @@ def fit(
     mapped: Mapping[str, str] | None = None,
     features: str = "metrics",
     config: Config | None = None,
+    as_json: bool = False,
 ) -> LearnedModel:
-    """Fits every aspect that has labels in the file, and writes the model.
+    """Fits every aspect that has labels in the file, prints how well, and writes the model.
 
     An aspect whose labels do not do (of one class, or of too few questions) is left out and said.
 
     Args:
         mapped: for an aspect, the column of its labels; an aspect's own name otherwise.
         features: a key of `FEATURES`; ``all`` needs ``config``, whose frozen LM judges.
+        as_json: a line of JSON in place of a line for each aspect.
 
     Raises:
         UserError: if the file or the settings are unsuitable, or no aspect can be fitted.
@@ -94,6 +96,7 @@ def fit(
         frozen=judge.frozen.identity if judge else None,
         aspects=_fitted(measured, values, [one.example.id for one in rationales]),
     )
+    _show(model, as_json=as_json)
     save_learned(model, output)
     return model
 
@@ -213,7 +216,7 @@ def _fitted(
     labels: Mapping[Aspect, Sequence[bool]],
     questions: Sequence[str],
 ) -> dict[Aspect, LearnedAspect]:
-    """Fits what can be fitted, and prints a line on each aspect."""
+    """Fits what can be fitted, and says what cannot."""
     import numpy as np
 
     from lmcot.rewards.aspect_fit import UnfitLabels, fit_aspect
@@ -222,16 +225,26 @@ def _fitted(
     fitted: dict[Aspect, LearnedAspect] = {}
     for aspect, values in labels.items():
         try:
-            one = fit_aspect(matrix, values, questions)
+            fitted[aspect] = fit_aspect(matrix, values, questions)
         except UnfitLabels as error:
             print(f"lmcot: {aspect} is not fitted: {error}", file=sys.stderr)
-            continue
-        low, high = one.auc_interval
-        print(f"{aspect}: AUC {one.auc:.3f} [{low:.3f}, {high:.3f}] on unseen questions")
-        fitted[aspect] = one
     if not fitted:
         raise UserError("no aspect could be fitted, and nothing is written: see the lines above")
     return fitted
+
+
+def _show(model: LearnedModel, *, as_json: bool) -> None:
+    """Prints how well each fitted aspect tells the labels of unseen questions apart."""
+    if as_json:
+        aspects = {
+            name: {"auc": one.auc, "auc_interval": list(one.auc_interval)}
+            for name, one in model.aspects.items()
+        }
+        print(json.dumps({"aspects": aspects}))
+        return
+    for name, one in model.aspects.items():
+        low, high = one.auc_interval
+        print(f"{name}: AUC {one.auc:.3f} [{low:.3f}, {high:.3f}] on unseen questions")
 
 
 def _scoring(

@@ -36,6 +36,10 @@ _WORDING = 320
 """Tokens that are left in a window for the question, the prompt's wording and the answer."""
 _MOST_SHOWN = 1024
 """Most tokens of the demonstrations."""
+_HELD_OUT = (0.1, 0.25)
+"""Least and most share of the questions that are held out of one file to evaluate on."""
+_FEWEST_HELD_OUT = 20
+"""Questions that are held out, where the greatest share has as many."""
 _VALIDATED = 200
 """From this many questions on, some are kept out of distillation to validate on."""
 _LONG_ENOUGH = 0.95
@@ -60,7 +64,7 @@ class Wanted:
     data: str
     """A file, a folder, a pattern or a URL of one."""
     validation: str | None
-    """The same for evaluation; None: a tenth of ``data``."""
+    """The same for evaluation; None: a part of ``data``."""
     small: str
     """Source of the small LM."""
     large: str
@@ -155,12 +159,24 @@ def _enough(lengths: list[int]) -> int:
     return 16 * math.ceil(at / 16)
 
 
+def held_out_share(count: int) -> float:
+    """The share of so many questions to evaluate on: a tenth, but at least 20 questions, or a
+    quarter of fewer than 80."""
+    least, most = _HELD_OUT
+    return round(max(least, min(most, _FEWEST_HELD_OUT / count)), 3)
+
+
 def _data(wanted: Wanted, found: _Found, bad: int, room: int | None) -> str:
     named = [f"{field}: {_quoted(path)}" for field, path in wanted.columns.named().items()]
     columns = f", columns: {{{', '.join(named)}}}" if named else ""
     files = {"train": wanted.data, "validation": wanted.validation or wanted.data}
-    held_out = FileData.model_fields["held_out"].default
+    held_out = held_out_share(found.count)
     lines = ["data:"]
+    if not wanted.validation:
+        lines.append(
+            f"  # About {held_out * found.count:.0f} of the {found.count} questions are held out to "
+            "evaluate on: a tenth, or 20, or a quarter of few."
+        )
     for part, path in files.items():
         one = "" if wanted.validation else f", part: {part}, held_out: {held_out}"
         lines.append(f"  {part}: {{kind: file, path: {_quoted(path)}{columns}{one}}}")

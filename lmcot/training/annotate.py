@@ -61,7 +61,8 @@ def annotate(run: Run, *, retry_failed: bool = False) -> list[Annotation]:
     made_from = {one.example.id: annotation_digest(run, one) for one in run.train}
     known = _still_right(run, made_from, retry_failed) | _begun(run, made_from)
     added = _add_missing(run, teacher, known, made_from)
-    if not added and run.directory.rationales.exists():
+    done = not added and run.directory.rationales.exists()
+    if done:
         say("annotate: done already")
         annotations = _in_order(run, known)
     else:
@@ -69,7 +70,7 @@ def annotate(run: Run, *, retry_failed: bool = False) -> list[Annotation]:
     annotations = [replace(one, made_from=made_from[one.example_id]) for one in annotations]
     write_atomically(run.directory.rationales, _lines(annotations), private=True)
     run.directory.rationales_begun.unlink(missing_ok=True)
-    _summarise(run, teacher, annotations)
+    _summarise(run, teacher, annotations, new=not done)
     return annotations
 
 
@@ -181,8 +182,8 @@ def _still_right(
     return known
 
 
-def _summarise(run: Run, teacher: Teacher, annotations: Sequence[Annotation]) -> None:
-    """Says what was kept and writes the table; refuses none."""
+def _summarise(run: Run, teacher: Teacher, annotations: Sequence[Annotation], *, new: bool) -> None:
+    """Writes the table, and says what was kept if some are new; refuses none."""
     examples = [one.example for one in run.train]
     table = rationale_table(examples, annotations)
     write_atomically(run.directory.rationales_table, table, private=True)
@@ -197,6 +198,8 @@ def _summarise(run: Run, teacher: Teacher, annotations: Sequence[Annotation]) ->
             f"no rationale was kept of {len(annotations)}{reasons}{said}: {advice} and run the "
             f"same command again ('{run.directory.rationales}' has all that the teacher said)"
         )
+    if not new:
+        return
     say(f"annotate: {kept} of {len(annotations)} rationales kept{reasons}")
     say(table.rstrip())
     if shortened := [one.left_out for one in annotations if one.kept and one.left_out]:

@@ -198,6 +198,12 @@ def test_parts_of_a_run_can_be_looked_at_by_themselves(
     said = capsys.readouterr()
     assert "debug replay: step 4 then and now: all equal" in said.err
     assert any(line.startswith("loss/policy ") for line in said.out.splitlines())
+    assert command_line("debug", "replay", folder, "--step", "4", "--json") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    replayed = json.loads(line)
+    assert replayed["step"] == 4
+    policy = replayed["metrics"]["loss/policy"]
+    assert policy == {"then": policy["now"], "now": before[3]["loss/policy"], "differs": False}
     kept = tmp_path / "kept"
     kept.mkdir()
     for step in (1, 2, 3):

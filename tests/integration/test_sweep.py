@@ -116,6 +116,9 @@ def test_trials_finish_or_are_stopped_early_or_fail(
     monkeypatch.setattr(stage, "ray_cluster", _must_not_start)
     assert main(arguments) == 0
     assert capsys.readouterr().out == out
+    assert main([*arguments, "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == json.loads((tmp_path / "run" / "sweep.json").read_text())
     assert main([*arguments, "seed=1"]) == EXIT_USER_ERROR
     assert "was created with another value of seed" in capsys.readouterr().err
 

@@ -157,6 +157,20 @@ def test_rows_are_compared_in_pairs_on_the_questions_in_common(tmp_path: Path) -
     assert "- `guided_distilled` against `standard`: no difference is shown (+0.0 points" in text
 
 
+def test_few_questions_show_no_difference_whatever_its_size(tmp_path: Path) -> None:
+    # Differences 1, -1, 0: s = 1, and 2.80159 * 100 / sqrt(3) = 161.7 points.
+    rows = {
+        "standard": row("standard", [0.0, 1.0, 0.0]),
+        "guided_base": row("guided_base", [1.0, 0.0, 0.0]),
+    }
+    (test,) = report(tmp_path, rows)["tests"]
+    assert test["em"]["detectable"] == pytest.approx(161.75, abs=0.01)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "These 3 questions cannot show any difference, however large." in text
+    assert "| none |" in text
+    assert "161" not in text
+
+
 def test_guidance_without_the_passages_is_compared_with_answering_at_once(tmp_path: Path) -> None:
     """A table and a sentence tell what it costs; without such a row there is neither."""
     standard = replace(row("standard", [1.0, 0.0]), large_lm_tokens_in=2600)

@@ -333,7 +333,7 @@ def test_adapters_that_cannot_be_added(
         with pytest.raises(UserError, match=told):
             resolve_source(with_base(base))
     (folder / "adapter_config.json").write_text("{")
-    with pytest.raises(UserError, match="is damaged .*: save the adapters again"):
+    with pytest.raises(UserError, match=r"is damaged .*: save the adapters again"):
         resolve_source(str(folder))
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(UserError, match="pickled adapters are not read"):

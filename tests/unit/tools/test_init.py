@@ -17,7 +17,7 @@ from lmcot.config.frozen import OpenAIFrozen, TransformersFrozen
 from lmcot.data import load_examples
 from lmcot.errors import UserError
 from lmcot.tools.init import default_run_dir, settings_of_run
-from lmcot.tools.starting_settings import Wanted
+from lmcot.tools.starting_settings import Wanted, held_out_share
 
 RECORD: dict[str, Any] = {
     "question": "Where is Velm?",
@@ -146,6 +146,50 @@ def test_a_run_without_a_settings_file_keeps_the_one_that_is_made(
     begun(run)
     written(tmp_path, RECORD, count=400)
     assert load_config(str(settings_of_run(wanted(data), run)), []).refine.steps == 7
+
+
+def test_what_a_run_keeps_holds_the_overrides(tmp_path: Path) -> None:
+    data, run = written(tmp_path, RECORD), tmp_path / "run"
+    plain = settings_of_run(wanted(data), tmp_path / "plain").read_text()
+    changes = {"refine.steps": 3, "policy": "random:t5", "evaluate.rows": ["cot"]}
+    text = settings_of_run(wanted(data), run, changes).read_text()
+    config = load_config(str(run / "settings.yaml"))
+    assert (config.refine.steps, config.policy.source) == (3, "random:t5")
+    assert config.evaluate.rows == ("cot",)
+    assert "# With overrides of refine.steps, policy, evaluate.rows.\n" in text
+    untouched = [one for one in plain.splitlines() if one.startswith(("  backend:", "  # About"))]
+    assert len(untouched) == 2
+    assert set(untouched) < set(text.splitlines()), "comments of other sections stay"
+    begun(run)
+    # The same command resumes, and so does one with other overrides; another model is refused.
+    assert settings_of_run(wanted(data), run, changes).read_text() == text
+    assert settings_of_run(wanted(data), run, changes | {"refine.steps": 5}).read_text() == text
+    with pytest.raises(UserError, match="other values of --small "):
+        settings_of_run(wanted(data), run, {"refine.steps": 3})
+    with pytest.raises(UserError, match="other values of --large "):
+        settings_of_run(wanted(data, large="http://host.example/v1#n"), run, changes)
+
+
+def test_an_override_that_is_wrong_is_not_kept(tmp_path: Path) -> None:
+    data, run = written(tmp_path, RECORD), tmp_path / "run"
+    with pytest.raises(UserError, match=r"unknown key 'refine.step'"):
+        settings_of_run(wanted(data), run, {"refine.step": 3})
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "share"), [(1, 0.25), (40, 0.25), (80, 0.25), (120, 0.167), (200, 0.1), (9000, 0.1)]
+)
+def test_of_few_questions_more_are_held_out(count: int, share: float) -> None:
+    assert held_out_share(count) == share
+
+
+def test_the_questions_that_are_held_out(tmp_path: Path) -> None:
+    config = made(tmp_path, written(tmp_path, RECORD, count=100))
+    assert "# About 20 of the 100 questions are held out" in (tmp_path / "made.yaml").read_text()
+    held_out = load_examples(config.data.validation).examples
+    assert 12 <= len(held_out) <= 28, "the words of each question decide"
+    assert len(held_out) + len(load_examples(config.data.train).examples) == 100
 
 
 @pytest.mark.parametrize(

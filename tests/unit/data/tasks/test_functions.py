@@ -109,7 +109,7 @@ def test_the_data_command_reads_as_a_task_does(
     records = [{"qid": "s", "question": "Could a snail run?", "answer": False}]
     path.write_text(json.dumps(records), encoding="utf-8")
     assert main(["data", str(path)]) == 2
-    assert "name another task (--task" in capsys.readouterr().err
+    assert "name another task (--task boolean: the answer is false;" in capsys.readouterr().err
     assert main(["data", str(path), "--task", "boolean"]) == 0
     assert "1 question" in capsys.readouterr().out
     assert main(["data", str(path), "--task", "bool"]) == 2
