@@ -173,10 +173,8 @@ def _data(wanted: Wanted, found: _Found, bad: int, room: int | None) -> str:
     held_out = held_out_share(found.count)
     lines = ["data:"]
     if not wanted.validation:
-        lines.append(
-            f"  # About {held_out * found.count:.0f} of the {found.count} questions are held out to "
-            "evaluate on: a tenth, or 20, or a quarter of few."
-        )
+        about = f"about {held_out * found.count:.0f} of {found.count} questions"
+        lines.append(f"  # Held out to evaluate on: {about} (a tenth or 20; of few a quarter).")
     for part, path in files.items():
         one = "" if wanted.validation else f", part: {part}, held_out: {held_out}"
         lines.append(f"  {part}: {{kind: file, path: {_quoted(path)}{columns}{one}}}")

@@ -61,7 +61,7 @@ ELSEWHERE = {
         '["data", "--config"',
     ),
     "lmcot aspects": ("tests/unit/rewards/test_learned.py", '["aspects", "score"'),
-    "lmcot completion bash": ("tests/unit/tools/test_completion.py", '["completion", shell]'),
+    "lmcot completion bash": ("tests/unit/test_arguments.py", '["completion", shell]'),
     "lmcot cache": ("tests/unit/frozen/test_cache.py", '["cache", "show"'),
     "lmcot export RUN --to wandb": ("tests/unit/tools/test_export.py", '"--to", "wandb"'),
     "lmcot debug": ("tests/integration/test_runtime.py", '"debug", "rollout"'),

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from lmcot.config.task import MultipleChoice
-from lmcot.data.columns import OPTIONS
-from lmcot.data.gold import with_answers
+from lmcot.data.gold import OPTIONS, with_answers
 from lmcot.data.tasks.task import Scores, Task
 from lmcot.data.values import BadRecord, decoded
 from lmcot.records import Example

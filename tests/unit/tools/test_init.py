@@ -157,7 +157,9 @@ def test_what_a_run_keeps_holds_the_overrides(tmp_path: Path) -> None:
     assert (config.refine.steps, config.policy.source) == (3, "random:t5")
     assert config.evaluate.rows == ("cot",)
     assert "# With overrides of refine.steps, policy, evaluate.rows.\n" in text
-    untouched = [one for one in plain.splitlines() if one.startswith(("  backend:", "  # About"))]
+    untouched = [
+        one for one in plain.splitlines() if one.startswith(("  backend:", "  # Held out"))
+    ]
     assert len(untouched) == 2
     assert set(untouched) < set(text.splitlines()), "comments of other sections stay"
     begun(run)
@@ -186,7 +188,7 @@ def test_of_few_questions_more_are_held_out(count: int, share: float) -> None:
 
 def test_the_questions_that_are_held_out(tmp_path: Path) -> None:
     config = made(tmp_path, written(tmp_path, RECORD, count=100))
-    assert "# About 20 of the 100 questions are held out" in (tmp_path / "made.yaml").read_text()
+    assert "to evaluate on: about 20 of 100 questions (" in (tmp_path / "made.yaml").read_text()
     held_out = load_examples(config.data.validation).examples
     assert 12 <= len(held_out) <= 28, "the words of each question decide"
     assert len(held_out) + len(load_examples(config.data.train).examples) == 100
