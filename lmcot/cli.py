@@ -241,8 +241,8 @@ def _run_aspects(options: argparse.Namespace) -> int:
 
 def _run_data(options: argparse.Namespace) -> int:
     from lmcot.config import DataSource, FileData, load_config
+    from lmcot.config.task import task_named
     from lmcot.tools.describe_data import describe_data
-    from lmcot.tools.starting_settings import task_of
 
     if options.show < 0:
         raise UserError(f"--show is {options.show}: it must be at least 0")
@@ -254,7 +254,7 @@ def _run_data(options: argparse.Namespace) -> int:
         sources = [config.data.train, config.data.validation]
     else:
         raise UserError("name a file, or give --config FILE for the data of those settings")
-    task = task_of(options.task) if options.task else None
+    task = task_named(options.task) if options.task else None
     describe_data(sources, config, show=options.show, as_json=options.json, task=task)
     return 0
 

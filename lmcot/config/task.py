@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, field_validator
 
 from lmcot.config.base import Fraction, NonNegativeFloat, Settings
+from lmcot.errors import UserError
 
 _MODULE_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -123,6 +124,23 @@ TaskChoice = Annotated[
     BeforeValidator(_by_name),
 ]
 """A task's section, or its name alone."""
+
+
+def task_named(name: str) -> TaskSettings:
+    """The settings of a task that its name alone describes.
+
+    Raises:
+        UserError: if there is no such task.
+    """
+    try:
+        found: TaskSettings = TypeAdapter(TaskChoice).validate_python(name)
+    except ValidationError:
+        raise UserError(
+            f"there is no task '{name}' that a name alone describes: choose extractive_qa, "
+            "boolean, multiple_choice, numeric or free_text, or set 'task' in a settings file"
+        ) from None
+    return found
+
 
 TEMPLATES: Final = {one: one for one in ("boolean", "multiple_choice", "numeric", "free_text")}
 """The templates that come with lmcot for a task, used where ``prompts.templates`` is not set; the

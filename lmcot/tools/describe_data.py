@@ -183,10 +183,12 @@ def in_words(found: Description) -> str:
     )
     if found.types:
         lines.append("  types: " + ", ".join(f"{k} {n:,}" for k, n in found.types.items()))
-    lines.append(f"  passages of a question: {found.passages}")
+    there = found.passages.most > 0
+    lines.append(f"  passages of a question: {found.passages if there else 'none'}")
     for name, length in found.lengths.items():
-        lines.append(f"  {name}: {length} {found.unit}")
-    if found.cut is not None:
+        if there or name != "context":
+            lines.append(f"  {name}: {length} {found.unit}")
+    if found.cut is not None and there:
         lines.append(
             f"  data.context.max_tokens ({found.budget:,}): {found.cut:,} contexts are cut to it; "
             f"{found.facts_cut:,} {'question loses' if found.facts_cut == 1 else 'questions lose'} "

@@ -9,13 +9,12 @@ import math
 import os
 from dataclasses import dataclass
 
-from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from lmcot.config import CheckpointSettings, DistillSettings, RefineSettings, SupportingFactsTeacher
 from lmcot.config.data import Columns, FileData
 from lmcot.config.short_forms import is_address
-from lmcot.config.task import TaskChoice, TaskSettings
+from lmcot.config.task import task_named
 from lmcot.data import load_examples
 from lmcot.data.context import CountTokens, render_context
 from lmcot.data.facts import facts_rationale
@@ -84,7 +83,7 @@ def settings_text(wanted: Wanted) -> str:
     tokenizer = load_tokenizer(wanted.small)
     room = _room(wanted, tokenizer)
     source = FileData(kind="file", path=wanted.data, columns=wanted.columns)
-    task = task_of(wanted.task)
+    task = task_named(wanted.task)
     loaded = load_examples(
         source, on_bad="skip", task=open_task(task), require_context=task.needs_context
     )
@@ -102,17 +101,6 @@ def settings_text(wanted: Wanted) -> str:
         _actors(wanted),
     ]
     return "\n".join(sections) + "\n"
-
-
-def task_of(name: str) -> TaskSettings:
-    try:
-        found: TaskSettings = TypeAdapter(TaskChoice).validate_python(name)
-    except ValidationError:
-        raise UserError(
-            f"there is no task '{name}' that a name alone describes: choose extractive_qa, "
-            "boolean, multiple_choice, numeric or free_text, or set 'task' in a settings file"
-        ) from None
-    return found
 
 
 def _room(wanted: Wanted, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -35,6 +35,19 @@ def test_importing_the_command_line_imports_no_torch() -> None:
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
 
 
+def test_questions_are_described_without_torch(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"question": "Is Lyon a city?", "answer": true}\n', encoding="utf-8")
+    heavy = "{'torch', 'ray', 'transformers', 'datasets'}"
+    given = f"['data', {str(file)!r}, '--task', 'boolean']"
+    code = f"import sys; from lmcot.cli import main; main({given}); "
+    result = run(sys.executable, "-c", f"{code}print(sorted({heavy} & set(sys.modules)))")
+    described = result.stdout.splitlines()
+    assert described[-1] == "[]", result.stdout + result.stderr
+    assert "  passages of a question: none" in described
+    assert not any("context" in line for line in described)
+
+
 def test_help_comes_at_once() -> None:
     seconds = []
     for _ in range(3):
