@@ -12,7 +12,7 @@ from lmcot import run_files
 from lmcot.config import GivenDemonstrations
 from lmcot.config.rows import RowSpec
 from lmcot.evaluation.leakage import check_overlap
-from lmcot.evaluation.predictions import alike_votes, lacking_answers, row_result
+from lmcot.evaluation.predictions import alike_votes, lacking_answers, one_answer, row_result
 from lmcot.evaluation.report import RowResult, write_report
 from lmcot.evaluation.rows import check_rows, chooses, chosen_rows
 from lmcot.evaluation.store import EvaluationFiles, policy_sources
@@ -184,8 +184,8 @@ def _results(
             notes.append(f"{row.name}: {failed} questions failed and are left out of its figures.")
         title = row.label(policies, run.config.evaluate.samples)
         results[row.name] = row_result(row.name, title, predictions, large=large, small=small)
-        for told in (lacking_answers(row.name, predictions), alike_votes(row.name, predictions)):
-            if told:
+        for note in (lacking_answers, alike_votes, one_answer):
+            if told := note(row.name, predictions):
                 notes.append(told)
                 say(f"evaluate: {told}")
         if any(one.estimated for one in predictions):

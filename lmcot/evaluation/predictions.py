@@ -14,6 +14,8 @@ from lmcot.text.copying import copied_share
 from lmcot.text.vote import vote
 
 _NEARLY_ALL = 0.95
+_ENOUGH = 10
+"""Answers that are not alike by chance."""
 """Share of questions with identical votes from which on the report says so."""
 
 
@@ -281,4 +283,17 @@ def alike_votes(row: str, predictions: Sequence[Prediction]) -> str:
         f"{row}: for {alike} of {len(voted)} questions all votes are the same, word for word, so "
         f"the vote says no more than a single reply: either the {sampled} is that sure, or it is "
         f"greedy at evaluate.temperature{other}"
+    )
+
+
+def one_answer(row: str, predictions: Sequence[Prediction]) -> str:
+    """A note on a row that answers all questions alike, where they have several right answers;
+    empty if its answers differ, or are too few to tell."""
+    answered = [p for p in predictions if p.failure is None and p.answer]
+    alike = len(answered) >= _ENOUGH and len({p.answer.casefold() for p in answered}) == 1
+    if not alike or len({p.gold.casefold() for p in answered}) == 1:
+        return ""
+    return (
+        f"{row}: all {len(answered)} answers are '{answered[0].answer}', so its score is the share "
+        "of questions of which that is right, whatever the model was shown"
     )

@@ -21,6 +21,7 @@ from lmcot.evaluation.predictions import (
     Rationales,
     alike_votes,
     lacking_answers,
+    one_answer,
     predict,
     row_result,
 )
@@ -399,6 +400,14 @@ def prediction(key: str, answer: str = "x") -> Prediction:
     example = Example(key, "?", "x", ())
     attempt = Attempt("", said(answer))
     return predict(example, [attempt], None, own=False, cached=0, seconds=0.0)
+
+
+def test_a_row_of_one_answer_is_told() -> None:
+    asked = [replace(prediction(f"q{n}", "yes"), gold="yes" if n % 2 else "no") for n in range(10)]
+    assert one_answer("standard", asked).startswith("standard: all 10 answers are 'yes', so its ")
+    assert one_answer("standard", asked[:9]) == "", "few may be alike by chance"
+    assert one_answer("standard", [*asked, prediction("q10", "no")]) == ""
+    assert one_answer("standard", [replace(one, gold="yes") for one in asked]) == ""
 
 
 def test_what_is_kept_survives_a_kill_and_is_never_mixed(tmp_path: Path) -> None:
