@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
@@ -85,6 +86,8 @@ class Fleet(Generic[_Actor]):
             at_once=calls_at_once,
         )
         self._refs: dict[Any, Assignment] = {}
+        self._calls: Counter[int] = Counter()
+        """Number of each actor's calls among them."""
         self._looked = -math.inf
         self._none_since: float | None = None
         self._busy_since: dict[int, float] = {}
@@ -255,19 +258,20 @@ class Fleet(Generic[_Actor]):
         results = self._harvest()
         self.keep_up()
         if self._ledger.waiting:
-            self._give_out(self._manager.healthy_actor_ids())
+            self._give_out()
         for assignment, value in results:
             _, _, then = assignment.entry.unit
             then(assignment.entry.key, value)
 
-    def _give_out(self, actors: Sequence[int]) -> None:
-        """Gives units to those of the actors that have room, evenly."""
-        while (actor := self._ledger.freest(actors)) is not None:
+    def _give_out(self) -> None:
+        """Gives units to the healthy actors that have room, evenly."""
+        while (actor := self._ledger.freest(self._manager.is_actor_healthy)) is not None:
             given = self._ledger.assign(actor, time.monotonic())
             if given is None:
                 return
             method, unit, _ = given.entry.unit
             self._refs[self.handles[actor].apply.remote(method, unit=unit)] = given
+            self._calls[actor] += 1
             self._busy_since.setdefault(actor, given.since)
 
     def keep_up(self) -> None:
@@ -342,7 +346,8 @@ class Fleet(Generic[_Actor]):
     def _take(self, ref: Any) -> Assignment:
         """Takes a call off the books."""
         assignment = self._refs.pop(ref)
-        if all(one.actor != assignment.actor for one in self._refs.values()):
+        self._calls[assignment.actor] -= 1
+        if not self._calls[assignment.actor]:
             since = self._busy_since.pop(assignment.actor)
             self._busy_s += self._seconds(since, time.monotonic())
         return assignment

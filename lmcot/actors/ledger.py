@@ -5,8 +5,9 @@ It only keeps the books: `Fleet` tells it the time and what happened, and acts o
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+import heapq
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,12 @@ class Ledger:
         self._at_once = at_once
         self._waiting: deque[Entry] = deque()
         self._low_priority: deque[Entry] = deque()
-        self._underway: list[Assignment] = []
+        self._underway: defaultdict[int, list[Assignment]] = defaultdict(list)
+        """What each actor works on."""
+        self._room = [(0, actor) for actor in range(actors)]
+        """A heap of (number of units, actor): the present number of each actor that has room, and
+        earlier numbers, which are passed over."""
+        self._in_room = set(self._room)
         self._open: set[str] = set()
         self.lost = 0
         """Number of attempts that failed."""
@@ -86,14 +92,30 @@ class Ledger:
         """Those of the given actors that have no unit."""
         return [actor for actor in actors if not self.units_of(actor)]
 
-    def freest(self, actors: Sequence[int]) -> int | None:
-        """The given actor with the fewest units, the first of several; None if none has room."""
-        actor = min(actors, key=lambda one: len(self.units_of(one)), default=None)
-        return actor if actor is not None and self._has_room(actor) else None
+    def freest(self, usable: Callable[[int], bool]) -> int | None:
+        """The usable actor with the fewest units, the first of several; None if none has room.
+
+        Takes time in proportion to the logarithm of the number of actors, as long as few are not
+        usable.
+        """
+        aside: list[tuple[int, int]] = []
+        found = None
+        while self._room and found is None:
+            units, actor = self._room[0]
+            if units == len(self._underway[actor]) and usable(actor):
+                found = actor
+            else:
+                heapq.heappop(self._room)
+                self._in_room.remove((units, actor))
+                if units == len(self._underway[actor]):
+                    aside.append((units, actor))
+        for _, actor in aside:
+            self._list(actor)
+        return found
 
     def units_of(self, actor: int) -> list[Assignment]:
         """What an actor works on."""
-        return [one for one in self._underway if one.actor == actor]
+        return list(self._underway[actor])
 
     def assign(self, actor: int, now: float) -> Assignment | None:
         """Gives an actor the next unit; None if it has no room, or none waits."""
@@ -101,7 +123,8 @@ class Ledger:
             return None
         entry = (self._waiting or self._low_priority).popleft()
         given = Assignment(entry, actor, now, now + self._timeout_s)
-        self._underway.append(given)
+        self._underway[actor].append(given)
+        self._list(actor)
         return given
 
     def settle(self, assignment: Assignment) -> bool:
@@ -134,22 +157,32 @@ class Ledger:
 
     def overdue(self, now: float) -> list[Assignment]:
         """Units whose time limit has passed."""
-        return [a for a in self._underway if now > a.deadline]
+        return [one for given in self._underway.values() for one in given if now > one.deadline]
 
     def abandon(self) -> None:
         """Forgets all units; an actor that works on one stays busy until it ends."""
         self._waiting.clear()
         self._low_priority.clear()
         self._open.clear()
-        for assignment in self._underway:
-            assignment.wanted = False
+        for given in self._underway.values():
+            for assignment in given:
+                assignment.wanted = False
 
     def _has_room(self, actor: int) -> bool:
-        return len(self.units_of(actor)) < self._at_once
+        return len(self._underway[actor]) < self._at_once
+
+    def _list(self, actor: int) -> None:
+        """Lists an actor by its present number of units, if it has room."""
+        entry = len(self._underway[actor]), actor
+        if self._has_room(actor) and entry not in self._in_room:
+            heapq.heappush(self._room, entry)
+            self._in_room.add(entry)
 
     def _release(self, assignment: Assignment) -> bool:
         """Takes a unit from its actor; False if it had been taken from it before."""
-        if assignment not in self._underway:
+        given = self._underway[assignment.actor]
+        if assignment not in given:
             return False
-        self._underway.remove(assignment)
+        given.remove(assignment)
+        self._list(assignment.actor)
         return True

@@ -19,6 +19,10 @@ def given(book: Ledger, actor: int, now: float = 0.0) -> Assignment:
     return assignment
 
 
+def anyone(actor: int) -> bool:
+    return True
+
+
 def test_units_are_given_out_in_order_one_to_an_actor() -> None:
     book = ledger()
     for key in "abc":
@@ -37,19 +41,43 @@ def test_an_actor_that_batches_has_several_and_they_are_spread_evenly() -> None:
     for key in "abcde":
         book.add(key, None)
     order = []
-    while (actor := book.freest([0, 1])) is not None:
+    while (actor := book.freest(anyone)) is not None:
         order.append((actor, given(book, actor).entry.key))
     assert order == [(0, "a"), (1, "b"), (0, "c"), (1, "d")]
     assert book.assign(0, 0.0) is None, "it has two"
     assert book.idle([0, 1]) == []
     first, third = book.units_of(0)
     assert book.settle(third)
-    assert book.freest([0, 1]) == 0
+    assert book.freest(anyone) == 0
     book.lose(first, now=5.0)
     assert book.idle([0, 1]) == [0]
     assert not book.settle(first)
     assert [given(book, 0).entry.key for _ in range(2)] == ["a", "e"]
-    assert book.freest([]) is None
+    assert book.freest(lambda actor: False) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_freest_is_the_one_that_a_search_through_all_finds(seed: int) -> None:
+    """Whatever was given, done and lost before, and whichever actors are usable."""
+    chance = random.Random(seed)
+    book = Ledger(10_000, 5.0, actors=6, at_once=3)
+    for number in range(400):
+        book.add(str(number), None)
+    running: list[Assignment] = []
+    for _ in range(600):
+        usable = {actor for actor in range(6) if chance.random() < 0.7}
+        room = [one for one in sorted(usable) if len(book.units_of(one)) < 3]
+        expected = min(room, key=lambda one: len(book.units_of(one)), default=None)
+        found = book.freest(usable.__contains__)
+        assert found == expected
+        if found is not None and chance.random() < 0.6 and book.waiting:
+            running.append(given(book, found))
+        elif running:
+            done = running.pop(chance.randrange(len(running)))
+            if chance.random() < 0.8:
+                assert book.settle(done)
+            else:
+                book.lose(done, 1.0)
 
 
 def test_a_lost_unit_comes_first_and_its_late_result_does_not_count() -> None:
