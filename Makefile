@@ -15,7 +15,7 @@ RUN   := PATH="$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart toy test test-vllm test-fast test-quick lint cloud-tools client-tools server-tools vllm-tools gpu-check clean
+.PHONY: help setup quickstart guide toy test test-vllm test-fast test-quick lint cloud-tools client-tools server-tools vllm-tools gpu-check clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,11 @@ quickstart: $(STAMP) ## distil, refine and evaluate a small LM (5 to 10 minutes)
 	@echo "Running all stages of configs/quickstart.yaml (5 to 10 minutes); a second call skips what is done."
 	@$(RUN) lmcot train --config configs/quickstart.yaml --run-dir runs/quickstart
 	@echo "The report is in runs/quickstart/report.md, its picture in runs/quickstart/report.png."
+
+guide: $(STAMP) ## see what the guide that comes with lmcot brings a frozen LM (about five minutes)
+	@echo "Evaluating 100 questions with and without a guide (about five minutes)."
+	@$(RUN) lmcot evaluate --config configs/guide.yaml --run-dir runs/guide
+	@echo "The report is in runs/guide/report.md; 'lmcot serve --run-dir runs/guide --policy base' serves the pair."
 
 toy: $(STAMP) ## see PPO learn to count upwards (one to two minutes)
 	@echo "Refining a tiny model on a toy task whose optimum is known (one to two minutes)."

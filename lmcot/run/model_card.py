@@ -6,7 +6,7 @@ import importlib.metadata
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import yaml
 
@@ -25,21 +25,36 @@ _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENCE: Final = re.compile(r"[A-Za-z0-9.+-]{1,40}")
 """The name of one licence, and not its text."""
 _METRICS: Final = {"em": "exact_match", "f1": "f1"}
+_LOADED_BY: Final = {
+    "transformers": "Plain transformers loads it.",
+    "peft": "These are its LoRA adapters: peft adds them to the base, and so does `policy.source`.",
+}
 _PROJECT: Final = "https://arxiv.org/abs/2404.03414"
 
 
 def write_model_card(run: Run, policy: str, report: Mapping[str, Any] | None = None) -> None:
-    """Writes the card of a policy, if the run holds it.
+    """Writes the card of a policy, and that of its adapters, if the run holds them.
 
     Args:
         report: the evaluation of the policy as it is now; None: there is none.
     """
     folder = run.directory.policy(policy)
-    if run_files.holds_model(folder):
-        write_whole(folder / run_files.CARD, card(run.config, policy, report or {}))
+    if not run_files.holds_model(folder):
+        return
+    write_whole(folder / run_files.CARD, card(run.config, policy, report or {}))
+    adapters = run_files.adapters_folder(folder)
+    if adapters.is_dir():  # peft has left a card there that nobody has filled in
+        text = card(run.config, policy, report or {}, library="peft")
+        write_whole(adapters / run_files.CARD, text)
 
 
-def card(config: Config, policy: str, report: Mapping[str, Any], licence: str | None = None) -> str:
+def card(
+    config: Config,
+    policy: str,
+    report: Mapping[str, Any],
+    licence: str | None = None,
+    library: Literal["transformers", "peft"] = "transformers",
+) -> str:
     """The text of a card.
 
     It names files and models without the folders and addresses that they lie at, since cards are
@@ -49,12 +64,13 @@ def card(config: Config, policy: str, report: Mapping[str, Any], licence: str | 
         report: what ``report.json`` holds; empty if there is none.
         licence: that of the weights, as the hub writes it, such as ``apache-2.0``; None: that of
             the model that they are made from, if it is known.
+        library: what loads the weights; peft, if they are adapters.
     """
     licence = licence or licence_of(config.policy.source)
     parts = [
-        f"---\n{_front_matter(config, policy, report, licence)}---",
+        f"---\n{_front_matter(config, policy, report, licence, library)}---",
         f"# {public_source(config.policy.source)}, {policy}",
-        _what_it_is(config),
+        f"{_what_it_is(config)} {_LOADED_BY[library]}",
         "## Data\n\n" + _data(config),
         "## Settings\n\n" + _settings(config),
         "## Results\n\n" + _results(policy, report),
@@ -83,9 +99,9 @@ def licence_of(source: str) -> str | None:
 
 
 def _front_matter(
-    config: Config, policy: str, report: Mapping[str, Any], licence: str | None
+    config: Config, policy: str, report: Mapping[str, Any], licence: str | None, library: str
 ) -> str:
-    found: dict[str, Any] = {"library_name": "transformers"}
+    found: dict[str, Any] = {"library_name": library}
     if licence is not None:
         found["license"] = licence
     source = config.policy.source
@@ -113,8 +129,8 @@ def _what_it_is(config: Config) -> str:
         "A small language model that reads a question with its context and writes a rationale; a "
         f"large one, which was not trained, reads the rationale and answers ([LM-guided chain of "
         f"thought]({_PROJECT})). It was trained by lmcot {__version__} from "
-        f"`{public_source(config.policy.source)}` to guide {frozen}. Plain transformers loads it; "
-        "its prompts are those of lmcot (`lmcot serve`, `lmcot.Guide`)."
+        f"`{public_source(config.policy.source)}` to guide {frozen}. Its "
+        "prompts are those of lmcot (`lmcot serve`, `lmcot.Guide`)."
     )
 
 

@@ -43,6 +43,7 @@ MINE: dict[str, Any] = {
 # words one sees it there.
 ELSEWHERE = {
     "make quickstart": ("tests/e2e/test_smollm2.py", '"quickstart.yaml"'),
+    "make guide": ("tests/unit/models/test_guides.py", '"guide.yaml"'),
     "make toy": ("tests/e2e/test_toy.py", "toy_config"),
     "make test": (".ci/run", "make test"),
     "make lint": (".ci/run", "make lint"),

@@ -126,6 +126,10 @@ def test_the_policy_of_the_lowest_validation_loss_is_kept(
     assert facts(tmp_path)["rationales"] == 9
     assert facts(tmp_path)["validation"]["best_step"] == best
     assert (tmp_path / "distilled-adapters").is_dir() == bool(lora)
+    if lora:
+        card = (tmp_path / "distilled-adapters" / "README.md").read_text(encoding="utf-8")
+        assert "library_name: peft" in card
+        assert "More Information Needed" not in card, "peft's own card is an empty form"
     assert not list(tmp_path.glob("checkpoints/*best*")), "it is in distilled/ now"
     assert (tmp_path / "distill.png").stat().st_size > 1000
 
