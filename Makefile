@@ -44,8 +44,8 @@ quickstart: $(STAMP) ## distil, refine and evaluate a small LM (5 to 10 minutes)
 	@$(RUN) lmcot train --config configs/quickstart.yaml --run-dir runs/quickstart
 	@echo "The report is in runs/quickstart/report.md, its picture in runs/quickstart/report.png."
 
-guide: $(STAMP) ## see what the guide that comes with lmcot brings a frozen LM (five to ten minutes)
-	@echo "Evaluating 100 questions with and without a guide (five to ten minutes)."
+guide: $(STAMP) ## see what the guide that comes with lmcot brings a frozen LM (about ten minutes)
+	@echo "Evaluating 100 questions with and without a guide (about ten minutes)."
 	@$(RUN) lmcot evaluate --config configs/guide.yaml --run-dir runs/guide
 	@echo "The report is in runs/guide/report.md; 'lmcot serve --run-dir runs/guide --policy base' serves the pair."
 
