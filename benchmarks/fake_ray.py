@@ -19,7 +19,8 @@ import ray
 from ray import cloudpickle
 from ray.rllib.utils import actor_manager
 
-from lmcot.actors import fleet, learner_group, news
+from lmcot.actors import fleet, kept, learner_group, news
+from lmcot.actors.kept import Split
 from lmcot.run import context
 from lmcot.training import start
 
@@ -66,7 +67,11 @@ class _Method:
         self._name = name
 
     def remote(self, *args: Any, **kwargs: Any) -> _Ref:
-        cloudpickle.dumps((args, kwargs))
+        self._ray.passed += len(cloudpickle.dumps((args, kwargs)))
+        return _Ref(*self._called(args, kwargs))
+
+    def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, float]:
+        """The pickled result of a call, and the time at which it is there."""
         started = time.process_time()
         actor = self._actor
         function, args = (getattr(actor, self._name), args) if self._name else self._applied(*args)
@@ -76,11 +81,11 @@ class _Method:
         payload = cloudpickle.dumps(function(*args, **kwargs))
         actor.free_at = max(actor.free_at, time.monotonic()) + actor.took
         self._ray.spent += time.process_time() - started
-        return _Ref(payload, actor.free_at)
+        return payload, actor.free_at
 
     def _resolved(self, value: Any) -> Any:
         """An argument as the actor gets it, with a reference replaced by its object."""
-        return self._ray.get(value) if isinstance(value, _Ref) else value
+        return cloudpickle.loads(value.payload) if isinstance(value, _Ref) else value
 
     def _applied(self, func: str | Callable[..., Any], *args: Any) -> Any:
         """The method that ``apply`` calls, from its name or from the replaced class."""
@@ -100,9 +105,26 @@ class _Apply(_Method):
         return super().remote(*args, **kwargs)
 
 
+class _Split(_Method):
+    """The method ``apply_split``, whose result's parts are an object each."""
+
+    def options(self, *, num_returns: int) -> _Split:
+        return self
+
+    def remote(self, kept: int, *args: Any, **kwargs: Any) -> Any:
+        self._ray.passed += len(cloudpickle.dumps((kept, args, kwargs)))
+        payload, ready_at = self._called(args, kwargs)
+        started = time.process_time()
+        split: Split[Any] = cloudpickle.loads(payload)
+        parts = [cloudpickle.dumps(part) for part in (split.told, *split.kept)]
+        self._ray.spent += time.process_time() - started
+        return [_Ref(part, ready_at) for part in parts]
+
+
 class _Handle:
     def __init__(self, ray: FakeRay, role: str, actor: StandIn) -> None:
         self.apply = _Apply(ray, role, actor, None)
+        self.apply_split = _Split(ray, role, actor, None)
         self.ping = _Method(ray, role, actor, "ping")
 
 
@@ -128,6 +150,8 @@ class FakeRay:
         self.stand_ins = stand_ins
         self.spent = 0.0
         """CPU seconds spent on the actors' results."""
+        self.passed = 0
+        """Bytes that the driver sent and received."""
 
     def remote(self, actor_class: type) -> Any:
         """Wraps a class so that its actors are stand-ins."""
@@ -135,11 +159,16 @@ class FakeRay:
 
     def put(self, value: Any) -> Any:
         """Stores a copy and returns its reference."""
-        return _Ref(cloudpickle.dumps(value))
+        payload = cloudpickle.dumps(value)
+        self.passed += len(payload)
+        return _Ref(payload)
 
-    def get(self, ref: Any) -> Any:
-        """Returns a copy of the object."""
-        return cloudpickle.loads(ref.payload)
+    def get(self, refs: Any) -> Any:
+        """Returns a copy of an object, or of each of a list."""
+        if isinstance(refs, list):
+            return [self.get(ref) for ref in refs]
+        self.passed += len(refs.payload)
+        return cloudpickle.loads(refs.payload)
 
     def kill(self, *_: Any, **__: Any) -> None:
         """Does nothing."""
@@ -169,7 +198,7 @@ def faked(stand_ins: Mapping[str, type[StandIn]]) -> Iterator[FakeRay]:
     """Puts a fake Ray below the fleets and the learners; the code above is unchanged."""
     fake = FakeRay(stand_ins)
     with ExitStack() as stack:
-        for module in (fleet, news, learner_group, actor_manager):
+        for module in (fleet, kept, news, learner_group, actor_manager):
             stack.enter_context(mock.patch.object(module, "ray", fake))
         for module in (fleet, learner_group):
             stack.enter_context(mock.patch.object(module, "Placement", mock.MagicMock()))

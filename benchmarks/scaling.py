@@ -31,13 +31,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray import cloudpickle
+
 from benchmarks import stand_ins
 from benchmarks.cases import SMOLLM2
 from benchmarks.fake_ray import FakeRay, StandIn, faked
 from lmcot.actors.fleet import Fleet
+from lmcot.actors.kept import Split
 from lmcot.actors.learner_actor import StepMetrics
 from lmcot.actors.resources.cluster import ray_cluster
-from lmcot.actors.units import Packed, RolloutUnit, Scored, ScoreUnit, WeightsRef
+from lmcot.actors.units import KeptScoreUnit, Packed, RolloutUnit, Tally, WeightsRef
 from lmcot.config import ActorsSettings, Config, RoleSettings, SampleData, parse_config
 from lmcot.data.loaders import load_examples
 from lmcot.records import Rollout, to_json
@@ -65,22 +68,26 @@ class Point:
     """CPU seconds of the driver per 1,000 rationales."""
     share: float
     """CPU time of the driver over elapsed time."""
+    passed: float = 0.0
+    """Bytes that the driver sends and receives for a rationale, beside the weights."""
 
 
 class _Rollout(StandIn):
     longer = 1
 
-    def sample(self, unit: RolloutUnit) -> Packed[list[Rollout]]:
+    def sample_split(self, unit: RolloutUnit) -> Split[None]:
         self.took = stand_ins.about(self.longer * stand_ins.SAMPLE_S)
-        return stand_ins.sampled(unit)
+        return Split(None, (stand_ins.sampled(unit),))
 
 
 class _Reward(StandIn):
     config: Config
 
-    def score(self, unit: ScoreUnit) -> Scored:
+    def score_split(self, unit: KeptScoreUnit) -> Split[Tally]:
         self.took = stand_ins.about(_Rollout.longer * stand_ins.JUDGE_S)
-        return stand_ins.judged(unit, self.config)
+        rollouts: Packed[list[Rollout]] = cloudpickle.loads(unit.rollouts.ref.payload)
+        found = stand_ins.judged(unit, rollouts.open(), self.config)
+        return Split(found.tally, (found.scored, found.records))
 
 
 class _Learner(StandIn):
@@ -88,6 +95,9 @@ class _Learner(StandIn):
 
     def shares_prompts(self) -> bool:
         return True
+
+    def fetch(self, *_: Any) -> list[int]:
+        return []
 
     def ppo_step(self, *_: Any) -> StepMetrics:
         self.took = _Rollout.longer * stand_ins.LEARN_S
@@ -172,12 +182,14 @@ def fake_point(
         config = _Reward.config = fake_config(data, actors, steps + 2, longer)
         _Rollout.longer = longer
         run = stack.enter_context(open_run(config, Path(folder) / "run"))
-        spent = 0.0
+        spent, passed, bytes_of_steps = 0.0, 0, []
 
         def on_step(step: int, metrics: dict[str, float]) -> None:
-            nonlocal spent
+            nonlocal spent, passed
             lines.append((metrics["seconds/step"], metrics["seconds/driver"] - fake.spent + spent))
             spent = fake.spent
+            bytes_of_steps.append(fake.passed - passed)
+            passed = fake.passed
 
         if profile is not None:
             stack.enter_context(profile)
@@ -191,7 +203,10 @@ def fake_point(
         stand_ins.LEARN_S,
     )
     ideal = rollouts / (longer * least)
-    return Point(actors, rollouts / seconds, ideal, driver / rollouts * 1000, driver / seconds)
+    passed_on = statistics.median(bytes_of_steps[1:-1]) / rollouts
+    return Point(
+        actors, rollouts / seconds, ideal, driver / rollouts * 1000, driver / seconds, passed_on
+    )
 
 
 def real_point(actors: int) -> Point:
@@ -219,13 +234,13 @@ def real_point(actors: int) -> Point:
 def show(name: str, points: Sequence[Point]) -> None:
     """Prints a table."""
     print(
-        f"\n| {name} actors | rationales/s | of the ideal | driver, CPU s per 1,000 | share |\n"
-        "|---|---|---|---|---|"
+        f"\n| {name} actors | rationales/s | of the ideal | driver, CPU s per 1,000 | share "
+        "| bytes per rationale |\n|---|---|---|---|---|---|"
     )
     for one in points:
         print(
             f"| {one.actors} | {one.throughput:,.0f} | {one.throughput / one.ideal:.0%} "
-            f"| {one.driver:.3f} | {one.share:.1%} |",
+            f"| {one.driver:.3f} | {one.share:.1%} | {one.passed:,.0f} |",
             flush=True,
         )
 

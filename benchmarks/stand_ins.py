@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from lmcot.actors.base import ActorBase
 from lmcot.actors.reward_actor import outcome
-from lmcot.actors.units import Packed, RolloutUnit, Scored, ScoreUnit
+from lmcot.actors.units import KeptScoreUnit, Packed, RolloutUnit, Scored
 from lmcot.config import ASPECTS, Config
 from lmcot.records import Answer, Judgement, Rollout, Usage
 
@@ -43,10 +44,9 @@ def sampled(unit: RolloutUnit) -> Packed[list[Rollout]]:
     ])  # fmt: skip
 
 
-def judged(unit: ScoreUnit, config: Config) -> Scored:
+def judged(unit: KeptScoreUnit, rollouts: Sequence[Rollout], config: Config) -> Scored:
     """Judgements as a reward actor would return them."""
     values = dict.fromkeys(COMPONENTS, 0.5)
-    rollouts = unit.rollouts.open()
     judgements = [
         Judgement({**values, "em": float(number % 2)}, Answer("a", "a", 400, 8), True)
         for number in range(len(rollouts))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ray.exceptions import RayError
 
+from lmcot.actors.kept import Split
 from lmcot.errors import UserError, first_line
 from lmcot.models.generation.requests import EngineLost
 
@@ -58,11 +59,24 @@ def unwrap(value: Any, role: str) -> Any:
 
 
 class ActorBase:
-    """Answers RLlib's actor manager: `ping` and `apply`."""
+    """Answers RLlib's actor manager: `ping` and `apply`; and fleets: `apply_split`."""
 
     def ping(self) -> str:
         """Health probe."""
         return "pong"
+
+    def apply_split(
+        self, kept: int, func: str | Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> tuple[Any, ...]:
+        """Calls a method that returns a `Split`, as `apply` does, for one object each of its parts.
+
+        Args:
+            kept: number of the values that are kept; None in place of each if the method failed.
+        """
+        result = self.apply(func, *args, **kwargs)
+        if isinstance(result, Split):
+            return result.told, *result.kept
+        return result, *[None] * kept
 
     def apply(self, func: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Calls a method by its name, or ``func(self, ...)``.

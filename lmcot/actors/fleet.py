@@ -16,6 +16,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import ray
@@ -23,6 +24,7 @@ from ray.exceptions import RayError
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 from lmcot.actors.base import ActorBase, RemoteError, Unanswered, unwrap
+from lmcot.actors.kept import Kept, Split
 from lmcot.actors.ledger import Assignment, Ledger, UnitLost
 from lmcot.actors.news import LONGEST_WAIT_S, wait_for_news
 from lmcot.actors.resources.placement import Placement
@@ -36,6 +38,26 @@ _Arguments = ParamSpec("_Arguments")
 _Unit = TypeVar("_Unit")
 _Result = TypeVar("_Result")
 _LOOK_EVERY_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A unit, what is to be done with it, and who is told the result."""
+
+    method: str
+    unit: Any
+    then: Callable[..., None]
+    kept: int = 0
+    """Number of values that stay in the object store, each passed to ``then`` as a `Kept`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call in flight."""
+
+    assignment: Assignment
+    order: _Order
+    kept: tuple[Kept[Any], ...] = ()
 
 
 class Fleet(Generic[_Actor]):
@@ -85,7 +107,7 @@ class Fleet(Generic[_Actor]):
             actors=resources.count,
             at_once=calls_at_once,
         )
-        self._refs: dict[Any, Assignment] = {}
+        self._refs: dict[Any, _Call] = {}
         self._calls: Counter[int] = Counter()
         """Number of each actor's calls among them."""
         self._looked = -math.inf
@@ -238,7 +260,25 @@ class Fleet(Generic[_Actor]):
             then: called by `turn` with the key and the result.
             low_priority: run it only when no other unit waits for an actor.
         """
-        self._ledger.add(key, (method.__name__, unit, then), low_priority=low_priority)
+        order = _Order(method.__name__, unit, then)
+        self._ledger.add(key, order, low_priority=low_priority)
+
+    def submit_split(
+        self,
+        method: Callable[[_Actor, _Unit], Split[_Result]],
+        key: str,
+        unit: _Unit,
+        then: Callable[[str, _Result, tuple[Kept[Any], ...]], None],
+        *,
+        kept: int,
+    ) -> None:
+        """Queues a unit of whose result the driver receives one part only.
+
+        Args:
+            then: called by `turn` with the key, that part, and the values that are kept.
+            kept: number of these values.
+        """
+        self._ledger.add(key, _Order(method.__name__, unit, then, kept))
 
     def abandon(self) -> None:
         """Forgets all units; results that arrive later are dropped."""
@@ -259,9 +299,9 @@ class Fleet(Generic[_Actor]):
         self.keep_up()
         if self._ledger.waiting:
             self._give_out()
-        for assignment, value in results:
-            _, _, then = assignment.entry.unit
-            then(assignment.entry.key, value)
+        for call, value in results:
+            rest = (call.kept,) if call.order.kept else ()
+            call.order.then(call.assignment.entry.key, value, *rest)
 
     def _give_out(self) -> None:
         """Gives units to the healthy actors that have room, evenly."""
@@ -269,10 +309,18 @@ class Fleet(Generic[_Actor]):
             given = self._ledger.assign(actor, time.monotonic())
             if given is None:
                 return
-            method, unit, _ = given.entry.unit
-            self._refs[self.handles[actor].apply.remote(method, unit=unit)] = given
+            self._send(self.handles[actor], given)
             self._calls[actor] += 1
             self._busy_since.setdefault(actor, given.since)
+
+    def _send(self, handle: Any, given: Assignment) -> None:
+        order: _Order = given.entry.unit
+        if not order.kept:
+            ref, kept = handle.apply.remote(order.method, unit=order.unit), []
+        else:
+            split = handle.apply_split.options(num_returns=1 + order.kept)
+            ref, *kept = split.remote(order.kept, order.method, unit=order.unit)
+        self._refs[ref] = _Call(given, order, tuple(map(Kept, kept)))
 
     def keep_up(self) -> None:
         """Kills actors that hang, notices the dead and sets up the restarted ones; never waits.
@@ -323,13 +371,14 @@ class Fleet(Generic[_Actor]):
             self.abandon()
         return [results[index] for index in range(len(units))]
 
-    def _harvest(self) -> list[tuple[Assignment, Any]]:
+    def _harvest(self) -> list[tuple[_Call, Any]]:
         if not self._refs:
             return []
         ready, _ = ray.wait(list(self._refs), num_returns=len(self._refs), timeout=0)
         results = []
         for ref in ready:
-            assignment = self._take(ref)
+            call = self._take(ref)
+            assignment = call.assignment
             try:
                 value = ray.get(ref)
             except RayError as error:
@@ -340,17 +389,18 @@ class Fleet(Generic[_Actor]):
             elif isinstance(value, RemoteError) and value.kind == "not set up":
                 self._lose(assignment, value.message)
             elif self._ledger.settle(assignment):
-                results.append((assignment, unwrap(value, self.role)))
+                results.append((call, unwrap(value, self.role)))
         return results
 
-    def _take(self, ref: Any) -> Assignment:
+    def _take(self, ref: Any) -> _Call:
         """Takes a call off the books."""
-        assignment = self._refs.pop(ref)
-        self._calls[assignment.actor] -= 1
-        if not self._calls[assignment.actor]:
-            since = self._busy_since.pop(assignment.actor)
+        call = self._refs.pop(ref)
+        actor = call.assignment.actor
+        self._calls[actor] -= 1
+        if not self._calls[actor]:
+            since = self._busy_since.pop(actor)
             self._busy_s += self._seconds(since, time.monotonic())
-        return assignment
+        return call
 
     def _end_overdue(self) -> None:
         """Kills actors that hang, since nothing else frees them; Ray restarts them."""
@@ -359,10 +409,10 @@ class Fleet(Generic[_Actor]):
         overdue = {one.actor for one in self._ledger.overdue(time.monotonic())}
         for actor in overdue:
             ray.kill(self.handles[actor], no_restart=False)
-        for ref, assignment in list(self._refs.items()):
-            if assignment.actor in overdue:  # its other units are lost with it
+        for ref, call in list(self._refs.items()):
+            if call.assignment.actor in overdue:  # its other units are lost with it
                 self._take(ref)
-                self._lose(assignment, reason)
+                self._lose(call.assignment, reason)
 
     def _lose(self, assignment: Assignment, reason: str) -> None:
         self._upkeep.lost(assignment.actor, reason)

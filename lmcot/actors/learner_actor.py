@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lmcot.actors.base import ActorBase
+from lmcot.actors.kept import Kept, fetch
 from lmcot.actors.units import Packed, WeightsRef
 from lmcot.actors.weights import Weights, pack_weights
 from lmcot.config import Config, Kernel
@@ -58,6 +59,8 @@ class LearnerActor(ActorBase):
         self._config = config
         self._plan = plan
         self._rank = rank
+        self._fetched: list[Packed[list[ScoredRollout]]] = []
+        """What the next step learns from."""
 
     def meeting(self) -> tuple[str, int]:
         """Opens the address where the ranks meet, on rank 0's node."""
@@ -93,12 +96,21 @@ class LearnerActor(ActorBase):
         """Greedy rationales by the present weights, on rank 0; the others return none."""
         return self._session.write_greedily(prompts, max_new_tokens)
 
-    def ppo_step(self, scored: list[Packed[list[ScoredRollout]]], step: int) -> StepMetrics:
+    def fetch(self, units: list[Kept[Packed[list[ScoredRollout]]]]) -> list[int]:
+        """Fetches what the next step learns from; returns which of the units are lost."""
+        found = fetch(units)
+        self._fetched = [one for one in found if one is not None]
+        return [number for number, one in enumerate(found) if one is None]
+
+    def ppo_step(self, scored: list[Packed[list[ScoredRollout]]] | None, step: int) -> StepMetrics:
         """Takes one PPO step on all rationales of the given units.
 
         Args:
+            scored: the units; None: those that it fetched.
             step: how many steps come before it.
         """
+        if scored is None:
+            scored, self._fetched = self._fetched, []
         ppo, attention = self._session.ppo, self._session.attention
         batch = [one for unit in scored for one in unit.open()]
         attention.choose([(one.rollout.prompt_ids, one.rollout.response_ids) for one in batch])

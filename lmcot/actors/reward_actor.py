@@ -8,11 +8,20 @@ from typing import Any
 
 from lmcot.actors.base import ActorBase, NotSetUp
 from lmcot.actors.frozen_client import FrozenClient
-from lmcot.actors.units import Judged, JudgeUnit, Packed, Scored, ScoreUnit
+from lmcot.actors.kept import Split, fetch
+from lmcot.actors.units import (
+    Judged,
+    JudgeUnit,
+    KeptScoreUnit,
+    Packed,
+    Scored,
+    ScoreUnit,
+    Tally,
+)
 from lmcot.config import Config, GivenDemonstrations, SignalFilter
 from lmcot.data.tasks import open_task
 from lmcot.frozen.templates import open_templates
-from lmcot.records import Example, Judgement, Rollout
+from lmcot.records import Example, Judgement, Rollout, ScoredRollout
 from lmcot.rewards.combine import judge_increasing
 from lmcot.rewards.custom import CustomReward
 from lmcot.rewards.judge import RewardModel
@@ -23,6 +32,8 @@ from lmcot.rollout_log import encode_rollouts
 _SHARE_OF_UNIT = 0.9
 """Share of the unit timeout for the frozen LM's calls: a late call is reported before the actor
 counts as hung."""
+
+_UNTOLD = Judgement()
 
 
 class RewardActor(ActorBase):
@@ -89,6 +100,17 @@ class RewardActor(ActorBase):
             frozen_seconds=self._frozen.seconds,
         )
 
+    def score_split(self, unit: KeptScoreUnit) -> Split[Tally | None]:
+        """Scores rollouts that it fetches from the object store; None if they are lost.
+
+        Kept are the rollouts that are learnt from, and the records.
+        """
+        (rollouts,) = fetch([unit.rollouts])
+        if rollouts is None:
+            return Split(None, (None, None))
+        found = self.score(ScoreUnit(unit.unit_id, unit.questions, rollouts, unit.signal))
+        return Split(found.tally, (found.scored, found.records))
+
     def _begin_unit(self) -> RewardModel:
         if not hasattr(self, "_model"):
             raise NotSetUp("it was started anew")
@@ -115,10 +137,15 @@ def outcome(
     pairs = zip(scored, left_out, strict=True)
     examples = {one.id: one for one in questions}
     return Scored(
-        Packed.of([one for one, why in pairs if one is not None and not why]),
-        columns(rollouts, judgements, scored),
-        encode_rollouts(rollouts, judgements, scored, examples, left_out),
-        tuple(results),
-        tuple(one.failure for one in judgements if one.failure is not None),
-        tuple(unmeasured(judgements).items()),
+        scored=Packed.of([_learnable(one) for one, why in pairs if one is not None and not why]),
+        columns=columns(rollouts, judgements, scored),
+        records=encode_rollouts(rollouts, judgements, scored, examples, left_out),
+        results=tuple(results),
+        failures=tuple(one.failure for one in judgements if one.failure is not None),
+        unmeasured=tuple(unmeasured(judgements).items()),
     )
+
+
+def _learnable(one: ScoredRollout) -> ScoredRollout:
+    """The rollout and its reward, without what PPO does not read."""
+    return ScoredRollout(replace(one.rollout, text=""), _UNTOLD, one.reward)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lmcot.actors.base import ActorBase, NotSetUp
+from lmcot.actors.kept import Split
 from lmcot.actors.samplers import Sampler, open_sampler
 from lmcot.actors.units import Packed, RolloutUnit, WeightsRef
 from lmcot.actors.weights import Weights
@@ -134,6 +135,10 @@ class RolloutActor(ActorBase):
             raise NotSetUp("Ray restarted it")
         with self._with_weights_of(unit):
             return Packed.of(self._sample(unit))
+
+    def sample_split(self, unit: RolloutUnit) -> Split[None]:
+        """As `sample`, with the samples kept in the object store."""
+        return Split(None, (self.sample(unit),))
 
     @contextmanager
     def _with_weights_of(self, unit: RolloutUnit) -> Iterator[None]:

@@ -6,6 +6,7 @@ import pickle
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from lmcot.actors.kept import Kept
 from lmcot.config import SignalFilter
 from lmcot.data.sampler import sample_seed
 from lmcot.records import (
@@ -98,16 +99,21 @@ class ScoreUnit:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """The scores of a `ScoreUnit`."""
+class KeptScoreUnit:
+    """A `ScoreUnit` whose rollouts are in the object store."""
 
-    scored: Packed[list[ScoredRollout]]
-    """The rollouts that are learnt from: those that could be judged, of questions that are not
-    left out. No failure is ever given a reward."""
+    unit_id: str
+    questions: Packed[tuple[Example, ...]]
+    rollouts: Kept[Packed[list[Rollout]]]
+    signal: SignalFilter | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What the driver sees of a `ScoreUnit`'s scores."""
+
     columns: Columns
-    """The numbers that the driver sees of each rollout."""
-    records: bytes
-    """A line of JSON for each rollout."""
+    """The numbers of each rollout."""
     results: tuple[GroupResult, ...] = ()
     """What each question's rollouts came to, in order."""
     failures: tuple[Failure, ...] = ()
@@ -118,6 +124,23 @@ class Scored:
     """Requests to the frozen LM."""
     frozen_seconds: float = 0.0
     """Seconds that the frozen LM's actors worked on the unit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored(Tally):
+    """The scores of a `ScoreUnit`."""
+
+    scored: Packed[list[ScoredRollout]]
+    """The rollouts that are learnt from: those that could be judged, of questions that are not
+    left out. No failure is ever given a reward. Without what PPO does not read: the text, the
+    judgement and the penalties."""
+    records: bytes
+    """A line of JSON for each rollout."""
+
+    @property
+    def tally(self) -> Tally:
+        """What the driver sees."""
+        return Tally(**{name: getattr(self, name) for name in Tally.__dataclass_fields__})
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from lmcot.actors.units import Packed, Scored, WeightsRef
+from lmcot.actors.kept import Kept
+from lmcot.actors.units import Packed, RolloutUnit, Tally, WeightsRef
 from lmcot.errors import UserError
-from lmcot.records import Columns, Example, Failure, GroupResult, ScoredRollout, Usage
+from lmcot.records import Columns, Failure, GroupResult, ScoredRollout, Usage
 from lmcot.run.budgets import Losses
 from lmcot.training.curriculum import Turn
 from lmcot.training.questions import Drawn
@@ -26,7 +28,8 @@ class Batch:
     version: int
     """Version of the policy that samples it."""
     weights: WeightsRef
-    """Weights of that version, as long as there may be more to sample."""
+    """Weights of that version, as long as something may have to be sampled, for the first time or
+    again."""
     filtered: bool
     """Whether questions that teach nothing are left out."""
     drawn: Drawn
@@ -43,10 +46,18 @@ class Batch:
     """Time at which the last rationale was sampled."""
     judged: float = 0.0
     """Time at which the last judgement arrived."""
-    questions: dict[str, Packed[tuple[Example, ...]]] = field(default_factory=dict)
-    """Questions of the units that are not sampled yet."""
-    sampled_units: int = 0
-    judged_by_unit: dict[str, Scored] = field(default_factory=dict)
+    units: dict[str, RolloutUnit] = field(default_factory=dict)
+    """Its units, until it is handed over: one whose rationales are lost is sampled again."""
+    sampled_units: set[str] = field(default_factory=set)
+    judged_by_unit: dict[str, Tally] = field(default_factory=dict)
+    scored_by_unit: dict[str, Kept[Packed[list[ScoredRollout]]]] = field(default_factory=dict)
+    """The rationales that are learnt from, until it is handed over."""
+    records_by_unit: dict[str, Kept[bytes]] = field(default_factory=dict)
+    """The records, until it is handed over."""
+    losses_by_unit: Counter[str] = field(default_factory=Counter)
+    """How often what a unit came to was lost."""
+    records: bytes = b""
+    """A line of JSON for each rationale, once it is handed over."""
 
     @property
     def complete(self) -> bool:
@@ -84,24 +95,19 @@ class Batch:
         return {"asked": float(len(self.asked)), "left_out": float(len(self.asked) - self.learnt)}
 
     @property
-    def in_order(self) -> list[Scored]:
+    def in_order(self) -> list[Tally]:
         """The judged units in order: in each question by question, K rationales each."""
         return [self.judged_by_unit[key] for key in self.keys]
 
     @property
-    def scored(self) -> list[Packed[list[ScoredRollout]]]:
+    def scored(self) -> list[Kept[Packed[list[ScoredRollout]]]]:
         """The rationales that are learnt from, unit by unit."""
-        return [one.scored for one in self.in_order]
+        return [self.scored_by_unit[key] for key in self.keys]
 
     @property
     def columns(self) -> Columns:
         """The numbers of all its rationales, in order."""
         return Columns.joined([one.columns for one in self.in_order])
-
-    @property
-    def records(self) -> bytes:
-        """A line of JSON for each rationale."""
-        return b"".join(one.records for one in self.in_order)
 
     @property
     def failures(self) -> list[Failure]:
@@ -112,6 +118,22 @@ class Batch:
     def usage(self) -> Usage:
         """What the frozen LM was asked to judge it."""
         return sum((one.usage for one in self.judged_by_unit.values()), Usage())
+
+    def forget_unit(self, key: str) -> None:
+        """Forgets what a unit came to: it is to be sampled and judged again."""
+        self.losses_by_unit[key] += 1
+        self.sampled_units.discard(key)
+        self.scored_by_unit.pop(key, None)
+        self.records_by_unit.pop(key, None)
+        tally = self.judged_by_unit.pop(key, None)
+        if tally is not None:  # its failures are counted already, and so may be once more
+            self.losses.expect(len(tally.columns["judged"]))
+
+    def let_go(self) -> None:
+        """Lets the object store drop what was handed over, and the weights."""
+        self.weights = ()
+        for kept in (self.units, self.scored_by_unit, self.records_by_unit):
+            kept.clear()
 
 
 def check_staleness(columns: Columns, version: int, limit: int) -> None:

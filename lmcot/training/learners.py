@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from lmcot.actors.kept import Kept
 from lmcot.actors.learner_actor import DistillMetrics, LearnerActor, StepMetrics
 from lmcot.actors.learner_group import LearnerGroup, LearnerLost, PendingCall
 from lmcot.actors.resources.placement import Placement
@@ -134,15 +135,25 @@ class Learners:
         """Greedy rationales by the present weights; waits for them."""
         return self._group.call(LearnerActor.write_greedily, prompts, max_new_tokens)[0]
 
+    def fetch(self, units: list[Kept[Packed[list[ScoredRollout]]]]) -> Pending[set[int]]:
+        """Has each rank fetch what the next step learns from.
+
+        The result: which of the units are lost to a rank.
+        """
+        self.finish_checkpoint()  # begun after the last step, and usually done by now
+        call = self._group.begin(LearnerActor.fetch, units)
+        return Pending(call, lambda: set().union(*call.result()))
+
     def ppo_step(
-        self, scored: list[Packed[list[ScoredRollout]]], step: int
+        self, scored: list[Packed[list[ScoredRollout]]] | None, step: int
     ) -> Pending[StepMetrics]:
         """Begins one PPO step.
 
         Args:
+            scored: the units that it learns from; None: those that were fetched.
             step: how many steps come before it.
         """
-        self.finish_checkpoint()  # begun after the last step, and usually done by now
+        self.finish_checkpoint()
         return self._training(self._group.begin(LearnerActor.ppo_step, scored, step))
 
     def publish(self, version: int) -> Pending[WeightsRef]:

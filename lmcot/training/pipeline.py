@@ -18,14 +18,16 @@ from typing import Any, Protocol, TypeVar
 from lmcot.actors.base import Unanswered
 from lmcot.actors.fleet import Fleet
 from lmcot.actors.frozen_actor import FrozenActor
+from lmcot.actors.kept import Kept, fetch
 from lmcot.actors.ledger import UnitLost
 from lmcot.actors.news import Source, wait_for_news
 from lmcot.actors.reward_actor import RewardActor
 from lmcot.actors.rollout_actor import RolloutActor
-from lmcot.actors.units import Packed, RolloutUnit, Scored, ScoreUnit, WeightsRef
+from lmcot.actors.units import KeptScoreUnit, Packed, RolloutUnit, Tally, WeightsRef
 from lmcot.config import GivenDemonstrations
 from lmcot.errors import UserError
-from lmcot.records import Rollout, RunState
+from lmcot.monitor.progress import say
+from lmcot.records import RunState, ScoredRollout
 from lmcot.run.budgets import Losses
 from lmcot.run.context import Run, in_units
 from lmcot.training.batch import Batch, check_judged, check_staleness
@@ -36,8 +38,11 @@ from lmcot.training.questions import Questions
 _Result = TypeVar("_Result")
 
 
-class Monitored(Protocol):
-    """The learners, as far as the pipeline watches their health."""
+class Learning(Protocol):
+    """The learners, as far as the pipeline watches their health and hands batches over."""
+
+    def fetch(self, units: list[Kept[Packed[list[ScoredRollout]]]]) -> Pending[set[int]]:
+        """Has the learners fetch units from the object store; returns which are lost."""
 
     def refs(self) -> list[Any]:
         """Object references that become ready when there is news of a rank."""
@@ -102,7 +107,7 @@ class Pipeline:
         self,
         run: Run,
         fleets: Fleets,
-        learners: Monitored,
+        learners: Learning,
         state: RunState,
         background: Background | None = None,
     ) -> None:
@@ -174,11 +179,12 @@ class Pipeline:
         if self._trouble is not None:
             raise self._trouble
         batch = self._batches[step]
-        while not batch.complete:
-            self._run.interruption.check()
-            self._turn()
-            if not batch.complete:
-                wait_for_news(*self._sources)
+        self.work_off(lambda: batch.complete)
+        while lost := self._hand_over(batch):
+            for key in lost:
+                self._sample_again(batch, key)
+            self.work_off(lambda: batch.complete)
+        batch.let_go()
         del self._batches[step]
         columns = batch.columns
         check_staleness(columns, step, self._run.config.refine.max_staleness)
@@ -187,6 +193,17 @@ class Pipeline:
         self._questions.close(batch.asked, batch.results, batch.unasked, later)
         batch.sampler = self._questions.state_after(batch.drawn)
         return batch
+
+    def _hand_over(self, batch: Batch) -> list[str]:
+        """Has the learners fetch a batch, and fetches its records; returns the units lost to them.
+
+        Units are lost with the node that holds them.
+        """
+        pending = self._learners.fetch(batch.scored)
+        records = fetch([batch.records_by_unit[key] for key in batch.keys])
+        lost = self.work_until(pending) | {at for at, one in enumerate(records) if one is None}
+        batch.records = b"".join(one for one in records if one is not None)
+        return [batch.keys[at] for at in sorted(lost)]
 
     def work_until(self, pending: Pending[_Result]) -> _Result:
         """Keeps sampling and judging until the learners have done a call; returns its result.
@@ -251,8 +268,7 @@ class Pipeline:
             questions = Packed.of(tuple(self._run.train[turn.row].example for turn in group))
             batch.asked += group
             batch.keys.append(key)
-            batch.questions[key] = questions
-            unit = RolloutUnit(
+            batch.units[key] = RolloutUnit(
                 unit_id=key,
                 questions=questions,
                 samples=config.refine.samples_per_prompt,
@@ -263,20 +279,48 @@ class Pipeline:
                 policy_version=batch.version,
                 weights=batch.weights,
             )
-            self._fleets.rollout.submit(
-                RolloutActor.sample, key, unit, partial(self._sampled, batch)
+            self._sample(batch, key)
+
+    def _sample(self, batch: Batch, key: str) -> None:
+        then = partial(self._sampled, batch)
+        self._fleets.rollout.submit_split(
+            RolloutActor.sample_split, key, batch.units[key], then, kept=1
+        )
+
+    def _sample_again(self, batch: Batch, key: str) -> None:
+        """Has a unit sampled once more whose rationales are lost; its seeds are the same.
+
+        Raises:
+            UnitLost: if they were lost ``actors.max_attempts`` times.
+        """
+        batch.forget_unit(key)
+        times = batch.losses_by_unit[key]
+        if times >= self._run.config.actors.max_attempts:
+            raise UnitLost(
+                f"the rationales of unit {key} were lost {times} times from the object store: see "
+                "Ray's logs for why its nodes die"
             )
+        say(f"the rationales of unit {key} were lost with a node; they are sampled again")
+        self._sample(batch, key)
 
-    def _sampled(self, batch: Batch, key: str, rollouts: Packed[list[Rollout]]) -> None:
+    def _sampled(self, batch: Batch, key: str, _: None, kept: tuple[Kept[Any], ...]) -> None:
         """Has a unit's rationales judged, while others are still being sampled."""
-        batch.sampled_units += 1
-        if batch.sampled_units == len(batch.keys):
+        batch.sampled_units.add(key)
+        if len(batch.sampled_units) == len(batch.keys):
             batch.sampled = time.monotonic()
-        unit = ScoreUnit(key, batch.questions.pop(key), rollouts, self._run.config.refine.filter)
-        self._fleets.reward.submit(RewardActor.score, key, unit, partial(self._judged, batch))
+        questions, signal = batch.units[key].questions, self._run.config.refine.filter
+        unit = KeptScoreUnit(key, questions, kept[0], signal)
+        then = partial(self._judged, batch)
+        self._fleets.reward.submit_split(RewardActor.score_split, key, unit, then, kept=2)
 
-    def _judged(self, batch: Batch, key: str, judged: Scored) -> None:
+    def _judged(
+        self, batch: Batch, key: str, judged: Tally | None, kept: tuple[Kept[Any], ...]
+    ) -> None:
+        if judged is None:
+            self._sample_again(batch, key)
+            return
         batch.judged_by_unit[key] = judged
+        batch.scored_by_unit[key], batch.records_by_unit[key] = kept
         self._judge_seconds += judged.frozen_seconds
         self._run.spending.add(self._stage, judged.usage)
         self._run.tell_unmeasured(judged.unmeasured)
@@ -294,5 +338,3 @@ class Pipeline:
         lacking = len(batch.drawn.first) - batch.learnt
         if turns := batch.unasked[:lacking]:
             self._ask(batch, turns)
-        else:
-            batch.weights = ()  # the object store need not keep them

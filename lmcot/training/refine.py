@@ -120,7 +120,7 @@ def _train(
 def _learn(learners: Learners, pipeline: Pipeline, batch: Batch, state: RunState) -> StepMetrics:
     """Has a batch learnt; a batch of which every question is left out changes nothing."""
     if batch.learnt:
-        return pipeline.work_until(learners.ppo_step(batch.scored, batch.step))
+        return pipeline.work_until(learners.ppo_step(None, batch.step))
     say(
         f"refine: step {batch.step + 1} learns nothing: none of the {len(batch.asked)} questions "
         "that it asked is kept by refine.filter"

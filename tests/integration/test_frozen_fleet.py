@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -194,8 +195,7 @@ def test_a_reward_actor_holds_learned_aspects_to_their_frozen_lm(
     assert parameters > 0
     judged = _judge_with(shared, tmp_path, fitted_to=identity)
     assert judged.failures == ()
-    (scored,) = judged.scored.open()
-    components = scored.judgement.components
+    components = json.loads(judged.records)["judgement"]["components"]
     # Odds of 1 + 2 (x - 0.5) at a factuality of 1: the judge's word weighs nothing here.
     assert components["aspect/factuality"] == pytest.approx(1 / (1 + math.exp(-2.0)))
     assert (judged.usage.asked, judged.usage.sent) == (2, 2)  # an answer and a judgement

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmcot.actors.fleet import Fleet
+from lmcot.actors.kept import Kept
 from lmcot.actors.learner_group import LearnerGroup, PendingCall
 from lmcot.actors.units import Packed
 from lmcot.config import load_config
@@ -232,14 +233,14 @@ def test_what_a_refused_step_left_is_not_saved(
 ) -> None:
     """[29] some of its updates were done: a checkpoint would be of half a step."""
 
-    def poisoned(batch: Batch) -> list[Packed[list[ScoredRollout]]]:
-        units = [one.scored for one in batch.in_order]
+    def poisoned(batch: Batch) -> list[Kept[Packed[list[ScoredRollout]]]]:
+        units = list(batch.scored_by_unit.values())
         if batch.version < 2:
             return units
-        first, *others = units[0].open()
+        first, *others = ray.get(units[0].ref).open()
         logprobs = (float("nan"), *first.rollout.logprobs[1:])
         bad = replace(first, rollout=replace(first.rollout, logprobs=logprobs))
-        return [Packed.of([bad, *others]), *units[1:]]
+        return [Kept(ray.put(Packed.of([bad, *others]))), *units[1:]]
 
     monkeypatch.setattr(Batch, "scored", property(poisoned))
     with pytest.raises(UserError, match="had a loss or gradient that is not finite"):

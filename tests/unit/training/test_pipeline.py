@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from lmcot.actors.kept import Kept, Split
+from lmcot.actors.ledger import UnitLost
 from lmcot.actors.reward_actor import outcome
 from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.actors.units import Packed, Scored
@@ -25,6 +27,7 @@ from lmcot.records import (
     Paragraph,
     Rollout,
     RunState,
+    ScoredRollout,
     Usage,
 )
 from lmcot.run.budgets import Spending
@@ -54,6 +57,17 @@ class FakeFleet:
         self.then[key] = then
         self.most = max(self.most, len(self.units))
 
+    def submit_split(self, method: Any, key: str, unit: Any, then: Any, *, kept: int) -> None:
+        def split(key: str, answer: Any) -> None:
+            if isinstance(answer, Packed):
+                answer = Split(None, (answer,))
+            elif isinstance(answer, Scored):
+                answer = Split(answer.tally, (answer.scored, answer.records))
+            assert len(answer.kept) == kept
+            then(key, answer.told, tuple(map(Kept, answer.kept)))
+
+        self.submit(method, key, unit, split)
+
     def turn(self) -> None:
         done, self.done = self.done, []
         for key in done:
@@ -74,15 +88,36 @@ class FakeLearners:
 
     def __init__(self) -> None:
         self.looked = 0
+        self.fetched: list[Packed[list[ScoredRollout]]] = []
+        self.lost: list[set[int]] = []
+        """Which units the next fetches do not find."""
 
     def refs(self) -> list[Any]:
         return []
+
+    def fetch(self, units: list[Kept[Packed[list[ScoredRollout]]]]) -> Any:
+        """The fakes keep the values themselves in the place of references."""
+        self.fetched = [unit.ref for unit in units]
+        return Fetched(self.lost.pop(0) if self.lost else set())
 
     def check(self) -> None:
         self.looked += 1
 
     def probe(self) -> None:
         return
+
+
+class Fetched:
+    """A fetch that is done."""
+
+    def __init__(self, lost: set[int]) -> None:
+        self.result = lambda: lost
+
+    def done(self) -> bool:
+        return True
+
+    def refs(self) -> list[Any]:
+        return []
 
 
 class Call:
@@ -119,24 +154,27 @@ def judged(unit: Any, judgement: Judgement = RIGHT) -> Scored:
 
 
 def judged_by(unit: Any, judge: Callable[[Rollout], Judgement]) -> Scored:
-    assert {one.id for one in unit.questions.open()} == {
-        one.example_id for one in unit.rollouts.open()
-    }
-    rollouts = unit.rollouts.open()
+    rollouts = unit.rollouts.ref.open()
+    assert {one.id for one in unit.questions.open()} == {one.example_id for one in rollouts}
     judgements = [judge(one) for one in rollouts]
     done = outcome(unit.questions.open(), rollouts, judgements, CONFIG, unit.signal)
     return replace(done, usage=Usage(1, 1, 5))
 
 
+def lines_of(batch: Batch, key: str) -> list[str]:
+    """What the records of a batch that is taken say of the rationales that are learnt from."""
+    lines = [json.loads(line) for line in batch.records.splitlines()]
+    return [line[key] for line in lines if line["reward"] is not None and "left_out" not in line]
+
+
 def units(batch: Batch) -> list[str]:
     """Of the rationales that are learnt from, in their order."""
-    return [one.rollout.unit_id for unit in batch.scored for one in unit.open()]
+    return lines_of(batch, "unit_id")
 
 
 def questions(batch: Batch) -> list[str]:
     """Each once, in order."""
-    ids = (one.rollout.example_id for unit in batch.scored for one in unit.open())
-    return list(dict.fromkeys(ids))
+    return list(dict.fromkeys(lines_of(batch, "example_id")))
 
 
 def as_run(**parts: Any) -> Any:
@@ -178,6 +216,7 @@ class Stand:
         self.pipeline = Pipeline(self.run, fleets, self.learners, state)
         self.waits: list[Any] = []
         monkeypatch.setattr(module, "wait_for_news", self.between)
+        monkeypatch.setattr(module, "fetch", lambda values: [one.ref for one in values])
 
     def between(self, *sources: Any) -> None:
         """What happens while the driver waits: the next of the waits that were planned."""
@@ -198,8 +237,9 @@ def test_at_no_staleness_one_batch_is_open_at_a_time(
     assert list(stand.rollout.units) == ["step-1/0", "step-1/1"]
     batch = stand.pipeline.take(0)
     assert units(batch) == ["step-1/0"] * 6 + ["step-1/1"] * 6
-    lines = [json.loads(line) for line in batch.records.splitlines()]
-    assert [line["unit_id"] for line in lines] == units(batch)
+    learnt = [one for unit in stand.learners.fetched for one in unit.open()]
+    assert [one.rollout.unit_id for one in learnt] == units(batch)
+    assert all((one.rollout.text, one.judgement) == ("", Judgement()) for one in learnt)
     assert list(batch.columns["judged"]) == [1.0] * 12
     assert batch.failures == []
     assert batch.usage == Usage(2, 2, 10)
@@ -488,3 +528,67 @@ def test_failures_are_a_share_of_all_that_was_asked(
     stand.pipeline.sample(1, ())
     with pytest.raises(UserError, match="of 12 judgements of step 2 failed"):
         stand.pipeline.take(1)
+
+
+def told(batch: Batch) -> tuple[Any, ...]:
+    """What a step makes of a batch."""
+    return batch.records, batch.columns.values.tobytes(), batch.results, batch.usage, batch.sampler
+
+
+@pytest.mark.parametrize("where", ["judging", "learning", "recording"])
+def test_a_unit_that_is_lost_with_its_node_is_sampled_again_and_counts_once(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = filtered(tmp_path / "a", monkeypatch)
+    undisturbed.pipeline.sample(0, ("weights",))
+    expected = undisturbed.pipeline.take(0)
+
+    stand = filtered(tmp_path / "b", monkeypatch)
+    asked_for: list[Any] = []
+    answer, judge = stand.rollout.answer, stand.reward.answer
+    stand.rollout.answer = lambda unit: asked_for.append(unit) or answer(unit)
+    if where == "judging":
+        lost = iter([True, False])
+        gone = Split(None, (None, None))
+        stand.reward.answer = lambda unit: (
+            gone if unit.unit_id == "step-1/1" and next(lost) else judge(unit)
+        )
+    elif where == "learning":
+        stand.learners.lost = [{1}]
+    else:
+        gone_first = iter([1])
+
+        def fetched(values: Any) -> list[Any]:
+            at = next(gone_first, None)
+            return [None if number == at else one.ref for number, one in enumerate(values)]
+
+        monkeypatch.setattr(module, "fetch", fetched)
+    stand.pipeline.sample(0, ("weights",))
+    batch = stand.pipeline.take(0)
+    assert told(batch) == told(expected)
+    again = [unit for unit in asked_for if unit.unit_id == "step-1/1"]
+    assert len(again) == 2
+    assert again[0] == again[1], "the same seeds, and the same weights"
+    assert len(asked_for) == len(batch.keys) + 1
+    assert len(stand.learners.fetched) == len(batch.keys)
+
+
+def test_what_is_lost_again_and_again_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand = Stand(tmp_path, monkeypatch, "actors.max_attempts=3")
+    stand.learners.lost = [{0}] * 5
+    stand.pipeline.sample(0, ())
+    with pytest.raises(UnitLost, match="unit step-1/0 were lost 3 times from the object store"):
+        stand.pipeline.take(0)
+    assert len(stand.learners.lost) == 2
+
+
+def test_a_batch_that_is_taken_holds_no_references(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand = Stand(tmp_path, monkeypatch)
+    stand.pipeline.sample(0, ("weights",))
+    batch = stand.pipeline.take(0)
+    assert (batch.units, batch.scored_by_unit, batch.records_by_unit) == ({}, {}, {})
+    assert batch.weights == ()
