@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         fleet.submit(RolloutActor.renamed, "key", unit, print)  # type: ignore[attr-defined]
         fleet.submit(RolloutActor.sample, "key", 7, print)  # type: ignore[arg-type]
         fleet.submit(RolloutActor.sample, "key", unit, then)  # type: ignore[misc]
+        fleet.submit_split(RolloutActor.sample, "key", unit, print, kept=1)  # type: ignore[arg-type]
         fleet.map(LearnerActor.updates, [])  # type: ignore[arg-type]
 
 
