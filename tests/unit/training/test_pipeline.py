@@ -545,8 +545,13 @@ def test_a_unit_that_is_lost_with_its_node_is_sampled_again_and_counts_once(
 
     stand = filtered(tmp_path / "b", monkeypatch)
     asked_for: list[Any] = []
-    answer, judge = stand.rollout.answer, stand.reward.answer
-    stand.rollout.answer = lambda unit: asked_for.append(unit) or answer(unit)
+    judge = stand.reward.answer
+
+    def sample(unit: Any) -> Packed[list[Rollout]]:
+        asked_for.append(unit)
+        return sampled(unit)
+
+    stand.rollout.answer = sample
     if where == "judging":
         lost = iter([True, False])
         gone = Split(None, (None, None))
