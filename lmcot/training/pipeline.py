@@ -32,16 +32,29 @@ from lmcot.run.budgets import Losses
 from lmcot.run.context import Run, in_units
 from lmcot.training.batch import Batch, check_judged, check_staleness
 from lmcot.training.curriculum import Turn
-from lmcot.training.learners import Pending
 from lmcot.training.questions import Questions
 
 _Result = TypeVar("_Result")
+_Awaited = TypeVar("_Awaited", covariant=True)
+
+
+class Awaited(Protocol[_Awaited]):
+    """A call to the learners that is under way, as far as the pipeline waits for it."""
+
+    def refs(self) -> list[Any]:
+        """Object references that become ready when there is news of it."""
+
+    def done(self) -> bool:
+        """Whether it is done; never waits."""
+
+    def result(self) -> _Awaited:
+        """Waits for the result."""
 
 
 class Learning(Protocol):
     """The learners, as far as the pipeline watches their health and hands batches over."""
 
-    def fetch(self, units: list[Kept[Packed[list[ScoredRollout]]]]) -> Pending[set[int]]:
+    def fetch(self, units: list[Kept[Packed[list[ScoredRollout]]]]) -> Awaited[set[int]]:
         """Has the learners fetch units from the object store; returns which are lost."""
 
     def refs(self) -> list[Any]:
@@ -205,7 +218,7 @@ class Pipeline:
         batch.records = b"".join(one for one in records if one is not None)
         return [batch.keys[at] for at in sorted(lost)]
 
-    def work_until(self, pending: Pending[_Result]) -> _Result:
+    def work_until(self, pending: Awaited[_Result]) -> _Result:
         """Keeps sampling and judging until the learners have done a call; returns its result.
 
         A `UserError` of the other actors is raised by the next `take`, so that the learners' step

@@ -99,7 +99,7 @@ def test_a_value_outlives_its_actor(cluster: Cluster) -> None:
         assert stored() - before > 2 * SIZE, "they are in the node's store"
         kept = [one for _, values in found.values() for one in values]
 
-        away.submit_split(Maker.refuse, "no", 7, print, kept=2)  # type: ignore[arg-type]
+        away.submit_split(Maker.refuse, "no", 7, print, kept=2)
         with pytest.raises(UserError, match="no 7"):
             turn_until_lost(away)
 

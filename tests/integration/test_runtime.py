@@ -145,9 +145,11 @@ def test_units_in_flight_at_a_checkpoint_are_sampled_again(
     killer = Killer({2: kill("RolloutActor")}, seed=1)
     sampled = Pipeline._sampled
 
-    def step_8_is_never_judged(pipeline: Pipeline, batch: Batch, key: str, rollouts: Any) -> None:
+    def step_8_is_never_judged(
+        pipeline: Pipeline, batch: Batch, key: str, told: None, kept: Any
+    ) -> None:
         if not key.startswith("step-8/"):
-            sampled(pipeline, batch, key, rollouts)
+            sampled(pipeline, batch, key, told, kept)
 
     def stop(step: int, metrics: dict[str, float]) -> None:
         killer.on_step(step, metrics)
