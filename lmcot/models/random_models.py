@@ -19,6 +19,7 @@ from transformers import (
 
 from lmcot.errors import UserError
 from lmcot.files import finished_folder
+from lmcot.process import accelerator_named
 
 _FORM = 3
 """Version in the cached folder's name; raise it when the models built here change."""
@@ -47,7 +48,8 @@ def build_random_model(kind: str, cache: Path) -> Path:
         counting = kind.startswith("counting-")
         tokenizer = _counting_tokenizer() if counting else _text_tokenizer(ends=t5)
         model = _t5(tokenizer) if t5 else _llama(tokenizer)
-        with finished_folder(folder, replaces=False) as partial:
+        # save_pretrained imports DeepSpeed.
+        with finished_folder(folder, replaces=False) as partial, accelerator_named():
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
     return folder

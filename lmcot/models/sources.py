@@ -34,7 +34,7 @@ from transformers import (
 from lmcot.config import Dtype
 from lmcot.errors import UserError
 from lmcot.files import cache_folder
-from lmcot.process import quiet_libraries
+from lmcot.process import accelerator_named, quiet_libraries
 from lmcot.storage import fetched, is_remote, place, replacing
 
 if TYPE_CHECKING:
@@ -252,7 +252,8 @@ def save_model(
         buffers = dict(model.named_buffers())
         kept = {name: value for name, value in model.state_dict().items() if name in buffers}
         state = {**kept, **tensors}
-    with replacing(folder) as partial:
+    # save_pretrained imports DeepSpeed.
+    with replacing(folder) as partial, accelerator_named():
         model.save_pretrained(partial, state_dict=state)
         tokenizer.save_pretrained(partial)
 
