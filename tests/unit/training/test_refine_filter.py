@@ -13,6 +13,7 @@ import pytest
 import ray
 
 from lmcot.actors import rollout_actor
+from lmcot.actors.kept import Kept
 from lmcot.actors.reward_actor import RewardActor
 from lmcot.actors.rollout_actor import RolloutActor
 from lmcot.config import load_config
@@ -67,12 +68,16 @@ class Ref:
         return f"{self._number:x}"
 
 
+def _got(asked: Any) -> Any:
+    return [one.value for one in asked] if isinstance(asked, list) else asked.value
+
+
 class FleetInProcess:
     """One actor; `turn` has it do a unit, the last or the first of those that wait."""
 
     def __init__(self, actor: Any, last_first: bool) -> None:
         self._actor, self._last_first = actor, last_first
-        self._units: list[tuple[Callable[..., Any], str, Any, Callable[..., None]]] = []
+        self._units: list[Callable[[], None]] = []
         self.handles = [actor]
         self.recoveries: list[float] = []
         self.lost = 0
@@ -81,13 +86,17 @@ class FleetInProcess:
     def waiting(self) -> int:
         return len(self._units)
 
-    def submit(self, method: Any, key: str, unit: Any, then: Any) -> None:
-        self._units.append((method, key, unit, then))
+    def submit_split(self, method: Any, key: str, unit: Any, then: Any, *, kept: int) -> None:
+        def done() -> None:
+            split = method(self._actor, unit)
+            assert len(split.kept) == kept
+            then(key, split.told, tuple(Kept(Ref(value)) for value in split.kept))
+
+        self._units.append(done)
 
     def turn(self) -> None:
         if self._units:
-            method, key, unit, then = self._units.pop(-1 if self._last_first else 0)
-            then(key, method(self._actor, unit))
+            self._units.pop(-1 if self._last_first else 0)()
 
     def refs(self) -> list[Any]:
         return []
@@ -104,7 +113,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     """Weights go from hand to hand, and nobody waits for news. One thread sums in one order."""
     monkeypatch.setattr(rollout_actor, "use_threads", lambda threads: None)  # the test's own
     monkeypatch.setattr(ray, "put", Ref)
-    monkeypatch.setattr(ray, "get", lambda ref: ref.value)
+    monkeypatch.setattr(ray, "get", _got)
     monkeypatch.setattr(pipeline, "wait_for_news", lambda *sources: None)
 
 
