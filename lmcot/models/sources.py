@@ -30,6 +30,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
 )
+from transformers.utils import logging as transformers_logging
 
 from lmcot.config import Dtype
 from lmcot.errors import UserError
@@ -313,7 +314,11 @@ def _converted(gguf: Path) -> Path:
     if folder.is_dir():
         return folder
     where: dict[str, Any] = {"gguf_file": gguf.name, **_NO_CODE}
-    with _refusing(f"the GGUF file '{gguf}' cannot be converted"), quiet_libraries():
+    with (
+        _refusing(f"the GGUF file '{gguf}' cannot be converted"),
+        quiet_libraries(),
+        _gguf_bars_as_others(),
+    ):
         loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **where)
         config = AutoConfig.from_pretrained(gguf.parent, **where)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
@@ -324,6 +329,20 @@ def _converted(gguf: Path) -> Path:
     with quiet_libraries():
         save_model(clean, tokenizer, folder)
     return folder
+
+
+@contextmanager
+def _gguf_bars_as_others() -> Iterator[None]:
+    """Has transformers' reader of GGUF files obey the setting for its bars, which it does not."""
+    from transformers import modeling_gguf_pytorch_utils
+
+    reader: Any = modeling_gguf_pytorch_utils
+    before = reader.tqdm
+    reader.tqdm = transformers_logging.tqdm
+    try:
+        yield
+    finally:
+        reader.tqdm = before
 
 
 def _attention(config: Any) -> str | None:
