@@ -200,11 +200,8 @@ _POLICIES: Final = (BASE, *TRAINED_POLICIES)
 
 
 def _in_words(policy: str) -> str:
-    return (
-        "the small LM before training"
-        if policy == BASE
-        else stage_of_policy(policy).policy_in_words
-    )
+    before = "the small LM before training"
+    return before if policy == BASE else stage_of_policy(policy).policy_in_words
 
 
 def _colour(policy: str) -> Colour:
