@@ -30,7 +30,9 @@ from lmcot.models.generation.vllm_engine import VllmEngine
 from lmcot.records import FailureKind
 from tests.vllm.conftest import make_model, plain, plain_logprobs
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15}
+# How far log-probabilities may lie from a plain pass: any one, and in the root mean square. In
+# bfloat16 a plain pass itself lies 0.03 (root mean square) from one in float32, single ones 0.3.
+TOLERANCE = {"float32": (1e-4, 1e-4), "bfloat16": (0.4, 0.06)}
 PROMPTS = ((30, 40, 50, 60), tuple(range(20, 80)), (*range(20, 60), 7))
 SETTINGS = VllmSettings(cache_gib=0.1)
 
@@ -39,9 +41,10 @@ class Pair:
     """The engine, and the same model on transformers."""
 
     def __init__(self, source: str, dtype: Any, settings: VllmSettings = SETTINGS) -> None:
+        self.dtype = dtype
         self.engine = VllmEngine(source, dtype, settings)
         self.model = plain(source, dtype)
-        self.tolerance = TOLERANCE[dtype]
+        self.tolerance, self.mean_tolerance = TOLERANCE[dtype]
 
     def run(self, *requests: Request) -> list[list[Event]]:
         """The events of each request."""
@@ -64,16 +67,22 @@ class Pair:
         assert isinstance(last, FailureEvent)
         return last.failure.kind, last.failure.reason
 
-    def check_logprobs(self, prompt: tuple[int, ...], one: Generated, temperature: float) -> None:
-        """Checks a sample's log-probabilities against a plain pass."""
-        rows = plain_logprobs(self.model, (*prompt, *one.response_ids), temperature or 1.0)
-        for place, (token, logprob) in enumerate(zip(one.response_ids, one.logprobs, strict=True)):
-            row = rows[len(prompt) - 1 + place]
-            assert logprob == pytest.approx(
-                float(row[token]), abs=self.tolerance / (temperature or 1.0)
-            )
+    def check_logprobs(
+        self, prompt: tuple[int, ...], samples: list[Generated], temperature: float
+    ) -> None:
+        """Checks the log-probabilities of a prompt's samples against plain passes."""
+        scale = temperature or 1.0
+        differences = []
+        for one in samples:
+            rows = plain_logprobs(self.model, (*prompt, *one.response_ids), scale)
+            rows = rows[len(prompt) - 1 : -1]
+            wanted = rows.gather(1, torch.tensor(one.response_ids)[:, None])[:, 0]
+            differences.append(torch.tensor(one.logprobs) - wanted)
             if temperature == 0:
-                assert float(row[token]) > float(row.max()) - 2 * self.tolerance
+                assert bool((wanted > rows.max(dim=1).values - 2 * self.tolerance).all())
+        found = torch.cat(differences) * scale
+        assert float(found.abs().max()) < self.tolerance
+        assert float(found.square().mean().sqrt()) < self.mean_tolerance
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -86,7 +95,7 @@ def pair(request: pytest.FixtureRequest, folder: str) -> Iterator[Pair]:
 @pytest.fixture
 def single(folder: str, pair: Pair) -> Pair:
     """The pair in float32 only."""
-    if pair.tolerance != TOLERANCE["float32"]:
+    if pair.dtype != "float32":
         pytest.skip("it does not depend on the arithmetic")
     return pair
 
@@ -102,9 +111,8 @@ def test_tokens_carry_the_logprobs_of_what_they_were_drawn_from(
         assert sorted(one.sample for one in ends) == [0, 1, 2, 3]
         texts = {one.generated.response_ids for one in ends}
         assert len(texts) == (1 if temperature == 0 else 4)
-        for one in ends:
-            assert one.generated.finish_reason == "length"
-            pair.check_logprobs(tuple(request.prompt_ids), one.generated, temperature)
+        assert {one.generated.finish_reason for one in ends} == {"length"}
+        pair.check_logprobs(tuple(request.prompt_ids), [one.generated for one in ends], temperature)
 
 
 def test_scores_are_those_of_a_plain_pass(pair: Pair) -> None:
@@ -147,8 +155,7 @@ def test_prompts_that_do_not_fit_into_one_pass_together_are_sampled_all(single: 
     for request, events in zip(requests, together, strict=True):
         ends = {one.sample: one.generated for one in events if isinstance(one, SampleEvent)}
         assert sorted(ends) == [0, 1], events
-        for one in ends.values():
-            single.check_logprobs(tuple(request.prompt_ids), one, 1.0)
+        single.check_logprobs(tuple(request.prompt_ids), list(ends.values()), 1.0)
     alone = single.samples(requests[5])
     assert [one.response_ids for one in alone] == [
         one.generated.response_ids
@@ -217,16 +224,14 @@ def test_new_weights_are_taken_in_place(tmp_path: Path, tied: bool) -> None:
     pair = Pair(old, "float32")
     try:
         request = SampleRequest(PROMPTS[1], [1, 2], 12)
-        for one in pair.samples(request):
-            pair.check_logprobs(PROMPTS[1], one, 1.0)
+        pair.check_logprobs(PROMPTS[1], pair.samples(request), 1.0)
         pair.engine.submit(request)
         with pytest.raises(RuntimeError, match="1 requests are at work with the old weights"):
             pair.engine.load([])
         pair.engine.reset()
         pair.model = plain(new, "float32")
         pair.engine.load(pair.model.named_parameters())
-        for one in pair.samples(request):
-            pair.check_logprobs(PROMPTS[1], one, 1.0)
+        pair.check_logprobs(PROMPTS[1], pair.samples(request), 1.0)
         with torch.no_grad():
             pair.model.model.norm.weight.fill_(math.nan)
         pair.engine.load(pair.model.named_parameters())
@@ -268,12 +273,10 @@ def test_a_model_divided_among_processes_gives_the_same(folder: str, tmp_path: P
     workers = psutil.Process().children(recursive=True)
     try:
         request = SampleRequest(PROMPTS[1], [1, 2], 12)
-        for one in pair.samples(request):
-            pair.check_logprobs(PROMPTS[1], one, 1.0)
+        pair.check_logprobs(PROMPTS[1], pair.samples(request), 1.0)
         pair.model = plain(make_model(tmp_path / "new", seed=2), "float32")
         pair.engine.load(pair.model.named_parameters())
-        for one in pair.samples(request):
-            pair.check_logprobs(PROMPTS[1], one, 1.0)
+        pair.check_logprobs(PROMPTS[1], pair.samples(request), 1.0)
         pair.engine.submit(SampleRequest(PROMPTS[0], [1], 400))
         pair.engine.step()
         victim = next(one for one in workers if "Worker" in one.name() or "spawn" in str(one))
