@@ -14,9 +14,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import ray
@@ -24,6 +22,7 @@ from ray.exceptions import RayError
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 from lmcot.actors.base import ActorBase, RemoteError, Unanswered, unwrap
+from lmcot.actors.calls import Call, Calls, Order
 from lmcot.actors.kept import Kept, Split
 from lmcot.actors.ledger import Assignment, Ledger, UnitLost
 from lmcot.actors.news import LONGEST_WAIT_S, wait_for_news
@@ -38,26 +37,6 @@ _Arguments = ParamSpec("_Arguments")
 _Unit = TypeVar("_Unit")
 _Result = TypeVar("_Result")
 _LOOK_EVERY_S = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class _Order:
-    """A unit, what is to be done with it, and who is told the result."""
-
-    method: str
-    unit: Any
-    then: Callable[..., None]
-    kept: int = 0
-    """Number of values that stay in the object store, each passed to ``then`` as a `Kept`."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A call in flight."""
-
-    assignment: Assignment
-    order: _Order
-    kept: tuple[Kept[Any], ...] = ()
 
 
 class Fleet(Generic[_Actor]):
@@ -107,15 +86,9 @@ class Fleet(Generic[_Actor]):
             actors=resources.count,
             at_once=calls_at_once,
         )
-        self._refs: dict[Any, _Call] = {}
-        self._calls: Counter[int] = Counter()
-        """Number of each actor's calls among them."""
+        self._calls = Calls()
         self._looked = -math.inf
         self._none_since: float | None = None
-        self._busy_since: dict[int, float] = {}
-        """When each actor that has units got the first of them."""
-        self._busy_s = 0.0
-        self._asked = time.monotonic()
 
     def __enter__(self) -> Fleet[_Actor]:
         return self
@@ -145,18 +118,11 @@ class Fleet(Generic[_Actor]):
 
     def refs(self) -> list[Any]:
         """Units in flight: what a wait for news of this fleet waits for."""
-        return list(self._refs)
+        return self._calls.refs()
 
     def idle_share(self) -> float:
         """Share of the actors' time since the last call in which they had no unit."""
-        now = time.monotonic()
-        busy = self._busy_s + sum(self._seconds(since, now) for since in self._busy_since.values())
-        available = (now - self._asked) * len(self.handles)
-        self._busy_s, self._asked = 0.0, now
-        return max(0.0, 1 - busy / available) if available else 0.0
-
-    def _seconds(self, since: float, now: float) -> float:
-        return now - max(since, self._asked)
+        return self._calls.idle_share(len(self.handles))
 
     def wait_ready(self, **setup: Any) -> None:
         """Waits until each actor is set up, and prints what their ``setup`` returned.
@@ -260,7 +226,7 @@ class Fleet(Generic[_Actor]):
             then: called by `turn` with the key and the result.
             low_priority: run it only when no other unit waits for an actor.
         """
-        order = _Order(method.__name__, unit, then)
+        order = Order(method.__name__, unit, then)
         self._ledger.add(key, order, low_priority=low_priority)
 
     def submit_split(
@@ -278,7 +244,7 @@ class Fleet(Generic[_Actor]):
             then: called by `turn` with the key, that part, and the values that are kept.
             kept: number of these values.
         """
-        self._ledger.add(key, _Order(method.__name__, unit, then, kept))
+        self._ledger.add(key, Order(method.__name__, unit, then, kept))
 
     def abandon(self) -> None:
         """Forgets all units; results that arrive later are dropped."""
@@ -309,18 +275,7 @@ class Fleet(Generic[_Actor]):
             given = self._ledger.assign(actor, time.monotonic())
             if given is None:
                 return
-            self._send(self.handles[actor], given)
-            self._calls[actor] += 1
-            self._busy_since.setdefault(actor, given.since)
-
-    def _send(self, handle: Any, given: Assignment) -> None:
-        order: _Order = given.entry.unit
-        if not order.kept:
-            ref, kept = handle.apply.remote(order.method, unit=order.unit), []
-        else:
-            split = handle.apply_split.options(num_returns=1 + order.kept)
-            ref, *kept = split.remote(order.kept, order.method, unit=order.unit)
-        self._refs[ref] = _Call(given, order, tuple(map(Kept, kept)))
+            self._calls.send(self.handles[actor], given)
 
     def keep_up(self) -> None:
         """Kills actors that hang, notices the dead and sets up the restarted ones; never waits.
@@ -371,16 +326,12 @@ class Fleet(Generic[_Actor]):
             self.abandon()
         return [results[index] for index in range(len(units))]
 
-    def _harvest(self) -> list[tuple[_Call, Any]]:
-        if not self._refs:
-            return []
-        ready, _ = ray.wait(list(self._refs), num_returns=len(self._refs), timeout=0)
+    def _harvest(self) -> list[tuple[Call, Any]]:
         results = []
-        for ref in ready:
-            call = self._take(ref)
+        for call in self._calls.take_ready():
             assignment = call.assignment
             try:
-                value = ray.get(ref)
+                value = ray.get(call.ref)
             except RayError as error:
                 self._lose(assignment, first_line(error))
                 continue
@@ -392,16 +343,6 @@ class Fleet(Generic[_Actor]):
                 results.append((call, unwrap(value, self.role)))
         return results
 
-    def _take(self, ref: Any) -> _Call:
-        """Takes a call off the books."""
-        call = self._refs.pop(ref)
-        actor = call.assignment.actor
-        self._calls[actor] -= 1
-        if not self._calls[actor]:
-            since = self._busy_since.pop(actor)
-            self._busy_s += self._seconds(since, time.monotonic())
-        return call
-
     def _end_overdue(self) -> None:
         """Kills actors that hang, since nothing else frees them; Ray restarts them."""
         limit = self._settings.unit_timeout_s
@@ -409,10 +350,8 @@ class Fleet(Generic[_Actor]):
         overdue = {one.actor for one in self._ledger.overdue(time.monotonic())}
         for actor in overdue:
             ray.kill(self.handles[actor], no_restart=False)
-        for ref, call in list(self._refs.items()):
-            if call.assignment.actor in overdue:  # its other units are lost with it
-                self._take(ref)
-                self._lose(call.assignment, reason)
+        for call in self._calls.take_of(overdue):  # with the units that were not overdue
+            self._lose(call.assignment, reason)
 
     def _lose(self, assignment: Assignment, reason: str) -> None:
         self._upkeep.lost(assignment.actor, reason)
