@@ -1,4 +1,4 @@
-"""What the tests share: a cache of their own, tiny models, one thread."""
+"""What the tests share: a cache of their own, tiny models, one thread, no network."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from hypothesis import settings
 # Two processes of tests share the cores: as in lmcot's own processes, threads that wait for each
 # other spin only briefly. The OpenMP runtime reads it when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# A name that is no model's would be looked for on the Hub, for a minute where there is no network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Machines are noisy: how long an example takes proves nothing.
 settings.register_profile("lmcot", deadline=None)
 settings.load_profile("lmcot")
@@ -31,6 +33,10 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield Path(given)
         return
     own = tmp_path_factory.mktemp("lmcot-cache")
+    if "PYTEST_XDIST_WORKER" in os.environ:  # so that one process converts SmolLM2, not each
+        shared = tmp_path_factory.getbasetemp().parent / "lmcot-models"
+        shared.mkdir(exist_ok=True)
+        (own / "models").symlink_to(shared)
     os.environ["LMCOT_CACHE"] = str(own)
     yield own
     del os.environ["LMCOT_CACHE"]

@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from lmcot.storage import Place
 
 TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
+STEPS = 12
+"""Of a run that `debug` looks into."""
 PROMPTS, SAMPLES = 4, 3
 SETTINGS = (
     f"refine.prompts_per_step={PROMPTS}",
     f"refine.samples_per_prompt={SAMPLES}",
     "refine.epochs=1",
     "actors.prompts_per_unit=2",
+    "actors.rollout.count=1",
     "actors.rollout.cpus=0.2",
     "actors.reward.cpus=0.1",
     "actors.frozen.cpus=0.2",
@@ -195,8 +198,8 @@ def end_after(
 
 
 def command_line(*arguments: Any) -> int:
-    """What `lmcot debug PART --run-dir FOLDER` does with a run of 20 judged steps."""
+    """What `lmcot debug PART --run-dir FOLDER` does with a run of judged steps."""
     command, part, folder, *options = arguments
-    settings = (*SETTINGS, *JUDGED, "refine.steps=20", "actors.rollout.count=1")
+    settings = (*SETTINGS, *JUDGED, f"refine.steps={STEPS}")
     config = ["--config", str(TOY), "--run-dir", str(folder)]
     return main([command, part, *config, *options, *settings])

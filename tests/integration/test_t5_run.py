@@ -1,22 +1,17 @@
-"""Every stage through the command line, on random tiny T5s; then the same run interrupted."""
+"""Every stage through the command line, on random tiny T5s."""
 
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lmcot.config.rows import ROWS, find_row
-from lmcot.monitor.catalogue import CATALOGUE, VARYING, describe
+from lmcot.monitor.catalogue import CATALOGUE, describe
 from lmcot.monitor.metrics import read_metrics
 from tests.integration.command import Done, lmcot
 
@@ -38,40 +33,22 @@ LEFT_OUT = {
 rejection sampling, the filter and the curriculum of refinement."""
 
 
-def command(stage: str, run_dir: Path, *overrides: str) -> list[str]:
-    return [stage, "--config", str(CONFIG), "--run-dir", str(run_dir), *overrides]
-
-
 def run(stage: str, run_dir: Path, *overrides: str) -> Done:
-    return lmcot(*command(stage, run_dir, *overrides))
-
-
-def process_of(stage: str, run_dir: Path, *overrides: str) -> subprocess.Popen[str]:
-    """The same in a process and a cluster of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "lmcot.cli", *command(stage, run_dir, *overrides)],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    return lmcot(stage, "--config", str(CONFIG), "--run-dir", str(run_dir), *overrides)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def comparable(run_dir: Path) -> list[dict[str, Any]]:
-    """A run's PPO metrics without the timings, and what the frozen LM's cache saved."""
-    return [
-        {k: v for k, v in line.items() if not k.startswith(("time", *VARYING, "frozen/"))}
-        for line in read_metrics(run_dir / "metrics.jsonl")
-        if line["stage"] == "refine"
-    ]
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path:
     """A run of all stages."""
     run_dir = tmp_path_factory.mktemp("runs") / "t5"
-    done = run("train", run_dir, f"evaluate.rows=[{', '.join(EVALUATED)}]", "evaluate.samples=2")
+    done = run(
+        "train", run_dir, f"evaluate.rows=[{', '.join(EVALUATED)}]", "evaluate.samples=2",
+        "actors.rollout.count=1",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return run_dir
 
@@ -197,72 +174,6 @@ def test_the_same_command_again_does_nothing(finished: Path) -> None:
         assert "done already" in done.stderr
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")} == before
     assert (finished / "metrics.jsonl").read_bytes() == metrics
-
-
-def last_step(run_dir: Path) -> int:
-    """The last that is logged; 0 if none is."""
-    steps = [m["step"] for m in read_metrics(run_dir / "metrics.jsonl") if m["stage"] == "refine"]
-    return max(steps, default=0)
-
-
-def wait_for_step_after(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
-    """Until one more is logged."""
-    deadline = time.monotonic() + 240
-    while last_step(run_dir) <= step:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, f"no step after step {step} was logged within 240 s"
-        time.sleep(0.1)
-
-
-def children_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children(recursive=True)
-
-
-STEPS = 8
-# A step is one unit of work: a second rollout actor would have nothing to do.
-EIGHT_STEPS = (
-    "refine.start_from=base", f"refine.steps={STEPS}", "policy.max_new_tokens=64",
-    "actors.rollout.count=1",
-)  # fmt: skip
-
-
-def test_an_interrupted_run_ends_where_one_in_one_go_ends(tmp_path: Path) -> None:
-    """[29] Steps in one go equal steps, Ctrl-C, further steps, kill -9, and the rest."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    done = run("refine", whole, *EIGHT_STEPS)
-    assert done.returncode == 0, done.stderr
-
-    process = process_of("refine", broken, *EIGHT_STEPS)
-    wait_for_step_after(broken, 0, process)
-    family = children_of(process)
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=120)[1]
-    assert process.returncode == 130, errors
-    assert "rerun the same command to resume" in errors
-    _, alive = psutil.wait_procs(family, timeout=30)
-    assert not alive, f"left running: {alive}"
-
-    until = last_step(broken)
-    assert 0 < until < STEPS
-    process = process_of("refine", broken, *EIGHT_STEPS)
-    wait_for_step_after(broken, until, process)
-    family = children_of(process)
-    process.kill()
-    errors = process.communicate(timeout=120)[1]
-    assert f"refine: resuming after step {until}" in errors
-    # Nobody was there to end them: they end by themselves, or are ended here.
-    for survivor in psutil.wait_procs(family, timeout=3)[1]:
-        survivor.kill()
-    _, alive = psutil.wait_procs(family, timeout=10)
-    assert not alive, f"left running: {alive}"
-
-    done = run("refine", broken, *EIGHT_STEPS)
-    assert done.returncode == 0, done.stderr
-    assert "refine: resuming after step" in done.stderr
-    assert comparable(broken) == comparable(whole)
-    for step in range(1, STEPS + 1):
-        name = f"step-{step:06d}.jsonl"
-        assert lines(broken / "rollouts" / name) == lines(whole / "rollouts" / name)
 
 
 def test_a_frozen_teacher_that_is_never_right_is_told_in_one_sentence(tmp_path: Path) -> None:

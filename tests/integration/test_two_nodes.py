@@ -30,7 +30,7 @@ from tests.integration.runtime_cases import (
 
 pytestmark = pytest.mark.e2e
 
-STEPS = 20
+STEPS = 10
 SETTINGS = (
     f"refine.steps={STEPS}",
     "learner.zero_stage=2",
