@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from transformers import PreTrainedModel
 from lmcot.config import LoraSettings
 from lmcot.errors import UserError
 from lmcot.files import read_object
-from lmcot.storage import on_disk, place, replacing
+from lmcot.storage import replacing
 
 if TYPE_CHECKING:
     from lmcot.storage import Place
@@ -125,18 +124,3 @@ def _dtype_of(adapters: Path) -> torch.dtype:
     with safe_open(adapters / "adapter_model.safetensors", "pt") as file:
         dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
     return dtype
-
-
-def main() -> None:
-    """``python -m lmcot.models.adapters``: merges in a process without a DeepSpeed engine."""
-    parser = argparse.ArgumentParser(description=merge_adapters.__doc__)
-    parser.add_argument("source")
-    parser.add_argument("adapters", type=place)
-    parser.add_argument("folder", type=place)
-    arguments = parser.parse_args()
-    with on_disk(arguments.adapters) as adapters:
-        merge_adapters(arguments.source, adapters, arguments.folder)
-
-
-if __name__ == "__main__":
-    main()

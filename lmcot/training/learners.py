@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,11 +19,14 @@ from lmcot.errors import Interrupted, UserError
 from lmcot.learner.checkpoints import CheckpointStore
 from lmcot.learner.layout import check_settings
 from lmcot.learner.plan import LearnerPlan
+from lmcot.models.adapters import merge_adapters
 from lmcot.monitor.progress import Progress, progress, say
 from lmcot.ownership import OwnedElsewhere
+from lmcot.process import quiet_libraries
 from lmcot.records import RunState, ScoredRollout
 from lmcot.run.context import Run
 from lmcot.run_files import adapters_folder
+from lmcot.storage import on_disk
 
 if TYPE_CHECKING:
     from lmcot.learner.batching import TokenPair
@@ -300,8 +301,8 @@ class Learners:
     def export(self, folder: Place, critic: Place | None = None) -> None:
         """Writes the trained model as a plain Hugging Face folder.
 
-        Adapters are kept beside it, and merged in a process of their own, never on tensors that
-        an engine holds.
+        Adapters are kept beside it, and merged by the driver, never on tensors that an engine
+        holds.
         """
         self.finish_checkpoint()
         self.begin_export(folder, critic).result()
@@ -328,17 +329,8 @@ class Learners:
         if self._run.directory.claim is not None:
             self._run.directory.claim.check_persistently()
         adapters = adapters_folder(folder)
-        command = [sys.executable, "-m", "lmcot.models.adapters"]
-        merged = subprocess.run(
-            [*command, self._plan.source, str(adapters), str(folder)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if merged.returncode:
-            raise RuntimeError(
-                f"merging the adapters in '{adapters}' failed:\n{merged.stderr.strip()}"
-            )
+        with on_disk(adapters) as found, quiet_libraries():
+            merge_adapters(self._plan.source, found, folder)
 
     def _training(self, call: PendingCall[_Result]) -> Pending[_Result]:
         return Pending(call, partial(self._trained, call))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -252,21 +251,6 @@ def test_an_output_layer_of_its_own_may_have_an_adapter(tiny: TinyModel, tmp_pat
     merged, _ = load_model(str(tmp_path / "merged"), "float32")
     torch.testing.assert_close(_logits(merged, "t5"), _logits(lm, "t5"), atol=1e-5, rtol=0)
     assert torch.equal(merged.shared.weight, tiny("t5")[0].shared.weight)
-
-
-def test_merging_as_a_process(tiny: TinyModel, tmp_path: Path) -> None:
-    """``python -m lmcot.models.adapters``: what the run calls, in a process without an engine."""
-    lm = _adapted(tiny, "llama")
-    save_adapters(lm, _train(lm), tmp_path / "adapters")
-    result = subprocess.run(
-        [sys.executable, "-m", "lmcot.models.adapters", "random:llama",
-         str(tmp_path / "adapters"), str(tmp_path / "merged")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    expected = _logits(lm, "llama")
-    torch.testing.assert_close(_logits(merged, "llama"), expected, atol=1e-5, rtol=0)
 
 
 def test_the_base_is_named_by_a_whole_path(
