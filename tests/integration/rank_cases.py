@@ -138,20 +138,21 @@ class Setting:
 
 
 TRAJECTORIES = (
-    *(Setting(kind, "gae", stage) for kind in (LLAMA, T5) for stage in (0, 1, 2, 3)),
+    *(Setting(LLAMA, "gae", stage) for stage in (0, 1, 2, 3)),
+    *(Setting(T5, "gae", stage) for stage in (0, 3)),
     *(Setting(LLAMA, "gae", stage, offload="optimiser") for stage in (2, 3)),
     Setting(LLAMA, "gae", 3, offload="optimiser_and_parameters"),
-    *(Setting(LLAMA, "gae", stage, dtype="bfloat16") for stage in (0, 1, 2, 3)),
+    *(Setting(LLAMA, "gae", stage, dtype="bfloat16") for stage in (1, 3)),
     *(Setting(LLAMA, "critic model", stage) for stage in (0, 3)),
     Setting(T5, "critic model", 2),
-    *(Setting(LLAMA, "rloo", stage) for stage in (0, 2)),
+    Setting(LLAMA, "rloo", 2),
     Setting(T5, "rloo", 1),
-    *(Setting(LLAMA, "grpo", stage) for stage in (0, 3)),
-    *(Setting(LLAMA, "gspo", stage) for stage in (2, 3)),
-    *(Setting(LLAMA, "lora", stage) for stage in (0, 3)),
+    Setting(LLAMA, "grpo", 3),
+    Setting(LLAMA, "gspo", 2),
+    Setting(LLAMA, "lora", 3),
     Setting(T5, "lora", 2),
-    *(Setting(LLAMA, "distill", stage) for stage in (0, 2, 3)),
-    *(Setting(T5, "distill", stage) for stage in (0, 3)),
+    *(Setting(LLAMA, "distill", stage) for stage in (0, 3)),
+    Setting(T5, "distill", 2),
 )
 """Two steps each, of several updates."""
 
@@ -169,8 +170,8 @@ STOPPED = tuple(Setting(LLAMA, "rloo", stage) for stage in (0, 2))
 
 POISONED = (
     *(Setting(LLAMA, "gae", stage) for stage in (0, 1, 2, 3)),
-    *(Setting(LLAMA, "gae", stage, dtype="bfloat16") for stage in (0, 1, 2, 3)),
-    *(Setting(LLAMA, "gae", stage, offload="optimiser") for stage in (2, 3)),
+    *(Setting(LLAMA, "gae", stage, dtype="bfloat16") for stage in (1, 3)),
+    Setting(LLAMA, "gae", 3, offload="optimiser"),
 )
 
 RESUMED = (

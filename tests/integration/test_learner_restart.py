@@ -146,34 +146,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path
     return folder
 
 
-def test_a_killed_learner_does_not_show_in_the_results(
-    undisturbed: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """[29] kill -9 in the middle of step 5: the run goes on from the checkpoint by itself."""
-    killed = kill_during(monkeypatch, ("ppo_step", 5))
-    run(tmp_path)
-    assert len(killed) == 1
-    told = capsys.readouterr().err
-    assert "was lost during 'ppo_step'" in told
-    assert "starting the learners again" in told
-    assert "refine: resuming after step 3" in told
-    assert comparable(tmp_path) == comparable(undisturbed)
-    assert restarts(tmp_path) == [0, 0, 0, 1, 1, 1, 1, 1]
-    for step in range(1, STEPS + 1):
-        name = f"rollouts/step-{step:06d}.jsonl"
-        assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes()
-    for name in ("refined", "critic"):
-        mine = load_file(tmp_path / name / "model.safetensors")
-        theirs = load_file(undisturbed / name / "model.safetensors")
-        assert mine.keys() == theirs.keys()
-        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
-    assert checkpoints(tmp_path) == checkpoints(undisturbed)
-    assert json.loads((tmp_path / "stages.json").read_text()) == {"refine": {"steps": STEPS}}
-
-
 def test_without_restarts_the_same_command_goes_on(
     undisturbed: Path,
     tmp_path: Path,

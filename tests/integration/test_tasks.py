@@ -43,6 +43,8 @@ class Case:
     rationales: Sequence[str] = ()
     """The teacher's, where the data has no solution."""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    trained: bool = True
+    """Whether a small LM is distilled and refined on it: where that has ways of its own."""
 
 
 def strategyqa() -> Case:
@@ -55,7 +57,7 @@ def strategyqa() -> Case:
         }
         for n in range(1, 7)
     ]  # fmt: skip
-    return Case("boolean", records, "yes", as_lines=False)
+    return Case("boolean", records, "yes", as_lines=False, trained=False)
 
 
 def gsm8k() -> Case:
@@ -102,7 +104,9 @@ def free_text() -> Case:
         f"On day {n} yeast eats sugar. So the answer is: Yeast makes gas in the dough."
         for n in range(1, 7)
     ]
-    return Case("free_text", records, "Yeast makes gas in the dough.", rationales=rationales)
+    return Case(
+        "free_text", records, "Yeast makes gas in the dough.", rationales=rationales, trained=False
+    )
 
 
 def months() -> Case:
@@ -192,26 +196,26 @@ def test_every_stage(name: str, tmp_path: Path) -> None:
     case = CASES[name]()
     run_dir = tmp_path / "run"
     config = settings_of(case, tmp_path)
-    done = lmcot("train", "--config", str(config), "--run-dir", str(run_dir))
-    assert done.returncode == 0, done.stderr
-    assert "no question has passages" in done.stderr
+    rows = ROWS if case.trained else ["standard", "guided_base"]
+    for stage in ("train",) if case.trained else ("annotate", "evaluate"):
+        done = lmcot(
+            stage, "--config", str(config), "--run-dir", str(run_dir),
+            f"evaluate.rows=[{', '.join(rows)}]",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "no question has passages" in done.stderr
     kept = lines(run_dir / "rationales.jsonl")
     assert kept
     assert all(one["kept"] for one in kept), kept
-    judged = lines(run_dir / "rollouts" / "step-000001.jsonl")
-    assert judged
-    assert all({"em", "f1"} <= set(one["judgement"]["components"]) for one in judged)
-    assert not any("aspect/factuality" in one["judgement"]["components"] for one in judged)
-    weighed = "choice_probability" in judged[0]["judgement"]["components"]
-    assert weighed == (name == "arc")
     report = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
-    assert list(report["rows"]) == ROWS
+    assert list(report["rows"]) == rows
     assert any("passages" in note for note in report["notes"])
-    assert "factuality" not in report["aspects"]["refined"]
-    predictions = lines(run_dir / "predictions" / "guided_refined.jsonl")
+    assert all("factuality" not in scores for scores in report["aspects"].values())
+    predictions = lines(run_dir / "predictions" / f"{rows[1]}.jsonl")
     assert predictions
     assert {one["copied"] for one in predictions} == {None}
-    with Guide(run_dir) as guide:
+    judged = check_refined(run_dir, name) if case.trained else []
+    with Guide(run_dir, policy=None if case.trained else "base") as guide:
         answered = guide.answer(str(case.records[0]["question"]))
     assert answered.tokens.small_lm_out > 0
     assert answered.tokens.large_lm_out > 0
@@ -223,3 +227,14 @@ def test_every_stage(name: str, tmp_path: Path) -> None:
         assert not (run_dir / "first_answers.jsonl").exists()
     if name == "strategyqa":
         assert answered.answer in ("yes", "no", "")
+
+
+def check_refined(run_dir: Path, name: str) -> list[dict[str, Any]]:
+    """The judged rationales of its only step, which have the components of the task."""
+    judged = lines(run_dir / "rollouts" / "step-000001.jsonl")
+    assert judged
+    assert all({"em", "f1"} <= set(one["judgement"]["components"]) for one in judged)
+    assert not any("aspect/factuality" in one["judgement"]["components"] for one in judged)
+    weighed = "choice_probability" in judged[0]["judgement"]["components"]
+    assert weighed == (name == "arc")
+    return judged
