@@ -373,12 +373,19 @@ def _merged(adapters: Path) -> Path:
             f"the adapters '{adapters}' are for '{base}', which holds adapters too: merge those "
             "first"
         )
-    digest = hashlib.sha256(config.read_bytes() + weights.read_bytes()).hexdigest()[:16]
+    parts = (config.read_bytes(), weights.read_bytes(), _state_of(base).encode())
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
     folder = cache_folder() / "models" / f"{adapters.name}-{digest}"
     if not folder.is_dir():
         with _refusing(f"the adapters '{adapters}' cannot be added to '{base}'"):
             merge_adapters(base, adapters, folder, torch.float32)
     return folder
+
+
+def _state_of(source: str) -> str:
+    """What changes with a source's weights: the names, sizes and times of their files."""
+    found = [(one.name, one.stat()) for one in Path(resolve_source(source)).glob("*.safetensors")]
+    return " ".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in sorted(found))
 
 
 @contextmanager

@@ -52,6 +52,23 @@ def cluster() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
+Fleets = tuple[Fleet[Maker], Fleet[Maker]]
+"""On the worker node, and on the driver's."""
+
+
+@pytest.fixture
+def fleets(cluster: Cluster) -> Iterator[Fleets]:
+    worker = RoleSettings(count=1, cpus=0.1, resources={"worker": 1})
+    here = RoleSettings(count=1, cpus=0.1)
+    with (
+        Fleet("maker", Maker, worker, ActorsSettings(), arguments={}) as away,
+        Fleet("taker", Maker, here, ActorsSettings(), arguments={}) as taker,
+    ):
+        away.wait_ready()
+        taker.wait_ready()
+        yield away, taker
+
+
 def made(fleet: Fleet[Maker], units: list[int]) -> dict[str, tuple[int, tuple[Kept[Any], ...]]]:
     """What a fleet makes of some units."""
     found: dict[str, tuple[int, tuple[Kept[Any], ...]]] = {}
@@ -83,50 +100,36 @@ def stored() -> int:
     )  # fmt: skip
 
 
-def test_a_value_outlives_its_actor(cluster: Cluster) -> None:
+def test_a_value_outlives_its_actor(fleets: Fleets) -> None:
     """[29] And is dropped from the store once nobody refers to it."""
-    role = RoleSettings(count=1, cpus=0.1, resources={"worker": 1})
-    here = RoleSettings(count=1, cpus=0.1)
-    with (
-        Fleet("maker", Maker, role, ActorsSettings(), arguments={}) as away,
-        Fleet("taker", Maker, here, ActorsSettings(), arguments={}) as taker,
-    ):
-        away.wait_ready()
-        taker.wait_ready()
-        before = stored()
-        found = made(away, [1, 2])
-        assert {key: told for key, (told, _) in found.items()} == {"1": 10, "2": 20}
-        assert stored() - before > 2 * SIZE, "they are in the node's store"
-        kept = [one for _, values in found.values() for one in values]
+    away, taker = fleets
+    before = stored()
+    found = made(away, [1, 2])
+    assert {key: told for key, (told, _) in found.items()} == {"1": 10, "2": 20}
+    assert stored() - before > 2 * SIZE, "they are in the node's store"
+    kept = [one for _, values in found.values() for one in values]
 
-        away.submit_split(Maker.refuse, "no", 7, print, kept=2)
-        with pytest.raises(UserError, match="no 7"):
-            turn_until_lost(away)
+    away.submit_split(Maker.refuse, "no", 7, print, kept=2)
+    with pytest.raises(UserError, match="no 7"):
+        turn_until_lost(away)
 
-        ray.kill(away.handles[0])
-        time.sleep(1)
-        assert taker.map(Maker.sizes, [kept]) == [[SIZE, 1, SIZE, 1]]
+    ray.kill(away.handles[0])
+    time.sleep(1)
+    assert taker.map(Maker.sizes, [kept]) == [[SIZE, 1, SIZE, 1]]
 
-        again = made(taker, [3])["3"][1]
-        del found, kept
-        deadline = time.monotonic() + 60
-        while stored() - before > 1.5 * SIZE:
-            assert time.monotonic() < deadline, "what nobody refers to stays in the store"
-            time.sleep(0.2)
-        assert taker.map(Maker.sizes, [list(again)]) == [[SIZE, 1]]
+    again = made(taker, [3])["3"][1]
+    del found, kept
+    deadline = time.monotonic() + 60
+    while stored() - before > 1.5 * SIZE:
+        assert time.monotonic() < deadline, "what nobody refers to stays in the store"
+        time.sleep(0.2)
+    assert taker.map(Maker.sizes, [list(again)]) == [[SIZE, 1]]
 
 
-def test_a_value_is_lost_with_its_node(cluster: Cluster) -> None:
+def test_a_value_is_lost_with_its_node(cluster: Cluster, fleets: Fleets) -> None:
     """[29] Small values are beside their references, and are not."""
-    role = RoleSettings(count=1, cpus=0.1, resources={"worker": 1})
-    here = RoleSettings(count=1, cpus=0.1)
-    with (
-        Fleet("maker", Maker, role, ActorsSettings(), arguments={}) as away,
-        Fleet("taker", Maker, here, ActorsSettings(), arguments={}) as taker,
-    ):
-        away.wait_ready()
-        taker.wait_ready()
-        kept = made(away, [1])["1"][1]
-        cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
-        assert taker.map(Maker.sizes, [list(kept)]) == [[None, 1]]
-        assert [one is None for one in fetch(kept)] == [True, False]
+    away, taker = fleets
+    kept = made(away, [1])["1"][1]
+    cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+    assert taker.map(Maker.sizes, [list(kept)]) == [[None, 1]]
+    assert [one is None for one in fetch(kept)] == [True, False]

@@ -291,7 +291,10 @@ def test_their_folder_is_a_source(
     assert resolve_source(str(tmp_path / "mine")) == str(merged)
     assert (merged / "config.json").stat().st_mtime_ns == made
     save_adapters(lm, {name: 2 * tensor for name, tensor in trained.items()}, tmp_path / "mine")
-    assert resolve_source(str(tmp_path / "mine")) != str(merged), "other adapters, other model"
+    other = resolve_source(str(tmp_path / "mine"))
+    assert other != str(merged), "other adapters, other model"
+    save_model(*tiny(kind), tmp_path / "base")
+    assert resolve_source(str(tmp_path / "mine")) not in (other, str(merged)), "and other base"
 
 
 def test_adapters_that_cannot_be_added(
