@@ -66,7 +66,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path
 def test_every_kind_of_actor_may_be_killed(
     undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """kill -9 at random moments: the run ends as the undisturbed one, with its recovery times.
+    """[29] kill -9 at random moments: the run ends as the undisturbed one, with its recovery times.
 
     It has two rollout actors, the undisturbed one has one: their number does not show either.
     """

@@ -64,7 +64,7 @@ def cluster(bucket: str) -> Iterator[None]:
 def test_a_run_goes_on_on_another_machine_as_if_nothing_had_been(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """kill -9 of the driver, whose disk is lost with it."""
+    """[29] kill -9 of the driver, whose disk is lost with it."""
     steps = f"refine.steps={STEPS}"
     run(tmp_path / "undisturbed", steps)
     url = place(f"{bucket}/toy")
