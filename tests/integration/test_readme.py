@@ -57,6 +57,10 @@ ELSEWHERE = {
         "tests/unit/tools/test_init.py",
         'main(["init", *given',
     ),
+    "lmcot annotate --config my.yaml --run-dir runs/mine": (
+        "tests/integration/test_tasks.py",
+        '("annotate", "evaluate")',
+    ),
     "lmcot data --config my.yaml": (
         "tests/unit/tools/test_describe_data.py",
         '["data", "--config"',
@@ -76,7 +80,6 @@ ELSEWHERE = {
 }
 HERE = {
     "lmcot train --config my.yaml --run-dir runs/mine",
-    "lmcot annotate --config my.yaml --run-dir runs/mine",
     "lmcot distill --config my.yaml --run-dir runs/mine",
     "lmcot refine --config my.yaml --run-dir runs/mine refine.steps=200",
     "lmcot evaluate --config my.yaml --run-dir runs/mine",
@@ -192,8 +195,7 @@ def test_what_shows_a_run(trained: Path) -> None:
 def test_the_stages_one_by_one(trained: Path) -> None:
     """On the same run: what is done is skipped, and refinement runs until Ctrl-C."""
     run_dir = "--config my.yaml --run-dir runs/mine"
-    for stage in ("annotate", "distill"):
-        assert f"{stage}: done already" in run(f"lmcot {stage} {run_dir}", trained)
+    assert "distill: done already" in run(f"lmcot distill {run_dir}", trained)
     metrics = trained / "runs" / "mine" / "metrics.jsonl"
 
     def steps() -> int:

@@ -296,21 +296,3 @@ def test_all_stages(
     assert 0 <= step["component/aspect/consistency"] <= 1
     assert "component/aspect/fluency" not in step, "its server gives no log-likelihoods"
     assert_kept_and_reported(tmp_path / "run", RUN["evaluate"]["rows"])
-
-
-@pytest.mark.usefixtures("cluster", "one_thread")
-def test_stages_by_completions(
-    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """The same calls through the other API: a judge's are those of the tests of choices above."""
-    config = written(request, tmp_path, "llama", "completions")
-    assert lmcot("doctor", "--config", config).returncode == 0
-    assert "all is well" in capsys.readouterr().out
-    rows = ["standard", "cot", "guided_base"]
-    for stage in ("annotate", "evaluate"):
-        done = lmcot(
-            stage, "--config", config, "--run-dir", str(tmp_path / "run"),
-            f"evaluate.rows=[{', '.join(rows)}]",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    assert_kept_and_reported(tmp_path / "run", rows)
