@@ -255,10 +255,10 @@ RUN: dict[str, Any] = {
 }
 
 
-def written(request: pytest.FixtureRequest, folder: Path, server: str, api: str) -> str:
+def written(request: pytest.FixtureRequest, folder: Path) -> str:
     """The path of the settings of a run whose frozen LM is on a server."""
-    endpoint = settings(request, server, api=api)
-    frozen = {**RUN["frozen"], "base_url": endpoint.base_url, "model": endpoint.model, "api": api}
+    endpoint = settings(request, "llama")
+    frozen = {**RUN["frozen"], "base_url": endpoint.base_url, "model": endpoint.model}
     config = folder / "config.yaml"
     config.write_text(
         yaml.safe_dump({**RUN, "frozen": {**frozen, "cache": {"folder": str(folder)}}}),
@@ -267,23 +267,12 @@ def written(request: pytest.FixtureRequest, folder: Path, server: str, api: str)
     return str(config)
 
 
-def assert_kept_and_reported(run_dir: Path, rows: list[str]) -> None:
-    """The teacher's rationales are there, and the report has rows that cost tokens."""
-    kept = [json.loads(line) for line in (run_dir / "rationales.jsonl").open()]
-    assert len(kept) == 2
-    report = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
-    assert list(report["rows"]) == rows
-    for row in report["rows"].values():
-        assert row["large_lm_tokens_in"] > 50
-        assert row["large_lm_tokens_out"] > 0
-
-
 @pytest.mark.usefixtures("cluster", "one_thread")
 def test_all_stages(
     request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """The teacher's rationales, a step with all aspects as they are by default, the report."""
-    config = written(request, tmp_path, "llama", "chat")
+    config = written(request, tmp_path)
     assert lmcot("doctor", "--config", config).returncode == 0
     assert "all is well" in capsys.readouterr().out
 
@@ -295,4 +284,10 @@ def test_all_stages(
     assert step["batch/judged_share"] == 1
     assert 0 <= step["component/aspect/consistency"] <= 1
     assert "component/aspect/fluency" not in step, "its server gives no log-likelihoods"
-    assert_kept_and_reported(tmp_path / "run", RUN["evaluate"]["rows"])
+    kept = [json.loads(line) for line in (tmp_path / "run" / "rationales.jsonl").open()]
+    assert len(kept) == 2
+    report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
+    assert list(report["rows"]) == RUN["evaluate"]["rows"]
+    for row in report["rows"].values():
+        assert row["large_lm_tokens_in"] > 50
+        assert row["large_lm_tokens_out"] > 0
