@@ -67,7 +67,7 @@ test-quick: $(STAMP) ## run the tests that load no model (about a minute)
 	@$(RUN) pytest -q $(WORKERS) $(QUICK)
 
 test-vllm: vllm-tools ## run the tests with vLLM, in its environment (about five minutes)
-	@$(RUN) .venv-vllm/bin/python -m pytest $(WORKERS) --durations=5 tests/vllm
+	@$(RUN) .venv-vllm/bin/python -m pytest --durations=5 tests/vllm
 
 test-fast: $(STAMP) ## run the tests without the end-to-end ones (about five minutes)
 	@echo "Running the fast tests, in two processes (about five minutes)."
