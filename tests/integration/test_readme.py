@@ -46,7 +46,7 @@ ELSEWHERE = {
     "make guide": ("tests/unit/models/test_guides.py", '"guide.yaml"'),
     "make toy": ("tests/e2e/test_toy.py", "toy_config"),
     "make test": (".ci/run", "make test"),
-    "make lint": (".ci/run", "make lint"),
+    "make lint": (".ci/run", "vllm-tools lint"),
     "make gpu-check": ("tests/unit/test_gpu_check.py", "-m benchmarks.gpu_check"),
     "lmcot train --data": ("tests/integration/test_python.py", '"train", "--data"'),
     "lmcot train --data questions.jsonl --small SOURCE --large SOURCE": (
