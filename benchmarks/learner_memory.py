@@ -56,10 +56,10 @@ class Held:
     parameters: int
 
 
-def measure(way: str, source: str, steps: int, tokens: int) -> Held:
+def measure(way: str, source: str, steps: int, tokens: int, dtype: str) -> Held:
     """Measures the learner or the bare loop in a separate process."""
     command = [sys.executable, "-m", "benchmarks.learner_memory", "--way", way, "--source", source]
-    sizes = ["--steps", str(steps), "--tokens", str(tokens)]
+    sizes = ["--steps", str(steps), "--tokens", str(tokens), "--dtype", dtype]
     done = subprocess.run([*command, *sizes], stdout=subprocess.PIPE, text=True, check=True)
     return Held(**json.loads(done.stdout.splitlines()[-1]))
 
@@ -76,13 +76,13 @@ def first_layers(count: int, folder: Path) -> str:
     return str(folder)
 
 
-def _config(source: str, tokens: int) -> Config:
+def _config(source: str, tokens: int, dtype: str) -> Config:
     data = {"kind": "sample", "split": "train"}
     context = {"distractors": 1, "max_tokens": tokens // BATCH}
     return parse_config(
         {
             "data": {"train": data, "validation": data, "context": context},
-            "policy": {"source": source, "dtype": "bfloat16"},
+            "policy": {"source": source, "dtype": dtype},
             "rewards": {"kind": "increasing"},
             "refine": {"start_from": "base"},
             "learner": {"zero_stage": 1, "tokens_per_micro_batch": tokens},
@@ -115,7 +115,7 @@ def _learner(config: Config) -> Step:
 
 
 def _bare(config: Config) -> Step:
-    lm, tokenizer = load_model(config.policy.source, "bfloat16")
+    lm, tokenizer = load_model(config.policy.source, config.policy.dtype)
     disable_dropout(lm)
     policy = Policy(lm).train()
     adam = torch.optim.AdamW(lm.parameters(), lr=3e-5, fused=True)
@@ -135,8 +135,8 @@ def _bare(config: Config) -> Step:
     return step
 
 
-def _run(way: str, source: str, steps: int, tokens: int) -> Held:
-    config = _config(source, tokens)
+def _run(way: str, source: str, steps: int, tokens: int, dtype: str) -> Held:
+    config = _config(source, tokens, dtype)
     step = _learner(config) if way == "learner" else _bare(config)
     held = []
     for pairs in _batches(config, steps):
@@ -158,16 +158,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--dtype", default="bfloat16", help="slow without units for it")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--source", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.way:
         use_threads(threads=torch.get_num_threads())
-        print(json.dumps(asdict(_run(given.way, given.source, given.steps, given.tokens))))
+        sizes = given.steps, given.tokens, given.dtype
+        print(json.dumps(asdict(_run(given.way, given.source, *sizes))))
         return
     with tempfile.TemporaryDirectory() as folder:
         source = first_layers(given.layers, Path(folder) / "model")
-        found = {way: measure(way, source, given.steps, given.tokens) for way in WAYS}
+        found = {way: measure(way, source, given.steps, given.tokens, given.dtype) for way in WAYS}
     print(f"| GiB | step {EARLY} | step {given.steps} | peak |\n|---|---|---|---|")
     for way, held in found.items():
         print(f"| {way} | {held.early:.2f} | {held.late:.2f} | {held.peak:.2f} |")

@@ -6,6 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.forked_workers import forked_workers
+
+
+@pytest.fixture(scope="session", autouse=True)
+def workers() -> Iterator[None]:
+    """The tests' clusters fork their workers: starting them took most of the tests' time."""
+    with forked_workers():
+        yield
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,17 +87,6 @@ def start(folder: Path, settings: ActorsSettings = SETTINGS, at_once: int = 1) -
     fleet = Fleet("test", Worker, SMALL, settings, arguments=arguments, calls_at_once=at_once)
     fleet.wait_ready()
     return fleet
-
-
-def test_an_actors_process_is_prepared_before_it_imports_its_class() -> None:
-    def facts(_: RolloutActor) -> tuple[str | None, str | None, bool]:
-        variables = (os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_NUM_THREADS"))
-        return *variables, "sklearn" in sys.modules
-
-    policy = PolicySettings(source="random:llama")
-    actor = ray.remote(RolloutActor).remote(policy, policy.source, PromptSettings(), threads=1)
-    assert ray.get(actor.apply.remote(facts), timeout=120) == ("1000", "1", False)
-    ray.kill(actor)
 
 
 def test_results_come_in_the_order_of_the_units(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -92,13 +91,6 @@ def shared(
     with _fleet(_settings(tmp_path_factory.mktemp("cache"))) as fleet:
         fleet.wait_ready()
         yield fleet
-
-
-def test_an_actor_imports_only_what_it_needs(shared: Fleet[FrozenActor]) -> None:
-    """transformers and peft would bring all of them into every process, for seconds."""
-    unneeded = {"datasets", "deepspeed", "matplotlib", "pandas", "peft", "scipy", "sklearn"}
-    imported = shared.handles[0].apply.remote(lambda actor: sorted(unneeded & sys.modules.keys()))
-    assert ray.get(imported, timeout=60) == []
 
 
 def test_clients_at_once_get_what_each_would_get_alone(shared: Fleet[FrozenActor]) -> None:

@@ -46,7 +46,7 @@ ELSEWHERE = {
     "make guide": ("tests/unit/models/test_guides.py", '"guide.yaml"'),
     "make toy": ("tests/e2e/test_toy.py", "toy_config"),
     "make test": (".ci/run", "make test"),
-    "make lint": (".ci/run", "vllm-tools lint"),
+    "make lint": (".ci/run", "make lint"),
     "make gpu-check": ("tests/unit/test_gpu_check.py", "-m benchmarks.gpu_check"),
     "lmcot train --data": ("tests/integration/test_python.py", '"train", "--data"'),
     "lmcot train --data questions.jsonl --small SOURCE --large SOURCE": (
@@ -60,6 +60,14 @@ ELSEWHERE = {
     "lmcot annotate --config my.yaml --run-dir runs/mine": (
         "tests/integration/test_tasks.py",
         '("annotate", "evaluate")',
+    ),
+    "lmcot distill --config my.yaml --run-dir runs/mine": (
+        "tests/integration/test_t5_run.py",
+        '("annotate", "distill", "refine", "evaluate")',
+    ),
+    "lmcot refine --config my.yaml --run-dir runs/mine refine.steps=200": (
+        "tests/integration/test_t5_run.py",
+        '("annotate", "distill", "refine", "evaluate")',
     ),
     "lmcot data --config my.yaml": (
         "tests/unit/tools/test_describe_data.py",
@@ -80,8 +88,6 @@ ELSEWHERE = {
 }
 HERE = {
     "lmcot train --config my.yaml --run-dir runs/mine",
-    "lmcot distill --config my.yaml --run-dir runs/mine",
-    "lmcot refine --config my.yaml --run-dir runs/mine refine.steps=200",
     "lmcot evaluate --config my.yaml --run-dir runs/mine",
     "tensorboard --logdir runs/mine/tensorboard",
     "lmcot serve --run-dir runs/mine",
@@ -172,11 +178,27 @@ def test_every_command_is_run_somewhere() -> None:
 
 @pytest.fixture(scope="module")
 def trained(home: Path) -> Path:
-    """After `lmcot doctor` and `lmcot train`, on a cluster of the run's own."""
+    """After `lmcot doctor`, `lmcot train` until Ctrl-C, and `lmcot evaluate`."""
     assert "all is well" in run("lmcot doctor --config my.yaml --run-dir runs/mine", home)
-    told = run("lmcot train --config my.yaml --run-dir runs/mine", home)
+    run_dir = home / "runs" / "mine"
+
+    def steps() -> int:
+        metrics = run_dir / "metrics.jsonl"
+        if not metrics.is_file():
+            return 0
+        lines = metrics.read_text(encoding="utf-8").splitlines()
+        return sum('"stage": "refine"' in line for line in lines)
+
+    command = "lmcot train --config my.yaml --run-dir runs/mine"
+    with started(f"{command} refine.steps=200", home) as process:
+        waited_for(lambda: steps() >= 2, process)
+        process.send_signal(signal.SIGINT)
+        told, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, told
     assert "annotate: 6 of 6 rationales kept" in told
-    assert (home / "runs" / "mine" / "report.md").is_file()
+    assert "rerun the same command to resume" in told
+    run("lmcot evaluate --config my.yaml --run-dir runs/mine", home)
+    assert (run_dir / "report.md").is_file()
     return home
 
 
@@ -186,31 +208,10 @@ def test_what_shows_a_run(trained: Path) -> None:
     assert "does not fit" not in run("lmcot plan --config my.yaml", trained)
     assert "Which river does town" in run("lmcot inspect runs/mine", trained)
     shutil.copytree(trained / "runs" / "mine", trained / "runs" / "other")
-    assert "guided_refined" in run("lmcot compare runs/mine runs/other", trained)
+    assert "guided_distilled" in run("lmcot compare runs/mine runs/other", trained)
     port = free_port()
     with started(f"tensorboard --logdir runs/mine/tensorboard --port {port}", trained) as process:
         waited_for(lambda: answers(f"http://127.0.0.1:{port}/data/runs"), process)
-
-
-def test_the_stages_one_by_one(trained: Path) -> None:
-    """On the same run: what is done is skipped, and refinement runs until Ctrl-C."""
-    run_dir = "--config my.yaml --run-dir runs/mine"
-    assert "distill: done already" in run(f"lmcot distill {run_dir}", trained)
-    metrics = trained / "runs" / "mine" / "metrics.jsonl"
-
-    def steps() -> int:
-        lines = metrics.read_text(encoding="utf-8").splitlines()
-        return sum('"stage": "refine"' in line for line in lines)
-
-    with started(f"lmcot refine {run_dir} refine.steps=200", trained) as process:
-        waited_for(lambda: steps() >= 3, process)
-        process.send_signal(signal.SIGINT)
-        told, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, told
-    assert "rerun the same command to resume" in told
-    run(f"lmcot evaluate {run_dir}", trained)
-    report = json.loads((trained / "runs" / "mine" / "report.json").read_text(encoding="utf-8"))
-    assert "guided_distilled" in report["rows"]
 
 
 def test_the_service_answers_and_ends(trained: Path) -> None:
@@ -219,7 +220,10 @@ def test_the_service_answers_and_ends(trained: Path) -> None:
     address = f"http://127.0.0.1:{port}"
     command = f"lmcot serve --run-dir runs/mine serve.port={port}"
     with started(command, trained) as process:
-        waited_for(lambda: answers(f"{address}/readyz"), process)
+        assert process.stdout is not None
+        # Ctrl-C before this line interrupts the start, even if requests are answered already.
+        assert any(f" answers at {address}" in line for line in process.stdout)
+        assert answers(f"{address}/readyz")
         asked = urllib.request.Request(
             f"{address}/v1/answer",
             json.dumps({"question": "Which river?", "context": "Elko straddles it."}).encode(),

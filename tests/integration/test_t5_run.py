@@ -43,13 +43,12 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Path:
-    """A run of all stages."""
+    """A run of all stages, one by one."""
     run_dir = tmp_path_factory.mktemp("runs") / "t5"
-    done = run(
-        "train", run_dir, f"evaluate.rows=[{', '.join(EVALUATED)}]", "evaluate.samples=2",
-        "actors.rollout.count=1",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    evaluated = (f"evaluate.rows=[{', '.join(EVALUATED)}]", "evaluate.samples=2")
+    for stage in ("annotate", "distill", "refine", "evaluate"):
+        done = run(stage, run_dir, *evaluated, "actors.rollout.count=1")
+        assert done.returncode == 0, done.stderr
     return run_dir
 
 

@@ -12,7 +12,8 @@ import pytest
 from tests.support.worked import extended_product
 
 TITLE = "A stage of its own"
-CONFIG = Path(__file__).parents[3] / "configs" / "toy.yaml"
+ROOT = Path(__file__).parents[3]
+CONFIG = ROOT / "configs" / "toy.yaml"
 ROUND = """
 import json
 import sys
@@ -29,6 +30,7 @@ from lmcot.tools.plan import stage_plans
 from lmcot.training import learners
 from lmcot.training.direct import direct
 from lmcot.training.reject import reject
+from tests.support.forked_workers import forked_workers
 
 config_file, folder = sys.argv[1], Path(sys.argv[2])
 changes = [
@@ -65,7 +67,7 @@ def interrupted_in_round_2(self, *about):
 
 
 learners.Learners.distill_step = interrupted_once
-with open_run(config, folder) as run:
+with forked_workers(), open_run(config, folder) as run:
     assert [plan.stage for plan in stage_plans(config)] == ["direct", "reject", "refine"]
     with pytest.raises(Interrupted):
         direct(run)
@@ -131,7 +133,7 @@ def product(tmp_path: Path) -> Path:
 def _run(product: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments],
-        env={**os.environ, "PYTHONPATH": str(product)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(product), str(ROOT)])},
         cwd=product,
         capture_output=True,
         text=True,
