@@ -53,8 +53,8 @@ toy: $(STAMP) ## see PPO learn to count upwards (one to two minutes)
 	@echo "Refining a tiny model on a toy task whose optimum is known (one to two minutes)."
 	@$(RUN) lmcot refine --config configs/toy.yaml --run-dir runs/toy
 
-test: $(STAMP) ## run all tests, the end-to-end ones too (about 35 minutes)
-	@echo "Running all tests, in two processes (about 35 minutes)."
+test: $(STAMP) ## run all tests, the end-to-end ones too (about 45 minutes)
+	@echo "Running all tests, in two processes (about 45 minutes)."
 	@$(RUN) pytest $(WORKERS) --durations=20
 
 # Tests that load no model and start no process, fast enough to run on each save.
