@@ -200,7 +200,7 @@ def faked(stand_ins: Mapping[str, type[StandIn]]) -> Iterator[FakeRay]:
     """Puts a fake Ray below the fleets and the learners; the code above is unchanged."""
     fake = FakeRay(stand_ins)
     with ExitStack() as stack:
-        for module in (actor_manager, *_rooms_modules()):
+        for module in (actor_manager, *_modules_with_ray()):
             stack.enter_context(mock.patch.object(module, "ray", fake))
         for module in (fleet, learner_group):
             stack.enter_context(mock.patch.object(module, "Placement", mock.MagicMock()))
@@ -209,8 +209,8 @@ def faked(stand_ins: Mapping[str, type[StandIn]]) -> Iterator[FakeRay]:
         yield fake
 
 
-def _rooms_modules() -> list[ModuleType]:
-    """The modules of `lmcot.actors` that use Ray, whichever they are."""
+def _modules_with_ray() -> list[ModuleType]:
+    """Those of `lmcot.actors`, whichever they are."""
     return [
         module
         for name, module in sys.modules.items()
